@@ -1,0 +1,1 @@
+"""Holdfast: a payment service that holds when its provider or its database does not."""

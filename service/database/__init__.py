@@ -1,0 +1,1 @@
+"""The one place where state lives: the connections to PostgreSQL, and its schema."""

@@ -1,0 +1,191 @@
+"""Payments as values: statuses, the moves allowed between them, requests and ids. Pure."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, Literal
+from uuid import UUID
+
+from uuid_utils.compat import uuid7
+
+
+class Status(StrEnum):
+    """Where a payment is. `docs/architecture.md` draws the moves."""
+
+    ACCEPTED = "accepted"  # Stored, not sent: nothing can have been charged.
+    SENDING = "sending"  # May have been charged.
+    SUCCEEDED = "succeeded"
+    REQUIRES_CAPTURE = "requires_capture"
+    REQUIRES_ACTION = "requires_action"
+    DECLINED = "declined"
+    UNKNOWN = "unknown"  # The provider's answer is missing; the reconciler is finding out.
+    NOT_EXECUTED = "not_executed"  # Proven not to have been charged.
+    NEEDS_REVIEW = "needs_review"  # No proof either way could be had: a person decides.
+    CANCELED = "canceled"
+    EXPIRED = "expired"
+
+
+# Once here a payment's status never moves again; a refund is a row of its own.
+TERMINAL = frozenset(
+    {Status.SUCCEEDED, Status.DECLINED, Status.NOT_EXECUTED, Status.CANCELED, Status.EXPIRED}
+)
+OPEN = frozenset(Status) - TERMINAL
+
+# The same table stands in the database as the WHERE of every write (store.py).
+MOVES: Mapping[Status, frozenset[Status]] = {
+    Status.ACCEPTED: frozenset(
+        {
+            Status.SENDING,
+            Status.DECLINED,  # The provider refused to prepare it.
+            Status.NOT_EXECUTED,
+            Status.CANCELED,
+            Status.EXPIRED,
+        }
+    ),
+    Status.SENDING: frozenset(
+        {
+            Status.SUCCEEDED,
+            Status.REQUIRES_CAPTURE,
+            Status.REQUIRES_ACTION,
+            Status.DECLINED,
+            Status.UNKNOWN,
+            Status.NOT_EXECUTED,
+            Status.CANCELED,
+        }
+    ),
+    Status.UNKNOWN: frozenset(
+        {
+            Status.SUCCEEDED,
+            Status.REQUIRES_CAPTURE,
+            Status.REQUIRES_ACTION,
+            Status.DECLINED,
+            Status.NOT_EXECUTED,
+            Status.NEEDS_REVIEW,
+            Status.CANCELED,
+        }
+    ),
+    Status.NEEDS_REVIEW: frozenset(
+        {
+            Status.SUCCEEDED,
+            Status.REQUIRES_CAPTURE,
+            Status.REQUIRES_ACTION,
+            Status.DECLINED,
+            Status.NOT_EXECUTED,
+            Status.CANCELED,
+        }
+    ),
+    Status.REQUIRES_ACTION: frozenset(
+        {
+            Status.SUCCEEDED,
+            Status.REQUIRES_CAPTURE,
+            Status.DECLINED,
+            Status.NOT_EXECUTED,
+            Status.CANCELED,
+        }
+    ),
+    Status.REQUIRES_CAPTURE: frozenset({Status.SUCCEEDED, Status.CANCELED}),
+    **{status: frozenset() for status in TERMINAL},
+}
+
+
+def sources_of(target: Status) -> list[str]:
+    """The statuses from which a fact may move a payment to `target`, for SQL's `= ANY`."""
+    return [source.value for source, targets in MOVES.items() if target in targets]
+
+
+@dataclass(frozen=True, slots=True)
+class ChargeRequest:
+    """A validated request to pay. `fingerprint` tells a retry from another request."""
+
+    merchant_id: UUID
+    idempotency_key: str
+    fingerprint: bytes
+    amount_minor: int
+    currency: str
+    payment_method: str
+    reference: str | None = None
+    capture_method: Literal["automatic", "manual"] = "automatic"
+    customer: str | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    on_outage: Literal["queue", "reject"] = "queue"
+    expires_at: datetime | None = None
+    # Answer 202 as soon as the payment is stored (`Prefer: respond-async`).
+    respond_async: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Payment:
+    """One row of `payments`. Amounts are integers in minor units; times carry their zone."""
+
+    merchant_id: UUID
+    payment_id: UUID
+    status: Status
+    amount_minor: int
+    currency: str
+    payment_method: str
+    reference: str | None
+    capture_method: str
+    customer: str | None
+    metadata: Mapping[str, str]
+    on_outage: str
+    expires_at: datetime | None
+    amount_captured_minor: int
+    amount_refunded_minor: int
+    provider: str
+    provider_ref: str | None
+    # Counts the provider keys used: a new series only after proof that the last was not executed.
+    key_series: int
+    decline: Mapping[str, str] | None
+    next_action: Mapping[str, Any] | None
+    attempts: list[Mapping[str, Any]]
+    # The compare-and-set number of the lease: a guess is written only by who holds the newest.
+    fence: int
+    look_ups: int
+    next_check_at: datetime | None
+    created_at: datetime
+    updated_at: datetime
+
+    @property
+    def id(self) -> str:
+        """As people see it: `pay_` and 32 hexadecimal digits."""
+        return payment_id_text(self.payment_id)
+
+    @property
+    def provider_key(self) -> str:
+        """Derived, so that whoever picks the payment up again uses the very same key."""
+        return f"hf-{self.payment_id.hex}-{self.key_series}"
+
+    @property
+    def is_terminal(self) -> bool:
+        return self.status in TERMINAL
+
+
+def new_id() -> UUID:
+    """A version 7 UUID (RFC 9562): made by us, ordered by time."""
+    return uuid7()
+
+
+def payment_id_text(payment_id: UUID) -> str:
+    return f"pay_{payment_id.hex}"
+
+
+def parse_id(text: str, prefix: str) -> UUID | None:
+    """The UUID behind `pay_…`, `evt_…`; None for anything that we cannot have made."""
+    digits = text.removeprefix(prefix)
+    if len(digits) != 32 or len(text) != 32 + len(prefix) or not set(digits) <= _HEX:
+        return None
+    return UUID(hex=digits)
+
+
+_HEX = frozenset("0123456789abcdef")
+
+
+def fingerprint(method: str, route: str, body: Mapping[str, Any]) -> bytes:
+    """SHA-256 over method, route template and canonical JSON: the same for the same meaning."""
+    canonical = json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(f"{method} {route}\n{canonical}".encode()).digest()

@@ -1,0 +1,133 @@
+"""What every payment provider can be asked, and the five answers there are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, Protocol
+
+from service.resilience.deadline import Deadline
+
+
+class OutcomeKind(StrEnum):
+    """What is known about the money after a call."""
+
+    SUCCEEDED = "succeeded"  # Moved, or reserved when `amount_capturable` says so.
+    PENDING = "pending"  # The provider holds it; nothing moved yet (prepared, processing, action).
+    DECLINED = "declined"  # Definitely refused; never again with this method.
+    NOT_EXECUTED = "not_executed"  # Certainly did not move, and would not by itself.
+    UNKNOWN = "unknown"  # May have moved. Doubt is never rounded.
+
+
+class Stage(StrEnum):
+    """How far a call got."""
+
+    NOT_SENT = "not_sent"  # No byte of the request can have reached the provider.
+    SENT_UNKNOWN = "sent_unknown"  # It may have reached the provider; no whole answer came back.
+    ANSWERED = "answered"  # The provider's own, whole answer.
+
+
+@dataclass(frozen=True, slots=True)
+class Decline:
+    """Why the provider refused; `code` is the provider's own (Stripe's decline codes)."""
+
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What one call to a provider came to. Amounts are integers in minor units."""
+
+    kind: OutcomeKind
+    stage: Stage
+    provider_ref: str | None = None
+    # Reserved but not captured: the payment waits for a capture.
+    amount_capturable: int = 0
+    amount_received: int = 0
+    decline: Decline | None = None
+    # What the payer must do, as the provider says it (3-D Secure).
+    next_action: Mapping[str, Any] | None = None
+    # A word from a closed set (metrics): timeout, connect_timeout, refused, dns, tls, reset,
+    # truncated, garbage, too_large, http_429, http_4xx, http_5xx, mismatch, breaker_open,
+    # bulkhead_full, deadline, internal.
+    error: str | None = None
+    # The library's own words for the log and the evidence; no secrets.
+    error_detail: str | None = None
+    retry_after_s: float | None = None
+    ms: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Charge:
+    """One payment as a provider needs it."""
+
+    payment_id: str
+    merchant_id: str
+    amount_minor: int
+    currency: str
+    payment_method: str
+    # The idempotency key for this attempt series, derived from the payment id; never the client's.
+    provider_key: str
+    provider_ref: str | None = None
+    capture_automatically: bool = True
+    reference: str | None = None
+    customer: str | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    created_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Refund:
+    """Money to give back, as a provider needs it."""
+
+    refund_id: str
+    payment_id: str
+    provider_ref: str  # of the charge
+    amount_minor: int
+    currency: str
+    provider_key: str
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ProviderCharge:
+    """A charge as the provider's own books show it (the reverse sweep compares them with ours)."""
+
+    provider_ref: str
+    payment_id: str | None  # from our metadata; None: not made by us
+    amount_minor: int
+    currency: str
+    outcome: Outcome
+    created_at: datetime
+
+
+class Provider(Protocol):
+    """A payment provider. No method raises for what the provider or the network does: doubt is an
+    Outcome. All waits end at `deadline`; every method may be called from many threads."""
+
+    name: str
+    # True: `prepare` makes the charge known without moving money and `confirm` moves it.
+    # False: `prepare` does nothing and `confirm` does both (one_shot).
+    two_phase: bool
+
+    @property
+    def available(self) -> bool:
+        """False while a call would be refused here without being sent (breaker open)."""
+
+    def prepare(self, charge: Charge, deadline: Deadline) -> Outcome:
+        """Make the charge known without moving money: `pending` with a `provider_ref`."""
+
+    def confirm(self, charge: Charge, deadline: Deadline) -> Outcome:
+        """Move (or reserve) the money, once for each `provider_key`."""
+
+    def look_up(self, charge: Charge, deadline: Deadline) -> Outcome:
+        """What became of the charge. Moves nothing. `not_executed` only with proof of absence."""
+
+    def refund(self, refund: Refund, deadline: Deadline) -> Outcome:
+        """Give money back, once for each `provider_key`."""
+
+    def list_since(self, since: datetime, deadline: Deadline) -> Iterator[ProviderCharge]:
+        """All charges made since, oldest or newest first; raises Busy where a page cannot be had."""

@@ -1,0 +1,37 @@
+"""A moment on the monotonic clock by which the answer must be out; handed down as an argument."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from time import monotonic
+
+from service.errors import DeadlineExceeded
+
+
+@dataclass(frozen=True, slots=True)
+class Deadline:
+    """A moment (seconds on `time.monotonic`). Immutable, so it may cross threads."""
+
+    at_s: float
+
+    @classmethod
+    def after(cls, seconds: float) -> Deadline:
+        """The moment `seconds` from now."""
+        return cls(monotonic() + seconds)
+
+    def remaining_s(self) -> float:
+        """Seconds left, never below 0."""
+        return max(0.0, self.at_s - monotonic())
+
+    @property
+    def expired(self) -> bool:
+        return monotonic() >= self.at_s
+
+    def within(self, seconds: float) -> Deadline:
+        """The earlier of this deadline and `seconds` from now: a step may shorten, never extend."""
+        return Deadline(min(self.at_s, monotonic() + seconds))
+
+    def require(self) -> None:
+        """Raise DeadlineExceeded when no time is left; call it before beginning work."""
+        if self.expired:
+            raise DeadlineExceeded("The time for this request was spent before work began.")

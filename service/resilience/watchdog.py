@@ -1,0 +1,89 @@
+"""Ends a blocking read or write on a socket at its deadline, whatever the peer does.
+
+A library's own timeout is for each read; a peer that drips a byte now and then outlives it, and a
+stalled TLS handshake or a stalled libpq call has none. One thread per process shuts down a
+duplicate of the socket when the moment comes: the blocked call then fails at once with the
+library's own error, in the thread that made it.
+"""
+
+from __future__ import annotations
+
+import heapq
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from time import monotonic
+
+from service.resilience.deadline import Deadline
+
+
+class Watch:
+    """One guarded call; `fired` tells afterwards whether the deadline ended it."""
+
+    __slots__ = ("_lock", "_socket", "fired")
+
+    def __init__(self, fileno: int) -> None:
+        # A duplicate: the number in `fileno` may be closed and given to another socket meanwhile.
+        self._socket: socket.socket | None = socket.socket(fileno=os.dup(fileno))
+        self._lock = threading.Lock()
+        self.fired = False
+
+    def fire(self) -> None:
+        with self._lock:
+            if self._socket is None:
+                return
+            self.fired = True
+            try:
+                self._socket.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass  # The peer was quicker; the blocked call is ending anyway.
+
+    def release(self) -> None:
+        with self._lock:
+            if self._socket is not None:
+                self._socket.close()
+                self._socket = None
+
+
+class Watchdog:
+    """Watches any number of calls with one daemon thread, started at the first of them.
+
+    Make it after the fork: threads do not survive one.
+    """
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[float, int, Watch]] = []
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._count = 0
+
+    @contextmanager
+    def guard(self, fileno: int, deadline: Deadline) -> Iterator[Watch]:
+        """Shut the socket behind `fileno` down at `deadline`, unless the block ends before."""
+        watch = Watch(fileno)
+        self._add(deadline.at_s, watch)
+        try:
+            yield watch
+        finally:
+            watch.release()
+
+    def _add(self, at_s: float, watch: Watch) -> None:
+        with self._changed:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
+                self._thread.start()
+            self._count += 1
+            heapq.heappush(self._heap, (at_s, self._count, watch))
+            if self._heap[0][2] is watch:
+                self._changed.notify()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not self._heap or self._heap[0][0] > monotonic():
+                    wait_s = self._heap[0][0] - monotonic() if self._heap else None
+                    self._changed.wait(wait_s)
+                _, _, watch = heapq.heappop(self._heap)
+            watch.fire()

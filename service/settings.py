@@ -1,0 +1,229 @@
+"""Every setting of the service, typed, with its unit in its name; the only reader of the environment."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import stat
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+
+class SettingsError(Exception):
+    """A setting is missing or wrong; the message names it and says what to write instead."""
+
+
+def _setting(env: str, default: Any, why: str, *, secret: bool = False) -> Any:
+    """One setting: its name in the environment, its default, and one line of why."""
+    return dataclasses.field(
+        default=default, metadata={"env": env, "why": why, "secret": secret}, repr=not secret
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """The settings as read once at start. Secrets are kept out of `repr`."""
+
+    env: Literal["development", "production"] = _setting(
+        "HOLDFAST_ENV", "development", "production refuses what is only good on a laptop"
+    )
+    home: Path = _setting(
+        "HOLDFAST_HOME", Path(".holdfast"), "data, keys, certificates and logs of a local run"
+    )
+    bind: str = _setting("HOLDFAST_BIND", "127.0.0.1:8080", "host:port of the data plane (/v1)")
+    ops_bind: str = _setting(
+        "HOLDFAST_OPS_BIND",
+        "127.0.0.1:8081",
+        "host:port of the ops plane; keep it off the internet",
+    )
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = _setting(
+        "HOLDFAST_LOG_LEVEL", "INFO", "one JSON object a line on standard output"
+    )
+    bootstrap_api_key: str | None = _setting(
+        "HOLDFAST_BOOTSTRAP_API_KEY",
+        None,
+        "made at first start with all scopes; `make run` makes one up and prints it",
+        secret=True,
+    )
+
+    web_workers: int = _setting("HOLDFAST_WEB_WORKERS", 2, "processes; one a core is a good start")
+    web_threads: int = _setting(
+        "HOLDFAST_WEB_THREADS", 16, "threads a worker; payments mostly wait, so more than cores"
+    )
+    graceful_stop_s: float = _setting(
+        "HOLDFAST_GRACEFUL_STOP_S",
+        15.0,
+        "time to finish what is in flight; over the request budget",
+    )
+    request_timeout_ms: int = _setting(
+        "HOLDFAST_REQUEST_TIMEOUT_MS", 8000, "budget of a whole request; callers may lower it"
+    )
+
+    database_url: str | None = _setting(
+        "DATABASE_URL",
+        None,
+        "PostgreSQL, pgbouncer in transaction mode too; none: embedded PostgreSQL in a local run",
+        secret=True,
+    )
+    migrate_database_url: str | None = _setting(
+        "MIGRATE_DATABASE_URL",
+        None,
+        "owner of the schema, past pgbouncer; none: DATABASE_URL",
+        secret=True,
+    )
+    db_pool_size: int = _setting(
+        "HOLDFAST_DB_POOL_SIZE", 8, "connections a worker; workers x this must fit the server"
+    )
+    db_pool_wait_ms: int = _setting(
+        "HOLDFAST_DB_POOL_WAIT_MS",
+        500,
+        "longest wait for a connection before 503 db_pool_exhausted",
+    )
+    db_pool_waiters: int = _setting(
+        "HOLDFAST_DB_POOL_WAITERS", 64, "waiters a worker beyond which the next is refused at once"
+    )
+    db_statement_timeout_ms: int = _setting(
+        "HOLDFAST_DB_STATEMENT_TIMEOUT_MS",
+        2000,
+        "set on the role by `migrate`, so pgbouncer keeps it",
+    )
+    db_prepared: bool = _setting(
+        "HOLDFAST_DB_PREPARED",
+        False,
+        "PREPARE each statement once a connection: less CPU, but not through pgbouncer",
+    )
+
+    stripe_api_base: str | None = _setting(
+        "STRIPE_API_BASE", None, "the provider; none: the sandbox in a local run"
+    )
+    stripe_api_key: str | None = _setting(
+        "STRIPE_API_KEY", None, "sk_test_.. or sk_live_..; or STRIPE_API_KEY_FILE", secret=True
+    )
+    stripe_webhook_secret: str | None = _setting(
+        "STRIPE_WEBHOOK_SECRET", None, "whsec_..; without it webhooks are refused", secret=True
+    )
+    provider_flow: Literal["two_phase", "one_shot"] = _setting(
+        "HOLDFAST_PROVIDER_FLOW",
+        "two_phase",
+        "one_shot saves a call, only for a provider that honours idempotency keys",
+    )
+    provider_timeout_ms: int = _setting(
+        "HOLDFAST_PROVIDER_TIMEOUT_MS", 5000, "wall-clock budget of the whole exchange of a charge"
+    )
+    provider_connect_timeout_ms: int = _setting(
+        "HOLDFAST_PROVIDER_CONNECT_TIMEOUT_MS", 1000, "TCP connect; the cheapest sign of an outage"
+    )
+    provider_ca_file: Path | None = _setting(
+        "HOLDFAST_PROVIDER_CA_FILE",
+        None,
+        "CA bundle for the provider; none: the system's (certifi)",
+    )
+    provider_proxy_url: str | None = _setting(
+        "HOLDFAST_PROVIDER_PROXY_URL",
+        None,
+        "HTTP CONNECT proxy on the way to the provider; *_PROXY variables are ignored",
+    )
+    provider_concurrency_ratio: float = _setting(
+        "HOLDFAST_PROVIDER_CONCURRENCY_RATIO",
+        0.75,
+        "share of a worker's threads that may wait for the provider; the rest serve reads",
+    )
+
+    simulation_enabled: bool = _setting(
+        "HOLDFAST_SIMULATION_ENABLED", False, "faults on demand; `make run` turns it on"
+    )
+    metrics_dir: Path | None = _setting(
+        "PROMETHEUS_MULTIPROC_DIR", None, "files of the workers' metrics; none: under HOLDFAST_HOME"
+    )
+    queue_expires_s: float = _setting(
+        "HOLDFAST_QUEUE_EXPIRES_S",
+        86400.0,
+        "a queued payment that could not be sent by then is given up; a request may say less",
+    )
+
+    @classmethod
+    def from_environ(cls, environ: Mapping[str, str] | None = None) -> Settings:
+        """Read all settings; raises SettingsError that names the first one that is wrong."""
+        environ = os.environ if environ is None else environ
+        hints = get_type_hints(cls)
+        values = {}
+        for field in dataclasses.fields(cls):
+            text = _read(environ, field.metadata["env"], secret=field.metadata["secret"])
+            if text is not None and text != "":
+                values[field.name] = _parse(field.metadata["env"], text, hints[field.name])
+        settings = cls(**values)
+        settings._check()
+        return settings
+
+    def _check(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, int | float) and not isinstance(value, bool) and value <= 0:
+                raise SettingsError(f"{field.metadata['env']} must be above 0, not {value}.")
+        if self.provider_concurrency_ratio > 1:
+            raise SettingsError("HOLDFAST_PROVIDER_CONCURRENCY_RATIO is a share: at most 1.")
+        if self.provider_connect_timeout_ms > self.provider_timeout_ms:
+            raise SettingsError(
+                "HOLDFAST_PROVIDER_CONNECT_TIMEOUT_MS cannot exceed HOLDFAST_PROVIDER_TIMEOUT_MS."
+            )
+        for env, bind in (("HOLDFAST_BIND", self.bind), ("HOLDFAST_OPS_BIND", self.ops_bind)):
+            host, _, port = bind.rpartition(":")
+            if not host or not port.isdigit() or int(port) > 65535:
+                raise SettingsError(f"{env} must look like 127.0.0.1:8080, not {bind!r}.")
+
+    @property
+    def metrics_path(self) -> Path:
+        """Where the workers' metric files are."""
+        return self.metrics_dir or self.home / "metrics"
+
+
+def describe() -> Iterator[tuple[str, str, str, bool]]:
+    """Each setting as (name, default as text, why, is_secret), in the order of `.env.example`."""
+    for field in dataclasses.fields(Settings):
+        default = field.default
+        text = "" if default is None else str(default)
+        if isinstance(default, bool):
+            text = str(default).lower()
+        meta = field.metadata
+        yield meta["env"], text, meta["why"], meta["secret"]
+
+
+def _read(environ: Mapping[str, str], env: str, *, secret: bool) -> str | None:
+    """The variable, or for a secret the content of the file that `NAME_FILE` names."""
+    file_env = f"{env}_FILE"
+    if not secret or not environ.get(file_env):
+        return environ.get(env)
+    if environ.get(env):
+        raise SettingsError(f"Both {env} and {file_env} are set: keep one.")
+    path = Path(environ[file_env])
+    try:
+        mode = path.stat().st_mode
+        text = path.read_text().strip()
+    except OSError as error:
+        raise SettingsError(f"{file_env}: {path} cannot be read: {error.strerror}.") from error
+    if mode & stat.S_IROTH:
+        raise SettingsError(f"{file_env}: {path} can be read by everybody: chmod o-r it.")
+    return text
+
+
+def _parse(env: str, text: str, hint: Any) -> Any:
+    if get_origin(hint) is Literal:
+        allowed = get_args(hint)
+        if text not in allowed:
+            raise SettingsError(f"{env} must be one of {', '.join(allowed)}.")
+        return text
+    kind = next((arg for arg in get_args(hint) if arg is not type(None)), hint)
+    if kind is bool:
+        words = {"1": True, "true": True, "on": True, "yes": True}
+        words |= {"0": False, "false": False, "off": False, "no": False}
+        if text.lower() not in words:
+            raise SettingsError(f"{env} must be true or false.")
+        return words[text.lower()]
+    try:
+        return kind(text)
+    except ValueError:
+        # The text itself is not repeated: it may be a secret that landed in the wrong variable.
+        noun = {int: "a whole number", float: "a number"}.get(kind, kind.__name__)
+        raise SettingsError(f"{env} must be {noun}.") from None
