@@ -1,4 +1,4 @@
-"""What the service says when it cannot serve, in two words: come back (Busy) or never again (Rejected).
+"""What the service says when it cannot serve: come back (Busy) or never again (Rejected).
 
 Every error carries the `code` and the `stage` of the REST contract. HTTP statuses are given in
 `web/problems.py` and nowhere else.

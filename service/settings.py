@@ -1,4 +1,4 @@
-"""Every setting of the service, typed, with its unit in its name; the only reader of the environment."""
+"""Every setting, typed, with its unit in its name; the only reader of the environment."""
 
 from __future__ import annotations
 

@@ -57,6 +57,8 @@ class Outcome:
     # The library's own words for the log and the evidence; no secrets.
     error_detail: str | None = None
     retry_after_s: float | None = None
+    # The breaker's state when the call was let through or refused; None where no guard stood.
+    breaker: str | None = None
     ms: int = 0
 
 

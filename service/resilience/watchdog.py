@@ -8,12 +8,12 @@ library's own error, in the thread that made it.
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import os
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from time import monotonic
 
 from service.resilience.deadline import Deadline
@@ -35,10 +35,9 @@ class Watch:
             if self._socket is None:
                 return
             self.fired = True
-            try:
+            # The peer may have been quicker; the blocked call is ending anyway.
+            with contextlib.suppress(OSError):
                 self._socket.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass  # The peer was quicker; the blocked call is ending anyway.
 
     def release(self) -> None:
         with self._lock:
@@ -59,7 +58,7 @@ class Watchdog:
         self._thread: threading.Thread | None = None
         self._count = 0
 
-    @contextmanager
+    @contextlib.contextmanager
     def guard(self, fileno: int, deadline: Deadline) -> Iterator[Watch]:
         """Shut the socket behind `fileno` down at `deadline`, unless the block ends before."""
         watch = Watch(fileno)
