@@ -1,0 +1,1 @@
+"""What the service tells people about itself: metrics, logs, traces, health, statistics."""
