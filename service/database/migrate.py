@@ -1,0 +1,338 @@
+"""Bring a database to this version's schema: plain SQL files, each applied once, in order.
+
+Run it with the owner's connection, straight to PostgreSQL, never through pgbouncer. Several may
+start at once: each version's row is inserted before its statements run, so the second waits for
+the first and then finds the work done. It also makes the coming months' partitions of `events`
+and gives the service's role exactly the rights it needs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from functools import cache, partial
+from importlib.resources import files
+from time import monotonic, sleep
+from typing import Any, TypeVar
+
+import psycopg2
+import psycopg2.errors
+import psycopg2.extensions
+from psycopg2 import sql
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+# A lock we wait for makes all later readers wait behind us: give up soon, try again later.
+LOCK_TIMEOUT_MS = 2000
+# Long enough for a colleague's migration, short enough that a deploy's own patience outlasts it.
+PATIENCE_S = 60.0
+MONTHS_AHEAD = 3
+# A file that begins with this holds one repeatable statement, such as CREATE INDEX CONCURRENTLY.
+OUTSIDE_TRANSACTION = "-- outside a transaction"
+
+# The rights of the service's role; what happened is never changed, so events have neither
+# UPDATE nor DELETE.
+DEFAULT_RIGHTS = "SELECT, INSERT, UPDATE"
+RIGHTS = {
+    "events": "SELECT, INSERT",
+    "idempotency_keys": "SELECT, INSERT, UPDATE, DELETE",
+    "schema_migrations": "SELECT",
+}
+# A transaction of ours takes milliseconds: one that idles is a stalled process that holds rows.
+IDLE_IN_TRANSACTION_TIMEOUT_MS = 5000
+# Below the statement timeout, so that the error names the lock.
+APP_LOCK_TIMEOUT_MS = 1000
+
+# For readiness: one cheap statement through the pool, given to `applied_version`.
+APPLIED_SQL = "SELECT version FROM schema_migrations WHERE applied_at IS NOT NULL"
+
+
+class MigrationError(Exception):
+    """The schema could not be brought up to date; the message says why and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Migration:
+    """One file: `0001_payments.sql` is version 1."""
+
+    version: int
+    name: str
+    text: str
+
+    @property
+    def checksum(self) -> str:
+        return hashlib.sha256(self.text.encode()).hexdigest()
+
+    @property
+    def in_transaction(self) -> bool:
+        return not self.text.startswith(OUTSIDE_TRANSACTION)
+
+
+@cache
+def migrations() -> tuple[Migration, ...]:
+    """All migrations of this version of the service, in order."""
+    folder = files(__package__).joinpath("migrations")
+    names = sorted(entry.name for entry in folder.iterdir() if entry.name.endswith(".sql"))
+    return tuple(
+        Migration(int(name.split("_")[0]), name, folder.joinpath(name).read_text(encoding="utf-8"))
+        for name in names
+    )
+
+
+def latest_version() -> int:
+    """The version that this code needs."""
+    return migrations()[-1].version
+
+
+def applied_version(rows: Sequence[tuple[int]]) -> int:
+    """The last version before which none is missing, from the rows of APPLIED_SQL."""
+    applied = {version for (version,) in rows}
+    done = 0
+    for migration in migrations():
+        if migration.version not in applied:
+            break
+        done = migration.version
+    return done
+
+
+def pending(dsn: str) -> list[str]:
+    """Names of the migrations that the database still lacks."""
+    with _session(dsn) as cursor:
+        cursor.execute("SELECT to_regclass('schema_migrations') IS NOT NULL")
+        if not _value(cursor):
+            return [migration.name for migration in migrations()]
+        cursor.execute(APPLIED_SQL)
+        applied = {version for (version,) in cursor.fetchall()}
+    return [migration.name for migration in migrations() if migration.version not in applied]
+
+
+def migrate(
+    owner_dsn: str, *, app_dsn: str | None = None, app_statement_timeout_ms: int = 2000
+) -> list[str]:
+    """Apply what is missing, in order; the names of what this call applied.
+
+    The role of `app_dsn`, when it is not the owner, is given its rights and its time limits.
+    """
+    give_up_at_s = monotonic() + PATIENCE_S
+    applied = []
+    with _session(owner_dsn) as cursor, _turn(cursor, give_up_at_s):
+        _again_after_lock_timeout(give_up_at_s, lambda: cursor.execute(_TABLE))
+        for migration in migrations():
+            if _again_after_lock_timeout(give_up_at_s, partial(_apply, cursor, migration)):
+                log.info("migration.applied", extra={"migration": migration.name})
+                applied.append(migration.name)
+        _again_after_lock_timeout(give_up_at_s, lambda: _make_partitions(cursor, _today()))
+        role = psycopg2.extensions.parse_dsn(app_dsn).get("user") if app_dsn else None
+        if role:
+            _again_after_lock_timeout(give_up_at_s, lambda: _grant(cursor, role))
+            _limit(cursor, role, app_statement_timeout_ms)
+    return applied
+
+
+_TABLE = """
+    CREATE TABLE IF NOT EXISTS schema_migrations (
+        version    integer PRIMARY KEY,
+        name       text NOT NULL,
+        checksum   text NOT NULL,
+        started_at timestamptz NOT NULL DEFAULT now(),
+        applied_at timestamptz
+    )
+"""
+
+
+def _apply(cursor: psycopg2.extensions.cursor, migration: Migration) -> bool:
+    """Apply one migration unless it is applied; whether it was."""
+    # Outside a transaction the work may have been cut short: its statement must be repeatable.
+    with _transaction(cursor) if migration.in_transaction else contextlib.nullcontext():
+        _claim(cursor, migration)
+        if _is_applied(cursor, migration):
+            return False
+        cursor.execute(migration.text)
+        cursor.execute(
+            "UPDATE schema_migrations SET applied_at = now() WHERE version = %s",
+            (migration.version,),
+        )
+        return True
+
+
+def _claim(cursor: psycopg2.extensions.cursor, migration: Migration) -> None:
+    """Insert the version's row: the fence. Whoever comes second waits here for the first."""
+    cursor.execute(
+        "INSERT INTO schema_migrations (version, name, checksum) VALUES (%s, %s, %s)"
+        " ON CONFLICT (version) DO NOTHING",
+        (migration.version, migration.name, migration.checksum),
+    )
+
+
+def _is_applied(cursor: psycopg2.extensions.cursor, migration: Migration) -> bool:
+    cursor.execute(
+        "SELECT checksum, applied_at IS NOT NULL FROM schema_migrations WHERE version = %s",
+        (migration.version,),
+    )
+    ((checksum, is_applied),) = cursor.fetchall()
+    if checksum != migration.checksum:
+        raise MigrationError(
+            f"{migration.name} is not the file that was applied: restore it, "
+            "and put the change into a new migration."
+        )
+    return bool(is_applied)
+
+
+def _make_partitions(cursor: psycopg2.extensions.cursor, today: date) -> None:
+    """Make the partitions of `events` for this month and the next MONTHS_AHEAD."""
+    for first, next_first in _months(today, 1 + MONTHS_AHEAD):
+        name = f"events_{first:%Y_%m}"
+        cursor.execute("SELECT to_regclass(%s) IS NOT NULL", (name,))
+        if _value(cursor):
+            continue
+        try:
+            cursor.execute(
+                sql.SQL("CREATE TABLE IF NOT EXISTS {} PARTITION OF events").format(
+                    sql.Identifier(name)
+                )
+                + sql.SQL(" FOR VALUES FROM ({}) TO ({})").format(
+                    sql.Literal(f"{first} 00:00:00+00"), sql.Literal(f"{next_first} 00:00:00+00")
+                )
+            )
+        except psycopg2.errors.CheckViolation:
+            # The month began before anybody migrated: its events stay where they are found as
+            # well, in events_other, and only the next months get partitions.
+            log.warning("migration.partition_skipped", extra={"partition": name})
+
+
+def _months(today: date, count: int) -> Iterator[tuple[date, date]]:
+    first = today.replace(day=1)
+    for _ in range(count):
+        next_first = date(first.year + first.month // 12, first.month % 12 + 1, 1)
+        yield first, next_first
+        first = next_first
+
+
+def _grant(cursor: psycopg2.extensions.cursor, role: str) -> None:
+    """Give the service's role its rights on each table, and take all others away."""
+    cursor.execute("SELECT current_user = %s", (role,))
+    if _value(cursor):
+        return
+    cursor.execute(
+        "SELECT c.relname FROM pg_class c WHERE c.relnamespace = 'public'::regnamespace"
+        # Partitions are reached through their parent, with its rights.
+        " AND c.relkind IN ('r', 'p') AND NOT c.relispartition ORDER BY c.relname"
+    )
+    tables = [name for (name,) in cursor.fetchall()]
+    role_name = sql.Identifier(role)
+    with _transaction(cursor):
+        try:
+            cursor.execute(sql.SQL("GRANT USAGE ON SCHEMA public TO {}").format(role_name))
+        except psycopg2.errors.UndefinedObject as error:
+            raise MigrationError(
+                f"The role {role} of DATABASE_URL does not exist: create it first, "
+                "LOGIN and nothing else."
+            ) from error
+        for table in tables:
+            name = sql.Identifier(table)
+            rights = sql.SQL(RIGHTS.get(table, DEFAULT_RIGHTS))
+            cursor.execute(sql.SQL("REVOKE ALL ON {} FROM {}").format(name, role_name))
+            cursor.execute(sql.SQL("GRANT {} ON {} TO {}").format(rights, name, role_name))
+
+
+def _limit(cursor: psycopg2.extensions.cursor, role: str, statement_timeout_ms: int) -> None:
+    """Set the role's time limits on the role itself, so that pgbouncer cannot lose them."""
+    limits = {
+        "statement_timeout": f"{statement_timeout_ms}ms",
+        "lock_timeout": f"{min(APP_LOCK_TIMEOUT_MS, statement_timeout_ms)}ms",
+        "idle_in_transaction_session_timeout": f"{IDLE_IN_TRANSACTION_TIMEOUT_MS}ms",
+    }
+    cursor.execute("SELECT coalesce(rolconfig, '{}') FROM pg_roles WHERE rolname = %s", (role,))
+    found = set(_value(cursor))
+    for name, value in limits.items():
+        if f"{name}={value}" in found:
+            continue
+        try:
+            cursor.execute(
+                sql.SQL("ALTER ROLE {} SET {} = {}").format(
+                    sql.Identifier(role), sql.Identifier(name), sql.Literal(value)
+                )
+            )
+        except psycopg2.errors.InsufficientPrivilege:
+            # Managed databases keep this for their administrator; deadlines hold without it.
+            log.warning("migration.limits_not_set", extra={"role": role, "setting": name})
+            return
+
+
+@contextlib.contextmanager
+def _session(dsn: str) -> Iterator[psycopg2.extensions.cursor]:
+    """A connection of its own, in autocommit, with a migration's time limits."""
+    connection = psycopg2.connect(dsn, application_name="holdfast-migrate")
+    try:
+        connection.autocommit = True
+        with connection.cursor() as cursor:
+            cursor.execute(f"SET lock_timeout = {LOCK_TIMEOUT_MS}")
+            # The role's own limit is for payments; an index may take an hour.
+            cursor.execute("SET statement_timeout = 0")
+            cursor.execute("SET timezone = 'UTC'")
+            yield cursor
+    finally:
+        connection.close()
+
+
+@contextlib.contextmanager
+def _transaction(cursor: psycopg2.extensions.cursor) -> Iterator[None]:
+    cursor.execute("BEGIN")
+    try:
+        yield
+    except BaseException:
+        # A lost connection has rolled back by itself, and its own error is the one to show.
+        with contextlib.suppress(psycopg2.Error):
+            cursor.execute("ROLLBACK")
+        raise
+    cursor.execute("COMMIT")
+
+
+@contextlib.contextmanager
+def _turn(cursor: psycopg2.extensions.cursor, give_up_at_s: float) -> Iterator[None]:
+    """Let one migrate at a time where the engine can; the version rows guard where it cannot."""
+    # Polled: a session that blocks in pg_advisory_lock has a snapshot that CREATE INDEX
+    # CONCURRENTLY waits for, and the two would wait for each other.
+    while True:
+        cursor.execute("SELECT pg_try_advisory_lock(%s)", (_ADVISORY_LOCK,))
+        if _value(cursor):
+            break
+        if monotonic() > give_up_at_s:
+            raise MigrationError(f"Another migration has been running for {PATIENCE_S:.0f} s.")
+        sleep(0.05)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(psycopg2.Error):
+            cursor.execute("SELECT pg_advisory_unlock(%s)", (_ADVISORY_LOCK,))
+
+
+# Any number that nothing else in the database uses: the letters "holdfast".
+_ADVISORY_LOCK = int.from_bytes(b"holdfast", "big")
+
+
+def _again_after_lock_timeout(give_up_at_s: float, step: Callable[[], T]) -> T:
+    while True:
+        try:
+            return step()
+        except psycopg2.errors.LockNotAvailable as error:
+            if monotonic() > give_up_at_s:
+                raise MigrationError(
+                    f"A table stayed locked for {PATIENCE_S:.0f} s: {str(error).strip()}."
+                ) from error
+            # Leave the readers that queued behind us time to pass.
+            sleep(0.5)
+
+
+def _today() -> date:
+    return datetime.now(UTC).date()
+
+
+def _value(cursor: psycopg2.extensions.cursor) -> Any:
+    ((value,),) = cursor.fetchall()
+    return value

@@ -1,0 +1,300 @@
+"""Run one program that cannot outlive its starter, however the starter ends.
+
+`Kept` starts this very file as a small process of its own, the keeper, and the program as the
+keeper's child. A socket pair joins starter and keeper: when the starter's end closes, by `stop` or
+because the starter was killed, the keeper ends the program and all that the program started. When
+the keeper itself is killed, the kernel ends the program (Linux). The keeper also bounds its log.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+# Two files of this size at most: enough for the story of a fault, never a full disk.
+LOG_BYTES_MAX = 4 * 1024 * 1024
+# What a program left behind is asked to end, then killed after this long.
+ORPHANS_GRACE_S = 3.0
+# One for the program, one for what it left; what survives both is stuck in the kernel.
+KILLS_MAX = 2
+# Past the program's own grace and its orphans', something is wrong with the keeper itself.
+KEEPER_MARGIN_S = 5.0
+
+
+class Kept:
+    """A program started here; it ends with `stop`, or with this process, whichever is first."""
+
+    def __init__(
+        self,
+        command: Sequence[str | Path],
+        *,
+        log_path: Path,
+        env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+        stop_signal: signal.Signals = signal.SIGTERM,
+        grace_s: float = 10.0,
+        uid_gid: tuple[int, int] | None = None,
+        outlived_by: Iterable[Kept] = (),
+        inherited_fds: Sequence[int] = (),
+        echo: bool = False,
+    ) -> None:
+        """Start it; the programs in `outlived_by` stay until this one has ended, even after a kill.
+
+        `inherited_fds` stay open in the program, `echo` copies its log to our standard output.
+        """
+        self.command = [str(word) for word in command]
+        self.log_path = log_path
+        self.grace_s = grace_s
+        self._pid: int | None = None
+        self._lifeline, theirs = socket.socketpair()
+        order = {
+            "command": self.command,
+            "log_path": str(log_path.absolute()),
+            "lifeline_fd": theirs.fileno(),
+            "inherited_fds": list(inherited_fds),
+            "stop_signal": int(stop_signal),
+            "grace_s": grace_s,
+            "uid_gid": uid_gid,
+            "echo": echo,
+        }
+        held_fds = [kept._lifeline.fileno() for kept in outlived_by]
+        with theirs:
+            # Isolated and without site-packages: it starts in 20 ms and depends on nothing.
+            self._keeper = subprocess.Popen(
+                [sys.executable, "-I", "-S", __file__, json.dumps(order)],
+                stdin=subprocess.DEVNULL,
+                stdout=None if echo else subprocess.DEVNULL,
+                env=None if env is None else dict(env),
+                cwd=cwd,
+                pass_fds=[theirs.fileno(), *inherited_fds, *held_fds],
+                # Ctrl-C in a terminal goes to the starter alone, which stops all in order.
+                start_new_session=True,
+            )
+
+    @property
+    def pid(self) -> int:
+        """The program's process id (the keeper's when the program could not be started)."""
+        if self._pid is None:
+            self._pid = int(self._lifeline.recv(32) or self._keeper.pid)
+        return self._pid
+
+    @property
+    def keeper_pid(self) -> int:
+        return self._keeper.pid
+
+    def fileno(self) -> int:
+        """For `select`: readable, once `pid` was read, when the program has ended."""
+        return self._lifeline.fileno()
+
+    def poll(self) -> int | None:
+        """The program's exit status, 128 + N for signal N; None while it runs."""
+        return self._keeper.poll()
+
+    def wait(self, timeout_s: float) -> int | None:
+        """Like `poll`, after waiting at most `timeout_s`."""
+        try:
+            return self._keeper.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            return None
+
+    def release(self) -> None:
+        """Tell it to end, without waiting."""
+        self._lifeline.close()
+
+    def stop(self) -> int:
+        """End it within its grace, with all it started; its exit status. May be called twice."""
+        self.release()
+        status = self.wait(self.grace_s + ORPHANS_GRACE_S + KEEPER_MARGIN_S)
+        if status is None:
+            self._keeper.kill()
+            status = self._keeper.wait()
+        return status
+
+    def last_lines(self, count: int = 10) -> list[str]:
+        """The end of its log."""
+        try:
+            text = self.log_path.read_bytes()[-16384:].decode(errors="replace")
+        except OSError:
+            return []
+        return text.splitlines()[-count:]
+
+
+class _Keeper:
+    """The keeper's whole life: start, watch, end, sweep."""
+
+    def __init__(self, order: dict[str, Any]) -> None:
+        self._order = order
+        self._lifeline = socket.socket(fileno=order["lifeline_fd"])
+        self._log = _BoundedLog(Path(order["log_path"]), echo=order["echo"])
+        self._status: int | None = None
+        self._kill_at_s: float | None = None
+        self._kills = 0
+
+    def run(self) -> int:
+        """Keep the program until it has ended and left nothing behind; its exit status."""
+        prctl = _prctl()
+        prctl(_PR_SET_CHILD_SUBREAPER, 1)
+        wake_fd = _signals_as_bytes()
+        output_fd, program_fd = os.pipe()
+        os.set_blocking(output_fd, False)
+        self._start(program_fd, prctl)
+        os.close(program_fd)
+        watched = {self._lifeline.fileno(), wake_fd, output_fd}
+        while self._reap() and self._kills < KILLS_MAX:
+            ready, _, _ = select.select(watched, [], [], self._until_kill_s())
+            if output_fd in ready and not self._log.copy(output_fd):
+                watched.remove(output_fd)
+            told_to_end = wake_fd in ready and set(os.read(wake_fd, 512)) - {signal.SIGCHLD}
+            if self._lifeline.fileno() in ready or told_to_end:
+                watched.discard(self._lifeline.fileno())
+                self._end()
+            if self._until_kill_s() == 0:
+                self._kill()
+        self._log.copy(output_fd)
+        return self._status or 0
+
+    def _start(self, program_fd: int, prctl: Callable[[int, int], int]) -> None:
+        keeper_pid = os.getpid()
+        stop_signal = self._order["stop_signal"]
+        uid, gid = self._order["uid_gid"] or (None, None)
+
+        def die_with_keeper() -> None:
+            # After the change of user, which would clear it.
+            prctl(_PR_SET_PDEATHSIG, stop_signal)
+            if os.getppid() != keeper_pid:
+                os._exit(1)
+
+        try:
+            program = subprocess.Popen(
+                self._order["command"],
+                stdin=subprocess.DEVNULL,
+                stdout=program_fd,
+                stderr=program_fd,
+                pass_fds=self._order["inherited_fds"],
+                user=uid,
+                group=gid,
+                extra_groups=None if uid is None else [],
+                start_new_session=True,
+                preexec_fn=die_with_keeper,  # The keeper has one thread.
+            )
+        except OSError as error:
+            self._log.write(f"{self._order['command'][0]}: {error.strerror}\n".encode())
+            sys.exit(127)
+        self._pid = program.pid
+        program.returncode = 0  # Reaped below, with the orphans; not by Popen.
+        for inherited_fd in self._order["inherited_fds"]:
+            os.close(inherited_fd)
+        # The starter may be gone already; the closed lifeline will say so.
+        with contextlib.suppress(OSError):
+            self._lifeline.send(str(program.pid).encode())
+
+    def _reap(self) -> bool:
+        """Collect the dead; True while anything of the program's is left."""
+        while True:
+            try:
+                pid, wait_status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return self._signal_group(0)
+            if pid == 0:
+                return True
+            if pid == self._pid:
+                self._status = os.waitstatus_to_exitcode(wait_status)
+                # What it leaves behind would hold its ports and its connections.
+                self._signal_group(signal.SIGTERM)
+                self._kill_at_s = monotonic() + ORPHANS_GRACE_S
+
+    def _end(self) -> None:
+        if self._status is None and self._kill_at_s is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._pid, self._order["stop_signal"])
+            self._kill_at_s = monotonic() + self._order["grace_s"]
+
+    def _kill(self) -> None:
+        self._signal_group(signal.SIGKILL)
+        self._kills += 1
+        self._kill_at_s = monotonic() + ORPHANS_GRACE_S
+
+    def _until_kill_s(self) -> float | None:
+        return None if self._kill_at_s is None else max(0.0, self._kill_at_s - monotonic())
+
+    def _signal_group(self, number: int) -> bool:
+        try:
+            os.killpg(self._pid, number)
+        except OSError:
+            return False
+        return True
+
+
+class _BoundedLog:
+    """Appends to one file, and renames it to `.1` when it is large."""
+
+    def __init__(self, path: Path, *, echo: bool) -> None:
+        self._path = path
+        self._echo = echo
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("ab", buffering=0)
+
+    def copy(self, output_fd: int) -> bool:
+        """Move what has been said to the file; False at the end of it."""
+        while True:
+            try:
+                text = os.read(output_fd, 65536)
+            except BlockingIOError:
+                return True
+            if not text:
+                return False
+            self.write(text)
+
+    def write(self, text: bytes) -> None:
+        # A full disk must not end the program.
+        with contextlib.suppress(OSError):
+            if self._file.tell() > LOG_BYTES_MAX:
+                self._file.close()
+                self._path.replace(f"{self._path}.1")
+                self._file = self._path.open("ab", buffering=0)
+            self._file.write(text)
+        if self._echo:
+            try:
+                os.write(1, text)
+            except OSError:
+                self._echo = False  # The terminal is gone.
+
+
+def _signals_as_bytes() -> int:
+    """A descriptor from which each signal to the keeper can be read as a byte."""
+    read_fd, write_fd = os.pipe()
+    os.set_blocking(read_fd, False)
+    os.set_blocking(write_fd, False)
+    signal.set_wakeup_fd(write_fd, warn_on_full_buffer=False)
+    for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda *_: None)
+    return read_fd
+
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+
+
+def _prctl() -> Callable[[int, int], int]:
+    """Linux's prctl; elsewhere a call without effect, where the lifeline alone must do."""
+    if not sys.platform.startswith("linux"):
+        return lambda option, value: 0
+    function = ctypes.CDLL(None, use_errno=True).prctl
+    return lambda option, value: int(function(option, value, 0, 0, 0))
+
+
+if __name__ == "__main__":
+    status = _Keeper(json.loads(sys.argv[1])).run()
+    # A signal's -N would come out as 256 - N; 128 + N is what every shell says.
+    os._exit(128 - status if status < 0 else status)

@@ -1,0 +1,85 @@
+"""What tests stand on: a real PostgreSQL, and a fresh migrated database for each test."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psycopg2
+import pytest
+
+from service.database.embedded import OWNER, EmbeddedPostgres
+from service.database.migrate import migrate
+from service.resilience.watchdog import Watchdog
+
+if TYPE_CHECKING:
+    from service.database.pool import ConnectionPool
+
+TEMPLATE = "migrated"
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[EmbeddedPostgres]:
+    """One server for the whole session, with a migrated template to copy from."""
+    # Not below pytest's own directory: that is closed to the user that PostgreSQL runs as.
+    home = Path(tempfile.mkdtemp(prefix="holdfast-test-"))
+    home.chmod(0o711)
+    # Tests kill processes, never the machine, so what the kernel was given is safe.
+    server = EmbeddedPostgres(home, options=("fsync=off", "max_connections=100"))
+    try:
+        server.start()
+        _execute(server, f"CREATE DATABASE {TEMPLATE}")
+        migrate(server.url(OWNER, TEMPLATE), app_dsn=server.app_url, app_statement_timeout_ms=2000)
+        yield server
+    finally:
+        server.stop()
+        shutil.rmtree(home, ignore_errors=True)
+
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture
+def _database_name(postgres: EmbeddedPostgres) -> Iterator[str]:
+    name = f"test_{os.getpid()}_{next(_numbers)}"
+    _execute(postgres, f"CREATE DATABASE {name} TEMPLATE {TEMPLATE}")
+    yield name
+    # A test may have left the server stopped or connections open; neither is the next one's fault.
+    _execute(postgres, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def database_url(postgres: EmbeddedPostgres, _database_name: str) -> str:
+    """A fresh migrated database, as the service's own role sees it."""
+    return postgres.url("holdfast", _database_name)
+
+
+@pytest.fixture
+def owner_url(postgres: EmbeddedPostgres, _database_name: str) -> str:
+    """The same database, as the owner of the schema."""
+    return postgres.url(OWNER, _database_name)
+
+
+@pytest.fixture
+def pool(database_url: str) -> Iterator[ConnectionPool]:
+    """A pool of 4 on the fresh database."""
+    from service.database.pool import ConnectionPool
+
+    pool = ConnectionPool(database_url, size=4, wait_s=0.5, max_waiters=16, watchdog=Watchdog())
+    yield pool
+    pool.close()
+
+
+def _execute(server: EmbeddedPostgres, statement: str) -> None:
+    connection = psycopg2.connect(server.url(OWNER, "postgres"))
+    try:
+        connection.autocommit = True
+        with connection.cursor() as cursor:
+            cursor.execute(statement)
+    finally:
+        connection.close()
