@@ -11,6 +11,9 @@ from typing import Literal
 
 from prometheus_client import Counter, Gauge, Histogram
 
+# Before the first metric is made: it decides where the numbers are kept.
+from service.observability import multiprocess as multiprocess
+
 NAMESPACE = "holdfast"
 
 # --- The closed sets: a label never holds a merchant, a payment, a path as typed or an error's text.
@@ -94,6 +97,7 @@ def _counter(name: str, tells: str, *labels: str) -> Counter:
 
 
 def _gauge(name: str, tells: str, *labels: str, over_workers: _Mode) -> Gauge:
+    # The mode is for the files of several processes only; alone, a gauge is what was set last.
     return Gauge(name, tells, labels, namespace=NAMESPACE, multiprocess_mode=over_workers)
 
 
