@@ -133,7 +133,7 @@ class EmbeddedPostgres:
                 return
             except psycopg2.OperationalError as error:
                 if kept.poll() is not None or monotonic() > give_up_at_s:
-                    said = "\n".join(kept.last_lines()) or str(error)
+                    said = "\n".join(kept.lines()[-10:]) or str(error)
                     raise EmbeddedPostgresError(f"PostgreSQL did not start:\n{said}") from error
                 sleep(0.01)
 

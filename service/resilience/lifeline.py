@@ -57,6 +57,7 @@ class Kept:
         self.log_path = log_path
         self.grace_s = grace_s
         self._pid: int | None = None
+        self._log_start = log_path.stat().st_size if log_path.exists() else 0
         self._lifeline, theirs = socket.socketpair()
         order = {
             "command": self.command,
@@ -121,13 +122,17 @@ class Kept:
             status = self._keeper.wait()
         return status
 
-    def last_lines(self, count: int = 10) -> list[str]:
-        """The end of its log."""
+    def lines(self) -> list[str]:
+        """What it has said since this start, or the end of it when that is much."""
         try:
-            text = self.log_path.read_bytes()[-16384:].decode(errors="replace")
+            with self.log_path.open("rb") as log:
+                size = log.seek(0, os.SEEK_END)
+                # Smaller than at the start: a new file was begun meanwhile.
+                start = self._log_start if self._log_start <= size else 0
+                log.seek(max(start, size - 65536))
+                return log.read().decode(errors="replace").splitlines()
         except OSError:
             return []
-        return text.splitlines()[-count:]
 
 
 class _Keeper:

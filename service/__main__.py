@@ -1,0 +1,67 @@
+"""`python -m service`: one door to every program of Holdfast; `run` starts all of them here."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from typing import NoReturn
+
+from service.settings import SettingsError
+
+# Each is a module `service.cli.NAME` with `add_arguments(parser)` and `run(arguments) -> int`,
+# imported only when it is called: what one command needs must not slow down another.
+COMMANDS = {
+    "run": "start everything on this machine, and stop it together (the default)",
+    "serve": "the data plane: gunicorn with /v1, /healthz and /readyz",
+    "ops": "the ops plane: metrics, diagnostics, the console",
+    "reconcile": "the clock: settle what is in doubt, send what is queued",
+    "migrate": "bring the database to this version's schema",
+    "sandbox": "the stand-in provider, over TLS, with faults on demand",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Do what the command line asks; the status for the shell (2: it cannot be done like this)."""
+    words = sys.argv[1:] if argv is None else argv
+    name = words[0] if words else "run"
+    if name in ("-h", "--help"):
+        print(_overview())
+        return 0
+    if name.startswith("-"):
+        name, words = "run", ["run", *words]
+    if name not in COMMANDS:
+        _refuse(f"There is no command {name!r}.\n\n{_overview()}")
+    command = importlib.import_module(f"service.cli.{name}")
+    parser = argparse.ArgumentParser(
+        prog=f"python -m service {name}",
+        description=command.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_arguments(parser)
+    try:
+        status: int = command.run(parser.parse_args(words[1:]))
+    except SettingsError as error:
+        _refuse(str(error))
+    return status
+
+
+def _overview() -> str:
+    lines = "\n".join(f"  {name:<10} {what}" for name, what in COMMANDS.items())
+    return (
+        f"usage: python -m service [COMMAND] [--help]\n\n{lines}\n\n"
+        "examples:\n"
+        "  python -m service\n"
+        "  DATABASE_URL=postgresql://.. python -m service migrate\n"
+        "  HOLDFAST_BIND=0.0.0.0:8080 python -m service serve\n\n"
+        "Settings come from the environment: see .env.example."
+    )
+
+
+def _refuse(message: str) -> NoReturn:
+    print(message, file=sys.stderr)
+    raise SystemExit(2)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

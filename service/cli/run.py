@@ -1,0 +1,27 @@
+"""Start everything on this machine, and stop it together.
+
+Starts what is not given: PostgreSQL unless DATABASE_URL is set, the sandbox provider unless
+STRIPE_API_BASE is set; then the data plane, the ops plane and the reconciler. Ctrl-C stops all.
+
+example:
+  HOLDFAST_BIND=127.0.0.1:9080 HOLDFAST_OPS_BIND=127.0.0.1:9081 python -m service run --verbose
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from service.settings import Settings
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-v", "--verbose", action="store_true", help="show the parts' log lines here as well"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from service.supervisor.house import run_house
+
+    return run_house(Settings.from_environ(), dict(os.environ), verbose=arguments.verbose)

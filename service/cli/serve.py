@@ -1,0 +1,24 @@
+"""Serve the data plane: payments, refunds, webhooks, /healthz and /readyz.
+
+Becomes gunicorn, so signals and exit status are gunicorn's: SIGTERM ends it gracefully.
+
+example:
+  DATABASE_URL=postgresql://.. STRIPE_API_BASE=https://api.stripe.com python -m service serve
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from service.settings import Settings
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Everything is a setting: containers have an environment."""
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from service.supervisor.planes import become_gunicorn, data_plane
+
+    settings = Settings.from_environ()
+    become_gunicorn(data_plane(settings), settings)

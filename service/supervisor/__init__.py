@@ -1,0 +1,1 @@
+"""Starts the programs of a local run and keeps them together; knows nothing of payments."""

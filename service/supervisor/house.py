@@ -1,0 +1,289 @@
+"""A local run from first program to last: start what is not given, watch it, stop it together."""
+
+from __future__ import annotations
+
+import fcntl
+import http.client
+import json
+import os
+import select
+import shutil
+import signal
+import sys
+from dataclasses import fields, replace
+from pathlib import Path
+from time import monotonic, sleep
+from typing import Any, NoReturn
+
+from service.database.embedded import EmbeddedPostgres, EmbeddedPostgresError
+from service.resilience.lifeline import Kept
+from service.settings import Settings, SettingsError
+from service.supervisor.banner import banner
+from service.supervisor.keys import keys_of, write_private
+from service.supervisor.planes import ROOT, data_plane, ops_plane
+from service.supervisor.ports import free_port, require_free
+from service.supervisor.schema import prepare, require_headroom
+
+# A cold start on a slow machine; a part that dies is noticed at once.
+START_WAIT_S = 60.0
+
+
+class PartDied(Exception):
+    """A part ended by itself, so the rest must end too; says which, with its last words."""
+
+    def __init__(self, name: str, part: Kept) -> None:
+        said = "\n".join(f"  {line}" for line in part.lines()[-10:]) or "  (nothing)"
+        super().__init__(
+            f"The {name} ended by itself (status {part.poll()}). It said last:\n{said}\n"
+            f"All of it: {part.log_path}"
+        )
+
+
+class _Told(Exception):
+    """Somebody asked us to stop, by Ctrl-C or a signal."""
+
+
+def run_house(settings: Settings, environ: dict[str, str], *, verbose: bool) -> int:
+    """Run until told to stop (status 0) or a part dies (1); raises SettingsError before that."""
+    if settings.env == "production":
+        raise SettingsError("`run` is for one machine: in production start serve, ops, reconcile.")
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _told)
+    house = _House(settings, environ, verbose=verbose)
+    status = 0
+    try:
+        house.start()
+        house.watch()
+    except _Told:
+        pass
+    except PartDied as error:
+        print(error, file=sys.stderr)  # noqa: T201
+        status = 1
+    except EmbeddedPostgresError as error:
+        raise SettingsError(str(error)) from error
+    finally:
+        # A second Ctrl-C ends only this process; the parts then end by themselves.
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
+        house.stop()
+    return status
+
+
+def _told(number: int, frame: object) -> NoReturn:
+    raise _Told
+
+
+class _House:
+    def __init__(self, settings: Settings, environ: dict[str, str], *, verbose: bool) -> None:
+        self._home = settings.home.absolute()
+        self._settings = settings
+        self._environ = environ
+        self._verbose = verbose
+        self._parts: dict[str, Kept] = {}
+        self._postgres: EmbeddedPostgres | None = None
+        self._sandbox: dict[str, str] = {}
+        self._lock_fd = -1
+
+    def start(self) -> None:
+        """Start every part that is not given; returns when a payment can be made."""
+        # Searchable by the user that PostgreSQL runs as; what is private in it is so by itself.
+        self._home.mkdir(mode=0o711, parents=True, exist_ok=True)
+        self._lock_fd = _lock(self._home)
+        require_free("HOLDFAST_BIND", self._settings.bind)
+        require_free("HOLDFAST_OPS_BIND", self._settings.ops_bind)
+        keys = keys_of(self._home)
+        self._set(
+            home=self._home,
+            bootstrap_api_key=self._settings.bootstrap_api_key or keys.api_key,
+            stripe_webhook_secret=self._settings.stripe_webhook_secret or keys.webhook_secret,
+            metrics_dir=_fresh(self._home / "metrics"),
+            simulation_enabled=_unless_said(self._environ, "HOLDFAST_SIMULATION_ENABLED"),
+        )
+        if self._settings.stripe_api_base is None:
+            self._start_sandbox()
+        if self._settings.database_url is None:
+            self._start_postgres()
+        prepare(self._settings)
+        require_headroom(self._settings)
+        if self._sandbox:
+            self._wait_for_sandbox()
+        self._start_service()
+        self._wait_until_ready()
+        self._write_run_file()
+        print(banner(self._settings, self._sandbox), flush=True)  # noqa: T201
+
+    def watch(self) -> NoReturn:
+        """Wait for the first part that ends."""
+        while True:
+            self._notice_deaths(None)
+
+    def stop(self) -> None:
+        """Stop the service first, then what it stands on."""
+        (self._home / "run.json").unlink(missing_ok=True)
+        foundations = ("sandbox", "postgres")
+        service = [part for name, part in self._parts.items() if name not in foundations]
+        for part in service:
+            part.release()
+        for part in service:
+            part.stop()
+        for name in foundations:
+            if name in self._parts:
+                self._parts[name].stop()
+
+    def _start_sandbox(self) -> None:
+        port = free_port()
+        home = self._home / "sandbox"
+        webhook_url = f"http://{self._settings.bind}/v1/webhooks/stripe"
+        self._parts["sandbox"] = self._keep(
+            "sandbox",
+            [
+                *(sys.executable, "-m", "service.sandbox", "--port", str(port)),
+                *("--home", str(home), "--webhook-url", webhook_url),
+            ],
+        )
+        self._sandbox = {"url": "", "ca_file": ""}
+
+    def _wait_for_sandbox(self) -> None:
+        """Read the one line that the sandbox prints when it serves."""
+        sandbox = self._parts["sandbox"]
+        give_up_at_s = monotonic() + START_WAIT_S
+        while True:
+            for line in sandbox.lines():
+                if line.startswith("{"):
+                    self._sandbox = json.loads(line)
+                    self._set(
+                        stripe_api_base=self._sandbox["url"],
+                        stripe_api_key=self._settings.stripe_api_key or "sk_test_sandbox",
+                        provider_ca_file=Path(self._sandbox["ca_file"]),
+                    )
+                    return
+            self._require_time(give_up_at_s, "sandbox")
+            self._notice_deaths(0.01)
+
+    def _start_postgres(self) -> None:
+        self._postgres = EmbeddedPostgres(self._home)
+        self._postgres.start()
+        self._parts["postgres"] = self._postgres.process
+        self._set(
+            database_url=self._postgres.app_url, migrate_database_url=self._postgres.owner_url
+        )
+
+    def _start_service(self) -> None:
+        python = [sys.executable, "-m", "service"]
+        for name, command in {
+            "data plane": data_plane(self._settings),
+            "ops plane": ops_plane(self._settings),
+            "reconciler": [*python, "reconcile"],
+        }.items():
+            self._parts[name] = self._keep(name, command, on_foundations=True)
+
+    def _keep(self, name: str, command: list[str], *, on_foundations: bool = False) -> Kept:
+        return Kept(
+            command,
+            log_path=self._home / "logs" / f"{name.replace(' ', '-')}.log",
+            env=_environ_of(self._settings, self._environ),
+            cwd=ROOT,
+            # gunicorn's own patience, and a little for the master to notice.
+            grace_s=self._settings.graceful_stop_s + 2,
+            # What is in flight when we are killed can still be recorded.
+            outlived_by=list(self._parts.values()) if on_foundations else [],
+            inherited_fds=[self._lock_fd],
+            echo=self._verbose and on_foundations,
+        )
+
+    def _wait_until_ready(self) -> None:
+        give_up_at_s = monotonic() + START_WAIT_S
+        for name, bind, path in (
+            ("data plane", self._settings.bind, "/readyz"),
+            ("ops plane", self._settings.ops_bind, "/healthz"),
+        ):
+            while not _answers(bind, path):
+                self._require_time(give_up_at_s, name)
+                self._notice_deaths(0.02)
+
+    def _require_time(self, give_up_at_s: float, name: str) -> None:
+        if monotonic() > give_up_at_s:
+            said = "\n".join(self._parts[name].lines()[-10:])
+            raise SettingsError(f"The {name} did not start in {START_WAIT_S:.0f} s:\n{said}")
+
+    def _notice_deaths(self, timeout_s: float | None) -> None:
+        """Wait at most `timeout_s`; raises PartDied as soon as a part has ended."""
+        for part in self._parts.values():
+            _ = part.pid  # Read, so that only the end makes the lifeline readable.
+        ended, _, _ = select.select(list(self._parts.values()), [], [], timeout_s)
+        for name, part in self._parts.items():
+            if part in ended:
+                part.wait(1.0)
+                raise PartDied(name, part)
+
+    def _set(self, **values: Any) -> None:
+        self._settings = replace(self._settings, **values)
+
+    def _write_run_file(self) -> None:
+        settings = self._settings
+        write_private(
+            self._home / "run.json",
+            {
+                "url": f"http://{settings.bind}",
+                "ops_url": f"http://{settings.ops_bind}",
+                "api_key": settings.bootstrap_api_key,
+                "database_url": settings.database_url,
+                "sandbox_url": self._sandbox.get("url"),
+                "sandbox_ca": self._sandbox.get("ca_file"),
+                "pids": {"supervisor": os.getpid()}
+                | {name.replace(" ", "_"): part.pid for name, part in self._parts.items()},
+            },
+        )
+
+
+def _lock(home: Path) -> int:
+    """Take the home's lock; every part inherits it, so it is free when all of them are gone."""
+    lock_fd = os.open(home / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    # A killed run still finishes its payments: its grace, and PostgreSQL's last checkpoint.
+    give_up_at_s = monotonic() + 25.0
+    while True:
+        try:
+            fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return lock_fd
+        except BlockingIOError:
+            if monotonic() > give_up_at_s:
+                os.close(lock_fd)
+                raise SettingsError(
+                    f"Another run has {home}: stop it, or set HOLDFAST_HOME to another directory."
+                ) from None
+            sleep(0.05)
+
+
+def _environ_of(settings: Settings, environ: dict[str, str]) -> dict[str, str]:
+    """The environment in which another process reads the same settings."""
+    texts = dict(environ)
+    for field in fields(settings):
+        env, value = field.metadata["env"], getattr(settings, field.name)
+        texts.pop(env, None)
+        texts.pop(f"{env}_FILE", None)
+        if value is not None:
+            texts[env] = str(value.absolute() if isinstance(value, Path) else value)
+    return texts
+
+
+def _fresh(directory: Path) -> Path:
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir()
+    return directory
+
+
+def _unless_said(environ: dict[str, str], env: str) -> bool:
+    return environ.get(env, "").lower() not in ("0", "false", "off", "no")
+
+
+def _answers(bind: str, path: str) -> bool:
+    host, _, port = bind.rpartition(":")
+    reachable = {"0.0.0.0": "127.0.0.1", "[::]": "::1"}.get(host, host.strip("[]"))  # noqa: S104
+    connection = http.client.HTTPConnection(reachable, int(port), timeout=2.0)
+    try:
+        connection.request("GET", path)
+        return connection.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()

@@ -1,0 +1,41 @@
+"""The secrets that a local run makes up at its first start, and keeps."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class LocalKeys:
+    """Good for this machine's sandbox only; the API key is stored hashed in the database."""
+
+    api_key: str
+    webhook_secret: str
+
+
+def keys_of(home: Path) -> LocalKeys:
+    """Read the keys of `home`, or make them: the same on every start."""
+    path = home / "keys.json"
+    if path.exists():
+        return LocalKeys(**json.loads(path.read_text()))
+    # This process serves no metrics: it must not leave files among those that are served.
+    os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)
+    from service.payments.merchants import generate_key
+
+    keys = LocalKeys(generate_key("test"), f"whsec_{secrets.token_urlsafe(24)}")
+    write_private(path, asdict(keys))
+    return keys
+
+
+def write_private(path: Path, content: object) -> None:
+    """Write JSON for this user's eyes only, whole or not at all."""
+    new = path.with_suffix(".new")
+    new.unlink(missing_ok=True)
+    with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        json.dump(content, file, indent=2)
+        file.write("\n")
+    new.replace(path)

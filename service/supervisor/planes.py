@@ -1,0 +1,46 @@
+"""The command lines of the two planes, and becoming one of them."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+from service.settings import Settings, SettingsError
+
+# Where `wsgi.py` and `deploy/` are: beside the package.
+ROOT = Path(__file__).resolve().parent.parent.parent
+# People and scrapers, a handful at once; a page never waits for a payment.
+OPS_THREADS = 8
+
+
+def data_plane(settings: Settings) -> list[str]:
+    """gunicorn with /v1; all its settings come from the environment, through its own file."""
+    return [*_gunicorn(), "--bind", settings.bind, "wsgi:app"]
+
+
+def ops_plane(settings: Settings) -> list[str]:
+    """gunicorn with the diagnostics: one worker, so that what it caches is cached once."""
+    bind = ["--bind", settings.ops_bind]
+    return [*_gunicorn(), *bind, "--workers", "1", "--threads", str(OPS_THREADS), "wsgi:ops"]
+
+
+def become_gunicorn(command: list[str], settings: Settings) -> NoReturn:
+    """Replace this process, so that signals from outside reach gunicorn itself."""
+    from service.supervisor.schema import require_headroom
+
+    if settings.database_url is None:
+        raise SettingsError("DATABASE_URL is not set: only `run` brings a PostgreSQL of its own.")
+    require_headroom(settings)
+    # Before anything imports prometheus_client, which decides at import.
+    settings.metrics_path.mkdir(parents=True, exist_ok=True)
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(settings.metrics_path.absolute())
+    os.execv(command[0], command)  # noqa: S606
+
+
+def _gunicorn() -> list[str]:
+    config = ROOT / "deploy" / "gunicorn.conf.py"
+    if not config.exists():
+        raise SettingsError(f"{config} is missing: run from a checkout or from the image.")
+    return [sys.executable, "-m", "gunicorn", "-c", str(config), "--pythonpath", str(ROOT)]
