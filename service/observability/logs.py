@@ -32,6 +32,9 @@ _CHATTY = ("urllib3", "werkzeug", "backoff")
 CHAIN_LIMIT = 8
 
 _context: ContextVar[Mapping[str, Any]] = ContextVar("log_context", default={})  # noqa: B039
+_FIXED = frozenset(
+    ("timestamp", "level", "event", "logger", "service", "environment", "instance", "worker", "pid")
+)
 _RESERVED = frozenset(RESERVED_ATTRS) | {"message", "asctime", "taskName"}
 
 
@@ -76,7 +79,9 @@ def gunicorn_logconfig_dict(
 @contextlib.contextmanager
 def bind(**context: Any) -> Iterator[None]:
     """Add these fields to every event logged within the block, in this thread."""
-    token = _context.set({**_context.get(), **context})
+    # Cleaned here, once, and not again in each event.
+    cleaned = {name: clean(value, name=name) for name, value in context.items()}
+    token = _context.set({**_context.get(), **cleaned})
     try:
         yield
     finally:
@@ -109,12 +114,13 @@ class EventFormatter(JsonFormatter):
         self, log_data: dict[str, Any], record: logging.LogRecord, message_dict: dict[str, Any]
     ) -> None:
         log_data.update(self._fixed_fields(record, clean_text(record.getMessage())))
-        fields = {**_context.get(), **record.__dict__}
-        for name, value in fields.items():
+        for name, value in _context.get().items():
+            log_data.setdefault(name, value)
+        for name, value in record.__dict__.items():
             if name in _RESERVED:
                 continue
             # An extra may not pass itself off as one of the fields that machines rely on.
-            free_name = f"{name}_" if name in log_data else name
+            free_name = f"{name}_" if name in _FIXED else name
             log_data[free_name] = clean(value, name=name)
         if record.exc_info and record.exc_info[1] is not None:
             log_data["exception"] = _chain(record.exc_info[1])
@@ -134,7 +140,6 @@ class EventFormatter(JsonFormatter):
             "instance": self._instance,
             "worker": multiprocess.slot() or f"pid-{os.getpid()}",
             "pid": os.getpid(),
-            "thread": record.threadName,
         }
 
 

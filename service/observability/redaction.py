@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import Any
 from urllib.parse import quote
 
@@ -59,8 +60,10 @@ def clean(value: Any, *, name: str = "", depth: int = 0) -> Any:
     """The value as JSON may hold it, bounded, without secrets and card numbers."""
     if value is None or isinstance(value, bool):
         return value
-    if name and _SECRET_NAMES.search(name):
+    if name and _names_a_secret(name):
         return REDACTED
+    if type(value) is str:
+        return clean_text(value)
     if isinstance(value, int):
         return REDACTED if looks_like_card(str(int(value))) else int(value)
     if isinstance(value, float):
@@ -72,15 +75,18 @@ def clean(value: Any, *, name: str = "", depth: int = 0) -> Any:
         }
     if isinstance(value, list | tuple | set | frozenset) and depth < DEPTH_LIMIT:
         return [clean(item, depth=depth + 1) for item in list(value)[:ITEMS_LIMIT]]
-    return clean_text(value if type(value) is str else str(value))
+    return clean_text(str(value))
 
 
 def clean_text(text: str) -> str:
     """The text without secrets and card numbers, cut where it gets too long."""
+    if len(text) < SECRET_MIN_LENGTH:
+        return text
     # Cut at twice the limit first, so that a secret across the final cut is still seen whole.
     text = text[: 2 * STRING_LIMIT]
     text = _pattern.sub(_hide_secret, text)
-    text = _DIGITS.sub(_hide_card, text)
+    if len(text) >= _CARD_LENGTHS[0]:
+        text = _DIGITS.sub(_hide_card, text)
     return text if len(text) <= STRING_LIMIT else text[:STRING_LIMIT] + "…"
 
 
@@ -93,6 +99,11 @@ def looks_like_card(digits: str) -> bool:
         number = int(digit) * (1 + place % 2)
         total += number - 9 if number > 9 else number
     return total % 10 == 0
+
+
+@lru_cache(maxsize=1024)
+def _names_a_secret(name: str) -> bool:
+    return _SECRET_NAMES.search(name) is not None
 
 
 def _hide_secret(match: re.Match[str]) -> str:
