@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from time import monotonic
 
 from service.errors import DeadlineExceeded
@@ -13,11 +13,13 @@ class Deadline:
     """A moment (seconds on `time.monotonic`). Immutable, so it may cross threads."""
 
     at_s: float
+    # What it was given at first, for people: "timeout after 5000ms" names the setting, not the rest.
+    budget_s: float = field(default=0.0, compare=False)
 
     @classmethod
     def after(cls, seconds: float) -> Deadline:
         """The moment `seconds` from now."""
-        return cls(monotonic() + seconds)
+        return cls(monotonic() + seconds, seconds)
 
     def remaining_s(self) -> float:
         """Seconds left, never below 0."""
@@ -29,7 +31,8 @@ class Deadline:
 
     def within(self, seconds: float) -> Deadline:
         """The earlier of this deadline and `seconds` from now: a step may shorten, never extend."""
-        return Deadline(min(self.at_s, monotonic() + seconds))
+        shorter = Deadline.after(seconds)
+        return shorter if shorter.at_s < self.at_s else self
 
     def require(self) -> None:
         """Raise DeadlineExceeded when no time is left; call it before beginning work."""

@@ -26,11 +26,17 @@ class Watch:
 
     def __init__(self, fileno: int) -> None:
         # A duplicate: the number in `fileno` may be closed and given to another socket meanwhile.
-        self._socket: socket.socket | None = socket.socket(fileno=os.dup(fileno))
+        duplicate = os.dup(fileno)
+        try:
+            self._socket: socket.socket | None = socket.socket(fileno=duplicate)
+        except OSError:
+            os.close(duplicate)
+            raise
         self._lock = threading.Lock()
         self.fired = False
 
     def fire(self) -> None:
+        """Shut the socket down, unless the call is over."""
         with self._lock:
             if self._socket is None:
                 return
@@ -40,6 +46,7 @@ class Watch:
                 self._socket.shutdown(socket.SHUT_RDWR)
 
     def release(self) -> None:
+        """The call is over: the socket is never touched again. May be called twice."""
         with self._lock:
             if self._socket is not None:
                 self._socket.close()
@@ -61,22 +68,25 @@ class Watchdog:
     @contextlib.contextmanager
     def guard(self, fileno: int, deadline: Deadline) -> Iterator[Watch]:
         """Shut the socket behind `fileno` down at `deadline`, unless the block ends before."""
-        watch = Watch(fileno)
-        self._add(deadline.at_s, watch)
+        watch = self.watch(fileno, deadline)
         try:
             yield watch
         finally:
             watch.release()
 
-    def _add(self, at_s: float, watch: Watch) -> None:
+    def watch(self, fileno: int, deadline: Deadline) -> Watch:
+        """As `guard`, for a call that begins and ends in different places: release it yourself."""
+        watch = Watch(fileno)
         with self._changed:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
                 self._thread.start()
+            # The count decides between equal moments: watches themselves have no order.
             self._count += 1
-            heapq.heappush(self._heap, (at_s, self._count, watch))
+            heapq.heappush(self._heap, (deadline.at_s, self._count, watch))
             if self._heap[0][2] is watch:
                 self._changed.notify()
+        return watch
 
     def _run(self) -> None:
         while True:
