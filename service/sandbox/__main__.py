@@ -1,0 +1,101 @@
+"""`python -m service.sandbox`: run the stand-in provider until a signal ends it."""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+from time import monotonic, sleep
+
+from service.sandbox.api import Api
+from service.sandbox.books import Announce, Books
+from service.sandbox.certificate import server_context
+from service.sandbox.control import Control
+from service.sandbox.faults import Faults
+from service.sandbox.webhooks import Webhooks
+from service.sandbox.wire import Line, Request, Server
+
+# A predecessor that was killed lets go of its lock as soon as the kernel has buried it.
+LOCK_WAIT_S = 5.0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Print one JSON line with the URL and the authority's file, then serve."""
+    given = _parse(arguments)
+    logging.basicConfig(level=logging.WARNING, format="sandbox %(levelname)s %(message)s")
+    _end_at_once_on_signals()
+    home: Path = given.home.resolve()
+    home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if not _lock(home / "lock"):
+        sys.stderr.write(f"Another sandbox keeps its books in {home}: stop it, or give --home.\n")
+        return 2
+    listener = socket.create_server((given.host, given.port), backlog=512)
+    url = f"https://{given.host}:{listener.getsockname()[1]}"
+    books = Books(home / "books.sqlite", announce=_announce(given))
+    faults = Faults(seed=given.seed)
+    api = Api(books, faults, hosted_url=url)
+    control = Control(books, faults, api.payment_intents)
+
+    def handle(request: Request, line: Line) -> None:
+        if request.path.startswith("/_"):
+            line.answer(control.answer(request))
+        else:
+            api.handle(request, line)
+
+    server = Server(handle, listener=listener, tls=server_context(home / "tls"))
+    sys.stdout.write(json.dumps({"url": url, "ca_file": str(home / "tls" / "ca.pem")}) + "\n")
+    sys.stdout.flush()
+    server.serve_forever()
+    return 0
+
+
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m service.sandbox", description=__doc__)
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=0, help="0: any free one, printed at start")
+    parser.add_argument("--home", type=Path, required=True, help="books and certificate")
+    parser.add_argument("--webhook-url", help="where signed events are sent; none: nowhere")
+    parser.add_argument("--webhook-secret", help="signs the events (whsec_..)")
+    parser.add_argument("--seed", type=int, help="makes the faults that are drawn repeatable")
+    given = parser.parse_args(arguments)
+    if given.webhook_url and not given.webhook_secret:
+        parser.error("--webhook-url needs --webhook-secret")
+    return given
+
+
+def _announce(given: argparse.Namespace) -> Announce:
+    if given.webhook_url:
+        return Webhooks(url=given.webhook_url, secret=given.webhook_secret).announce
+    return lambda _event_type, _item_json, _idempotency_key: None
+
+
+def _lock(path: Path) -> bool:
+    """Hold the file for the life of the process; False when another process keeps it."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    end_s = monotonic() + LOCK_WAIT_S
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if monotonic() >= end_s:
+                return False
+            sleep(0.05)
+        else:
+            return True
+
+
+def _end_at_once_on_signals() -> None:
+    # Calls that hang on purpose would hold an orderly exit up for minutes, and there is nothing
+    # left to write: every movement was committed before its answer left.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda _number, _frame: os._exit(0))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,255 @@
+"""The sandbox's books on disk: objects, movements of money, saved answers.
+
+SQLite in WAL mode. One transaction holds a call's objects, its movements and its saved answer, and
+is committed before the answer leaves, so `kill -9` at any moment leaves all of it or nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from time import time
+from typing import Any
+
+Object = dict[str, Any]
+# Called after a commit with the event's type, the object as JSON, and the idempotency key.
+Announce = Callable[[str, str, str | None], None]
+
+# Stripe keeps keys for at least 24 hours; an hour more for clocks.
+ANSWERS_KEPT_S = 25 * 3600
+PRUNE_EVERY_S = 3600
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS objects (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT,
+    id TEXT NOT NULL UNIQUE,
+    kind TEXT NOT NULL,
+    created INTEGER NOT NULL,
+    payment_intent TEXT,
+    body TEXT NOT NULL
+);
+CREATE INDEX IF NOT EXISTS objects_by_kind ON objects (kind, seq);
+CREATE INDEX IF NOT EXISTS objects_by_intent ON objects (payment_intent, kind, seq);
+CREATE TABLE IF NOT EXISTS movements (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT,
+    at TEXT NOT NULL,
+    kind TEXT NOT NULL,
+    payment_intent TEXT NOT NULL,
+    payment_id TEXT,
+    reference TEXT,
+    amount INTEGER NOT NULL,
+    currency TEXT NOT NULL,
+    idempotency_key TEXT
+);
+CREATE INDEX IF NOT EXISTS movements_by_payment_id ON movements (payment_id);
+CREATE INDEX IF NOT EXISTS movements_by_reference ON movements (reference);
+CREATE TABLE IF NOT EXISTS answers (
+    account TEXT NOT NULL,
+    key TEXT NOT NULL,
+    endpoint TEXT NOT NULL,
+    fingerprint BLOB NOT NULL,
+    status INTEGER NOT NULL,
+    body BLOB NOT NULL,
+    request_id TEXT NOT NULL,
+    saved_at INTEGER NOT NULL,
+    PRIMARY KEY (account, key)
+) WITHOUT ROWID;
+"""
+_MOVEMENT = (
+    "at",
+    "kind",
+    "payment_intent",
+    "payment_id",
+    "reference",
+    "amount",
+    "currency",
+    "idempotency_key",
+)
+
+
+def new_id(prefix: str) -> str:
+    """An id in Stripe's manner: the kind's prefix and 24 characters."""
+    return f"{prefix}_{secrets.token_hex(12)}"
+
+
+@dataclass(frozen=True, slots=True)
+class SavedAnswer:
+    """The first answer to a key, with what it answered."""
+
+    endpoint: str
+    fingerprint: bytes
+    status: int
+    body: bytes
+    request_id: str
+
+
+class Page:
+    """One transaction's view of the books; made by `Books.writing` and `Books.reading`."""
+
+    def __init__(self, connection: sqlite3.Connection, idempotency_key: str | None) -> None:
+        self._connection = connection
+        self.idempotency_key = idempotency_key
+        # Announced after the commit, and only then.
+        self.events: list[tuple[str, str]] = []
+
+    def find(self, kind: str, object_id: str) -> Object | None:
+        row = self._connection.execute(
+            "SELECT body FROM objects WHERE id = ? AND kind = ?", (object_id, kind)
+        ).fetchone()
+        return None if row is None else json.loads(row[0])
+
+    def add(self, item: Object) -> None:
+        intent_id = item["id"] if item["object"] == "payment_intent" else item["payment_intent"]
+        self._connection.execute(
+            "INSERT INTO objects (id, kind, created, payment_intent, body) VALUES (?, ?, ?, ?, ?)",
+            (item["id"], item["object"], item["created"], intent_id, _dump(item)),
+        )
+
+    def update(self, item: Object) -> None:
+        self._connection.execute(
+            "UPDATE objects SET body = ? WHERE id = ?", (_dump(item), item["id"])
+        )
+
+    def listed(self, kind: str, given: Mapping[str, Any]) -> tuple[list[Object], bool]:
+        """A page, newest first, and whether more follow; `given` is Stripe's list parameters."""
+        conditions, values = _conditions(kind, given)
+        before = given.get("ending_before")
+        limit = given.get("limit", 10)
+        rows = self._connection.execute(
+            f"SELECT body FROM objects WHERE {' AND '.join(conditions)}"  # noqa: S608
+            f" ORDER BY seq {'ASC' if before else 'DESC'} LIMIT ?",
+            (*values, limit + 1),
+        ).fetchall()
+        page = [json.loads(row[0]) for row in rows[:limit]]
+        return (page[::-1] if before else page), len(rows) > limit
+
+    def move(self, kind: str, intent: Object, amount: int) -> None:
+        """Write one movement of money down."""
+        metadata = intent["metadata"]
+        self._connection.execute(
+            f"INSERT INTO movements ({', '.join(_MOVEMENT)}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",  # noqa: S608
+            (
+                datetime.now(UTC).isoformat(),
+                kind,
+                intent["id"],
+                metadata.get("payment_id"),
+                metadata.get("reference"),
+                amount,
+                intent["currency"],
+                self.idempotency_key,
+            ),
+        )
+
+    def movements(self, wanted: Mapping[str, str]) -> list[Object]:
+        """Movements in the order they happened; `wanted` names columns and their values."""
+        where = " AND ".join(f"{column} = ?" for column in wanted) or "1"
+        rows = self._connection.execute(
+            f"SELECT {', '.join(_MOVEMENT)} FROM movements WHERE {where} ORDER BY seq",  # noqa: S608
+            tuple(wanted.values()),
+        )
+        return [dict(zip(_MOVEMENT, row, strict=True)) for row in rows]
+
+    def announce(self, event_type: str, item: Object) -> None:
+        """Send a webhook about the object as it is now, once this page is committed."""
+        self.events.append((event_type, _dump(item)))
+
+    def saved_answer(self, account: str, key: str) -> SavedAnswer | None:
+        row = self._connection.execute(
+            "SELECT endpoint, fingerprint, status, body, request_id FROM answers"
+            " WHERE account = ? AND key = ?",
+            (account, key),
+        ).fetchone()
+        return None if row is None else SavedAnswer(*row)
+
+    def save_answer(self, account: str, key: str, saved: SavedAnswer) -> None:
+        self._connection.execute(
+            "INSERT INTO answers (account, key, endpoint, fingerprint, status, body, request_id,"
+            " saved_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                account,
+                key,
+                saved.endpoint,
+                saved.fingerprint,
+                saved.status,
+                saved.body,
+                saved.request_id,
+                int(time()),
+            ),
+        )
+
+
+def _conditions(kind: str, given: Mapping[str, Any]) -> tuple[list[str], list[Any]]:
+    conditions: list[str] = ["kind = ?"]
+    values: list[Any] = [kind]
+    operators = {"gt": ">", "gte": ">=", "lt": "<", "lte": "<="}
+    for bound, moment in given.get("created", {}).items():
+        conditions.append(f"created {operators[bound]} ?")
+        values.append(moment)
+    for name, operator in (("starting_after", "<"), ("ending_before", ">")):
+        if given.get(name):
+            conditions.append(f"seq {operator} (SELECT seq FROM objects WHERE id = ?)")  # noqa: S608
+            values.append(given[name])
+    if given.get("payment_intent"):
+        conditions.append("payment_intent = ?")
+        values.append(given["payment_intent"])
+    for name in ("customer", "charge"):
+        if given.get(name):
+            conditions.append(f"body ->> '{name}' = ?")
+            values.append(given[name])
+    return conditions, values
+
+
+def _dump(item: Object) -> str:
+    return json.dumps(item, separators=(",", ":"))
+
+
+class Books:
+    """The books. Every method may be called from many threads; they take turns."""
+
+    def __init__(self, path: Path, *, announce: Announce) -> None:
+        self._announce = announce
+        self._turn = threading.Lock()
+        self._prune_at = 0.0
+        self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        # NORMAL: a commit survives the death of the process; only a power cut may undo the last.
+        self._connection.executescript(
+            "PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA temp_store = MEMORY;"
+        )
+        self._connection.executescript(_SCHEMA)
+
+    @contextmanager
+    def writing(self, *, idempotency_key: str | None) -> Iterator[Page]:
+        """A page that is committed when the block ends, and forgotten when it raises."""
+        with self._turn:
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                self._prune()
+                page = Page(self._connection, idempotency_key)
+                yield page
+            except BaseException:
+                self._connection.execute("ROLLBACK")
+                raise
+            self._connection.execute("COMMIT")
+        for event_type, item_json in page.events:
+            self._announce(event_type, item_json, idempotency_key)
+
+    @contextmanager
+    def reading(self) -> Iterator[Page]:
+        """A page to look at."""
+        with self._turn:
+            yield Page(self._connection, None)
+
+    def _prune(self) -> None:
+        if time() < self._prune_at:
+            return
+        self._prune_at = time() + PRUNE_EVERY_S
+        self._connection.execute(
+            "DELETE FROM answers WHERE saved_at < ?", (int(time()) - ANSWERS_KEPT_S,)
+        )

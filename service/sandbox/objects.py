@@ -1,0 +1,43 @@
+"""Finding and listing objects, with Stripe's answers for what is not there."""
+
+from __future__ import annotations
+
+from service.sandbox import form
+from service.sandbox.books import Object, Page
+from service.sandbox.errors import invalid, missing
+from service.sandbox.form import Form
+
+LIST_CHECKS = {
+    "limit": form.page_size,
+    "starting_after": form.text,
+    "ending_before": form.text,
+    "created": form.time_range,
+}
+_NAMES = {"payment_intent": "payment_intent", "charge": "charge", "refund": "refund"}
+
+
+def load(page: Page, kind: str, object_id: str, *, param: str = "id") -> Object:
+    """The object, or StripeError `resource_missing`."""
+    found = page.find(kind, object_id)
+    if found is None:
+        raise missing(_NAMES[kind], object_id, param=param)
+    return found
+
+
+def listing(page: Page, kind: str, given: Form) -> Object:
+    """Stripe's list object, newest first."""
+    for cursor in ("starting_after", "ending_before"):
+        if given.get(cursor):
+            load(page, kind, given[cursor], param=cursor)
+    found, has_more = page.listed(kind, given)
+    return {"object": "list", "url": f"/v1/{kind}s", "has_more": has_more, "data": found}
+
+
+def expanded(page: Page, item: Object, given: Form) -> Object:
+    """The object with what `expand[]` names in place of its id."""
+    for name in given.get("expand", []):
+        if name not in ("latest_charge", "charge", "payment_intent") or name not in item:
+            raise invalid(f"This property cannot be expanded ({name}).", param="expand")
+        kind = name.removeprefix("latest_")
+        item = item | {name: page.find(kind, item[name]) if item[name] else None}
+    return item

@@ -1,0 +1,117 @@
+"""Signed webhooks to one endpoint, from one thread, tried again until they are taken."""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import hmac
+import json
+import logging
+import threading
+from dataclasses import dataclass
+from time import monotonic, time
+
+import requests
+
+from service.sandbox.books import new_id
+
+log = logging.getLogger(__name__)
+
+# Some minutes of a busy run; when the endpoint is away for longer, the newest are dropped.
+WAITING_MAX = 10_000
+# The pauses before each further attempt: quick for a restart, then as patient as a local run is.
+RETRY_AFTER_S = (1.0, 5.0, 30.0, 120.0, 600.0, 3600.0)
+TIMEOUT_S = (2.0, 10.0)
+API_VERSION = "2025-03-31.basil"
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One event as it is sent, byte for byte, at every attempt."""
+
+    event_type: str
+    payload: bytes
+    attempt: int = 0
+
+
+def signature(payload: bytes, *, secret: str, at_s: int) -> str:
+    """The `Stripe-Signature` header: HMAC-SHA256 over the moment and the raw body."""
+    digest = hmac.new(secret.encode(), b"%d." % at_s + payload, hashlib.sha256).hexdigest()
+    return f"t={at_s},v1={digest}"
+
+
+class Webhooks:
+    """Delivers events in the background. They wait in memory: webhooks are hints, and a receiver
+    that needs certainty asks the API."""
+
+    def __init__(self, *, url: str, secret: str) -> None:
+        self._url = url
+        self._secret = secret
+        self._waiting: list[tuple[float, int, Event]] = []
+        self._count = 0
+        self._changed = threading.Condition()
+        threading.Thread(target=self._run, name="webhooks", daemon=True).start()
+
+    def announce(self, event_type: str, item_json: str, idempotency_key: str | None) -> None:
+        """Queue an event about an object; never blocks."""
+        frame = {
+            "id": new_id("evt"),
+            "object": "event",
+            "api_version": API_VERSION,
+            "created": int(time()),
+            "data": {"object": json.loads(item_json)},
+            "livemode": False,
+            "pending_webhooks": 1,
+            "request": {"id": None, "idempotency_key": idempotency_key},
+            "type": event_type,
+        }
+        payload = json.dumps(frame, separators=(",", ":")).encode()
+        self._put(Event(event_type, payload), due_s=monotonic())
+
+    def _put(self, event: Event, *, due_s: float) -> None:
+        with self._changed:
+            if len(self._waiting) >= WAITING_MAX:
+                log.warning("webhook.dropped", extra={"event_type": event.event_type})
+                return
+            self._count += 1
+            heapq.heappush(self._waiting, (due_s, self._count, event))
+            self._changed.notify()
+
+    def _run(self) -> None:
+        with requests.Session() as session:
+            session.trust_env = False
+            while True:
+                event = self._next()
+                if not self._deliver(session, event):
+                    self._again_later(event)
+
+    def _next(self) -> Event:
+        with self._changed:
+            while not self._waiting or self._waiting[0][0] > monotonic():
+                wait_s = self._waiting[0][0] - monotonic() if self._waiting else None
+                self._changed.wait(wait_s)
+            return heapq.heappop(self._waiting)[2]
+
+    def _deliver(self, session: requests.Session, event: Event) -> bool:
+        signed = signature(event.payload, secret=self._secret, at_s=int(time()))
+        headers = {"Content-Type": "application/json", "Stripe-Signature": signed}
+        try:
+            answer = session.post(
+                self._url,
+                data=event.payload,
+                headers=headers,
+                timeout=TIMEOUT_S,
+                allow_redirects=False,
+            )
+        except requests.RequestException as error:
+            log.info("webhook.failed", extra={"reason": type(error).__name__})
+            return False
+        return answer.ok
+
+    def _again_later(self, event: Event) -> None:
+        if event.attempt >= len(RETRY_AFTER_S):
+            log.warning("webhook.given_up", extra={"event_type": event.event_type})
+            return
+        pause_s = RETRY_AFTER_S[event.attempt]
+        again = Event(event.event_type, event.payload, event.attempt + 1)
+        self._put(again, due_s=monotonic() + pause_s)

@@ -1,0 +1,240 @@
+"""HTTP/1.1 over TLS with the socket in our own hands, so that a fault can be exactly itself.
+
+No web framework lets a handler reset the connection, or drip a body and notice that the client has
+left. One thread serves one connection; an answer is one write.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import select
+import socket
+import ssl
+import struct
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from time import monotonic
+from urllib.parse import unquote, urlsplit
+
+log = logging.getLogger(__name__)
+
+# A local run has some dozens of connections; the bound is for a client that leaks them.
+CONNECTIONS_MAX = 1024
+HEAD_BYTES_MAX = 32 * 1024
+BODY_BYTES_MAX = 256 * 1024
+HANDSHAKE_S = 10.0
+# Longer than the clients keep an idle connection, so that it is rarely we who close first.
+IDLE_S = 120.0
+
+_REASONS = {status.value: status.phrase for status in HTTPStatus}
+# Closing with this sends a reset instead of a farewell.
+_NO_LINGER = struct.pack("ii", 1, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request, whole. Header names are in lower case."""
+
+    method: str
+    path: str
+    query: str
+    headers: Mapping[str, str]
+    body: bytes
+    is_local: bool  # The peer is on this machine.
+    is_last: bool  # The peer wants the connection closed afterwards.
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One answer, whole."""
+
+    status: int
+    body: bytes
+    content_type: str = "application/json"
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    def encode(self) -> bytes:
+        return self.head() + self.body
+
+    def head(self) -> bytes:
+        lines = [
+            f"HTTP/1.1 {self.status} {_REASONS[self.status]}",
+            f"Content-Type: {self.content_type}",
+            f"Content-Length: {len(self.body)}",
+            *(f"{name}: {value}" for name, value in self.headers.items()),
+        ]
+        return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
+
+
+class Malformed(Exception):
+    """What came is no HTTP that we serve; the connection cannot go on."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(status)
+        self.status = status
+
+
+class Line:
+    """One connection: what a handler may do with it, politely or not."""
+
+    def __init__(self, connection: ssl.SSLSocket, *, is_local: bool) -> None:
+        self._connection = connection
+        self._is_local = is_local
+        self._buffer = b""
+        self.is_open = True
+
+    def answer(self, answer: Answer) -> None:
+        self._connection.sendall(answer.encode())
+
+    def drip(self, answer: Answer, *, pause_s: float, longest_s: float) -> None:
+        """Send the head, then the body a byte at a time; cut it off after `longest_s`."""
+        end_s = monotonic() + longest_s
+        self._connection.sendall(answer.head())
+        for place in range(len(answer.body)):
+            self._connection.sendall(answer.body[place : place + 1])
+            if monotonic() >= end_s or not self.hold(pause_s):
+                self.hang_up()
+                return
+
+    def send_part(self, part: bytes) -> None:
+        """Send only this, then close."""
+        self._connection.sendall(part)
+        self.hang_up()
+
+    def hold(self, seconds: float) -> bool:
+        """Say nothing for so long; False as soon as the client has gone away."""
+        end_s = monotonic() + seconds
+        poller = select.poll()
+        poller.register(self._connection, select.POLLIN)
+        while (left_s := end_s - monotonic()) > 0:
+            if poller.poll(left_s * 1000) and not self._receive():
+                return False
+        return True
+
+    def hang_up(self) -> None:
+        """Close without another word (the client sees the end of the stream)."""
+        self.is_open = False
+        with contextlib.suppress(OSError):
+            self._connection.shutdown(socket.SHUT_RDWR)
+
+    def reset(self) -> None:
+        """Close with a TCP reset."""
+        self.is_open = False
+        self._connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
+        self._connection.close()
+
+    def next_request(self) -> Request | None:
+        """The next whole request; None when the client has closed."""
+        while (head_end := self._buffer.find(b"\r\n\r\n")) < 0:
+            if len(self._buffer) > HEAD_BYTES_MAX:
+                raise Malformed(431)
+            if not self._receive():
+                return None
+        head, self._buffer = self._buffer[:head_end], self._buffer[head_end + 4 :]
+        method, target, headers = _read_head(head)
+        length = _body_length(headers)
+        while len(self._buffer) < length:
+            if not self._receive():
+                return None
+        body, self._buffer = self._buffer[:length], self._buffer[length:]
+        parts = urlsplit(target)
+        return Request(
+            method=method,
+            path=unquote(parts.path),
+            query=parts.query,
+            headers=headers,
+            body=body,
+            is_local=self._is_local,
+            is_last=headers.get("connection", "").lower() == "close",
+        )
+
+    def _receive(self) -> bool:
+        try:
+            piece = self._connection.recv(65536)
+        except OSError:
+            return False
+        self._buffer += piece
+        return bool(piece)
+
+
+def _read_head(head: bytes) -> tuple[str, str, dict[str, str]]:
+    first, *rest = head.decode("latin-1").split("\r\n")
+    words = first.split(" ")
+    if len(words) != 3 or not words[2].startswith("HTTP/1."):
+        raise Malformed(400)
+    headers = {}
+    for row in rest:
+        name, colon, value = row.partition(":")
+        if not colon:
+            raise Malformed(400)
+        headers[name.lower()] = value.strip()
+    return words[0], words[1], headers
+
+
+def _body_length(headers: Mapping[str, str]) -> int:
+    if "transfer-encoding" in headers:
+        raise Malformed(411)
+    length = headers.get("content-length", "0")
+    if not (length.isascii() and length.isdigit()):
+        raise Malformed(400)
+    if int(length) > BODY_BYTES_MAX:
+        raise Malformed(413)
+    return int(length)
+
+
+class Server:
+    """Accepts connections and gives each a thread, which hands every request to `handle`."""
+
+    def __init__(
+        self,
+        handle: Callable[[Request, Line], None],
+        *,
+        listener: socket.socket,
+        tls: ssl.SSLContext,
+    ) -> None:
+        self._handle = handle
+        self._tls = tls
+        self._places = threading.BoundedSemaphore(CONNECTIONS_MAX)
+        self._listener = listener
+
+    def serve_forever(self) -> None:
+        """Accept until the process ends."""
+        while True:
+            connection, peer = self._listener.accept()
+            if not self._places.acquire(blocking=False):
+                connection.close()
+                continue
+            threading.Thread(
+                target=self._serve, args=(connection, peer[0]), name="connection", daemon=True
+            ).start()
+
+    def _serve(self, plain: socket.socket, peer_host: str) -> None:
+        try:
+            plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            plain.settimeout(HANDSHAKE_S)
+            with self._tls.wrap_socket(plain, server_side=True) as connection:
+                connection.settimeout(IDLE_S)
+                line = Line(connection, is_local=_is_loopback(peer_host))
+                self._converse(line)
+        # The peer left, spoke no TLS or does not trust us: its own business.
+        except OSError as error:
+            log.debug("connection.ended", extra={"reason": str(error)})
+        finally:
+            plain.close()
+            self._places.release()
+
+    def _converse(self, line: Line) -> None:
+        try:
+            while line.is_open and (request := line.next_request()) is not None:
+                self._handle(request, line)
+                if request.is_last:
+                    return
+        except Malformed as refusal:
+            line.answer(Answer(refusal.status, b"{}", headers={"Connection": "close"}))
+
+
+def _is_loopback(host: str) -> bool:
+    return host.startswith("127.") or host == "::1"
