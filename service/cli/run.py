@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 
 from service.settings import Settings
 
@@ -19,9 +20,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-v", "--verbose", action="store_true", help="show the parts' log lines here as well"
     )
+    parser.add_argument(
+        "--end-with-parent",
+        action="store_true",
+        help="stop when the program that started this one ends, however it ends (Linux)",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
+    from service.resilience.lifeline import end_with_parent
     from service.supervisor.house import run_house
 
+    if arguments.end_with_parent:
+        end_with_parent(signal.SIGTERM)
     return run_house(Settings.from_environ(), dict(os.environ), verbose=arguments.verbose)

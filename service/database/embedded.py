@@ -24,9 +24,7 @@ from pathlib import Path
 from time import monotonic, sleep
 from urllib.parse import quote
 
-import psycopg2
-import psycopg2.extensions
-
+from service.database.direct import Unreachable, connection_to, cursor_to
 from service.resilience.lifeline import Kept
 
 OWNER = "holdfast_owner"
@@ -129,9 +127,9 @@ class EmbeddedPostgres:
         give_up_at_s = monotonic() + START_WAIT_S
         while True:
             try:
-                psycopg2.connect(self.url(OWNER, "postgres")).close()
-                return
-            except psycopg2.OperationalError as error:
+                with connection_to(self.url(OWNER, "postgres")):
+                    return
+            except Unreachable as error:
                 if kept.poll() is not None or monotonic() > give_up_at_s:
                     said = "\n".join(kept.lines()[-10:]) or str(error)
                     raise EmbeddedPostgresError(f"PostgreSQL did not start:\n{said}") from error
@@ -139,7 +137,7 @@ class EmbeddedPostgres:
 
     def _make_roles(self) -> None:
         """Add what is missing, so that a start that was cut short is finished by the next."""
-        with _autocommit(self.url(OWNER, "postgres")) as cursor:
+        with cursor_to(self.url(OWNER, "postgres")) as cursor:
             cursor.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", (APP,))
             if cursor.fetchone() is None:
                 cursor.execute(
@@ -148,17 +146,6 @@ class EmbeddedPostgres:
             cursor.execute("SELECT 1 FROM pg_database WHERE datname = %s", (DATABASE,))
             if cursor.fetchone() is None:
                 cursor.execute(f"CREATE DATABASE {DATABASE} OWNER {OWNER}")
-
-
-@contextlib.contextmanager
-def _autocommit(url: str) -> Iterator[psycopg2.extensions.cursor]:
-    connection = psycopg2.connect(url)
-    try:
-        connection.autocommit = True
-        with connection.cursor() as cursor:
-            yield cursor
-    finally:
-        connection.close()
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,8 @@ import psycopg2.errors
 import psycopg2.extensions
 from psycopg2 import sql
 
+from service.database.direct import cursor_to
+
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
@@ -117,6 +119,7 @@ def migrate(
     """Apply what is missing, in order; the names of what this call applied.
 
     The role of `app_dsn`, when it is not the owner, is given its rights and its time limits.
+    Raises MigrationError, or Unreachable when the database does not answer.
     """
     give_up_at_s = monotonic() + PATIENCE_S
     applied = []
@@ -267,17 +270,12 @@ def _limit(cursor: psycopg2.extensions.cursor, role: str, statement_timeout_ms: 
 @contextlib.contextmanager
 def _session(dsn: str) -> Iterator[psycopg2.extensions.cursor]:
     """A connection of its own, in autocommit, with a migration's time limits."""
-    connection = psycopg2.connect(dsn, application_name="holdfast-migrate")
-    try:
-        connection.autocommit = True
-        with connection.cursor() as cursor:
-            cursor.execute(f"SET lock_timeout = {LOCK_TIMEOUT_MS}")
-            # The role's own limit is for payments; an index may take an hour.
-            cursor.execute("SET statement_timeout = 0")
-            cursor.execute("SET timezone = 'UTC'")
-            yield cursor
-    finally:
-        connection.close()
+    with cursor_to(dsn) as cursor:
+        cursor.execute(f"SET lock_timeout = {LOCK_TIMEOUT_MS}")
+        # The role's own limit is for payments; an index may take an hour.
+        cursor.execute("SET statement_timeout = 0")
+        cursor.execute("SET timezone = 'UTC'")
+        yield cursor
 
 
 @contextlib.contextmanager

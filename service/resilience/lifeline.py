@@ -135,6 +135,11 @@ class Kept:
             return []
 
 
+def end_with_parent(stop_signal: signal.Signals) -> None:
+    """Have the kernel send us `stop_signal` when the process that started us is gone (Linux)."""
+    _prctl()(_PR_SET_PDEATHSIG, stop_signal)
+
+
 class _Keeper:
     """The keeper's whole life: start, watch, end, sweep."""
 

@@ -1,0 +1,77 @@
+# Two commands: `make run` and `make test`. All paths are relative, so a checkout's own path may hold spaces.
+
+.DEFAULT_GOAL := help
+.PHONY: help run test lint bench lock clean
+.DELETE_ON_ERROR:
+
+# The first Python here that is new enough; a shim that leads nowhere is passed over.
+PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
+	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$python" && break; done)
+BIN := .venv/bin
+PIP := PIP_ROOT_USER_ACTION=ignore $(BIN)/python -m pip --quiet --disable-pip-version-check --no-input
+# What only the whole test suite needs, beside Python's packages.
+APT_PACKAGES := $(shell cat .ci/apt-packages)
+
+help: ## list what can be made
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' Makefile
+
+run: .venv/embedded.lock ## start everything here and print a curl that pays; Ctrl-C stops it
+	@exec $(BIN)/python -m service run --end-with-parent $(ARGS)
+
+test: .venv/test.lock .venv/apt-packages lint ## check everything that CI checks
+	$(BIN)/python -m pytest -q $(ARGS)
+
+lint: .venv/test.lock ## format, lint, types and the order of the rooms
+	$(BIN)/python -m ruff format --quiet --check .
+	$(BIN)/python -m ruff check --quiet .
+	$(BIN)/python -m mypy
+	@$(BIN)/lint-imports > .venv/lint-imports.log || { cat .venv/lint-imports.log; exit 1; }
+
+bench: .venv/test.lock ## measure speed on this machine (ARGS="...")
+	$(BIN)/python -m tests.bench $(ARGS)
+
+# Hashes for every platform; pip's own index setting is used and not written down.
+lock: .venv/embedded.lock ## compile the three lock files anew from setup.cfg
+	$(PIP) install uv
+	@export UV_DEFAULT_INDEX="$${PIP_INDEX_URL:-$$($(BIN)/python -m pip config get global.index-url 2>/dev/null || echo https://pypi.org/simple)}"; \
+	compile() { $(BIN)/python -m uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
+		--no-annotate --no-emit-index-url "$$@" setup.cfg; }; \
+	compile --output-file requirements.lock && \
+	compile --extra embedded --output-file requirements-embedded.lock && \
+	compile --extra embedded --extra test --output-file requirements-test.lock
+
+clean: ## remove the environment and the caches, not the data of local runs
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+
+# Each stamp is a copy of what was installed, so nothing is installed again until the lock changes.
+.venv/embedded.lock: requirements-embedded.lock | $(BIN)/python
+	@echo "Installing what the service needs ..."
+	@$(PIP) install --require-hashes -r requirements-embedded.lock
+	@cp requirements-embedded.lock $@
+
+.venv/test.lock: requirements-test.lock | $(BIN)/python
+	@echo "Installing what the tests need ..."
+	@$(PIP) install --require-hashes -r requirements-test.lock
+	@cp requirements-test.lock $@
+	@cp requirements-embedded.lock .venv/embedded.lock
+
+.venv/apt-packages: .ci/apt-packages | $(BIN)/python
+	@missing=; for package in $(APT_PACKAGES); do \
+		dpkg -s "$$package" >/dev/null 2>&1 || missing="$$missing $$package"; done; \
+	if [ -n "$$missing" ]; then \
+		if ! command -v apt-get >/dev/null; then \
+			echo "The tests need$$missing (names as in Debian), and there is no apt-get here: use a Debian or Ubuntu machine." >&2; exit 2; \
+		elif [ "$$(id -u)" != 0 ]; then \
+			echo "The tests need more packages: run  sudo apt-get install --no-install-recommends$$missing" >&2; exit 2; \
+		fi; \
+		echo "Installing$$missing ..."; \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $$missing >/dev/null; \
+	fi
+	@cp .ci/apt-packages $@
+
+$(BIN)/python:
+	@if [ -z "$(PYTHON)" ]; then \
+		echo "Holdfast needs Python 3.11 or newer: install it, or say where it is: make PYTHON=/path/to/python3" >&2; exit 2; fi
+	@"$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || { \
+		echo "$(PYTHON) has no venv module: run  apt-get install python3-venv" >&2; exit 2; }
+	@"$(PYTHON)" -m venv .venv

@@ -1,0 +1,57 @@
+"""A connection of its own, past the pool, for what is done once when something starts."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import psycopg2
+import psycopg2.extensions
+
+# Nobody's payment waits for it, but a person does.
+CONNECT_TIMEOUT_S = 5
+
+
+class Unreachable(Exception):
+    """The database does not answer or refuses us; the message is the server's, safe to show."""
+
+
+@contextlib.contextmanager
+def connection_to(dsn: str) -> Iterator[psycopg2.extensions.connection]:
+    """One connection in autocommit, closed at the end; raises Unreachable."""
+    try:
+        connection = psycopg2.connect(
+            dsn, connect_timeout=CONNECT_TIMEOUT_S, application_name="holdfast-start"
+        )
+    except psycopg2.OperationalError as error:
+        raise Unreachable(str(error).strip()) from error
+    try:
+        connection.autocommit = True
+        yield connection
+    finally:
+        connection.close()
+
+
+@contextlib.contextmanager
+def cursor_to(dsn: str) -> Iterator[psycopg2.extensions.cursor]:
+    """A cursor on such a connection."""
+    with connection_to(dsn) as connection, connection.cursor() as cursor:
+        yield cursor
+
+
+def connections_available(dsn: str) -> int:
+    """How many connections an ordinary role may have on this server, all programs together."""
+    with cursor_to(dsn) as cursor:
+        cursor.execute(
+            "SELECT sum(setting::int * CASE name WHEN 'max_connections' THEN 1 ELSE -1 END)"
+            " FROM pg_settings WHERE name IN"
+            " ('max_connections', 'superuser_reserved_connections', 'reserved_connections')"
+        )
+        ((available,),) = cursor.fetchall()
+    return int(available)
+
+
+def is_behind_pooler(app_dsn: str, owner_dsn: str) -> bool:
+    """Whether payments go another way than migrations: then a pgbouncer bounds the connections."""
+    app, owner = (psycopg2.extensions.parse_dsn(dsn) for dsn in (app_dsn, owner_dsn))
+    return any(app.get(part) != owner.get(part) for part in ("host", "port"))
