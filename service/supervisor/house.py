@@ -21,7 +21,7 @@ from service.settings import Settings, SettingsError
 from service.supervisor.banner import banner
 from service.supervisor.keys import keys_of, write_private
 from service.supervisor.planes import ROOT, data_plane, ops_plane
-from service.supervisor.ports import free_port, require_free
+from service.supervisor.ports import require_free
 from service.supervisor.schema import prepare, require_headroom
 
 # A cold start on a slow machine; a part that dies is noticed at once.
@@ -131,14 +131,14 @@ class _House:
                 self._parts[name].stop()
 
     def _start_sandbox(self) -> None:
-        port = free_port()
         home = self._home / "sandbox"
         webhook_url = f"http://{self._settings.bind}/v1/webhooks/stripe"
         self._parts["sandbox"] = self._keep(
             "sandbox",
             [
-                *(sys.executable, "-m", "service.sandbox", "--port", str(port)),
-                *("--home", str(home), "--webhook-url", webhook_url),
+                *(sys.executable, "-m", "service.sandbox", "--home", str(home)),
+                *("--webhook-url", webhook_url),
+                *("--webhook-secret", self._settings.stripe_webhook_secret or ""),
             ],
         )
         self._sandbox = {"url": "", "ca_file": ""}

@@ -25,14 +25,6 @@ def require_free(env: str, bind: str) -> None:
     raise SettingsError(f"{bind} cannot be used ({who}): set {env} to another host:port.")
 
 
-def free_port() -> int:
-    """A port of the loopback that nobody has at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 def _listener(port: int) -> str | None:
     """The program that listens on `port`, as far as this user may see it (Linux)."""
     inodes = {f"socket:[{inode}]" for inode in _listening_inodes(port)}

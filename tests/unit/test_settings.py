@@ -1,0 +1,89 @@
+"""Settings: what is read, what is refused and how it is said, and that .env.example tells it all."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from service.settings import Settings, SettingsError, describe
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_env_example_names_every_setting_with_its_default_and_its_why():
+    text = (ROOT / ".env.example").read_text()
+
+    told = re.findall(r"^# (.+)\n#([A-Z_]+)=(.*)$", text, re.MULTILINE)
+
+    assert told == [
+        (f"{why} (secret)" if is_secret else why, name, default)
+        for name, default, why, is_secret in describe()
+    ]
+
+
+def test_the_defaults_are_good_settings():
+    settings = Settings.from_environ({})
+
+    assert (settings.bind, settings.provider_timeout_ms) == ("127.0.0.1:8080", 5000)
+    assert not settings.simulation_enabled
+
+
+def test_an_empty_variable_means_the_default():
+    settings = Settings.from_environ({"HOLDFAST_WEB_WORKERS": "", "DATABASE_URL": ""})
+
+    assert settings.web_workers == 2
+    assert settings.database_url is None
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("HOLDFAST_WEB_WORKERS", "two"),
+        ("HOLDFAST_WEB_WORKERS", "0"),
+        ("HOLDFAST_DB_POOL_SIZE", "-1"),
+        ("HOLDFAST_BIND", "8080"),
+        ("HOLDFAST_BIND", "127.0.0.1:99999"),
+        ("HOLDFAST_ENV", "staging"),
+        ("HOLDFAST_SIMULATION_ENABLED", "maybe"),
+        ("HOLDFAST_PROVIDER_CONCURRENCY_RATIO", "1.5"),
+        ("HOLDFAST_PROVIDER_CONNECT_TIMEOUT_MS", "6000"),
+    ],
+)
+def test_a_wrong_value_is_refused_and_the_setting_is_named(name, text):
+    with pytest.raises(SettingsError, match=name):
+        Settings.from_environ({name: text})
+
+
+def test_a_secret_in_the_wrong_variable_is_not_repeated():
+    with pytest.raises(SettingsError) as refused:
+        Settings.from_environ({"HOLDFAST_WEB_WORKERS": "sk_live_oops"})
+
+    assert "sk_live_oops" not in str(refused.value)
+
+
+def test_a_secret_may_be_a_file(tmp_path):
+    path = tmp_path / "key"
+    path.write_text("sk_test_from_file\n")
+    path.chmod(0o600)
+
+    settings = Settings.from_environ({"STRIPE_API_KEY_FILE": str(path)})
+
+    assert settings.stripe_api_key == "sk_test_from_file"
+
+
+def test_a_secret_file_that_everybody_can_read_is_refused(tmp_path):
+    path = tmp_path / "key"
+    path.write_text("sk_test_from_file")
+    path.chmod(0o644)
+
+    with pytest.raises(SettingsError, match="STRIPE_API_KEY_FILE"):
+        Settings.from_environ({"STRIPE_API_KEY_FILE": str(path)})
+
+
+def test_secrets_are_not_in_the_repr():
+    settings = Settings.from_environ({"STRIPE_API_KEY": "sk_test_x", "DATABASE_URL": "p://u:pw@h"})
+
+    assert "sk_test_x" not in repr(settings)
+    assert "pw" not in repr(settings)
