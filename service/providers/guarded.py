@@ -1,0 +1,272 @@
+"""A provider behind its guards: bulkhead > breaker > retry > deadline > transport."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
+from functools import partial
+from time import monotonic
+
+from service.errors import BulkheadFull, Busy, ProviderUnavailable
+from service.observability import metrics
+from service.providers.base import (
+    Charge,
+    Outcome,
+    OutcomeKind,
+    Provider,
+    ProviderCharge,
+    Refund,
+    Stage,
+)
+from service.resilience.breaker import Breaker, BreakerOpen
+from service.resilience.bulkhead import Bulkhead
+from service.resilience.deadline import Deadline
+from service.resilience.retry import Again, Retry
+
+log = logging.getLogger(__name__)
+
+# The provider is there and answers, whatever it thinks of our call.
+_SIGNS_OF_LIFE = frozenset({None, "http_4xx", "http_409", "http_429", "mismatch"})
+# Ends of our own making: they say nothing about the provider.
+_OWN_ENDS = frozenset({"deadline", "breaker_open", "bulkhead_full"})
+_TIMEOUTS = frozenset({"timeout", "connect_timeout"})
+# Answers that ask for the same call, with the same key, a little later.
+_LATER = frozenset({"http_409", "http_429"})
+# Trying again at once meets the same certificate, or has no time either.
+_HOPELESS = frozenset({"tls", *_OWN_ENDS})
+# A timeout counts against the provider when it had at least this share of a probe's time.
+_FAIR_SHARE = 0.9
+# For a client it is not worth asking sooner.
+_RETRY_AFTER_MIN_S = 1.0
+
+
+class GuardedProvider:
+    """A Provider that refuses at once what cannot succeed. Any number of threads may use it.
+
+    Two things to know about money. A refused call is `not_executed` and `not_sent`, which is said
+    of this call only; a refused `look_up` is `unknown`, for nothing was proven. And while the
+    breaker is not closed nothing that moves money is sent: only `look_up`, `probe`, and `prepare`
+    where it is a call of its own, may be the one probe. One success closes the breaker, so the
+    `confirm` after a `prepare` that probed goes out.
+    """
+
+    def __init__(
+        self,
+        provider: Provider,
+        *,
+        bulkhead: Bulkhead,
+        breaker: Breaker,
+        retry: Retry,
+        timeout_s: float,
+        probe_timeout_s: float = 1.0,
+    ) -> None:
+        self.name = provider.name
+        self.two_phase = provider.two_phase
+        self._provider = provider
+        self._bulkhead = bulkhead
+        self._breaker = breaker
+        self._retry = retry
+        self._timeout_s = timeout_s
+        self._probe_timeout_s = probe_timeout_s
+
+    @property
+    def available(self) -> bool:
+        """False while the breaker is not closed: store a payment then instead of sending it."""
+        return self._breaker.closed
+
+    def prepare(self, charge: Charge, deadline: Deadline) -> Outcome:
+        """Make the charge known; moves no money, so it may probe and be repeated in doubt."""
+        send = partial(self._provider.prepare, charge)
+        if self.two_phase:
+            return self._guarded("prepare", send, deadline, may_probe=True, again_in_doubt=True)
+        # Nothing is sent, so nothing can be learnt; refused here, the payment is still unsent.
+        return send(deadline) if self.available else self._refused("prepare", "breaker_open")
+
+    def confirm(self, charge: Charge, deadline: Deadline) -> Outcome:
+        """Move the money; repeated only where a try certainly did not, or with the provider's wish."""
+        return self._guarded("confirm", partial(self._provider.confirm, charge), deadline)
+
+    def look_up(self, charge: Charge, deadline: Deadline) -> Outcome:
+        """Find out what became of it; the breaker's favourite probe."""
+        send = partial(self._provider.look_up, charge)
+        return self._guarded("look_up", send, deadline, may_probe=True)
+
+    def refund(self, refund: Refund, deadline: Deadline) -> Outcome:
+        """Give money back; repeated as `confirm` is."""
+        return self._guarded("refund", partial(self._provider.refund, refund), deadline)
+
+    def _guarded(
+        self,
+        operation: str,
+        send: Callable[[Deadline], Outcome],
+        deadline: Deadline,
+        *,
+        may_probe: bool = False,
+        again_in_doubt: bool = False,
+    ) -> Outcome:
+        """One call through all guards, in their order."""
+        try:
+            with (
+                self._bulkhead.enter() as place,
+                self._breaker.admit(may_probe=may_probe) as permit,
+            ):
+                limit_s = self._probe_timeout_s if permit.is_probe else self._timeout_s
+                within = deadline.within(limit_s)
+                # A caller who brings next to no time learns nothing about the provider.
+                is_fair = within.remaining_s() >= _FAIR_SHARE * self._probe_timeout_s
+
+                def again(last: Outcome) -> Again | None:
+                    # A probe is one call; and once the breaker has turned nobody tries again.
+                    if permit.is_probe or not permit.is_current:
+                        return None
+                    return _again(last, in_doubt=again_in_doubt)
+
+                tries = _Tries(self.name, operation, partial(send, within))
+                last = self._retry.run(tries.once, within, again)
+                failed = _failed(last, is_fair=is_fair)
+                permit.record(failed=failed)
+                # Too many calls are the bulkhead's business: the provider itself is well.
+                place.failed = True if last.error == "http_429" else failed
+        except BulkheadFull:
+            return self._refused(operation, "bulkhead_full")
+        except BreakerOpen:
+            return self._refused(operation, "breaker_open")
+        return replace(tries.sum_up(last), breaker=permit.state)
+
+    def _refused(self, operation: str, word: str) -> Outcome:
+        _count(self.name, operation, "refused")
+        # `not_executed` from a look-up would be taken as proof of absence.
+        is_look_up = operation == "look_up"
+        return Outcome(
+            kind=OutcomeKind.UNKNOWN if is_look_up else OutcomeKind.NOT_EXECUTED,
+            stage=Stage.NOT_SENT,
+            error=word,
+            retry_after_s=max(_RETRY_AFTER_MIN_S, self._breaker.open_remaining),
+            breaker=self._breaker.state,
+        )
+
+    # --- Signs of life, and listings: many calls behind one iterator -----------------------------
+
+    def probe(self, deadline: Deadline) -> bool:
+        """Ask for a sign of life if the breaker is due for one; True: it is closed.
+
+        Moves nothing, and costs nothing while no probe is due, so call it several times a second:
+        a service with nothing to look up would never learn that the provider is back.
+        """
+        if self._breaker.probe_is_due:
+            within = deadline.within(self._probe_timeout_s)
+            charges = self._provider.list_since(datetime.now(UTC), within)
+            with contextlib.suppress(Busy):
+                self._step(charges, is_first=True, may_probe=True)
+        return self.available
+
+    def list_since(self, since: datetime, deadline: Deadline) -> Iterator[ProviderCharge]:
+        """All charges made since; raises Busy where a page cannot be had.
+
+        The first step counts as a call. Those after it count only when they fail, for most of them
+        come from a page at hand; they end where the breaker opens.
+        """
+        charges = self._provider.list_since(since, deadline)
+        charge = self._step(charges, is_first=True)
+        while charge is not None:
+            yield charge
+            charge = self._step(charges, is_first=False)
+
+    def _step(
+        self, charges: Iterator[ProviderCharge], *, is_first: bool, may_probe: bool = False
+    ) -> ProviderCharge | None:
+        result = "not_executed"
+        try:
+            with self._bulkhead.enter(), self._breaker.admit(may_probe=may_probe) as permit:
+                try:
+                    charge = next(charges, None)
+                except Exception:
+                    permit.record(failed=True)
+                    raise
+                result = "succeeded"
+                permit.record(failed=False if is_first else None)
+                return charge
+        except BulkheadFull:
+            result = "refused"
+            raise
+        except BreakerOpen:
+            result = "refused"
+            raise ProviderUnavailable(
+                "The provider is known to be down.",
+                retry_after_s=max(_RETRY_AFTER_MIN_S, self._breaker.open_remaining),
+            ) from None
+        except Busy:
+            raise
+        except Exception as error:
+            log.exception("provider.adapter_failed", extra={"operation": "list"})
+            raise ProviderUnavailable("The provider's books cannot be read.") from error
+        finally:
+            if is_first or result != "succeeded":
+                _count(self.name, "list", result)
+
+
+class _Tries:
+    """The tries of one call. Doubt, once there, is not undone by a try that was not executed."""
+
+    def __init__(self, name: str, operation: str, send: Callable[[], Outcome]) -> None:
+        self._name = name
+        self._operation = operation
+        self._send = send
+        self._doubt: Outcome | None = None
+
+    def once(self) -> Outcome:
+        began_s = monotonic()
+        try:
+            outcome = self._send()
+        except Exception as error:
+            # A bug of the adapter, met when the money may have moved: loud, and a doubt.
+            log.exception("provider.adapter_failed", extra={"operation": self._operation})
+            outcome = Outcome(
+                OutcomeKind.UNKNOWN,
+                Stage.SENT_UNKNOWN,
+                error="internal",
+                error_detail=type(error).__name__,
+                ms=round((monotonic() - began_s) * 1000),
+            )
+        if outcome.kind is OutcomeKind.UNKNOWN:
+            self._doubt = outcome
+        _count(self._name, self._operation, outcome.kind, outcome.error)
+        metrics.provider_call_duration_seconds.labels(
+            provider=self._name, operation=self._operation
+        ).observe(monotonic() - began_s)
+        return outcome
+
+    def sum_up(self, last: Outcome) -> Outcome:
+        """What all tries together came to."""
+        is_undone = self._doubt is not None and last.kind is OutcomeKind.NOT_EXECUTED
+        return self._doubt if self._doubt is not None and is_undone else last
+
+
+def _again(last: Outcome, *, in_doubt: bool) -> Again | None:
+    if last.error in _LATER:
+        return Again(last.error, last.retry_after_s)
+    if last.error in _HOPELESS:
+        return None
+    if last.kind is OutcomeKind.NOT_EXECUTED and last.stage is Stage.NOT_SENT:
+        return Again("not_executed", last.retry_after_s)
+    if in_doubt and last.kind is OutcomeKind.UNKNOWN:
+        return Again("unknown", last.retry_after_s)
+    return None
+
+
+def _failed(last: Outcome, *, is_fair: bool) -> bool | None:
+    """What the call says about the provider's health; None: nothing."""
+    if last.error in _OWN_ENDS or (last.error in _TIMEOUTS and not is_fair):
+        return None
+    return last.error not in _SIGNS_OF_LIFE
+
+
+def _count(name: str, operation: str, result: str, error: str | None = None) -> None:
+    metrics.provider_calls_total.labels(provider=name, operation=operation, result=result).inc()
+    if error in metrics.TIMEOUT_KINDS:
+        metrics.provider_timeouts_total.labels(provider=name, operation=operation, kind=error).inc()
+    elif error in metrics.CONNECTION_ERROR_KINDS:
+        metrics.provider_connection_errors_total.labels(provider=name, kind=error).inc()

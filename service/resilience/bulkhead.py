@@ -1,0 +1,103 @@
+"""Keeps most of a worker's threads out of a provider that hangs, so that reads stay quick.
+
+Nobody queues here: a call either gets a place at once or is refused, and a refused payment waits in
+the database, where it costs no thread. The limit adapts (additive increase, multiplicative
+decrease, as TCP does and Netflix's concurrency-limits): halved when calls time out or turn slow,
+one more place after each full round of quick ones. So a provider that comes back is met by few at
+first.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from time import monotonic
+from typing import Any
+
+from service.errors import BulkheadFull
+from service.observability import metrics
+
+
+class Bulkhead:
+    """At most `limit_max` calls at once, and at least `limit_min`. One per worker and provider."""
+
+    def __init__(
+        self,
+        *,
+        limit_max: int,
+        limit_min: int = 2,
+        slow_s: float = 3.0,
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
+        self._limit_max = float(max(1, limit_max))
+        self._limit_min = min(float(max(1, limit_min)), self._limit_max)
+        self._slow_s = slow_s
+        self._clock = clock
+        self._lock = threading.Lock()
+        # Full at first: a deploy is no reason to refuse.
+        self._limit = self._limit_max
+        self._lowered_at_s = clock()
+        self._in_use = 0
+        metrics.bulkhead_limit.set(self._limit)
+        metrics.bulkhead_in_use.set(0)
+
+    @property
+    def limit(self) -> int:
+        """Calls that may be under way at once, as of now."""
+        return int(self._limit)
+
+    @property
+    def in_use(self) -> int:
+        return self._in_use
+
+    def enter(self) -> Place:
+        """Take a place or raise BulkheadFull at once; leave it as a context manager."""
+        with self._lock:
+            has_room = self._in_use < int(self._limit)
+            if has_room:
+                self._in_use += 1
+                metrics.bulkhead_in_use.set(self._in_use)
+        if not has_room:
+            metrics.bulkhead_refusals_total.inc()
+            raise BulkheadFull("As many calls as may wait for the provider already do.")
+        return Place(self, self._clock())
+
+    def _leave(self, place: Place) -> None:
+        now_s = self._clock()
+        with self._lock:
+            if place.failed is not None:
+                was_full = self._in_use * 2 >= self._limit
+                self._adapt(place, now_s, was_full=was_full)
+            self._in_use -= 1
+            metrics.bulkhead_in_use.set(self._in_use)
+
+    def _adapt(self, place: Place, now_s: float, *, was_full: bool) -> None:
+        limit = self._limit
+        if place.failed or now_s - place.began_s >= self._slow_s:
+            # Calls that began before the last cut met the old limit: they prove nothing about this
+            # one, and a house full of timeouts counts as one.
+            if place.began_s >= self._lowered_at_s:
+                self._limit = max(self._limit_min, limit / 2)
+                self._lowered_at_s = now_s
+        elif was_full:
+            # A limit that is not used proves nothing either.
+            self._limit = min(self._limit_max, limit + 1 / limit)
+        if int(self._limit) != int(limit):
+            metrics.bulkhead_limit.set(int(self._limit))
+
+
+class Place:
+    """One call's place. `failed`: True it was lost, False it went well, None it says nothing."""
+
+    __slots__ = ("_bulkhead", "began_s", "failed")
+
+    def __init__(self, bulkhead: Bulkhead, began_s: float) -> None:
+        self._bulkhead = bulkhead
+        self.began_s = began_s
+        self.failed: bool | None = None
+
+    def __enter__(self) -> Place:
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        self._bulkhead._leave(self)
