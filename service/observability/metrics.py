@@ -46,7 +46,7 @@ CONNECTION_ERROR_KINDS = (
         "internal",
     ),
 )
-RETRY_REASONS = ("not_executed", "http_429", "http_409")
+RETRY_REASONS = ("not_executed", "http_429", "http_409", "unknown")
 BREAKER_STATES = ("closed", "half_open", "open")
 POOL_REFUSAL_REASONS = ("waiters_full", "closed", "deadline")
 DISCARD_REASONS = ("broken", "lifetime", "evicted", "leaked", "closed")
@@ -82,9 +82,8 @@ _STATEMENT_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 2.0, 5.
 _CHECK_S = (0.005, 0.05, 0.5, 1.0, 5.0, 10.0)
 
 # How a gauge is added over the processes of an instance. Each is dropped when its process dies.
-_Mode = Literal["livesum", "livemax", "livemin", "livemostrecent", "liveall"]
+_Mode = Literal["livesum", "livemin", "livemostrecent", "liveall"]
 _SUM: _Mode = "livesum"
-_MAX: _Mode = "livemax"
 _MIN: _Mode = "livemin"
 # A fact about the whole instance, whoever measured it last.
 _LAST: _Mode = "livemostrecent"
@@ -206,9 +205,9 @@ retry_budget_remaining_ratio = _gauge(
 
 breaker_state = _gauge(
     "breaker_state",
-    "1 for the state the circuit breaker is in (in any worker), 0 for the others.",
+    "1 for the state the host's circuit breaker is in, 0 for the others.",
     *("provider", "state"),
-    over_workers=_MAX,
+    over_workers=_LAST,
 )
 breaker_transitions_total = _counter(
     "breaker_transitions_total",
@@ -218,7 +217,9 @@ breaker_transitions_total = _counter(
     "to_state",
 )
 breaker_open_seconds_total = _counter(
-    "breaker_open_seconds_total", "Time spent open, added over the workers.", "provider"
+    "breaker_open_seconds_total",
+    "Time the host's breaker was not closed, up to its last turn.",
+    "provider",
 )
 breaker_refusals_total = _counter(
     "breaker_refusals_total", "Calls not sent because the breaker was open.", "provider"

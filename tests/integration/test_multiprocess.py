@@ -141,7 +141,7 @@ def test_each_gauge_is_added_over_the_workers_in_its_own_way(tmp_path, start):
 
     assert value(tmp_path, "retry_budget_remaining_ratio") == 0.2
     assert value(tmp_path, "bulkhead_limit") == 12
-    assert value(tmp_path, "breaker_state", provider="stripe", state="open") == 1
+    assert value(tmp_path, "breaker_state", provider="stripe", state="open") == 0
     assert value(tmp_path, "needs_review") == 6
 
 
