@@ -1,0 +1,114 @@
+"""The parts that are checked: each made from a plain callable that the application hands in."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+from service.observability import multiprocess
+from service.observability.health import Component, Finding, Status
+
+# Three missed beats of a reconciler that looks for work at least every 5 s.
+RECONCILER_SILENT_S = 15.0
+RECONCILER_DEAD_S = 60.0
+DISK_WARN_RATIO = 0.10
+DISK_FAIL_RATIO = 0.02
+# Webhook signatures are good for 300 s both ways; far below that somebody should set the clock.
+CLOCK_WARN_S = 2.0
+CLOCK_FAIL_S = 60.0
+
+
+def database(ping: Callable[[], object]) -> Component:
+    """`ping` asks the database something and raises when it gets no answer."""
+
+    def check() -> Finding:
+        begun_s = time.monotonic()
+        ping()
+        return Finding("pass", observed=_ms_since(begun_s), unit="ms")
+
+    return Component("database", "datastore", check, is_critical=True)
+
+
+def provider(reach: Callable[[], object]) -> Component:
+    """`reach` talks to the provider without moving money and raises when it cannot."""
+
+    def check() -> Finding:
+        begun_s = time.monotonic()
+        reach()
+        return Finding("pass", observed=_ms_since(begun_s), unit="ms")
+
+    return Component("provider", "component", check)
+
+
+def reconciler(last_run_at: Callable[[], datetime | None]) -> Component:
+    """`last_run_at` is the reconciler's newest heartbeat, None when there was never one."""
+
+    def check() -> Finding:
+        beat = last_run_at()
+        if beat is None:
+            return Finding("fail", "it has never run: unknown payments are not being settled")
+        silent_s = round((datetime.now(UTC) - beat).total_seconds(), 1)
+        if silent_s < RECONCILER_SILENT_S:
+            return Finding("pass", observed=silent_s, unit="s")
+        status: Status = "warn" if silent_s < RECONCILER_DEAD_S else "fail"
+        return Finding(status, f"silent for {silent_s:.0f} s", observed=silent_s, unit="s")
+
+    return Component("reconciler", "component", check)
+
+
+def disk(path: Path) -> Component:
+    """Room where this instance writes."""
+
+    def check() -> Finding:
+        usage = shutil.disk_usage(path)
+        free_ratio = round(usage.free / usage.total, 4)
+        if free_ratio >= DISK_WARN_RATIO:
+            return Finding("pass", observed=free_ratio, unit="ratio")
+        status: Status = "warn" if free_ratio >= DISK_FAIL_RATIO else "fail"
+        free_mb = usage.free // 1_000_000
+        return Finding(status, f"{free_mb} MB are free", observed=free_ratio, unit="ratio")
+
+    return Component("disk", "system", check)
+
+
+def clock(database_now: Callable[[], datetime]) -> Component:
+    """Our clock against the database's, which leases and schedules go by."""
+
+    def check() -> Finding:
+        before = datetime.now(UTC)
+        try:
+            theirs = database_now()
+        # Without the database there is nothing to compare with; that is its own component's news.
+        except Exception as error:  # noqa: BLE001
+            return Finding("warn", f"not compared: {type(error).__name__}")
+        ours = before + (datetime.now(UTC) - before) / 2
+        skew_s = round(abs((theirs - ours).total_seconds()), 3)
+        if skew_s < CLOCK_WARN_S:
+            return Finding("pass", observed=skew_s, unit="s")
+        status: Status = "warn" if skew_s < CLOCK_FAIL_S else "fail"
+        return Finding(status, f"{skew_s:.1f} s apart from the database", skew_s, "s")
+
+    return Component("clock", "system", check)
+
+
+def workers(expected: int) -> Component:
+    """The data plane's processes on this machine, by the slots they hold."""
+
+    def check() -> Finding:
+        slots = multiprocess.live_slots(multiprocess.directory())
+        if slots is None:
+            return Finding("warn", "a process is just starting")
+        alive = sum(slot.startswith("web-") for slot in slots)
+        if alive >= expected:
+            return Finding("pass", observed=alive, unit="processes")
+        status: Status = "warn" if alive else "fail"
+        return Finding(status, f"{alive} of {expected} are alive", alive, "processes")
+
+    return Component("workers", "system", check, is_critical=True)
+
+
+def _ms_since(begun_s: float) -> float:
+    return round((time.monotonic() - begun_s) * 1000, 3)
