@@ -16,6 +16,7 @@ import pytest
 from service.database.embedded import OWNER, EmbeddedPostgres
 from service.database.migrate import migrate
 from service.resilience.watchdog import Watchdog
+from tests.sandbox_process import SandboxProcess, running_sandbox
 
 if TYPE_CHECKING:
     from service.database.pool import ConnectionPool
@@ -73,6 +74,21 @@ def pool(database_url: str) -> Iterator[ConnectionPool]:
     pool = ConnectionPool(database_url, size=4, wait_s=0.5, max_waiters=16, watchdog=Watchdog())
     yield pool
     pool.close()
+
+
+@pytest.fixture(scope="session")
+def sandbox_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SandboxProcess]:
+    """One sandbox provider for the whole session."""
+    with running_sandbox(tmp_path_factory.mktemp("sandbox")) as sandbox:
+        yield sandbox
+
+
+@pytest.fixture
+def sandbox(sandbox_process: SandboxProcess) -> Iterator[SandboxProcess]:
+    """The session's sandbox provider without faults; use references of your own in its books."""
+    sandbox_process.clear()
+    yield sandbox_process
+    sandbox_process.clear()
 
 
 def _execute(server: EmbeddedPostgres, statement: str) -> None:
