@@ -145,3 +145,15 @@ class WrongState(Rejected):
     """The payment's status does not allow this."""
 
     code = "wrong_state"
+
+
+class BodyTooLarge(Rejected):
+    """The body is larger than we read."""
+
+    code = "body_too_large"
+
+
+class SignatureInvalid(Rejected):
+    """A webhook's signature is missing, wrong, or too far from our clock."""
+
+    code = "signature_invalid"

@@ -57,6 +57,11 @@ class Settings:
         15.0,
         "time to finish what is in flight; over the request budget",
     )
+    drain_s: float = _setting(
+        "HOLDFAST_DRAIN_S",
+        0.5,
+        "after SIGTERM /readyz is 503 this long before the port closes; over a balancer's interval",
+    )
     request_timeout_ms: int = _setting(
         "HOLDFAST_REQUEST_TIMEOUT_MS", 8000, "budget of a whole request; callers may lower it"
     )

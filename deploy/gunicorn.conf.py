@@ -1,0 +1,80 @@
+"""gunicorn for the data plane: `gunicorn -c deploy/gunicorn.conf.py`. All values are settings."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import struct
+from typing import Any
+
+from service.observability import logs, multiprocess
+from service.settings import Settings
+
+_settings = Settings.from_environ()
+# Before anything imports the metrics: what exists by then stays private to the master.
+multiprocess.use_directory(_settings.metrics_path)
+
+from service.payments.store import RECORD_TIMEOUT_S  # noqa: E402
+from service.web import lifecycle  # noqa: E402
+from service.web.worker import PaymentWorker  # noqa: E402
+
+wsgi_app = "wsgi:app"
+bind = _settings.bind
+workers = _settings.web_workers
+threads = _settings.web_threads
+
+# A write that waits longer for a thread could not charge, record and answer within its budget.
+_line_wait_s = max(
+    0.1,
+    (_settings.request_timeout_ms - _settings.provider_timeout_ms) / 1000 - RECORD_TIMEOUT_S,
+)
+worker_class = PaymentWorker.configured(line_wait_s=_line_wait_s, drain_s=_settings.drain_s)
+# Connections a worker holds; beyond it the one that has idled longest makes room.
+worker_connections = 512
+backlog = 1024
+# Longer than the idle time of common clients and balancers would be 60 s and more; a client that
+# comes back later connects anew.
+keepalive = 20
+graceful_timeout = _settings.graceful_stop_s
+# Only for a main loop that hangs; a request's own end is its deadline.
+timeout = 30
+# A leak of a kilobyte a request stays under 100 MB; jitter keeps workers from going together.
+max_requests = 100_000
+max_requests_jitter = 20_000
+
+limit_request_line = 4094
+limit_request_fields = 64
+limit_request_field_size = 8190
+# Its socket cannot be made in a read-only container, and nobody asks it anything.
+control_socket_disable = True
+# Nothing of the client's is believed about addresses or schemes.
+forwarded_allow_ips = ""
+
+# Requests are told of by our own events, and counted; an access log would hold what was typed.
+accesslog = None
+logconfig_dict = logs.gunicorn_logconfig_dict(
+    _settings.log_level, environment=_settings.env, instance=socket.gethostname()
+)
+
+# A peer that stops reading or writing lets go of the thread after this long.
+_SOCKET_WAIT_S = 5
+
+
+def when_ready(server: Any) -> None:
+    """Bound every read and write on accepted connections, and note why the instance will end."""
+    wait = struct.pack("ll", _SOCKET_WAIT_S, 0)
+    for listener in server.LISTENERS:
+        # Accepted sockets inherit these from their listener.
+        listener.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, wait)
+        listener.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, wait)
+
+    def stop(signal_number: int, frame: Any) -> None:
+        lifecycle.begin_stop()
+        server.signal(signal_number, frame)
+
+    signal.signal(signal.SIGTERM, stop)
+
+
+def post_fork(server: Any, worker: Any) -> None:
+    """Take this worker's slot for metrics: its name is `web-0`, `web-1` and so on."""
+    multiprocess.claim("web")

@@ -1,0 +1,37 @@
+"""gunicorn for the ops plane: `gunicorn -c deploy/gunicorn.ops.conf.py`. All values are settings."""
+
+from __future__ import annotations
+
+import socket
+from typing import Any
+
+from service.observability import logs, multiprocess
+from service.settings import Settings
+
+_settings = Settings.from_environ()
+multiprocess.use_directory(_settings.metrics_path)
+
+wsgi_app = "wsgi:ops"
+bind = _settings.ops_bind
+# One process: drills and caches live in it. People and scrapers are few.
+workers = 1
+worker_class = "gthread"
+threads = 8
+graceful_timeout = _settings.graceful_stop_s
+timeout = 30
+keepalive = 20
+
+limit_request_line = 4094
+limit_request_fields = 64
+control_socket_disable = True
+forwarded_allow_ips = ""
+
+accesslog = None
+logconfig_dict = logs.gunicorn_logconfig_dict(
+    _settings.log_level, environment=_settings.env, instance=socket.gethostname()
+)
+
+
+def post_fork(server: Any, worker: Any) -> None:
+    """Take a slot for metrics; numbers of the ops plane do not mix with the data plane's."""
+    multiprocess.claim("ops")

@@ -1,0 +1,227 @@
+"""Merchants and their API keys: how a key is made, kept and found."""
+
+from __future__ import annotations
+
+import binascii
+import hashlib
+import re
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal
+from uuid import UUID
+
+import psycopg2.extensions
+
+from service.database.pool import ConnectionPool, Statement
+from service.resilience.deadline import Deadline
+
+Mode = Literal["test", "live"]
+SCOPES = ("payments", "refunds", "read", "operator")
+# Fixed, so that two instances that start together make the same one.
+DEFAULT_MERCHANT_ID = UUID("00000000-0000-7000-8000-000000000001")
+
+_ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+# 62^32 secrets: more than 190 bits, so that a plain SHA-256 at rest is enough.
+_ID_LENGTH, _SECRET_LENGTH, _CHECKSUM_LENGTH = 12, 32, 6
+_KEY = re.compile(
+    rf"hf_(?P<mode>test|live)_(?P<key_id>[0-9A-Za-z]{{{_ID_LENGTH}}})"
+    rf"_[0-9A-Za-z]{{{_SECRET_LENGTH + _CHECKSUM_LENGTH}}}"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """One row of `api_keys`. The secret itself is nowhere: only its hash."""
+
+    key_id: str
+    merchant_id: UUID
+    secret_sha256: bytes
+    mode: Mode
+    scopes: frozenset[str]
+    label: str | None
+    created_at: datetime
+    last_used_at: datetime | None
+    # By the database's clock.
+    is_live: bool
+    # Used, but nobody wrote it down for a minute.
+    touch_due: bool
+
+
+def generate_key(mode: Mode) -> str:
+    """A new API key: `hf_test_<id>_<secret><checksum>`."""
+    key_id = _random(_ID_LENGTH)
+    body = f"hf_{mode}_{key_id}_{_random(_SECRET_LENGTH)}"
+    return body + _checksum(body)
+
+
+def parse_key(api_key: str) -> tuple[Mode, str] | None:
+    """The mode and the public id of a key; None for a text that we cannot have made."""
+    match = _KEY.fullmatch(api_key)
+    if match is None:
+        return None
+    body, checksum = api_key[:-_CHECKSUM_LENGTH], api_key[-_CHECKSUM_LENGTH:]
+    if _checksum(body) != checksum:
+        return None
+    return ("test" if match["mode"] == "test" else "live"), match["key_id"]
+
+
+def hash_key(api_key: str) -> bytes:
+    """What is stored and compared instead of the key."""
+    return hashlib.sha256(api_key.encode()).digest()
+
+
+def bootstrap(connection: psycopg2.extensions.connection, api_key: str, mode: Mode) -> None:
+    """Make the default merchant and its first key with all scopes; harmless when repeated.
+
+    Raises ValueError for a text that is no API key of that mode.
+    """
+    parsed = parse_key(api_key)
+    if parsed is None or parsed[0] != mode:
+        raise ValueError(f"not an API key that begins with hf_{mode}_ and ends in its checksum")
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "INSERT INTO merchants (merchant_id, name) VALUES (%s::uuid, 'default')"
+            " ON CONFLICT (merchant_id) DO NOTHING",
+            (str(DEFAULT_MERCHANT_ID),),
+        )
+        cursor.execute(
+            "INSERT INTO api_keys (key_id, merchant_id, secret_sha256, mode, scopes, label)"
+            " VALUES (%s, %s::uuid, %s, %s, %s, 'bootstrap') ON CONFLICT (key_id) DO NOTHING",
+            (parsed[1], str(DEFAULT_MERCHANT_ID), hash_key(api_key), mode, list(SCOPES)),
+        )
+    if not connection.autocommit:
+        connection.commit()
+
+
+_COLUMNS = """
+    key_id, merchant_id, secret_sha256, mode, scopes, label, created_at, last_used_at,
+    revoked_at IS NULL AND coalesce(expires_at > now(), true),
+    coalesce(last_used_at < now() - interval '1 minute', true)
+"""
+
+_FIND = Statement(
+    "key_find",
+    f"SELECT {_COLUMNS} FROM api_keys WHERE key_id = %(key_id)s::text",
+)
+_CREATE = Statement(
+    "key_create",
+    f"""
+    INSERT INTO api_keys (key_id, merchant_id, secret_sha256, mode, scopes, label, expires_at)
+    VALUES (%(key_id)s::text, %(merchant_id)s::uuid, %(secret_sha256)s::bytea, %(mode)s::text,
+            %(scopes)s::text[], %(label)s::text, %(expires_at)s::timestamptz)
+    RETURNING {_COLUMNS}
+    """,  # Only our own column list is put in.
+)
+_LIST = Statement(
+    "key_list",
+    f"""
+    SELECT {_COLUMNS} FROM api_keys WHERE merchant_id = %(merchant_id)s::uuid
+    ORDER BY created_at DESC, key_id LIMIT 100
+    """,
+)
+_REVOKE = Statement(
+    "key_revoke",
+    """
+    UPDATE api_keys SET revoked_at = now()
+    WHERE merchant_id = %(merchant_id)s::uuid AND key_id = %(key_id)s::text AND revoked_at IS NULL
+    RETURNING 1
+    """,
+)
+_TOUCH = Statement(
+    "key_touch",
+    # Once a minute is enough to see which key is in use, and keeps the row from being hot.
+    """
+    UPDATE api_keys SET last_used_at = now()
+    WHERE key_id = %(key_id)s::text
+      AND coalesce(last_used_at < now() - interval '1 minute', true)
+    RETURNING 1
+    """,
+)
+
+
+class KeyStore:
+    """API keys in PostgreSQL."""
+
+    def __init__(self, pool: ConnectionPool) -> None:
+        self._pool = pool
+
+    def find(self, key_id: str, deadline: Deadline) -> ApiKey | None:
+        """The key with this public id, whether or not it is still live."""
+        rows = self._pool.run(_FIND, {"key_id": key_id}, deadline)
+        return _key_of(rows[0]) if rows else None
+
+    def create(
+        self,
+        merchant_id: UUID,
+        deadline: Deadline,
+        *,
+        mode: Mode,
+        scopes: Sequence[str],
+        label: str | None = None,
+        expires_at: datetime | None = None,
+    ) -> tuple[ApiKey, str]:
+        """A new key: (its row, the key itself, which can never be read again)."""
+        api_key = generate_key(mode)
+        parsed = parse_key(api_key)
+        assert parsed is not None  # noqa: S101  # It was just made.
+        rows = self._pool.run(
+            _CREATE,
+            {
+                "key_id": parsed[1],
+                "merchant_id": str(merchant_id),
+                "secret_sha256": hash_key(api_key),
+                "mode": mode,
+                "scopes": list(scopes),
+                "label": label,
+                "expires_at": expires_at,
+            },
+            deadline,
+        )
+        return _key_of(rows[0]), api_key
+
+    def of_merchant(self, merchant_id: UUID, deadline: Deadline) -> list[ApiKey]:
+        """The merchant's newest 100 keys, revoked ones too."""
+        rows = self._pool.run(_LIST, {"merchant_id": str(merchant_id)}, deadline)
+        return [_key_of(row) for row in rows]
+
+    def revoke(self, merchant_id: UUID, key_id: str, deadline: Deadline) -> bool:
+        """End a key; workers notice within the seconds that they remember keys for."""
+        return bool(
+            self._pool.run(_REVOKE, {"merchant_id": str(merchant_id), "key_id": key_id}, deadline)
+        )
+
+    def touch(self, key_id: str, deadline: Deadline) -> None:
+        """Write down that the key was used, at most once a minute."""
+        self._pool.run(_TOUCH, {"key_id": key_id}, deadline)
+
+
+def _key_of(row: Sequence[Any]) -> ApiKey:
+    key_id, merchant_id, secret, mode, scopes, label, created_at, used_at, is_live, touch_due = row
+    return ApiKey(
+        key_id,
+        UUID(str(merchant_id)),
+        bytes(secret),
+        mode,
+        frozenset(scopes),
+        label,
+        created_at,
+        used_at,
+        is_live,
+        touch_due,
+    )
+
+
+def _random(length: int) -> str:
+    return "".join(secrets.choice(_ALPHABET) for _ in range(length))
+
+
+def _checksum(body: str) -> str:
+    """CRC-32 in six base-62 digits: catches a mistyped key before the database is asked."""
+    number = binascii.crc32(body.encode())
+    digits = ""
+    for _ in range(_CHECKSUM_LENGTH):
+        number, digit = divmod(number, 62)
+        digits = _ALPHABET[digit] + digits
+    return digits

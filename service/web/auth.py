@@ -1,0 +1,77 @@
+"""Who is calling, and may they: API keys as Bearer tokens."""
+
+from __future__ import annotations
+
+import contextlib
+import hmac
+from dataclasses import dataclass
+from time import monotonic
+from uuid import UUID
+
+from flask import request
+
+from service.errors import Busy, Forbidden, Unauthenticated
+from service.payments.merchants import ApiKey, KeyStore, hash_key, parse_key
+from service.resilience.deadline import Deadline
+
+# A revoked key stops working within this time; authentication costs no round trip meanwhile.
+REMEMBER_S = 5.0
+# Keys a worker remembers; beyond it everything is forgotten, which costs one look-up a key.
+REMEMBERED = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Whose request it is."""
+
+    merchant_id: UUID
+    key_id: str
+    mode: str
+    scopes: frozenset[str]
+
+
+class Authenticator:
+    """Tells who sent the request being served. One per worker; used by many threads at once."""
+
+    def __init__(self, keys: KeyStore) -> None:
+        self._keys = keys
+        self._remembered: dict[str, tuple[ApiKey | None, float]] = {}
+
+    def __call__(self, scope: str, deadline: Deadline) -> Caller:
+        """The caller, who holds `scope`; raises Unauthenticated, Forbidden, or Busy."""
+        api_key = _bearer()
+        parsed = parse_key(api_key)
+        if parsed is None:
+            raise Unauthenticated("The API key is not one of ours.")
+        key, is_fresh = self._find(parsed[1], deadline)
+        # Compared even when there is no such key, so that the time taken tells nothing.
+        expected = key.secret_sha256 if key is not None else bytes(32)
+        matches = hmac.compare_digest(hash_key(api_key), expected)
+        if key is None or not matches or not key.is_live:
+            raise Unauthenticated("The API key is unknown, revoked or expired.")
+        if scope not in key.scopes:
+            raise Forbidden(f"The API key lacks the scope {scope!r}.")
+        if is_fresh and key.touch_due:
+            # When a key was last used is good to know, not worth refusing a payment for.
+            with contextlib.suppress(Busy):
+                self._keys.touch(key.key_id, deadline)
+        return Caller(key.merchant_id, key.key_id, key.mode, key.scopes)
+
+    def _find(self, key_id: str, deadline: Deadline) -> tuple[ApiKey | None, bool]:
+        """The key's row, at most REMEMBER_S old (that there is none, too), and whether just read."""
+        now_s = monotonic()
+        key, until_s = self._remembered.get(key_id, (None, 0.0))
+        if now_s < until_s:
+            return key, False
+        key = self._keys.find(key_id, deadline)
+        if len(self._remembered) >= REMEMBERED:
+            self._remembered.clear()
+        self._remembered[key_id] = (key, now_s + REMEMBER_S)
+        return key, True
+
+
+def _bearer() -> str:
+    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+    if scheme.lower() != "bearer" or not token:
+        raise Unauthenticated("Send the API key as 'Authorization: Bearer hf_...'.")
+    return token.strip()

@@ -1,0 +1,289 @@
+"""The door for payments: parses, authenticates, calls `process_payment`, answers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+from flask import Blueprint, Response, request
+
+from service.errors import KeyInFlight, KeyReused, NotFound, ValidationFailed
+from service.observability import metrics
+from service.payments.handler import PaymentHandler
+from service.payments.model import ChargeRequest, Payment, Status, fingerprint, parse_id
+from service.payments.store import PaymentStore
+from service.resilience.deadline import Deadline
+from service.web.auth import Authenticator, Caller
+from service.web.bodies import parse_object, read_body, refuse_card_number, validated
+from service.web.idempotency import read_idempotency_key
+from service.web.openapi import Operation, documented
+from service.web.preferences import Waiting, prefers_async
+from service.web.problems import declined
+from service.web.request_scope import request_deadline
+from service.web.schemas import (
+    UNSETTLED,
+    CreatePayment,
+    PaymentDocument,
+    PaymentPage,
+    PaymentQuery,
+    Timeline,
+    present,
+    present_event,
+)
+
+# When a caller may ask again about what is still open; the reconciler's first look is then past.
+ASK_AGAIN_S = "2"
+# Threads of a worker that may wait in `Prefer: wait=N` at once; the others keep serving.
+WAITERS = 2
+
+_AUTH = ("unauthenticated", "forbidden")
+_BUSY = ("db_pool_exhausted", "database_unavailable", "deadline_exceeded")
+_HEADERS = {"X-Request-Timeout-Ms": "Lowers the time we take, never raises it."}
+_WAIT = {"Prefer": "`wait=N`: hold the answer up to N seconds for the payment to settle."}
+
+
+def payments_blueprint(
+    *, handler: PaymentHandler, store: PaymentStore, authenticate: Authenticator
+) -> Blueprint:
+    """POST and GET /v1/payments, one payment, and its timeline."""
+    blueprint = Blueprint("payment", __name__)
+    waiting = Waiting(waiters=WAITERS)
+
+    @blueprint.post("/v1/payments")
+    @documented(_CREATE)
+    def create_payment() -> Response:
+        deadline = request_deadline()
+        caller = authenticate("payments", deadline)
+        charge = _read_charge(caller)
+        try:
+            payment, is_new = handler.process_payment(charge, deadline)
+        except KeyInFlight:
+            metrics.idempotent_requests_total.labels("in_flight").inc()
+            raise
+        except KeyReused:
+            metrics.idempotent_requests_total.labels("mismatch").inc()
+            raise
+        metrics.idempotent_requests_total.labels("new" if is_new else "replayed").inc()
+        return _created(payment, is_new=is_new)
+
+    @blueprint.get("/v1/payments")
+    @documented(_LIST)
+    def list_payments() -> Response:
+        deadline = request_deadline()
+        caller = authenticate("read", deadline)
+        query = _read_query()
+        # One more than asked for tells whether there is another page.
+        payments = store.list(
+            caller.merchant_id,
+            deadline,
+            statuses=query.statuses,
+            reference=query.reference,
+            created_gte=query.created_gte,
+            before=_parse_cursor(query.cursor),
+            limit=query.limit + 1,
+        )
+        page = payments[: query.limit]
+        has_more = len(payments) > query.limit
+        return _json(
+            {
+                "data": [present(payment) for payment in page],
+                "has_more": has_more,
+                "next_cursor": _cursor_after(page[-1]) if has_more else None,
+            }
+        )
+
+    @blueprint.get("/v1/payments/<payment_id>")
+    @documented(_GET)
+    def get_payment(payment_id: str) -> Response:
+        deadline = request_deadline()
+        caller = authenticate("read", deadline)
+        identifier = _parse_payment_id(payment_id)
+
+        def look(deadline: Deadline) -> Payment | None:
+            return store.get(caller.merchant_id, identifier, deadline)
+
+        payment, has_waited = waiting.until_settled(look, deadline)
+        if payment is None:
+            raise _no_such_payment()
+        answer = _with_etag(_json(present(payment)))
+        if payment.status in UNSETTLED:
+            # Somebody wants to know: look with the provider soon, whatever the schedule says.
+            store.nudge(caller.merchant_id, identifier, deadline)
+            answer.headers["Retry-After"] = ASK_AGAIN_S
+        if has_waited:
+            answer.headers["Preference-Applied"] = "wait"
+        return answer
+
+    @blueprint.get("/v1/payments/<payment_id>/timeline")
+    @documented(_TIMELINE)
+    def get_timeline(payment_id: str) -> Response:
+        deadline = request_deadline()
+        caller = authenticate("read", deadline)
+        events = store.timeline(caller.merchant_id, _parse_payment_id(payment_id), deadline)
+        if not events:
+            # Every payment was born with an event.
+            raise _no_such_payment()
+        return _json({"data": [present_event(event) for event in events]})
+
+    return blueprint
+
+
+def _read_charge(caller: Caller) -> ChargeRequest:
+    idempotency_key = read_idempotency_key()
+    body = validated(CreatePayment, parse_object(read_body()))
+    return ChargeRequest(
+        merchant_id=caller.merchant_id,
+        idempotency_key=idempotency_key,
+        # Without what was left at its default: a field added tomorrow must not make yesterday's
+        # retry look like another request.
+        fingerprint=fingerprint(
+            "POST", "/v1/payments", body.model_dump(mode="json", exclude_defaults=True)
+        ),
+        amount_minor=body.amount,
+        currency=body.currency,
+        payment_method=body.payment_method,
+        reference=body.reference,
+        capture_method=body.capture_method,
+        customer=body.customer,
+        metadata=body.metadata,
+        on_outage=body.on_outage,
+        expires_at=body.expires_at,
+        respond_async=prefers_async(),
+    )
+
+
+def _created(payment: Payment, *, is_new: bool) -> Response:
+    """The current representation; the status is the promise that goes with it."""
+    if payment.status is Status.DECLINED:
+        answer = declined(payment)
+    else:
+        answer = _json(present(payment), _promise(payment))
+        answer.headers["Location"] = f"/v1/payments/{payment.id}"
+    if payment.status in UNSETTLED:
+        answer.headers["Retry-After"] = ASK_AGAIN_S
+    if not is_new:
+        answer.headers["Idempotent-Replayed"] = "true"
+    return answer
+
+
+def _promise(payment: Payment) -> int:
+    if payment.status in UNSETTLED:
+        return 202
+    # Final without money having moved is no failure of the call: 200, and the status tells.
+    return 200 if payment.is_terminal and payment.status is not Status.SUCCEEDED else 201
+
+
+def _read_query() -> PaymentQuery:
+    given = request.args.to_dict(flat=False)
+    if any(len(values) > 1 for values in given.values()):
+        raise ValidationFailed(
+            "A query parameter stands twice.",
+            fields=[{"field": "(query)", "reason": "stands twice"}],
+        )
+    values = {name: texts[0] for name, texts in given.items()}
+    for text in values.values():
+        refuse_card_number(text, "query")
+    if "created_gte" in values:
+        # A plus sign that was not percent-encoded arrives as a space.
+        values["created_gte"] = values["created_gte"].replace(" ", "+")
+    return validated(PaymentQuery, values)
+
+
+def _cursor_after(payment: Payment) -> str:
+    since_epoch = payment.created_at - _EPOCH
+    micros = (since_epoch.days * 86400 + since_epoch.seconds) * 10**6 + since_epoch.microseconds
+    return f"{micros}-{payment.payment_id.hex}"
+
+
+def _parse_cursor(cursor: str | None) -> tuple[datetime, UUID] | None:
+    if cursor is None:
+        return None
+    micros, _, digits = cursor.partition("-")
+    seconds, micros_left = divmod(int(micros), 10**6)
+    moment = datetime.fromtimestamp(seconds, UTC).replace(microsecond=micros_left)
+    return moment, UUID(hex=digits)
+
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def _parse_payment_id(text: str) -> UUID:
+    payment_id = parse_id(text, "pay_")
+    if payment_id is None:
+        raise _no_such_payment()
+    return payment_id
+
+
+def _no_such_payment() -> NotFound:
+    return NotFound("There is no such payment.")
+
+
+def _json(document: dict[str, Any], status: int = 200) -> Response:
+    body = json.dumps(document).encode() + b"\n"
+    return Response(body, status, content_type="application/json")
+
+
+def _with_etag(answer: Response) -> Response:
+    """Name this state of the payment; 304 without a body where the caller has it already."""
+    etag = hashlib.blake2b(answer.get_data(), digest_size=12).hexdigest()
+    answer.set_etag(etag)
+    if "If-None-Match" in request.headers and etag in request.if_none_match:
+        answer.status_code = 304
+        answer.set_data(b"")
+    return answer
+
+
+_CREATE = Operation(
+    summary="Make a payment, once for each idempotency key",
+    scope="payments",
+    body=CreatePayment,
+    headers={
+        "Idempotency-Key": "1 to 255 visible ASCII characters, bare or as a quoted string.",
+        "Prefer": "`respond-async`: answer 202 as soon as the payment is stored.",
+        **_HEADERS,
+    },
+    required_headers=("Idempotency-Key",),
+    answers={
+        200: (
+            "A replay of a payment that ended without money moving: canceled, expired, "
+            "not_executed.",
+            PaymentDocument,
+        ),
+        201: ("Made, reserved, or waiting for the payer's action.", PaymentDocument),
+        202: ("Durably accepted; we own it: queued, processing or unknown.", PaymentDocument),
+    },
+    problems=(
+        *("invalid_json", "idempotency_key_missing", *_AUTH, "card_declined"),
+        *("idempotency_key_in_flight", "body_too_large", "validation_failed"),
+        *("card_data_refused", "idempotency_key_reused", "rate_limited", "internal_error"),
+        *(*_BUSY, "provider_unavailable", "bulkhead_full"),
+    ),
+)
+_LIST = Operation(
+    summary="List payments, newest first",
+    scope="read",
+    query=PaymentQuery,
+    headers=_HEADERS,
+    answers={200: ("A page of payments", PaymentPage)},
+    problems=(*_AUTH, "validation_failed", "card_data_refused", "rate_limited", *_BUSY),
+)
+_GET = Operation(
+    summary="Read a payment",
+    scope="read",
+    headers={**_HEADERS, **_WAIT, "If-None-Match": "304 while the payment is as it was."},
+    answers={
+        200: ("The payment as it stands, with its ETag", PaymentDocument),
+        304: ("It is as it was.", None),
+    },
+    problems=(*_AUTH, "not_found", "validation_failed", "rate_limited", *_BUSY),
+)
+_TIMELINE = Operation(
+    summary="Every step of a payment's life",
+    scope="read",
+    headers=_HEADERS,
+    answers={200: ("The steps, oldest first", Timeline)},
+    problems=(*_AUTH, "not_found", "validation_failed", "rate_limited", *_BUSY),
+)

@@ -1,0 +1,62 @@
+"""Reads the Prefer header (RFC 7240): `respond-async` and `wait=N`."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Callable
+from time import sleep
+
+from flask import request
+
+from service.payments.model import Payment
+from service.resilience.deadline import Deadline
+from service.web.schemas import UNSETTLED
+
+# Longest `wait=N` that is honoured; a client's own timeout is often 10 s.
+LONGEST_WAIT_S = 10.0
+# How often a waiting GET looks; the connection is given back between the looks.
+LOOK_EVERY_S = 0.2
+# Left for the last look and the answer when the deadline is what ends the wait.
+ANSWER_NEEDS_S = 0.5
+
+_WAIT = re.compile(r"\bwait\s*=\s*\"?(\d{1,4})\b")
+_RESPOND_ASYNC = re.compile(r"(?:^|[,;\s])respond-async(?:$|[,;\s])")
+
+
+def prefers_async() -> bool:
+    """Whether the caller asked for 202 as soon as the payment is stored."""
+    preference = request.headers.get("Prefer")
+    return preference is not None and _RESPOND_ASYNC.search(preference) is not None
+
+
+class Waiting:
+    """GET calls that wait for a payment to settle, at most a few of a worker's threads at once."""
+
+    def __init__(self, *, waiters: int) -> None:
+        self._slots = threading.BoundedSemaphore(waiters)
+
+    def until_settled(
+        self, look: Callable[[Deadline], Payment | None], deadline: Deadline
+    ) -> tuple[Payment | None, bool]:
+        """Look now, and again for as long as the caller prefers: (payment, the wait was honoured).
+
+        Where all waiters' places are taken the first look is the answer.
+        """
+        payment = look(deadline)
+        wait_s = _preferred_wait_s()
+        if payment is None or wait_s <= 0 or not self._slots.acquire(blocking=False):
+            return payment, False
+        try:
+            end = deadline.within(min(wait_s, deadline.remaining_s() - ANSWER_NEEDS_S))
+            while payment is not None and payment.status in UNSETTLED and not end.expired:
+                sleep(min(LOOK_EVERY_S, end.remaining_s()))
+                payment = look(deadline)
+            return payment, True
+        finally:
+            self._slots.release()
+
+
+def _preferred_wait_s() -> float:
+    match = _WAIT.search(request.headers.get("Prefer", ""))
+    return min(LONGEST_WAIT_S, float(match[1])) if match is not None else 0.0

@@ -1,0 +1,165 @@
+"""Errors as RFC 9457 problem documents; HTTP statuses are given here and nowhere else."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from flask import Flask, Response, request
+from werkzeug.exceptions import HTTPException
+
+from service import errors
+from service.errors import Busy, HoldfastError, KeyInFlight, ValidationFailed
+from service.observability import metrics
+from service.payments.model import Payment
+from service.web.request_scope import request_id
+
+log = logging.getLogger(__name__)
+
+MEDIA_TYPE = "application/problem+json"
+
+# code -> (status, title). 5xx, 429 and 409 in flight say: not accepted, the same key again is safe.
+CODES: Mapping[str, tuple[int, str]] = {
+    "invalid_json": (400, "The body is not the JSON we read"),
+    "idempotency_key_missing": (400, "An Idempotency-Key header is needed"),
+    "signature_invalid": (400, "The signature does not match"),
+    "bad_request": (400, "The request cannot be read"),
+    "unauthenticated": (401, "An API key is needed"),
+    "card_declined": (402, "The card was declined"),
+    "forbidden": (403, "The API key lacks the scope"),
+    "not_found": (404, "There is nothing here"),
+    "method_not_allowed": (405, "This address does not take that method"),
+    "request_timeout": (408, "The request did not arrive in time"),
+    "idempotency_key_in_flight": (409, "The first call with this key is being served"),
+    "wrong_state": (409, "The payment's status does not allow this"),
+    "body_too_large": (413, "The body is too large"),
+    "uri_too_long": (414, "The address is too long"),
+    "expectation_failed": (417, "The expectation cannot be met"),
+    "validation_failed": (422, "A field is wrong"),
+    "card_data_refused": (422, "Card numbers are not taken here"),
+    "idempotency_key_reused": (422, "The key was used with another request"),
+    "rate_limited": (429, "Too many requests with this key"),
+    "headers_too_large": (431, "The headers are too large"),
+    "internal_error": (500, "We failed"),
+    "not_implemented": (501, "The transfer coding is not understood"),
+    "db_pool_exhausted": (503, "No database connection came free in time"),
+    "database_unavailable": (503, "The database does not answer"),
+    "provider_unavailable": (503, "The payment provider is down"),
+    "bulkhead_full": (503, "As many payments as may wait for the provider already do"),
+    "deadline_exceeded": (503, "There was no time left to serve this"),
+}
+_HTTP_CODES = {
+    400: "bad_request",
+    404: "not_found",
+    405: "method_not_allowed",
+    413: "body_too_large",
+    414: "uri_too_long",
+}
+
+
+def problem_document(
+    code: str,
+    detail: str,
+    *,
+    request_id: str,
+    retry_safe: bool | None = None,
+    stage: str = "not_sent",
+    payment_id: str | None = None,
+    **more: Any,
+) -> tuple[int, bytes]:
+    """The status and the body that tell of `code`; `detail` must hold nothing of the input."""
+    status, title = CODES[code]
+    document = {
+        "type": f"/docs#{code}",
+        "title": title,
+        "status": status,
+        "detail": detail,
+        "instance": f"urn:holdfast:request:{request_id}",
+        "code": code,
+        "retry_safe": _is_retry_safe(code) if retry_safe is None else retry_safe,
+        "stage": stage,
+        "payment_id": payment_id,
+        "request_id": request_id,
+        **more,
+    }
+    return status, json.dumps(document).encode() + b"\n"
+
+
+def _is_retry_safe(code: str) -> bool:
+    status, _ = CODES[code]
+    return status >= 500 or status in (408, 429) or code == "idempotency_key_in_flight"
+
+
+def declined(payment: Payment) -> Response:
+    """402: final, and the payment can be read at Location."""
+    status, body = problem_document(
+        "card_declined",
+        "The payment provider refused the payment.",
+        request_id=request_id(),
+        stage="answered",
+        payment_id=payment.id,
+        decline=payment.decline,
+    )
+    answer = Response(body, status, content_type=MEDIA_TYPE)
+    answer.headers["Location"] = f"/v1/payments/{payment.id}"
+    return answer
+
+
+def register_problems(app: Flask) -> None:
+    """Answer every error of the application with a problem document."""
+    app.register_error_handler(HoldfastError, _from_ours)
+    app.register_error_handler(HTTPException, _from_http)
+    app.register_error_handler(Exception, _from_bug)
+
+
+def _from_ours(error: HoldfastError) -> Response:
+    more: dict[str, Any] = {}
+    if isinstance(error, ValidationFailed):
+        more["fields"] = error.fields
+    # A Busy without a word of its own is still a promise: nothing was sent.
+    code = error.code if error.code != "internal_error" else "deadline_exceeded"
+    status, body = problem_document(
+        code, error.detail, request_id=request_id(), payment_id=error.payment_id, **more
+    )
+    answer = Response(body, status, content_type=MEDIA_TYPE)
+    if isinstance(error, Busy):
+        answer.headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
+    if isinstance(error, KeyInFlight) and error.payment_id is not None:
+        answer.headers["Location"] = f"/v1/payments/{error.payment_id}"
+    if isinstance(error, errors.Unauthenticated):
+        answer.headers["WWW-Authenticate"] = 'Bearer realm="holdfast"'
+    if status in (429, 503) and code in metrics.SHED_REASONS:
+        metrics.requests_shed_total.labels(code).inc()
+        log.warning("request.refused", extra={"code": code, "detail": error.detail})
+    return answer
+
+
+def _from_http(error: HTTPException) -> Response:
+    code = _HTTP_CODES.get(error.code or 500)
+    if error.response is not None or (error.code or 500) < 400:
+        return Response(error.get_response(request.environ).response, error.code)
+    if code is None:
+        code = "bad_request" if (error.code or 500) < 500 else "internal_error"
+    _, title = CODES[code]
+    status, body = problem_document(code, f"{title}.", request_id=request_id())
+    answer = Response(body, status, content_type=MEDIA_TYPE)
+    for name, value in error.get_headers(request.environ):
+        if name == "Allow":
+            answer.headers[name] = value
+    return answer
+
+
+def _from_bug(error: Exception) -> Response:
+    # Anything not foreseen stays loud; the caller is told no more than that we failed. The claim
+    # is made or it is not: in both cases the same idempotency key cannot charge twice.
+    log.error("request.failed", exc_info=error)
+    status, body = problem_document(
+        "internal_error",
+        "Something went wrong on our side; the same idempotency key is safe.",
+        request_id=request_id(),
+        stage="not_sent" if request.method in ("GET", "HEAD") else "sent_unknown",
+    )
+    return Response(body, status, content_type=MEDIA_TYPE)

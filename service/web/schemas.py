@@ -1,0 +1,342 @@
+"""What goes in and out over REST, as pydantic models: checked at the door, shown in OpenAPI."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal
+
+from iso4217 import Currency
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+    model_validator,
+)
+
+from service.payments.model import Event, Payment, Status
+
+# Twelve digits: what providers take at most, and far inside a bigint even when a year is added up.
+MAX_AMOUNT_MINOR = 999_999_999_999
+# Funds, metals and test codes have no minor unit, so an amount in them means nothing.
+CURRENCIES = frozenset(
+    currency.code.lower() for currency in Currency if currency.exponent is not None
+)
+MAX_METADATA_ENTRIES = 50
+
+# The database says `accepted` and `sending` for what callers know as these.
+_SHOWN_STATUS = {Status.ACCEPTED: "queued", Status.SENDING: "processing"}
+_OUTCOMES = {
+    Status.SUCCEEDED: "succeeded",
+    Status.REQUIRES_CAPTURE: "succeeded",
+    Status.ACCEPTED: "pending",
+    Status.SENDING: "pending",
+    Status.REQUIRES_ACTION: "pending",
+    Status.DECLINED: "declined",
+    Status.UNKNOWN: "unknown",
+    Status.NEEDS_REVIEW: "unknown",
+    Status.NOT_EXECUTED: "not_executed",
+    Status.CANCELED: "not_executed",
+    Status.EXPIRED: "not_executed",
+}
+# What we still owe an answer for: 202 when created or replayed.
+UNSETTLED = frozenset({Status.ACCEPTED, Status.SENDING, Status.UNKNOWN, Status.NEEDS_REVIEW})
+
+PaymentStatus = Literal[
+    "queued",
+    "processing",
+    "succeeded",
+    "requires_capture",
+    "requires_action",
+    "declined",
+    "unknown",
+    "not_executed",
+    "needs_review",
+    "canceled",
+    "expired",
+]
+
+
+def _known_currency(code: str) -> str:
+    if code not in CURRENCIES:
+        raise ValueError("must be a lower-case ISO 4217 code of a currency with minor units")
+    return code
+
+
+def _moment(value: object) -> datetime:
+    """RFC 3339, with its zone: a time without one would be a guess about money."""
+    if not isinstance(value, str):
+        raise ValueError("must be a time as text, like 2026-01-31T12:00:00Z")
+    try:
+        moment = datetime.fromisoformat(value)
+    except ValueError:
+        raise ValueError("must look like 2026-01-31T12:00:00Z") from None
+    if moment.tzinfo is None or moment.utcoffset() is None:
+        raise ValueError("must carry its zone, like 2026-01-31T12:00:00Z")
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("is out of range") from None
+
+
+Moment = Annotated[
+    datetime, BeforeValidator(_moment), WithJsonSchema({"type": "string", "format": "date-time"})
+]
+CurrencyCode = Annotated[
+    str,
+    AfterValidator(_known_currency),
+    Field(description="ISO 4217, lower case", pattern="^[a-z]{3}$", examples=["usd"]),
+]
+AmountMinor = Annotated[
+    int,
+    Field(
+        ge=1,
+        le=MAX_AMOUNT_MINOR,
+        description="Integer, in the currency's own minor units: 2599 is 25.99 USD, or 2599 JPY.",
+        examples=[2599],
+    ),
+]
+_Token = Annotated[str, Field(min_length=1, max_length=255, pattern=r"^[\x21-\x7e]+$")]
+_Metadata = Annotated[
+    dict[
+        Annotated[str, Field(min_length=1, max_length=40)],
+        Annotated[str, Field(max_length=500)],
+    ],
+    Field(max_length=MAX_METADATA_ENTRIES),
+]
+
+
+class CreatePayment(BaseModel):
+    """A payment to make."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", hide_input_in_errors=True)
+
+    amount: AmountMinor
+    currency: CurrencyCode
+    payment_method: Annotated[_Token, Field(examples=["pm_card_visa"])]
+    reference: Annotated[
+        str | None,
+        Field(min_length=1, max_length=255, description="Yours; found again in the list."),
+    ] = None
+    capture_method: Annotated[
+        Literal["automatic", "manual"],
+        Field(description="`manual` only reserves the money, until it is captured or voided."),
+    ] = "automatic"
+    customer: _Token | None = None
+    metadata: _Metadata = Field(default_factory=dict)
+    on_outage: Annotated[
+        Literal["queue", "reject"],
+        Field(description="While the provider is down: keep it and send it later, or refuse."),
+    ] = "queue"
+    expires_at: Annotated[
+        Moment | None, Field(description="A queued payment is given up then, unsent.")
+    ] = None
+
+
+class PaymentQuery(BaseModel):
+    """Which payments to list."""
+
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+
+    status: PaymentStatus | None = None
+    reference: Annotated[str | None, Field(min_length=1, max_length=255)] = None
+    created_gte: Moment | None = None
+    cursor: Annotated[
+        str | None,
+        Field(
+            pattern=r"^[0-9]{1,17}-[0-9a-f]{32}$", description="`next_cursor` of the page before"
+        ),
+    ] = None
+    limit: Annotated[int, Field(ge=1, le=100)] = 20
+
+    @property
+    def statuses(self) -> list[Status] | None:
+        """The stored statuses that are shown as the one asked for."""
+        if self.status is None:
+            return None
+        return [status for status in Status if shown_status(status) == self.status]
+
+
+class Decline(BaseModel):
+    """Why the provider refused; `code` is the provider's own."""
+
+    code: str
+    message: str
+
+
+class Attempt(BaseModel):
+    """One call to the provider."""
+
+    n: int
+    op: str
+    stage: Literal["not_sent", "sent_unknown", "answered"]
+    error: str | None
+    ms: int
+
+
+class Links(BaseModel):
+    """Where to go from here."""
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    itself: Annotated[str, Field(alias="self")]
+    timeline: str
+
+
+class PaymentDocument(BaseModel):
+    """A payment as it stands."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    id: Annotated[str, Field(pattern="^pay_[0-9a-f]{32}$")]
+    object: Literal["payment"]
+    status: PaymentStatus
+    outcome: Annotated[
+        Literal["succeeded", "pending", "declined", "not_executed", "unknown"],
+        Field(description="What is known about the money; `unknown`: we are finding out."),
+    ]
+    amount: int
+    currency: str
+    amount_captured: int
+    amount_refunded: int
+    payment_method: str
+    capture_method: Literal["automatic", "manual"]
+    customer: str | None
+    metadata: dict[str, str]
+    on_outage: Literal["queue", "reject"]
+    expires_at: datetime | None
+    provider: str
+    provider_ref: str | None
+    reference: str | None
+    decline: Decline | None
+    next_action: dict[str, Any] | None
+    next_check_at: datetime | None
+    attempts: list[Attempt]
+    created_at: datetime
+    updated_at: datetime
+    links: Links
+
+
+class PaymentPage(BaseModel):
+    """Payments, newest first."""
+
+    data: list[PaymentDocument]
+    has_more: bool
+    next_cursor: str | None
+
+
+class TimelineEvent(BaseModel):
+    """One step in a payment's life; `detail` holds pool wait, breaker, stage and milliseconds."""
+
+    id: str
+    object: Literal["event"]
+    type: str
+    payment_id: str
+    created_at: datetime
+    detail: dict[str, Any]
+
+
+class Timeline(BaseModel):
+    """Every step of a payment's life, oldest first."""
+
+    data: list[TimelineEvent]
+
+
+class WrongField(BaseModel):
+    """A field that was refused; its value is never shown."""
+
+    field: str
+    reason: str
+
+
+class Problem(BaseModel):
+    """RFC 9457, and what a payment's caller must know: is the same key safe, how far did it get."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str
+    code: str
+    retry_safe: Annotated[
+        bool, Field(description="True: not accepted; send it again with the same key.")
+    ]
+    stage: Literal["not_sent", "sent_unknown", "answered"]
+    payment_id: str | None
+    request_id: str
+    fields: list[WrongField] | None = None
+    decline: Decline | None = None
+
+    @model_validator(mode="after")
+    def _is_refusal(self) -> Problem:
+        if self.status < 400:
+            raise ValueError("a problem has an error's status")
+        return self
+
+
+class Received(BaseModel):
+    """The webhook is stored."""
+
+    received: Literal[True]
+
+
+class Health(BaseModel):
+    """Whether this process can serve; `reason` says why not."""
+
+    status: Literal["pass", "fail"]
+    reason: str | None = None
+
+
+def shown_status(status: Status) -> str:
+    """The status in the words of the REST contract."""
+    return _SHOWN_STATUS.get(status, status.value)
+
+
+def present(payment: Payment) -> dict[str, Any]:
+    """The payment as callers see it, like PaymentDocument."""
+    path = f"/v1/payments/{payment.id}"
+    return {
+        "id": payment.id,
+        "object": "payment",
+        "status": shown_status(payment.status),
+        "outcome": _OUTCOMES[payment.status],
+        "amount": payment.amount_minor,
+        "currency": payment.currency,
+        "amount_captured": payment.amount_captured_minor,
+        "amount_refunded": payment.amount_refunded_minor,
+        "payment_method": payment.payment_method,
+        "capture_method": payment.capture_method,
+        "customer": payment.customer,
+        "metadata": payment.metadata,
+        "on_outage": payment.on_outage,
+        "expires_at": _time(payment.expires_at),
+        "provider": payment.provider,
+        "provider_ref": payment.provider_ref,
+        "reference": payment.reference,
+        "decline": payment.decline,
+        "next_action": payment.next_action,
+        "next_check_at": _time(payment.next_check_at),
+        "attempts": payment.attempts,
+        "created_at": _time(payment.created_at),
+        "updated_at": _time(payment.updated_at),
+        "links": {"self": path, "timeline": f"{path}/timeline"},
+    }
+
+
+def present_event(event: Event) -> Mapping[str, Any]:
+    """The event as callers see it, like TimelineEvent."""
+    return {
+        "id": f"evt_{event.event_id.hex}",
+        "object": "event",
+        "type": event.type,
+        "payment_id": f"pay_{event.payment_id.hex}",
+        "created_at": _time(event.created_at),
+        "detail": event.detail,
+    }
+
+
+def _time(moment: datetime | None) -> str | None:
+    return None if moment is None else moment.astimezone(UTC).isoformat().replace("+00:00", "Z")

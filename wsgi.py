@@ -1,0 +1,17 @@
+"""What gunicorn serves: `wsgi:app` is the data plane, `wsgi:ops` the ops plane."""
+
+from __future__ import annotations
+
+from flask import Flask
+
+
+def __getattr__(name: str) -> Flask:
+    """Build the plane that was named, and only that, in the worker and so after the fork."""
+    from service import app as parts
+    from service.settings import Settings
+
+    if name == "app":
+        return parts.create_app(Settings.from_environ())
+    if name == "ops":
+        return parts.create_ops_app(Settings.from_environ())
+    raise AttributeError(f"module 'wsgi' has no attribute {name!r}")
