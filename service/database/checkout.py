@@ -1,0 +1,163 @@
+"""One lent connection for one `with` block: alone, or as one transaction."""
+
+from __future__ import annotations
+
+import sys
+from time import monotonic
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+import psycopg2
+from psycopg2.extensions import TRANSACTION_STATUS_INERROR
+
+from service.database.connection import Connection
+from service.database.statements import (
+    Params,
+    Row,
+    Statement,
+    count_error,
+    execute,
+    in_our_words,
+    is_sign_of_failover,
+    is_stale_plan,
+    statement_duration,
+)
+from service.resilience.deadline import Deadline
+
+if TYPE_CHECKING:
+    from service.database.pool import ConnectionPool
+
+# A ROLLBACK that takes longer is not worth the wait: losing the connection rolls back as well.
+ROLLBACK_S = 0.25
+
+
+class Checkout:
+    """A connection in autocommit mode: each statement is a transaction of its own."""
+
+    __slots__ = ("_deadline", "_is_broken", "_pool", "connection", "wait_s")
+
+    connection: Connection
+    # Seconds spent in line.
+    wait_s: float
+
+    def __init__(self, pool: ConnectionPool, deadline: Deadline) -> None:
+        self._pool = pool
+        self._deadline = deadline
+        self._is_broken = False
+
+    def __enter__(self) -> Self:
+        self.connection = self._pool.take(self._deadline, sys._getframe(1))
+        self.wait_s = self.connection.wait_s
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        connection = self.connection
+        # Whoever keeps the checkout must not meet the next holder's work.
+        del self.connection
+        self._pool.give_back(connection, is_broken=self._is_broken)
+
+    def run(self, statement: Statement, params: Params = ()) -> list[Row]:
+        """All rows of the statement; at the deadline DatabaseUnavailable, whatever the peer does.
+
+        IntegrityError and what is a bug in the SQL pass as psycopg2 raised them. When the
+        connection is lost, nobody can say whether the statement was carried out.
+        """
+        self._deadline.require()
+        return self._run(statement, params, self._deadline, prepared=self._pool.prepared)
+
+    def _run(
+        self, statement: Statement, params: Params, deadline: Deadline, *, prepared: bool
+    ) -> list[Row]:
+        connection = self.connection
+        started_s = monotonic()
+        has_timed_out = False
+        try:
+            with self._pool.watchdog.guard(connection.fileno(), deadline) as watch:
+                try:
+                    return execute(connection, statement, params, prepared=prepared)
+                finally:
+                    has_timed_out = watch.fired
+        except psycopg2.Error as error:
+            raised = self._failed(error, has_timed_out=has_timed_out)
+            if raised is error:
+                raise
+            raise raised from error
+        finally:
+            # An answer in the very moment of the deadline is true, but the connection is gone.
+            self._is_broken |= has_timed_out
+            statement_duration(statement.name).observe(monotonic() - started_s)
+
+    def _failed(self, error: psycopg2.Error, *, has_timed_out: bool) -> Exception:
+        """Take down what this error says of the connection, and say it in our words."""
+        is_closed = bool(self.connection.closed)
+        is_stale = is_stale_plan(error, prepared=self._pool.prepared)
+        self._is_broken |= is_closed or has_timed_out
+        count_error(error, is_closed=is_closed, has_timed_out=has_timed_out)
+        self._pool.note_error(has_timed_out=has_timed_out)
+        if not has_timed_out and (is_stale or is_sign_of_failover(error, is_closed=is_closed)):
+            self._pool.evict(self.connection.generation, error.pgcode or "closed")
+        return in_our_words(
+            error, is_closed=is_closed, has_timed_out=has_timed_out, is_stale=is_stale
+        )
+
+
+_BEGIN, _COMMIT = Statement("begin", "BEGIN"), Statement("commit", "COMMIT")
+_ROLLBACK = Statement("rollback", "ROLLBACK")
+
+
+class Transaction(Checkout):
+    """A checkout whose block is one transaction; no state outlives it (use SET LOCAL only).
+
+    An error in the block is raised as it was, never hidden by what came of the ROLLBACK. A COMMIT
+    without an answer is DatabaseUnavailable, and nobody can say whether it was carried out.
+    """
+
+    __slots__ = ()
+
+    def __enter__(self) -> Self:
+        self._deadline.require()
+        self.connection = self._pool.take(self._deadline, sys._getframe(1))
+        self.wait_s = self.connection.wait_s
+        try:
+            self._run(_BEGIN, (), self._deadline, prepared=False)
+        except BaseException:
+            super().__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            if error is None:
+                self._commit()
+            else:
+                self._roll_back()
+        finally:
+            super().__exit__(kind, error, trace)
+
+    def _commit(self) -> None:
+        if self.connection.get_transaction_status() == TRANSACTION_STATUS_INERROR:
+            # PostgreSQL answers COMMIT with a silent ROLLBACK here.
+            self._roll_back()
+            raise psycopg2.errors.InFailedSqlTransaction(
+                "A statement of the transaction failed and its error was swallowed."
+            )
+        self._run(_COMMIT, (), self._deadline, prepared=False)
+
+    def _roll_back(self) -> None:
+        if self._is_broken or self.connection.closed:
+            return
+        try:
+            # Of its own: the deadline may be what ended the block.
+            self._run(_ROLLBACK, (), Deadline.after(ROLLBACK_S), prepared=False)
+        except Exception:  # noqa: BLE001 - the block's own error is what the caller must see.
+            self._is_broken = True

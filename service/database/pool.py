@@ -1,0 +1,440 @@
+"""The connection pool of one process: first come, first served, and no wait without an end.
+
+psycopg2's ThreadedConnectionPool, with its gaps closed. A caller who finds no idle connection waits
+in line, until the pool's own limit or the caller's deadline. Connections are opened and closed by
+one thread (`refill.py`), never by a caller and never under the lock. The path of a free connection
+takes no lock at all: `deque` is atomic, and what is counted is counted on the connection itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+from bisect import bisect_left
+from collections import deque
+from time import monotonic, sleep
+from types import FrameType
+from typing import Any
+
+import psycopg2
+import psycopg2.pool
+from psycopg2.extensions import TRANSACTION_STATUS_IDLE
+
+from service.database.checkout import Checkout, Transaction
+from service.database.connection import (
+    FRESH_S,
+    HOLD_EDGES_S,
+    IDLE_CHECK_S,
+    Connection,
+    complete_dsn,
+)
+from service.database.figures import Figures, PoolStatistics
+from service.database.line import Line, Waiter
+from service.database.refill import Refill
+from service.database.statements import Params, Row, Statement, is_worth_repeating
+from service.errors import (
+    Busy,
+    DatabaseUnavailable,
+    DeadlineExceeded,
+    PoolRefused,
+    PoolTimeout,
+)
+from service.observability import metrics
+from service.resilience.deadline import Deadline
+from service.resilience.watchdog import Watchdog
+
+__all__ = ["Checkout", "ConnectionPool", "PoolStatistics", "Statement", "Transaction"]
+
+log = logging.getLogger(__name__)
+
+# The incident's own words, for those who search the logs for them.
+EXHAUSTED = "Database query failed: connection pool exhausted"
+# Deadlocks and serialization failures go away at the second try; the third is for bad luck.
+TRIES = 3
+
+
+class ConnectionPool(psycopg2.pool.ThreadedConnectionPool):
+    """At most `size` connections, all kept open. Make it after the fork, close it at the end.
+
+    It never fails to be made: while the database is away, callers get DatabaseUnavailable at once.
+    """
+
+    # Its type stub has no lock.
+    _lock: Any
+
+    def __init__(
+        self,
+        dsn: str,
+        *,
+        size: int,
+        wait_s: float,
+        max_waiters: int,
+        watchdog: Watchdog,
+        # PREPARE each statement once a connection: not through pgbouncer in transaction mode.
+        prepared: bool = False,
+        lifetime_s: float = 1800.0,
+        # Above the budget of a whole request: what is held for longer was forgotten.
+        leak_after_s: float = 10.0,
+    ) -> None:
+        # None are opened by psycopg2, which would do it here and now, and raise.
+        super().__init__(0, size)
+        # Equal bounds: a connection that was worth opening is kept.
+        self.minconn = size
+        self.prepared = prepared
+        self.watchdog = watchdog
+        self._wait_s = wait_s
+        self._max_waiters = max_waiters
+        self._idle: deque[Connection] = deque()
+        self._line = Line()
+        self._open: dict[int, Connection] = {}
+        self._generation = 1
+        # An idle connection from before this moment is asked before it is lent.
+        self._suspect_before_s = 0.0
+        # Why no connection can be opened; None while nothing is known to be wrong.
+        self._connect_error: psycopg2.Error | None = None
+        self._figures = Figures(size=size)
+        self._refill = Refill(
+            self, complete_dsn(dsn), lifetime_s=lifetime_s, leak_after_s=leak_after_s
+        )
+        self._refill.start()
+
+    # --- What callers use ---------------------------------------------------------------------
+
+    def checkout(self, deadline: Deadline) -> Checkout:
+        """`with pool.checkout(deadline) as checkout:` lends one connection for the block.
+
+        Raises PoolTimeout, PoolRefused or DatabaseUnavailable; never waits past the deadline.
+        """
+        return Checkout(self, deadline)
+
+    def transaction(self, deadline: Deadline) -> Transaction:
+        """As `checkout`, with BEGIN before the block and COMMIT after, ROLLBACK if it raises."""
+        return Transaction(self, deadline)
+
+    def run(self, statement: Statement, params: Params, deadline: Deadline) -> list[Row]:
+        """One statement as a transaction of its own, repeated where it certainly did nothing."""
+        for tries_left in reversed(range(TRIES)):
+            try:
+                with Checkout(self, deadline) as checkout:
+                    return checkout.run(statement, params)
+            except DatabaseUnavailable as error:
+                if not tries_left or not is_worth_repeating(error.__cause__):
+                    raise
+                # Those who collided must not collide again.
+                sleep(min(deadline.remaining_s(), 0.005 * (TRIES - tries_left)))
+        raise AssertionError("the last try returns or raises")
+
+    @property
+    def size(self) -> int:
+        """The most connections there ever are."""
+        return self.maxconn
+
+    @property
+    def in_use(self) -> int:
+        """Connections lent right now."""
+        return max(0, len(self._open) - len(self._idle))
+
+    @property
+    def waiting(self) -> int:
+        """Callers in line right now."""
+        return len(self._line)
+
+    def statistics(self) -> PoolStatistics:
+        """What HikariCP and psycopg_pool would tell of themselves."""
+        return self._figures.statistics(
+            self.opened(), idle=len(self._idle), waiting=len(self._line)
+        )
+
+    def close(self) -> None:
+        """Close what is idle, turn waiters away; what is lent is closed when it comes back."""
+        with self._lock:
+            if self.closed:
+                return
+            self.closed = True
+            self._line.refuse_all(_stopping)
+        self._drop_idle("closed")
+        self._refill.stop()
+
+    # --- psycopg2's own names, for code that knows them -----------------------------------------
+
+    def getconn(self, key: Any = None) -> Connection:
+        """Lend a connection, waiting as long as the pool allows; give it back with `putconn`."""
+        return self.take(Deadline(monotonic() + self._wait_s), sys._getframe(1))
+
+    def putconn(self, conn: Any = None, key: Any = None, close: bool = False) -> None:
+        """Take a lent connection back; one that is broken or in a transaction is replaced."""
+        self.give_back(conn, is_broken=close)
+
+    def closeall(self) -> None:
+        """The same as `close`."""
+        self.close()
+
+    # --- Lending (for Checkout) -----------------------------------------------------------------
+
+    def take(self, deadline: Deadline, frame: FrameType) -> Connection:
+        """A good connection; `frame` is who takes it, for the report of leaks."""
+        try:
+            # Whoever is in line goes first, even when a connection has just come back.
+            connection = None if self._line else self._idle.pop()
+        except IndexError:
+            connection = None
+        now_s = monotonic()
+        if connection is None or now_s > connection.fresh_until_s:
+            connection = self._take_slowly(connection, deadline, now_s)
+        else:
+            connection.wait_s = 0.0
+            connection.taken_at_s = now_s
+        connection.taken_code = frame.f_code
+        connection.taken_offset = frame.f_lasti
+        return connection
+
+    def _take_slowly(
+        self, connection: Connection | None, deadline: Deadline, started_s: float
+    ) -> Connection:
+        """Look at what has been idle, or stand in line, until a connection is good."""
+        until = Deadline(min(deadline.at_s, started_s + self._wait_s))
+        waiter: Waiter | None = None
+        while connection is None or not self._is_good(connection, until):
+            # Whoever was handed a dead connection keeps the place at the head of the line.
+            at_head = waiter is not None
+            waiter = waiter or Waiter()
+            connection = self._stand_in_line(waiter, until, at_head=at_head)
+        connection.taken_at_s = monotonic()
+        connection.wait_s = connection.taken_at_s - started_s if waiter else 0.0
+        if waiter:
+            with self._lock:
+                self._figures.waited(connection.wait_s)
+        return connection
+
+    def _stand_in_line(self, waiter: Waiter, until: Deadline, *, at_head: bool) -> Connection:
+        with self._lock:
+            refusal = self._refusal(until, at_head=at_head)
+            if refusal is None:
+                self._line.join(waiter, at_head=at_head)
+        if refusal is not None:
+            raise self._refused(refusal)
+        # What came back before this caller was in line would not be handed over otherwise.
+        self._match()
+        if not waiter.wait(until):
+            with self._lock:
+                has_left = self._line.leave(waiter)
+            if has_left:
+                raise self._timed_out()
+        if waiter.connection is None:
+            raise waiter.error or AssertionError("a waiter is served or refused")
+        return waiter.connection
+
+    def _refusal(self, until: Deadline, *, at_head: bool) -> str | None:
+        """Why waiting cannot help; the pool's lock is held."""
+        if self.closed:
+            return "closed"
+        if self._connect_error is not None and not self._open:
+            return "unreachable"
+        if not at_head and until.expired:
+            return "deadline"
+        if not at_head and len(self._line) >= self._max_waiters:
+            return "waiters_full"
+        return None
+
+    def _refused(self, reason: str) -> Busy:
+        with self._lock:
+            self._figures.refusals += 1
+        metrics.db_pool_refusals_total.labels(reason).inc()
+        if reason == "closed":
+            return _stopping()
+        if reason == "unreachable":
+            return _unreachable(self._connect_error)
+        if reason == "deadline":
+            return DeadlineExceeded("The time for this request was spent before work began.")
+        return self._exhausted(PoolRefused(EXHAUSTED), reason)
+
+    def _timed_out(self) -> Busy:
+        with self._lock:
+            self._figures.timeouts += 1
+        metrics.db_pool_timeouts_total.inc()
+        return self._exhausted(PoolTimeout(EXHAUSTED), "timeout")
+
+    def _exhausted(self, error: PoolTimeout, reason: str) -> PoolTimeout:
+        """Log the incident's words and give the error the cause that psycopg2 has for it."""
+        log.error(
+            "db.pool_exhausted",
+            extra={
+                "error": EXHAUSTED,
+                "reason": reason,
+                "pool_size": self.size,
+                "pool_in_use": self.in_use,
+                "pool_waiting": self.waiting,
+            },
+        )
+        error.__cause__ = psycopg2.pool.PoolError("connection pool exhausted")
+        return error
+
+    def _is_good(self, connection: Connection, until: Deadline) -> bool:
+        """Look at a connection that was idle: the cheap signs first, then one question."""
+        now_s = monotonic()
+        if now_s <= connection.fresh_until_s:
+            return True
+        if connection.generation != self._generation:
+            return self._discard(connection, "evicted")
+        if now_s > connection.expires_at_s:
+            return self._discard(connection, "lifetime")
+        if connection.has_hung_up:
+            self.evict(connection.generation, "hung_up")
+            return self._discard(connection, "broken")
+        idle_since_s = connection.idle_since_s
+        if now_s - idle_since_s <= IDLE_CHECK_S and idle_since_s > self._suspect_before_s:
+            return True
+        return self._answers(connection, until)
+
+    def _answers(self, connection: Connection, until: Deadline) -> bool:
+        try:
+            with self.watchdog.guard(connection.fileno(), until) as watch:
+                connection.ask()
+            is_good = not watch.fired
+        except psycopg2.Error:
+            is_good = False
+        if is_good:
+            return True
+        self.evict(connection.generation, "no_answer")
+        self._discard(connection, "broken")
+        if until.expired:
+            raise DatabaseUnavailable("The database did not answer in time.")
+        return False
+
+    def give_back(self, connection: Connection, *, is_broken: bool) -> None:
+        """Lend it to the next; one that is broken, in a transaction or too old is replaced."""
+        now_s = monotonic()
+        held_s = now_s - connection.taken_at_s
+        connection.taken_code = None
+        connection.uses += 1
+        connection.held_s += held_s
+        connection.hold_counts[bisect_left(HOLD_EDGES_S, held_s)] += 1
+        if (
+            is_broken
+            or connection.generation != self._generation
+            or connection.get_transaction_status() != TRANSACTION_STATUS_IDLE
+            or now_s > connection.expires_at_s
+        ):
+            self._give_back_bad(connection, is_broken=is_broken)
+            return
+        connection.idle_since_s = now_s
+        connection.fresh_until_s = now_s + FRESH_S
+        self._idle.append(connection)
+        # After the append: the other way round, who joins the line in between is not seen.
+        if self._line or self.closed:
+            self._match()
+
+    def _give_back_bad(self, connection: Connection, *, is_broken: bool) -> None:
+        is_reusable = connection.get_transaction_status() == TRANSACTION_STATUS_IDLE
+        if self.closed:
+            reason = "closed"
+        elif is_broken or not is_reusable:
+            reason = "broken"
+            with self._lock:
+                self._figures.returns_bad += 1
+        else:
+            reason = "evicted" if connection.generation != self._generation else "lifetime"
+        self._discard(connection, reason)
+
+    def _match(self) -> None:
+        """Hand idle connections to those in line, the first to the first."""
+        if self.closed:
+            self._drop_idle("closed")
+            return
+        with self._lock:
+            while self._line:
+                try:
+                    self._line.serve(self._idle.pop())
+                except IndexError:
+                    return
+
+    # --- Opening and dropping (for Refill and whoever meets a dead connection) ------------------
+
+    def opened(self) -> list[Connection]:
+        """All open connections, lent and idle."""
+        with self._lock:
+            return list(self._open.values())
+
+    def missing(self) -> int:
+        """How many more may be opened."""
+        return 0 if self.closed else self.maxconn - len(self._open)
+
+    def admit(self, connection: Connection, *, lifetime_s: float, took_s: float) -> None:
+        """Take in a connection that was just opened, for the first in line."""
+        connection.adopt(self._generation, lifetime_s)
+        with self._lock:
+            self._connect_error = None
+            self._figures.opened += 1
+            self._figures.opened_s += took_s
+            self._open[id(connection)] = connection
+            self._idle.append(connection)
+        metrics.db_pool_connections_opened_total.inc()
+        self._match()
+
+    def cannot_connect(self, error: psycopg2.Error) -> None:
+        """Tell those in line at once, where nothing is left that could come back to them."""
+        with self._lock:
+            self._connect_error = error
+            self._figures.connect_errors += 1
+            if not self._open:
+                self._line.refuse_all(lambda: _unreachable(error))
+        metrics.db_errors_total.labels("connection").inc()
+
+    def note_error(self, *, has_timed_out: bool) -> None:
+        """Count a failed statement; after one without an answer the idle ones are suspect."""
+        with self._lock:
+            self._figures.errors += 1
+        if has_timed_out:
+            self._suspect_before_s = monotonic()
+
+    def evict(self, generation: int, reason: str) -> None:
+        """Drop every connection of this generation: idle ones now, lent ones at their return."""
+        with self._lock:
+            if generation != self._generation or self.closed:
+                return
+            self._generation += 1
+        log.warning("db.connections_evicted", extra={"reason": reason})
+        self._drop_idle("evicted")
+
+    def retire_expired(self, now_s: float) -> None:
+        """Drop idle connections that are past their lifetime."""
+        for connection in self.opened():
+            if now_s > connection.expires_at_s:
+                # Not there: it is lent, and is looked at when it comes back.
+                with contextlib.suppress(ValueError, IndexError):
+                    self._idle.remove(connection)
+                    self._discard(connection, "lifetime")
+
+    def report(self) -> None:
+        """Bring the pool's gauges and histograms up to date."""
+        connections = self.opened()
+        with self._lock:
+            self._figures.tell(connections, idle=len(self._idle))
+
+    def _drop_idle(self, reason: str) -> None:
+        # Not `clear()`: what another thread appends meanwhile would be lost, and its slot with it.
+        with contextlib.suppress(IndexError):
+            while True:
+                self._discard(self._idle.pop(), reason)
+
+    def _discard(self, connection: Connection, reason: str) -> bool:
+        """Free the slot; Refill closes and replaces the connection. Always False: it is not good."""
+        with self._lock:
+            if self._open.pop(id(connection), None) is None:
+                return False
+            self._figures.retire(connection, is_lost=reason == "broken")
+        metrics.db_pool_connections_discarded_total.labels(reason).inc()
+        self._refill.replace(connection)
+        return False
+
+
+def _stopping() -> DatabaseUnavailable:
+    return DatabaseUnavailable("The service is stopping.")
+
+
+def _unreachable(error: psycopg2.Error | None) -> DatabaseUnavailable:
+    """The connect error as callers may see it: addresses and names stay in the cause."""
+    unavailable = DatabaseUnavailable("The database cannot be reached.")
+    unavailable.__cause__ = error
+    return unavailable

@@ -1,0 +1,154 @@
+"""Statements by name: how one is run, prepared, and how the database's errors become ours."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import psycopg2
+from prometheus_client import Histogram
+
+from service.database.connection import Connection
+from service.errors import DatabaseUnavailable
+from service.observability import metrics
+
+Params = Sequence[Any] | Mapping[str, Any]
+Row = tuple[Any, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """SQL with psycopg2's placeholders; the name stands in metrics, logs and PREPARE."""
+
+    name: str
+    sql: str
+
+
+# Nothing of the statement has happened; run again, it may well succeed.
+SERIALIZATION = frozenset({"40001", "40P01"})
+# The server goes down, comes up, or became a standby: the other connections share its fate.
+FAILOVER = frozenset({"57P01", "57P02", "57P03", "25006"})
+
+
+def execute(
+    connection: Connection, statement: Statement, params: Params, *, prepared: bool
+) -> list[Row]:
+    """All rows of one statement; without params its SQL goes out as it stands, `%` included."""
+    cursor = connection.cursor()
+    try:
+        sql = _prepared(connection, cursor, statement, params) if prepared else statement.sql
+        cursor.execute(sql, params or None)
+        return cursor.fetchall() if cursor.description is not None else []
+    finally:
+        cursor.close()
+
+
+def _prepared(connection: Connection, cursor: Any, statement: Statement, params: Params) -> str:
+    """The EXECUTE of the statement, which is prepared at its first use on the connection."""
+    sql = connection.prepared.get(statement.name)
+    if sql is None:
+        prepare, sql = prepared_form(statement, has_params=bool(params))
+        cursor.execute(prepare)
+        connection.prepared[statement.name] = sql
+    return sql
+
+
+_PLACEHOLDER = re.compile(r"%(?:\((?P<name>\w+)\)s|(?P<position>s)|(?P<percent>%))")
+
+
+@lru_cache(maxsize=512)
+def prepared_form(statement: Statement, *, has_params: bool) -> tuple[str, str]:
+    """The statement as (PREPARE with $1.., EXECUTE with psycopg2's placeholders)."""
+    name = f'"{statement.name}"'
+    if not has_params:
+        return f"PREPARE {name} AS {statement.sql}", f"EXECUTE {name}"
+    arguments: list[str] = []
+
+    def numbered(match: re.Match[str]) -> str:
+        if match["percent"]:
+            return "%"
+        argument = match[0]
+        # A named parameter that is used twice is sent once.
+        if match["position"] or argument not in arguments:
+            arguments.append(argument)
+            return f"${len(arguments)}"
+        return f"${arguments.index(argument) + 1}"
+
+    sql = _PLACEHOLDER.sub(numbered, statement.sql)
+    return f"PREPARE {name} AS {sql}", f"EXECUTE {name} ({', '.join(arguments)})"
+
+
+@lru_cache(maxsize=512)
+def statement_duration(name: str) -> Histogram:
+    """The duration's histogram with its label bound."""
+    return metrics.db_statement_duration_seconds.labels(name)
+
+
+def is_stale_plan(error: psycopg2.Error, *, prepared: bool) -> bool:
+    """True when what was prepared is gone or no longer fits the schema; a new connection cures it."""
+    if error.pgcode == "0A000":
+        return prepared and "cached plan" in str(error)
+    return prepared and error.pgcode == "26000"
+
+
+def is_sign_of_failover(error: psycopg2.Error, *, is_closed: bool) -> bool:
+    """True when the pool's other connections are most likely as dead as this one."""
+    code = error.pgcode or ""
+    return is_closed or code in FAILOVER or code.startswith("08")
+
+
+def is_worth_repeating(error: BaseException | None) -> bool:
+    """True when the statement certainly did nothing and may well succeed the next time."""
+    return isinstance(error, psycopg2.Error) and (
+        error.pgcode in SERIALIZATION or is_stale_plan(error, prepared=True)
+    )
+
+
+def in_our_words(
+    error: psycopg2.Error, *, is_closed: bool, has_timed_out: bool, is_stale: bool
+) -> Exception:
+    """DatabaseUnavailable for what another try may cure; constraint breaches and bugs as they are."""
+    if has_timed_out:
+        return DatabaseUnavailable("The database did not answer in time.")
+    if is_closed:
+        return DatabaseUnavailable("The connection to the database was lost.")
+    if is_stale or isinstance(error, psycopg2.OperationalError) or error.pgcode in FAILOVER:
+        return DatabaseUnavailable(_reason(error.pgcode or ""))
+    return error
+
+
+def _reason(code: str) -> str:
+    if code == "57014":
+        return "The database took too long over a statement."
+    if code == "25006":
+        return "The database is read-only: it is failing over."
+    if code in SERIALIZATION or code == "55P03":
+        return "The database is too contended for this right now."
+    return "The database cannot serve this right now."
+
+
+_CLASSES = {
+    "08": "connection",
+    "23": "integrity",
+    "40": "serialization",
+    "55": "timeout",
+}
+
+
+def count_error(error: psycopg2.Error, *, is_closed: bool, has_timed_out: bool) -> None:
+    """Count the error in `db_errors_total` under one word of the closed set."""
+    code = error.pgcode or ""
+    if has_timed_out or code == "57014":
+        word = "timeout"
+    elif code.startswith("57P"):
+        word = "shutdown"
+    elif code == "25006":
+        word = "read_only"
+    elif is_closed:
+        word = "connection"
+    else:
+        word = _CLASSES.get(code[:2], "other")
+    metrics.db_errors_total.labels(word).inc()
