@@ -1,0 +1,117 @@
+"""Several real processes on one host: one breaker, one probe, whoever is killed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from time import monotonic, sleep
+
+import pytest
+
+from service.resilience.breaker import Breaker, BreakerOpen
+from tests.breaker_process import BreakerProcess
+
+
+@pytest.fixture
+def board_path(tmp_path: Path) -> Path:
+    return tmp_path / "board"
+
+
+@pytest.fixture
+def start(board_path: Path) -> Iterator[Callable[[int], list[BreakerProcess]]]:
+    """Starts that many processes on one board, side by side."""
+    started: list[BreakerProcess] = []
+
+    def start(count: int) -> list[BreakerProcess]:
+        fresh = [BreakerProcess(board_path) for _ in range(count)]
+        started.extend(fresh)
+        for process in fresh:
+            process.wait_until_ready()
+        return fresh
+
+    yield start
+    for process in started:
+        process.kill()
+
+
+def test_what_one_process_finds_out_the_others_know_at_once(start):
+    workers = start(3)
+
+    workers[0].ask("fail 20")
+
+    assert [worker.ask("state") for worker in workers] == ["open"] * 3
+
+
+def test_the_failures_of_all_workers_are_added_up(start):
+    workers = start(3)
+
+    let_through = [int(worker.ask("fail 4")) for worker in workers]
+
+    assert let_through == [4, 4, 2]
+
+
+def test_one_probe_a_host_also_after_the_prober_was_killed(start, board_path: Path):
+    first, second, third = start(3)
+    first.ask("fail 20")
+    _wait_until(lambda: first.ask("state") == "half_open")
+
+    answers = [process.ask("probe") for process in (first, second, third)]
+    assert answers == ["let through", "refused", "refused"]
+    first.kill()
+
+    assert [second.ask("probe"), third.ask("probe")] == ["refused", "refused"]
+    _wait_until(lambda: second.ask("probe") == "let through")
+    assert third.ask("probe") == "refused"
+    assert second.ask("good") == "closed"
+    assert third.ask("state") == "closed"
+
+
+def test_a_process_that_joins_knows_and_when_all_are_dead_nothing_is_remembered(
+    start, board_path: Path
+):
+    (killed,) = start(1)
+    killed.ask("fail 20")
+    (late,) = start(1)
+    assert late.ask("state") in ("open", "half_open")
+
+    killed.kill()
+    late.kill()
+    fresh = Breaker("fake", board_path=board_path)
+
+    assert fresh.closed
+    fresh.close()
+
+
+def test_a_killed_workers_slot_is_taken_over_with_nothing_in_it(start, board_path: Path):
+    keeper, killed = start(2)
+    killed.ask("fail 9")
+    killed.kill()
+
+    (heir,) = start(1)
+
+    assert heir.ask("fail 9") == "9"
+    assert keeper.ask("state") == "closed"
+
+
+def test_a_hundred_short_lives_leave_room_for_the_next(board_path: Path):
+    keeper = Breaker("fake", board_path=board_path)
+    for _ in range(100):
+        Breaker("fake", board_path=board_path).close()
+
+    last = Breaker("fake", board_path=board_path)
+    for _ in range(20):
+        try:
+            last.admit().record(failed=True)
+        except BreakerOpen:
+            break
+
+    assert not keeper.closed
+    keeper.close()
+    last.close()
+
+
+def _wait_until(condition: Callable[[], bool], *, within_s: float = 5.0) -> None:
+    until_s = monotonic() + within_s
+    while not condition():
+        assert monotonic() < until_s
+        sleep(0.02)
