@@ -13,6 +13,8 @@ from uuid import UUID
 
 from uuid_utils.compat import uuid7
 
+from service.providers.base import Outcome, OutcomeKind
+
 
 class Status(StrEnum):
     """Where a payment is. `docs/architecture.md` draws the moves."""
@@ -93,6 +95,21 @@ MOVES: Mapping[Status, frozenset[Status]] = {
 }
 
 
+def fact_status(outcome: Outcome) -> Status | None:
+    """The status that a definite outcome leads to; None where the answer is still open."""
+    match outcome.kind:
+        case OutcomeKind.SUCCEEDED if outcome.amount_capturable > 0:
+            return Status.REQUIRES_CAPTURE
+        case OutcomeKind.SUCCEEDED:
+            return Status.SUCCEEDED
+        case OutcomeKind.DECLINED:
+            return Status.DECLINED
+        case OutcomeKind.PENDING if outcome.next_action is not None:
+            return Status.REQUIRES_ACTION
+    # Not executed is a fact too, but what follows from it is a choice: send again, or give up.
+    return None
+
+
 def sources_of(target: Status) -> list[str]:
     """The statuses from which a fact may move a payment to `target`, for SQL's `= ANY`."""
     return [source.value for source, targets in MOVES.items() if target in targets]
@@ -145,8 +162,13 @@ class Payment:
     attempts: list[Mapping[str, Any]]
     # The compare-and-set number of the lease: a guess is written only by who holds the newest.
     fence: int
+    leased: bool
     look_ups: int
-    next_check_at: datetime | None
+    due_at: datetime | None
+    # Seconds since the money call was last begun, by the database's clock; None: never.
+    sent_age_s: float | None
+    # By the database's clock: the client's patience with a queued payment is at its end.
+    is_expired: bool
     created_at: datetime
     updated_at: datetime
 
@@ -163,6 +185,22 @@ class Payment:
     @property
     def is_terminal(self) -> bool:
         return self.status in TERMINAL
+
+    @property
+    def next_check_at(self) -> datetime | None:
+        """When the reconciler looks next, where it is known."""
+        return None if self.leased or self.is_terminal else self.due_at
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One step in a payment's life, as it was written with the step itself."""
+
+    event_id: UUID
+    payment_id: UUID
+    type: str
+    detail: Mapping[str, Any]
+    created_at: datetime
 
 
 def new_id() -> UUID:

@@ -104,6 +104,7 @@ class ProviderCharge:
     currency: str
     outcome: Outcome
     created_at: datetime
+    merchant_id: str | None = None  # from our metadata, as `payment_id`
 
 
 class Provider(Protocol):

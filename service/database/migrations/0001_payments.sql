@@ -49,8 +49,12 @@ CREATE TABLE payments (
     next_action     jsonb,
     attempts        jsonb NOT NULL DEFAULT '[]',
     -- The lease: whoever raised `fence` last owns the payment until `due_at`; then it is anybody's.
+    -- Not leased, `due_at` is the next look-up, which a nudge may bring forward.
     fence           bigint NOT NULL DEFAULT 1,
+    leased          boolean NOT NULL DEFAULT false,
     due_at          timestamptz,
+    -- When the money call was last begun: before a new one, the old one must have come to rest.
+    sent_at         timestamptz,
     look_ups        integer NOT NULL DEFAULT 0,
     -- When money first came into doubt; the age of the oldest is what people are woken by.
     unknown_since   timestamptz,
@@ -100,6 +104,7 @@ CREATE TABLE webhook_inbox (
     event_id     text NOT NULL,
     type         text NOT NULL,
     provider_ref text,
+    merchant_id  uuid,
     payment_id   uuid,
     received_at  timestamptz NOT NULL DEFAULT now(),
     due_at       timestamptz,
@@ -112,6 +117,7 @@ CREATE INDEX webhook_inbox_due ON webhook_inbox (due_at) WHERE due_at IS NOT NUL
 CREATE TABLE orphan_charges (
     provider     text NOT NULL,
     provider_ref text NOT NULL,
+    merchant_id  uuid,
     payment_id   uuid,
     amount       bigint NOT NULL,
     currency     text NOT NULL,

@@ -1,0 +1,241 @@
+"""The map of the system: each part is built here, once for each process, from the settings."""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+
+from flask import Flask
+
+from service.background import Background
+from service.database import migrate
+from service.database.pool import ConnectionPool, Statement
+from service.observability import health_components as check
+from service.observability import metrics
+from service.observability.health import HealthChecks
+from service.observability.registry import read_samples, shared_registry
+from service.observability.statistics import Statistics
+from service.payments.figures import OpenFigures
+from service.payments.forward import Forwarder
+from service.payments.handler import PaymentHandler
+from service.payments.merchants import KeyStore
+from service.payments.reconcile import Reconciler
+from service.payments.settling_store import SettlingStore
+from service.payments.store import RECORD_TIMEOUT_S, PaymentStore
+from service.payments.sweep import Sweep
+from service.providers.base import Provider
+from service.providers.guarded import GuardedProvider
+from service.providers.stripe import StripeProvider
+from service.providers.transport import Transport
+from service.resilience.breaker import Breaker
+from service.resilience.bulkhead import Bulkhead
+from service.resilience.deadline import Deadline
+from service.resilience.retry import Retry
+from service.resilience.watchdog import Watchdog
+from service.settings import Settings
+from service.web import lifecycle, request_scope
+from service.web.auth import Authenticator
+from service.web.diagnostics import diagnostics_blueprint
+from service.web.health import health_blueprint
+from service.web.openapi import openapi_blueprint
+from service.web.payments import payments_blueprint
+from service.web.problems import register_problems
+from service.web.webhooks import webhooks_blueprint
+
+# Each loop of the reconciler has as many threads; the database serves them one statement a time.
+RECONCILER_THREADS = 8
+RECONCILER_POOL_SIZE = 4
+OPS_POOL_SIZE = 2
+OPS_REQUEST_TIMEOUT_S = 5.0
+HEALTH_CHECK_TIMEOUT_S = 2.0
+
+_APPLIED = Statement("applied", migrate.APPLIED_SQL)
+_NOW = Statement("now", "SELECT now()")
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a process that handles payments is made of, from the bottom up."""
+
+    pool: ConnectionPool
+    provider: GuardedProvider
+    store: PaymentStore
+    settling: SettlingStore
+    handler: PaymentHandler
+
+
+def build_parts(
+    settings: Settings, *, provider: Provider | None = None, pool_size: int, threads: int
+) -> Parts:
+    """Make the parts; call it after the fork. At most `threads` wait for the provider at once."""
+    watchdog = Watchdog()
+    pool = _pool(settings, watchdog, size=pool_size)
+    provider_timeout_s = settings.provider_timeout_ms / 1000
+    guarded = GuardedProvider(
+        provider or _stripe(settings, watchdog, connections=threads),
+        bulkhead=Bulkhead(limit_max=threads),
+        # A file of this instance: its workers and its reconciler open and close as one.
+        breaker=Breaker("stripe", board_path=settings.metrics_path / "breaker.board"),
+        retry=Retry("stripe"),
+        timeout_s=provider_timeout_s,
+    )
+    # Longer than what one holder may still do with a payment: its call, then its record.
+    lease_s = provider_timeout_s + 2 * RECORD_TIMEOUT_S
+    store = PaymentStore(pool, lease_s=lease_s, queue_expires_s=settings.queue_expires_s)
+    return Parts(
+        pool=pool,
+        provider=guarded,
+        store=store,
+        settling=SettlingStore(pool, lease_s=lease_s),
+        handler=PaymentHandler(store, guarded, provider_timeout_s=provider_timeout_s),
+    )
+
+
+def create_app(settings: Settings, *, provider: Provider | None = None) -> Flask:
+    """The data plane: /v1, /healthz, /readyz and the contract's own description."""
+    share = settings.provider_concurrency_ratio
+    parts = build_parts(
+        settings,
+        provider=provider,
+        pool_size=settings.db_pool_size,
+        threads=max(1, round(settings.web_threads * share)),
+    )
+    app = _flask(settings.request_timeout_ms / 1000)
+    authenticate = Authenticator(KeyStore(parts.pool))
+    secrets = [settings.stripe_webhook_secret] if settings.stripe_webhook_secret else []
+    app.register_blueprint(
+        payments_blueprint(handler=parts.handler, store=parts.store, authenticate=authenticate)
+    )
+    app.register_blueprint(webhooks_blueprint(inbox=parts.settling, stripe_secrets=secrets))
+    app.register_blueprint(
+        health_blueprint(
+            check_ready=lambda deadline: _missing(parts.pool, deadline),
+            is_stopping=lifecycle.is_stopping,
+        )
+    )
+    app.register_blueprint(openapi_blueprint())
+    return app
+
+
+def create_ops_app(settings: Settings) -> Flask:
+    """The ops plane: metrics over all workers, health and statistics, on threads of its own."""
+    watchdog = Watchdog()
+    pool = _pool(settings, watchdog, size=OPS_POOL_SIZE)
+    stripe = _stripe(settings, watchdog, connections=1)
+    settling = SettlingStore(pool, lease_s=0.0)
+    authenticate = Authenticator(KeyStore(pool))
+    health = HealthChecks(
+        [
+            check.database(lambda: pool.run(_NOW, {}, _check_deadline())),
+            check.provider(lambda: _reach(stripe)),
+            check.reconciler(lambda: settling.last_heartbeat("reconciler", _check_deadline())),
+            check.disk(settings.metrics_path),
+            check.clock(lambda: pool.run(_NOW, {}, _check_deadline())[0][0]),
+            check.workers(settings.web_workers),
+        ],
+        version=_version(),
+        instance=socket.gethostname(),
+    )
+    registry = shared_registry()
+    statistics = Statistics(lambda: read_samples(registry))
+    metrics.build_info.labels(version=_version()).set(1)
+    for slo, target in metrics.SLO_TARGETS.items():
+        metrics.slo_target_ratio.labels(slo=slo).set(target)
+    health.start()
+    statistics.start()
+    app = _flask(OPS_REQUEST_TIMEOUT_S)
+    app.register_blueprint(
+        diagnostics_blueprint(
+            registry=registry,
+            health=health,
+            statistics=statistics,
+            require_operator=lambda: authenticate("operator", request_scope.request_deadline()),
+        )
+    )
+    return app
+
+
+def create_background(settings: Settings) -> Background:
+    """The reconciler: look-ups, the queue, the sweep and the figures, each on its clock."""
+    # One thread of each loop may wait for the provider; the sweep has one of its own.
+    parts = build_parts(
+        settings, pool_size=RECONCILER_POOL_SIZE, threads=2 * RECONCILER_THREADS + 1
+    )
+    reconciler = Reconciler(parts.store, parts.settling, parts.handler, parts.provider)
+    # A queued payment is not in a hurry, but its lease is: a call, then its record.
+    send_timeout_s = settings.provider_timeout_ms / 1000 + RECORD_TIMEOUT_S
+    return Background(
+        pool=parts.pool,
+        settling=parts.settling,
+        reconciler=reconciler,
+        forwarder=Forwarder(
+            parts.store,
+            parts.settling,
+            parts.handler,
+            parts.provider,
+            send_timeout_s=send_timeout_s,
+        ),
+        sweep=Sweep(parts.store, parts.settling, parts.provider),
+        figures=OpenFigures(parts.settling),
+        probe=parts.provider.probe,
+        send_timeout_s=send_timeout_s,
+        threads=RECONCILER_THREADS,
+    )
+
+
+def _flask(request_timeout_s: float) -> Flask:
+    app = Flask("service", static_folder=None)
+    request_scope.install(app, request_timeout_s=request_timeout_s)
+    register_problems(app)
+    return app
+
+
+def _pool(settings: Settings, watchdog: Watchdog, *, size: int) -> ConnectionPool:
+    return ConnectionPool(
+        settings.database_url or "",
+        size=size,
+        wait_s=settings.db_pool_wait_ms / 1000,
+        max_waiters=settings.db_pool_waiters,
+        watchdog=watchdog,
+        prepared=settings.db_prepared,
+    )
+
+
+def _stripe(settings: Settings, watchdog: Watchdog, *, connections: int) -> StripeProvider:
+    transport = Transport(
+        base_url=settings.stripe_api_base or "https://api.stripe.com",
+        ca_file=settings.provider_ca_file,
+        connect_timeout_s=settings.provider_connect_timeout_ms / 1000,
+        max_connections=connections,
+        watchdog=watchdog,
+        proxy_url=settings.provider_proxy_url,
+    )
+    return StripeProvider(
+        transport, api_key=settings.stripe_api_key or "", flow=settings.provider_flow
+    )
+
+
+def _missing(pool: ConnectionPool, deadline: Deadline) -> str | None:
+    """What keeps payments from being stored here; None: nothing."""
+    applied = migrate.applied_version([(row[0],) for row in pool.run(_APPLIED, {}, deadline)])
+    if applied < migrate.latest_version():
+        return "migrations_pending"
+    return None
+
+
+def _reach(provider: Provider) -> None:
+    """Ask for a list of nothing: it moves no money and raises Busy without an answer."""
+    next(provider.list_since(datetime.now(UTC), _check_deadline()), None)
+
+
+def _check_deadline() -> Deadline:
+    return Deadline.after(HEALTH_CHECK_TIMEOUT_S)
+
+
+def _version() -> str:
+    try:
+        return version("holdfast")
+    except PackageNotFoundError:
+        return "checkout"  # Run from the source, not installed.

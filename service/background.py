@@ -1,0 +1,141 @@
+"""The door that the clock opens: look up, forward, sweep, check, and keep the figures fresh."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from time import monotonic
+from typing import Any, Protocol
+
+from service.database.pool import ConnectionPool
+from service.errors import Busy
+from service.observability import metrics
+from service.payments.figures import OpenFigures
+from service.payments.forward import Forwarder, RunAll
+from service.payments.invariants import EVERY_S as INVARIANTS_EVERY_S
+from service.payments.invariants import check_invariants
+from service.payments.model import Payment
+from service.payments.reconcile import Reconciler
+from service.payments.settling_store import SettlingStore
+from service.payments.sweep import Sweep
+from service.resilience.deadline import Deadline
+
+log = logging.getLogger(__name__)
+
+# How long a due payment waits for us at most when there was nothing to do.
+IDLE_S = 0.5
+# One round's reads and leases; a database that needs longer is down.
+ROUND_TIMEOUT_S = 5.0
+FIGURES_EVERY_S = 5.0
+HEARTBEAT_EVERY_S = 5.0
+SWEEP_TIMEOUT_S = 200.0
+HINTS_AT_ONCE = 100
+
+
+class Work(Protocol):
+    """One round of a loop: how much there was to do; 0 lets the loop rest."""
+
+    def __call__(self, run_all: RunAll, deadline: Deadline) -> int: ...
+
+
+@dataclass
+class Background:
+    """Runs the rounds of one reconciler process until it is stopped.
+
+    Any number of processes may run it. A fault ends a round, never the loop.
+    """
+
+    pool: ConnectionPool
+    settling: SettlingStore
+    reconciler: Reconciler
+    forwarder: Forwarder
+    sweep: Sweep
+    figures: OpenFigures
+    # A sign of life from the provider, asked for only when the breaker wants one.
+    probe: Callable[[Deadline], bool]
+    send_timeout_s: float
+    # Of each loop; a lease outlasts what one thread does with one payment.
+    threads: int = 8
+
+    def run(self, stop: threading.Event) -> None:
+        """Work until `stop` is set; what was begun is finished first."""
+        loops = [
+            threading.Thread(target=self._loop, args=(name, work, stop), name=name)
+            for name, work in (
+                ("look-ups", self._look_up_due),
+                ("queue", self.forwarder.drain),
+                ("sweep", self._sweep),
+            )
+        ]
+        for loop in loops:
+            loop.start()
+        log.info("reconciler.started", extra={"threads": self.threads})
+        self._keep_the_clocks(stop)
+        for loop in loops:
+            loop.join()
+        log.info("reconciler.stopped")
+
+    def _loop(self, name: str, work: Work, stop: threading.Event) -> None:
+        """One kind of work, again at once while there is more, with threads of its own: what
+        hangs in one loop keeps nothing in another waiting."""
+        with ThreadPoolExecutor(self.threads, thread_name_prefix=name) as executor:
+
+            def run_all(call: Callable[[Payment], bool], payments: Iterable[Payment]) -> list[bool]:
+                return list(executor.map(lambda payment: self._outlive(call, payment), payments))
+
+            while not stop.is_set():
+                if not self._outlive(work, run_all, Deadline.after(ROUND_TIMEOUT_S)):
+                    stop.wait(IDLE_S)
+
+    def _look_up_due(self, run_all: RunAll, deadline: Deadline) -> int:
+        """Look up what is due, as many at once as there are threads; how many there were."""
+        self.probe(deadline)
+        self.settling.apply_hints(HINTS_AT_ONCE, deadline)
+        due = self.settling.lease_look_ups(self.threads, deadline)
+        run_all(self._settle, due)
+        return len(due)
+
+    def _sweep(self, _run_all: RunAll, _deadline: Deadline) -> int:
+        """One sweep, where it is due; it reads page after page in one thread."""
+        self.sweep.run_if_due(Deadline.after(SWEEP_TIMEOUT_S))
+        return 0
+
+    def _keep_the_clocks(self, stop: threading.Event) -> None:
+        every_s: dict[Callable[[Deadline], None], float] = {
+            self._heartbeat: HEARTBEAT_EVERY_S,
+            self.figures.refresh: FIGURES_EVERY_S,
+            self._invariants: INVARIANTS_EVERY_S,
+        }
+        due_s = dict.fromkeys(every_s, 0.0)
+        while not stop.is_set():
+            for chore in every_s:
+                if monotonic() >= due_s[chore]:
+                    due_s[chore] = monotonic() + every_s[chore]
+                    self._outlive(chore, Deadline.after(ROUND_TIMEOUT_S))
+            stop.wait(IDLE_S)
+
+    def _settle(self, payment: Payment) -> bool:
+        self.reconciler.settle(payment, Deadline.after(self.send_timeout_s))
+        return True
+
+    def _outlive(self, work: Callable[..., Any], *arguments: object) -> Any:
+        """What the work gives, or None: an outage ends a round and a bug is loud, the loop goes on."""
+        try:
+            return work(*arguments)
+        except Busy as error:
+            log.warning("reconciler.busy", extra={"code": error.code, "detail": error.detail})
+        except Exception:
+            log.exception("reconciler.error")
+        return None
+
+    def _heartbeat(self, deadline: Deadline) -> None:
+        self.settling.heartbeat("reconciler", deadline)
+
+    def _invariants(self, deadline: Deadline) -> None:
+        for rule, violations in check_invariants(self.pool, deadline).items():
+            metrics.invariant_violations.labels(rule=rule).set(violations)
+            if violations:
+                log.error("invariant.violated", extra={"rule": rule, "rows": violations})

@@ -1,0 +1,39 @@
+"""The figures of open payments: counts, ages and money at risk, from the database to the gauges."""
+
+from __future__ import annotations
+
+from service.observability import metrics
+from service.payments.settling_store import SettlingStore
+from service.resilience.deadline import Deadline
+
+# What may have moved without our knowing.
+AT_RISK = ("sending", "unknown", "needs_review")
+IN_DOUBT = ("unknown", "needs_review")
+
+
+class OpenFigures:
+    """Refreshes the gauges; remembers the currencies shown, so that one goes back to 0."""
+
+    def __init__(self, settling: SettlingStore) -> None:
+        self._settling = settling
+        self._currencies: set[str] = set()
+
+    def refresh(self, deadline: Deadline) -> None:
+        """Read all open payments (only them, however many are closed) and set the gauges."""
+        figures = self._settling.open_figures(deadline)
+        for status in metrics.OPEN_STATUSES:
+            count = sum(figure.count for figure in figures if figure.status == status)
+            metrics.payments_open.labels(status=status).set(count)
+        in_doubt = [figure for figure in figures if figure.status in IN_DOUBT]
+        queued = [figure for figure in figures if figure.status == "accepted"]
+        metrics.unknown_oldest_age_seconds.set(max((f.oldest_age_s for f in in_doubt), default=0))
+        metrics.needs_review.set(sum(f.count for f in figures if f.status == "needs_review"))
+        metrics.queued_payments.set(sum(figure.count for figure in queued))
+        metrics.queued_oldest_age_seconds.set(max((f.oldest_age_s for f in queued), default=0))
+        metrics.reconcile_due_oldest_age_seconds.set(max((f.overdue_s for f in figures), default=0))
+        self._currencies.update(figure.currency for figure in figures)
+        for currency in self._currencies:
+            at_risk = [f for f in figures if f.currency == currency and f.status in AT_RISK]
+            metrics.money_at_risk_minor.labels(currency=currency).set(
+                sum(figure.amount_minor for figure in at_risk)
+            )

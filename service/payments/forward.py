@@ -1,0 +1,73 @@
+"""Sends queued payments once the provider takes them again, a few at first, then more."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+from service.observability import metrics
+from service.payments.handler import PaymentHandler
+from service.payments.model import Payment, Status
+from service.payments.settling_store import SettlingStore
+from service.payments.store import PaymentStore
+from service.providers.base import OutcomeKind, Provider
+from service.resilience.deadline import Deadline
+
+log = logging.getLogger(__name__)
+
+# What the provider takes at once after an outage: doubled while all goes well, so that the queue
+# does not bring it down a second time; as many in the end as one reconciler has threads.
+FIRST_BATCH = 2
+LARGEST_BATCH = 16
+
+
+class RunAll(Protocol):
+    """Runs a call for each payment, side by side, and gives back the results in any order."""
+
+    def __call__(
+        self, call: Callable[[Payment], bool], payments: Iterable[Payment]
+    ) -> list[bool]: ...
+
+
+class Forwarder:
+    """Drains the queue with slow start. One in a process; leases keep many processes apart."""
+
+    def __init__(
+        self,
+        store: PaymentStore,
+        settling: SettlingStore,
+        handler: PaymentHandler,
+        provider: Provider,
+        *,
+        send_timeout_s: float,
+    ) -> None:
+        self._store = store
+        self._settling = settling
+        self._handler = handler
+        self._provider = provider
+        self._send_timeout_s = send_timeout_s
+        self._batch = FIRST_BATCH
+
+    def drain(self, run_all: RunAll, deadline: Deadline) -> int:
+        """Send one batch; the number of payments that were due. Raises Busy without a database."""
+        if not self._provider.available:
+            self._batch = FIRST_BATCH
+            return 0
+        queued = self._settling.lease_queued(self._batch, deadline)
+        if queued:
+            all_taken = all(run_all(self._send, queued))
+            self._batch = min(self._batch * 2, LARGEST_BATCH) if all_taken else FIRST_BATCH
+        return len(queued)
+
+    def _send(self, payment: Payment) -> bool:
+        """One queued payment under its lease; False where the provider did not take it."""
+        deadline = Deadline.after(self._send_timeout_s)
+        if payment.is_expired:
+            self._store.give_up(payment, Status.EXPIRED, "not sent before expires_at", deadline)
+            log.warning("payment.expired", extra={"payment_id": payment.id})
+            return True
+        sent, outcome = self._handler.execute(payment, deadline)
+        if sent.is_terminal or sent.status is Status.REQUIRES_CAPTURE:
+            metrics.reconcile_settled_total.labels(outcome=sent.status.value).inc()
+        return outcome.kind not in (OutcomeKind.NOT_EXECUTED, OutcomeKind.UNKNOWN)

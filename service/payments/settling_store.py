@@ -1,0 +1,313 @@
+"""What the reconciler reads and writes in bulk: leases, the webhook inbox, orphans, the figures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from service.database.pool import ConnectionPool, Statement
+from service.payments.model import Payment
+from service.payments.store import COLUMNS, payment_of
+from service.providers.base import ProviderCharge
+from service.resilience.deadline import Deadline
+
+# SKIP LOCKED only keeps reconcilers from queueing behind each other; what decides is the second
+# look at `due_at` in the UPDATE itself, which the row's new version is held against.
+_LEASE = f"""
+    WITH p AS (
+        UPDATE payments SET fence = fence + 1, leased = true,
+            due_at = now() + %(lease_s)s::float8 * interval '1 second'
+        WHERE due_at <= now()
+          AND (merchant_id, payment_id) IN (SELECT merchant_id, payment_id FROM due)
+        RETURNING *
+    )
+    SELECT {COLUMNS} FROM p
+"""
+
+_LEASE_LOOK_UPS = Statement(
+    "lease_look_ups",
+    f"""
+    WITH due AS (
+        SELECT merchant_id, payment_id FROM payments
+        WHERE due_at <= now() AND status <> 'accepted'
+        ORDER BY due_at LIMIT %(limit)s::integer
+        FOR UPDATE SKIP LOCKED
+    ), {_LEASE.strip().removeprefix("WITH ")}
+    """,
+)
+
+# Oldest first, merchants in turn: each merchant's oldest comes before any merchant's second.
+_LEASE_QUEUED = Statement(
+    "lease_queued",
+    f"""
+    WITH oldest AS (
+        SELECT merchant_id, payment_id, created_at FROM payments
+        WHERE due_at <= now() AND status = 'accepted'
+        ORDER BY created_at LIMIT 1000
+    ), due AS (
+        SELECT merchant_id, payment_id FROM (
+            SELECT *, row_number() OVER (PARTITION BY merchant_id ORDER BY created_at) AS turn
+            FROM oldest) AS in_turn
+        ORDER BY turn, created_at LIMIT %(limit)s::integer
+    ), {_LEASE.strip().removeprefix("WITH ")}
+    """,
+)
+
+# Nothing was asked, so nothing is told: without an event, and the schedule does not move on.
+_POSTPONE = Statement(
+    "postpone",
+    """
+    UPDATE payments SET leased = false,
+        due_at = now() + %(due_in_s)s::float8 * interval '1 second'
+    WHERE merchant_id = %(merchant_id)s::uuid AND payment_id = %(payment_id)s::uuid
+      AND fence = %(fence)s::bigint AND leased
+    RETURNING 1
+    """,
+)
+
+_RECEIVE_WEBHOOK = Statement(
+    "receive_webhook",
+    """
+    INSERT INTO webhook_inbox
+        (provider, event_id, type, provider_ref, merchant_id, payment_id, due_at)
+    VALUES (%(provider)s::text, %(event_id)s::text, %(type)s::text, %(provider_ref)s::text,
+            %(merchant_id)s::uuid, %(payment_id)s::uuid, now())
+    ON CONFLICT (provider, event_id) DO NOTHING
+    RETURNING 1
+    """,
+)
+
+# A hint brings the look-up forward. Without a row yet, or while somebody is looking, it waits.
+_APPLY_HINTS = Statement(
+    "apply_hints",
+    """
+    WITH hint AS (
+        SELECT provider, event_id, merchant_id, payment_id FROM webhook_inbox
+        WHERE due_at <= now() ORDER BY due_at LIMIT %(limit)s::integer
+        FOR UPDATE SKIP LOCKED
+    ), known AS (
+        SELECT h.provider, h.event_id, p.merchant_id, p.payment_id, p.leased,
+               p.due_at IS NOT NULL AND NOT p.leased AS can_nudge
+        FROM hint h JOIN payments p USING (merchant_id, payment_id)
+    ), nudged AS (
+        UPDATE payments p SET due_at = now() FROM known k
+        WHERE k.can_nudge AND p.merchant_id = k.merchant_id AND p.payment_id = k.payment_id
+          AND NOT p.leased AND p.due_at > now()
+        RETURNING p.payment_id
+    )
+    UPDATE webhook_inbox i SET
+        tries = i.tries + 1,
+        due_at = CASE
+            WHEN EXISTS (SELECT 1 FROM known k WHERE k.provider = i.provider
+                         AND k.event_id = i.event_id AND NOT k.leased) THEN NULL
+            WHEN i.tries >= %(max_tries)s::integer THEN NULL
+            ELSE now() + least(2 ^ i.tries, 3600) * interval '1 second' END
+    FROM hint h WHERE i.provider = h.provider AND i.event_id = h.event_id
+    RETURNING i.due_at IS NULL
+    """,
+)
+
+_ADD_ORPHAN = Statement(
+    "add_orphan",
+    """
+    INSERT INTO orphan_charges
+        (provider, provider_ref, merchant_id, payment_id, amount, currency, reason)
+    VALUES (%(provider)s::text, %(provider_ref)s::text, %(merchant_id)s::uuid,
+            %(payment_id)s::uuid, %(amount)s::bigint, %(currency)s::text, %(reason)s::text)
+    ON CONFLICT (provider, provider_ref) DO NOTHING
+    RETURNING 1
+    """,
+)
+
+_LEASE_RUN = Statement(
+    "lease_run",
+    """
+    INSERT INTO background_runs (name, fence, leased_until)
+    VALUES (%(name)s::text, 1, now() + %(lease_s)s::float8 * interval '1 second')
+    ON CONFLICT (name) DO UPDATE SET
+        fence = background_runs.fence + 1,
+        leased_until = now() + %(lease_s)s::float8 * interval '1 second'
+    WHERE background_runs.leased_until <= now()
+      AND (background_runs.last_run_at IS NULL
+           OR background_runs.last_run_at <= now() - %(every_s)s::float8 * interval '1 second')
+    RETURNING fence, last_run_at, detail
+    """,
+)
+
+_END_RUN = Statement(
+    "end_run",
+    """
+    UPDATE background_runs SET leased_until = now(), last_run_at = now(), detail = %(detail)s::jsonb
+    WHERE name = %(name)s::text AND fence = %(fence)s::bigint
+    RETURNING 1
+    """,
+)
+
+_HEARTBEAT = Statement(
+    "heartbeat",
+    """
+    INSERT INTO background_runs (name, last_run_at) VALUES (%(name)s::text, now())
+    ON CONFLICT (name) DO UPDATE SET last_run_at = now()
+    RETURNING 1
+    """,
+)
+
+_LAST_HEARTBEAT = Statement(
+    "last_heartbeat", "SELECT last_run_at FROM background_runs WHERE name = %(name)s::text"
+)
+
+_OPEN_FIGURES = Statement(
+    "open_figures",
+    """
+    SELECT status, currency, count(*), sum(amount)::bigint,
+           coalesce(max(extract(epoch FROM now() - coalesce(unknown_since, created_at))), 0)::float8,
+           coalesce(max(extract(epoch FROM now() - due_at)) FILTER (WHERE due_at < now()), 0)::float8
+    FROM payments
+    WHERE status NOT IN ('succeeded', 'declined', 'not_executed', 'canceled', 'expired')
+    GROUP BY status, currency
+    """,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class OpenFigure:
+    """Open payments of one status and currency, as one row of the figures."""
+
+    status: str
+    currency: str
+    count: int
+    amount_minor: int
+    oldest_age_s: float
+    overdue_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A background run leased to the caller; `fence` ends it."""
+
+    name: str
+    fence: int
+    last_run_at: datetime | None
+    detail: Mapping[str, Any]
+
+
+class SettlingStore:
+    """Leases and bulk reads. A lease is committed before any call to the provider."""
+
+    def __init__(self, pool: ConnectionPool, *, lease_s: float) -> None:
+        self._pool = pool
+        self._lease_s = lease_s
+
+    def lease_look_ups(self, limit: int, deadline: Deadline) -> list[Payment]:
+        """Take up to `limit` payments whose look-up is due, for `lease_s`."""
+        rows = self._pool.run(_LEASE_LOOK_UPS, {"limit": limit, "lease_s": self._lease_s}, deadline)
+        return [payment_of(row) for row in rows]
+
+    def lease_queued(self, limit: int, deadline: Deadline) -> list[Payment]:
+        """Take up to `limit` queued payments, oldest first, merchants in turn."""
+        rows = self._pool.run(_LEASE_QUEUED, {"limit": limit, "lease_s": self._lease_s}, deadline)
+        return [payment_of(row) for row in rows]
+
+    def postpone(self, payment: Payment, due_in_s: float, deadline: Deadline) -> None:
+        """Give a lease back unused, to be taken again in `due_in_s`."""
+        self._pool.run(
+            _POSTPONE,
+            {
+                "merchant_id": str(payment.merchant_id),
+                "payment_id": str(payment.payment_id),
+                "fence": payment.fence,
+                "due_in_s": due_in_s,
+            },
+            deadline,
+        )
+
+    def receive_webhook(
+        self,
+        deadline: Deadline,
+        *,
+        provider: str,
+        event_id: str,
+        type_: str,
+        provider_ref: str | None,
+        merchant_id: UUID | None,
+        payment_id: UUID | None,
+    ) -> bool:
+        """Keep a provider's event durably; False: it was here already."""
+        rows = self._pool.run(
+            _RECEIVE_WEBHOOK,
+            {
+                "provider": provider,
+                "event_id": event_id,
+                "type": type_,
+                "provider_ref": provider_ref,
+                "merchant_id": str(merchant_id) if merchant_id else None,
+                "payment_id": str(payment_id) if payment_id else None,
+            },
+            deadline,
+        )
+        return bool(rows)
+
+    def apply_hints(self, limit: int, deadline: Deadline) -> int:
+        """Bring forward the look-ups that webhooks hint at; the number of hints used up."""
+        rows = self._pool.run(_APPLY_HINTS, {"limit": limit, "max_tries": 24}, deadline)
+        return sum(used_up for (used_up,) in rows)
+
+    def add_orphan(
+        self,
+        charge: ProviderCharge,
+        *,
+        provider: str,
+        merchant_id: UUID | None,
+        payment_id: UUID | None,
+        reason: str,
+        deadline: Deadline,
+    ) -> bool:
+        """Keep a charge that our books cannot explain; False: it is kept already."""
+        rows = self._pool.run(
+            _ADD_ORPHAN,
+            {
+                "provider": provider,
+                "provider_ref": charge.provider_ref,
+                "merchant_id": str(merchant_id) if merchant_id else None,
+                "payment_id": str(payment_id) if payment_id else None,
+                "amount": charge.amount_minor,
+                "currency": charge.currency,
+                "reason": reason,
+            },
+            deadline,
+        )
+        return bool(rows)
+
+    def lease_run(
+        self, name: str, *, every_s: float, lease_s: float, deadline: Deadline
+    ) -> Run | None:
+        """The right to do what is done once every `every_s` in all; None: not due, or taken."""
+        rows = self._pool.run(
+            _LEASE_RUN, {"name": name, "every_s": every_s, "lease_s": lease_s}, deadline
+        )
+        return Run(name, *rows[0]) if rows else None
+
+    def end_run(self, run: Run, detail: Mapping[str, Any], deadline: Deadline) -> None:
+        """Note that the run is done; without effect when its lease went to somebody else."""
+        self._pool.run(
+            _END_RUN,
+            {"name": run.name, "fence": run.fence, "detail": json.dumps(dict(detail))},
+            deadline,
+        )
+
+    def heartbeat(self, name: str, deadline: Deadline) -> None:
+        """Say that a background process is alive; health checks read how long ago."""
+        self._pool.run(_HEARTBEAT, {"name": name}, deadline)
+
+    def last_heartbeat(self, name: str, deadline: Deadline) -> datetime | None:
+        """When such a background process last said that it is alive; None: never."""
+        rows = self._pool.run(_LAST_HEARTBEAT, {"name": name}, deadline)
+        return rows[0][0] if rows else None
+
+    def open_figures(self, deadline: Deadline) -> list[OpenFigure]:
+        """Counts, sums and ages of all open payments; reads only them, however many are closed."""
+        return [OpenFigure(*row) for row in self._pool.run(_OPEN_FIGURES, {}, deadline)]

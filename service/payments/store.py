@@ -1,0 +1,557 @@
+"""Payments in PostgreSQL: every write is one statement that also writes its event.
+
+A fact (the provider's definite answer) moves a payment from any status that allows it; a guess (a
+timeout, a schedule) also needs the fence of the lease. Both are compare-and-set: who comes too
+late changes nothing and is given the row as it stands.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from service.database.pool import Checkout, ConnectionPool, Statement
+from service.errors import Busy, KeyInFlight, KeyReused
+from service.payments.model import (
+    ChargeRequest,
+    Event,
+    Payment,
+    Status,
+    fact_status,
+    new_id,
+    sources_of,
+)
+from service.providers.base import Outcome, OutcomeKind
+from service.resilience.deadline import Deadline
+
+# The write that records moved money has time of its own, however late the request is.
+RECORD_TIMEOUT_S = 2.0
+# Enough to tell the story; a payment that is confirmed again and again keeps the newest.
+ATTEMPTS_KEPT = 20
+
+COLUMNS = """
+    p.merchant_id, p.payment_id, p.status, p.amount, p.currency, p.payment_method, p.reference,
+    p.capture_method, p.customer, p.metadata, p.on_outage, p.expires_at, p.amount_captured,
+    p.amount_refunded, p.provider, p.provider_ref, p.key_series, p.decline, p.next_action,
+    p.attempts, p.fence, p.leased, p.look_ups, p.due_at,
+    extract(epoch FROM now() - p.sent_at)::float8, coalesce(p.expires_at <= now(), false),
+    p.created_at, p.updated_at
+"""
+
+_CLAIM = Statement(
+    "claim",
+    f"""
+    WITH key AS (
+        INSERT INTO idempotency_keys (merchant_id, idempotency_key, fingerprint, payment_id)
+        VALUES (%(merchant_id)s::uuid, %(idempotency_key)s::text, %(fingerprint)s::bytea,
+                %(payment_id)s::uuid)
+        ON CONFLICT (merchant_id, idempotency_key) DO NOTHING
+        RETURNING merchant_id, payment_id
+    ), p AS (
+        INSERT INTO payments (
+            merchant_id, payment_id, status, amount, currency, payment_method, reference,
+            capture_method, customer, metadata, on_outage, expires_at, provider, leased, due_at,
+            sent_at)
+        SELECT merchant_id, payment_id, %(status)s::text, %(amount)s::bigint, %(currency)s::text,
+               %(payment_method)s::text, %(reference)s::text, %(capture_method)s::text,
+               %(customer)s::text, %(metadata)s::jsonb, %(on_outage)s::text,
+               coalesce(%(expires_at)s::timestamptz,
+                        now() + %(queue_expires_s)s::float8 * interval '1 second'),
+               %(provider)s::text, %(leased)s::boolean,
+               now() + %(due_in_s)s::float8 * interval '1 second',
+               CASE WHEN %(status)s::text = 'sending' THEN now() END
+        FROM key
+        RETURNING *
+    ), event AS (
+        INSERT INTO events (merchant_id, event_id, payment_id, type, detail)
+        SELECT merchant_id, %(event_id)s::uuid, payment_id, %(event_type)s::text,
+               %(detail)s::jsonb
+        FROM p
+    )
+    SELECT {COLUMNS} FROM p
+    """,
+)
+
+_READ_BY_KEY = Statement(
+    "read_by_key",
+    f"""
+    SELECT k.fingerprint, p.leased AND p.fence = 1 AND p.due_at > now(), {COLUMNS}
+    FROM idempotency_keys k
+    JOIN payments p ON p.merchant_id = k.merchant_id AND p.payment_id = k.payment_id
+    WHERE k.merchant_id = %(merchant_id)s::uuid AND k.idempotency_key = %(idempotency_key)s::text
+    """,
+)
+
+_GET = Statement(
+    "get",
+    f"""
+    SELECT {COLUMNS} FROM payments p
+    WHERE p.merchant_id = %(merchant_id)s::uuid AND p.payment_id = %(payment_id)s::uuid
+    """,
+)
+
+# Where every status change goes through: one row moves, and its event is written, or nothing is.
+_MOVE = Statement(
+    "move",
+    f"""
+    WITH p AS (
+        UPDATE payments SET
+            status = %(status)s::text,
+            provider_ref = coalesce(%(provider_ref)s::text, provider_ref),
+            amount_captured = greatest(amount_captured, %(amount_captured)s::bigint),
+            decline = coalesce(%(decline)s::jsonb, decline),
+            next_action = CASE WHEN %(status)s::text = 'requires_action'
+                               THEN coalesce(%(next_action)s::jsonb, next_action) END,
+            attempts = coalesce(%(attempts)s::jsonb, attempts),
+            key_series = key_series + %(next_series)s::integer,
+            look_ups = look_ups + %(looked_up)s::integer,
+            sent_at = CASE WHEN %(sent)s::boolean THEN now() ELSE sent_at END,
+            leased = %(leased)s::boolean,
+            due_at = now() + %(due_in_s)s::float8 * interval '1 second',
+            unknown_since = CASE WHEN %(status)s::text IN ('unknown', 'needs_review')
+                                 THEN coalesce(unknown_since, now()) END,
+            updated_at = now()
+        WHERE merchant_id = %(merchant_id)s::uuid AND payment_id = %(payment_id)s::uuid
+          AND status = ANY(%(sources)s::text[])
+          AND (%(fence)s::bigint IS NULL OR fence = %(fence)s::bigint)
+        RETURNING *
+    ), event AS (
+        INSERT INTO events (merchant_id, event_id, payment_id, type, detail)
+        SELECT merchant_id, %(event_id)s::uuid, payment_id, %(event_type)s::text,
+               %(detail)s::jsonb
+        FROM p
+    )
+    SELECT {COLUMNS} FROM p
+    """,
+)
+
+_WITHDRAW = Statement(
+    "withdraw",
+    f"""
+    WITH p AS (
+        UPDATE payments SET status = 'not_executed', leased = false, due_at = NULL,
+            updated_at = now()
+        WHERE merchant_id = %(merchant_id)s::uuid AND payment_id = %(payment_id)s::uuid
+          AND status IN ('accepted', 'sending') AND fence = %(fence)s::bigint
+        RETURNING *
+    ), key AS (
+        DELETE FROM idempotency_keys k USING p
+        WHERE k.merchant_id = p.merchant_id AND k.idempotency_key = %(idempotency_key)s::text
+          AND k.payment_id = p.payment_id
+    ), event AS (
+        INSERT INTO events (merchant_id, event_id, payment_id, type, detail)
+        SELECT merchant_id, %(event_id)s::uuid, payment_id, 'payment.not_executed',
+               %(detail)s::jsonb
+        FROM p
+    )
+    SELECT {COLUMNS} FROM p
+    """,
+)
+
+_LIST = Statement(
+    "list",
+    f"""
+    SELECT {COLUMNS} FROM payments p
+    WHERE p.merchant_id = %(merchant_id)s::uuid
+      AND (%(statuses)s::text[] IS NULL OR p.status = ANY(%(statuses)s::text[]))
+      AND (%(reference)s::text IS NULL OR p.reference = %(reference)s::text)
+      AND (%(created_gte)s::timestamptz IS NULL OR p.created_at >= %(created_gte)s::timestamptz)
+      AND (%(before_at)s::timestamptz IS NULL
+           OR (p.created_at, p.payment_id) < (%(before_at)s::timestamptz, %(before_id)s::uuid))
+    ORDER BY p.created_at DESC, p.payment_id DESC
+    LIMIT %(limit)s::integer
+    """,
+)
+
+_TIMELINE = Statement(
+    "timeline",
+    """
+    SELECT event_id, payment_id, type, detail, created_at FROM events
+    WHERE merchant_id = %(merchant_id)s::uuid AND payment_id = %(payment_id)s::uuid
+    ORDER BY event_id LIMIT 1000
+    """,
+)
+
+_NUDGE = Statement(
+    "nudge",
+    """
+    UPDATE payments SET due_at = now()
+    WHERE merchant_id = %(merchant_id)s::uuid AND payment_id = %(payment_id)s::uuid
+      AND NOT leased AND due_at > now()
+      AND updated_at < now() - %(at_most_every_s)s::float8 * interval '1 second'
+    RETURNING 1
+    """,
+)
+
+
+class PaymentStore:
+    """Reads and writes payments. Every method takes one connection, for one statement or two."""
+
+    def __init__(self, pool: ConnectionPool, *, lease_s: float, queue_expires_s: float) -> None:
+        self._pool = pool
+        self._lease_s = lease_s
+        self._queue_expires_s = queue_expires_s
+
+    def claim(
+        self,
+        request: ChargeRequest,
+        deadline: Deadline,
+        *,
+        provider: str,
+        status: Status,
+        due_in_s: float | None = None,
+    ) -> tuple[Payment, bool]:
+        """Store the payment under its key, or read who was first: (payment, is_new).
+
+        `due_in_s=None` leases it to the caller; a number leaves it to the background from then
+        on. A commit in doubt raises Busy, and then nothing may be sent. Raises KeyReused and
+        KeyInFlight.
+        """
+        payment_id = new_id()
+        with self._pool.checkout(deadline) as checkout:
+            rows = checkout.run(
+                _CLAIM,
+                {
+                    "merchant_id": str(request.merchant_id),
+                    "payment_id": str(payment_id),
+                    "idempotency_key": request.idempotency_key,
+                    "fingerprint": request.fingerprint,
+                    "status": status.value,
+                    "amount": request.amount_minor,
+                    "currency": request.currency,
+                    "payment_method": request.payment_method,
+                    "reference": request.reference,
+                    "capture_method": request.capture_method,
+                    "customer": request.customer,
+                    "metadata": json.dumps(dict(request.metadata)),
+                    "on_outage": request.on_outage,
+                    "expires_at": request.expires_at,
+                    "queue_expires_s": self._queue_expires_s,
+                    "provider": provider,
+                    "leased": due_in_s is None,
+                    "due_in_s": self._lease_s if due_in_s is None else due_in_s,
+                    "event_id": str(new_id()),
+                    "event_type": f"payment.{status.value}",
+                    "detail": _detail(pool_wait_s=checkout.wait_s),
+                },
+            )
+            if rows:
+                return payment_of(rows[0]), True
+            return self._read_first(checkout, request), False
+
+    def _read_first(self, checkout: Checkout, request: ChargeRequest) -> Payment:
+        rows = checkout.run(
+            _READ_BY_KEY,
+            {
+                "merchant_id": str(request.merchant_id),
+                "idempotency_key": request.idempotency_key,
+            },
+        )
+        if not rows:
+            raise Busy("The first call with this key was just withdrawn; send it again.")
+        fingerprint, in_flight, *row = rows[0]
+        payment = payment_of(row)
+        if bytes(fingerprint) != request.fingerprint:
+            raise KeyReused("This idempotency key was used before with another request.")
+        if in_flight:
+            raise KeyInFlight(
+                "The first call with this idempotency key is still being served.",
+                payment_id=payment.id,
+            )
+        return payment
+
+    def note_reference(
+        self, payment: Payment, prepared: Outcome, deadline: Deadline
+    ) -> Payment | None:
+        """Commit the provider's reference and `sending`, before any money can move.
+
+        None: the lease was lost, and whoever has it now will confirm; do not.
+        """
+        return self._move(
+            payment,
+            Status.SENDING,
+            deadline,
+            sources=[Status.ACCEPTED.value],
+            fence=payment.fence,
+            outcome=prepared,
+            op="prepare",
+            lease=True,
+            sent=True,
+        )
+
+    def begin_series(self, payment: Payment, deadline: Deadline) -> Payment | None:
+        """Take the next provider key, after proof that the last was not executed.
+
+        None: the lease was lost; do not send.
+        """
+        return self._move(
+            payment,
+            payment.status,
+            deadline,
+            sources=[payment.status.value],
+            fence=payment.fence,
+            event_type="payment.confirm_again",
+            lease=True,
+            sent=True,
+            next_series=1,
+        )
+
+    def record(
+        self, payment: Payment, outcome: Outcome, *, op: str = "confirm", due_in_s: float
+    ) -> Payment:
+        """Write what a call came to and return the row as it then stands.
+
+        A definite outcome is a fact and needs no lease; doubt and waiting are written only
+        under the payment's fence. `due_in_s` is when to look again where the answer is open.
+        """
+        deadline = Deadline.after(RECORD_TIMEOUT_S)
+        target = fact_status(outcome)
+        if target is not None and target is not payment.status:
+            written = self._move(
+                payment,
+                target,
+                deadline,
+                sources=sources_of(target),
+                fence=None,
+                outcome=outcome,
+                op=op,
+                due_in_s=due_in_s if target is Status.REQUIRES_ACTION else None,
+            )
+        else:
+            doubtful = outcome.kind is OutcomeKind.UNKNOWN and payment.status is Status.SENDING
+            written = self._move(
+                payment,
+                Status.UNKNOWN if doubtful else payment.status,
+                deadline,
+                sources=[payment.status.value],
+                fence=payment.fence,
+                outcome=outcome,
+                op=op,
+                event_type=None if doubtful else f"payment.{op}",
+                due_in_s=due_in_s,
+            )
+        return written or self.read(payment, deadline)
+
+    def give_up(
+        self,
+        payment: Payment,
+        status: Status,
+        reason: str,
+        deadline: Deadline,
+        outcome: Outcome | None = None,
+    ) -> Payment:
+        """End waiting under the lease: expired, not_executed (with proof) or needs_review."""
+        written = self._move(
+            payment,
+            status,
+            deadline,
+            sources=[payment.status.value],
+            fence=payment.fence,
+            outcome=outcome,
+            op="look_up",
+            reason=reason,
+        )
+        return written or self.read(payment, deadline)
+
+    def resolve(
+        self, payment: Payment, status: Status, evidence: str, by: str, deadline: Deadline
+    ) -> Payment | None:
+        """Write what an operator found out; None where the payment is not in doubt."""
+        return self._move(
+            payment,
+            status,
+            deadline,
+            sources=[Status.UNKNOWN.value, Status.NEEDS_REVIEW.value],
+            fence=None,
+            amount_captured=payment.amount_minor if status is Status.SUCCEEDED else 0,
+            reason=evidence,
+            by=by,
+        )
+
+    def withdraw(self, payment: Payment, idempotency_key: str, deadline: Deadline) -> bool:
+        """Free the key of a payment that certainly was not executed; False: the lease was lost."""
+        rows = self._pool.run(
+            _WITHDRAW,
+            {
+                "merchant_id": str(payment.merchant_id),
+                "payment_id": str(payment.payment_id),
+                "fence": payment.fence,
+                "idempotency_key": idempotency_key,
+                "event_id": str(new_id()),
+                "detail": _detail(reason="withdrawn: on_outage=reject"),
+            },
+            deadline,
+        )
+        return bool(rows)
+
+    def get(self, merchant_id: UUID, payment_id: UUID, deadline: Deadline) -> Payment | None:
+        """The payment as it stands; None for another merchant's."""
+        rows = self._pool.run(
+            _GET, {"merchant_id": str(merchant_id), "payment_id": str(payment_id)}, deadline
+        )
+        return payment_of(rows[0]) if rows else None
+
+    def read(self, payment: Payment, deadline: Deadline) -> Payment:
+        """The same payment as it stands now."""
+        return self.get(payment.merchant_id, payment.payment_id, deadline) or payment
+
+    def timeline(self, merchant_id: UUID, payment_id: UUID, deadline: Deadline) -> list[Event]:
+        """Every step of the payment's life, oldest first."""
+        rows = self._pool.run(
+            _TIMELINE, {"merchant_id": str(merchant_id), "payment_id": str(payment_id)}, deadline
+        )
+        return [
+            Event(UUID(str(event_id)), UUID(str(of_payment)), type_, detail, at)
+            for event_id, of_payment, type_, detail, at in rows
+        ]
+
+    def nudge(
+        self,
+        merchant_id: UUID,
+        payment_id: UUID,
+        deadline: Deadline,
+        *,
+        at_most_every_s: float = 2.0,
+    ) -> bool:
+        """Bring the next look-up forward to now, unless somebody is looking already."""
+        return bool(
+            self._pool.run(
+                _NUDGE,
+                {
+                    "merchant_id": str(merchant_id),
+                    "payment_id": str(payment_id),
+                    "at_most_every_s": at_most_every_s,
+                },
+                deadline,
+            )
+        )
+
+    def list(
+        self,
+        merchant_id: UUID,
+        deadline: Deadline,
+        *,
+        statuses: Sequence[Status] | None = None,
+        reference: str | None = None,
+        created_gte: datetime | None = None,
+        before: tuple[datetime, UUID] | None = None,
+        limit: int = 20,
+    ) -> list[Payment]:
+        """Newest first, at most `limit`, after the payment that `before` names."""
+        rows = self._pool.run(
+            _LIST,
+            {
+                "merchant_id": str(merchant_id),
+                "statuses": [status.value for status in statuses] if statuses else None,
+                "reference": reference,
+                "created_gte": created_gte,
+                "before_at": before[0] if before else None,
+                "before_id": str(before[1]) if before else None,
+                "limit": limit,
+            },
+            deadline,
+        )
+        return [payment_of(row) for row in rows]
+
+    def _move(
+        self,
+        payment: Payment,
+        status: Status,
+        deadline: Deadline,
+        *,
+        sources: Sequence[str],
+        fence: int | None,
+        outcome: Outcome | None = None,
+        op: str | None = None,
+        event_type: str | None = None,
+        lease: bool = False,
+        due_in_s: float | None = None,
+        sent: bool = False,
+        next_series: int = 0,
+        amount_captured: int | None = None,
+        reason: str | None = None,
+        by: str | None = None,
+    ) -> Payment | None:
+        if amount_captured is None:
+            amount_captured = outcome.amount_received if outcome is not None else 0
+        decline = outcome.decline if outcome is not None else None
+        next_action = outcome.next_action if outcome is not None else None
+        is_attempt = outcome is not None and op in ("prepare", "confirm")
+        with self._pool.checkout(deadline) as checkout:
+            rows = checkout.run(
+                _MOVE,
+                {
+                    "merchant_id": str(payment.merchant_id),
+                    "payment_id": str(payment.payment_id),
+                    "status": status.value,
+                    "sources": list(sources),
+                    "fence": fence,
+                    "provider_ref": outcome.provider_ref if outcome is not None else None,
+                    "amount_captured": amount_captured,
+                    "decline": json.dumps({"code": decline.code, "message": decline.message})
+                    if decline is not None
+                    else None,
+                    "next_action": json.dumps(dict(next_action)) if next_action else None,
+                    "attempts": json.dumps(_attempts(payment, str(op), outcome))
+                    if is_attempt and outcome is not None
+                    else None,
+                    "next_series": next_series,
+                    "looked_up": int(op == "look_up"),
+                    "sent": sent,
+                    "leased": lease,
+                    "due_in_s": self._lease_s if lease else due_in_s,
+                    "event_id": str(new_id()),
+                    "event_type": event_type or f"payment.{status.value}",
+                    "detail": _detail(
+                        pool_wait_s=checkout.wait_s, op=op, outcome=outcome, reason=reason, by=by
+                    ),
+                },
+            )
+        return payment_of(rows[0]) if rows else None
+
+
+def payment_of(row: Sequence[Any]) -> Payment:
+    """The Payment behind a row of COLUMNS."""
+    merchant_id, payment_id, status, *rest = row
+    return Payment(UUID(str(merchant_id)), UUID(str(payment_id)), Status(status), *rest)
+
+
+def _attempts(payment: Payment, op: str, outcome: Outcome) -> list[Mapping[str, Any]]:
+    last = payment.attempts[-1]["n"] if payment.attempts else 0
+    attempt = {
+        "n": last + 1,
+        "op": op,
+        "stage": outcome.stage.value,
+        "error": outcome.error,
+        "ms": outcome.ms,
+    }
+    return [*payment.attempts, attempt][-ATTEMPTS_KEPT:]
+
+
+def _detail(
+    *,
+    pool_wait_s: float | None = None,
+    op: str | None = None,
+    outcome: Outcome | None = None,
+    reason: str | None = None,
+    by: str | None = None,
+) -> str:
+    """What the timeline tells of a step; amounts and secrets are not part of it."""
+    detail: dict[str, Any] = {
+        "pool_wait_ms": None if pool_wait_s is None else round(pool_wait_s * 1000, 1),
+        "op": op,
+        "reason": reason,
+        "by": by,
+    }
+    if outcome is not None:
+        detail |= {
+            "outcome": outcome.kind.value,
+            "stage": outcome.stage.value,
+            "error": outcome.error,
+            "breaker": outcome.breaker,
+            "ms": outcome.ms,
+        }
+    return json.dumps({name: value for name, value in detail.items() if value is not None})

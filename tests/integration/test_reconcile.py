@@ -1,0 +1,323 @@
+"""Settling on a real database: look-ups, the queue, the sweep, hints and the promises as SQL."""
+
+from __future__ import annotations
+
+import dataclasses
+from datetime import UTC, datetime, timedelta
+from uuid import uuid4
+
+import pytest
+
+from service.database.pool import ConnectionPool, Statement
+from service.payments.forward import Forwarder
+from service.payments.handler import PaymentHandler, charge_of
+from service.payments.invariants import check_invariants
+from service.payments.model import ChargeRequest, Payment, Status
+from service.payments.reconcile import Reconciler
+from service.payments.settling_store import SettlingStore
+from service.payments.store import PaymentStore
+from service.payments.sweep import Sweep
+from service.providers.base import Stage
+from service.resilience.deadline import Deadline
+from tests.booked_provider import BookedProvider, absent, refused, unknown
+
+MERCHANT = uuid4()
+HELD_OFF = Statement("due", "UPDATE payments SET due_at = now() RETURNING 1")
+
+
+def soon() -> Deadline:
+    return Deadline.after(2)
+
+
+class Service:
+    """The parts round one fake provider."""
+
+    def __init__(self, pool: ConnectionPool, provider: BookedProvider, quiescence_s: float = 0.0):
+        self.pool = pool
+        self.provider = provider
+        self.store = PaymentStore(pool, lease_s=10, queue_expires_s=3600)
+        self.settling = SettlingStore(pool, lease_s=10)
+        self.handler = PaymentHandler(self.store, provider, provider_timeout_s=5)
+        self.reconciler = Reconciler(
+            self.store, self.settling, self.handler, provider, quiescence_s=quiescence_s
+        )
+        self.forwarder = Forwarder(
+            self.store, self.settling, self.handler, provider, send_timeout_s=2
+        )
+        self.sweep = Sweep(self.store, self.settling, provider)
+
+    def pay(self, **changes: object) -> Payment:
+        whole = ChargeRequest(
+            merchant_id=MERCHANT,
+            idempotency_key=str(uuid4()),
+            fingerprint=b"same",
+            amount_minor=2599,
+            currency="usd",
+            payment_method="pm_card_visa",
+        )
+        return self.handler.process_payment(dataclasses.replace(whole, **changes), soon())[0]
+
+    def make_due(self) -> None:
+        self.pool.run(HELD_OFF, {}, soon())
+
+    def settle(self) -> list[Payment]:
+        self.make_due()
+        return [
+            self.reconciler.settle(payment, soon())
+            for payment in self.settling.lease_look_ups(10, soon())
+        ]
+
+    def drain(self) -> int:
+        return self.forwarder.drain(lambda call, payments: [call(p) for p in payments], soon())
+
+    def read(self, payment: Payment) -> Payment:
+        return self.store.read(payment, soon())
+
+
+def test_an_unknown_that_was_charged_is_found_out_and_not_charged_again(pool):
+    provider = BookedProvider(unknown())
+    service = Service(pool, provider)
+    payment = service.pay()
+    provider.execute(charge_of(payment))
+
+    (settled,) = service.settle()
+
+    assert settled.status is Status.SUCCEEDED
+    assert len(provider.charged) == 1
+    assert provider.calls.count("confirm") == 1
+
+
+def test_an_unknown_proven_absent_is_sent_again_under_the_next_key(pool):
+    provider = BookedProvider(unknown())
+    service = Service(pool, provider)
+    payment = service.pay()
+
+    (settled,) = service.settle()
+
+    assert settled.status is Status.SUCCEEDED
+    assert settled.provider_key != payment.provider_key
+    assert list(provider.charged) == [settled.provider_key]
+
+
+def test_nothing_is_sent_again_while_the_last_call_may_still_be_on_its_way(pool):
+    provider = BookedProvider(unknown())
+    service = Service(pool, provider, quiescence_s=60.0)
+    service.pay()
+
+    (settled,) = service.settle()
+
+    assert settled.status is Status.UNKNOWN
+    assert provider.calls.count("confirm") == 1
+
+
+def test_a_look_up_in_doubt_settles_nothing_and_comes_later(pool):
+    provider = BookedProvider(unknown(), look_ups=(unknown(),))
+    service = Service(pool, provider)
+    service.pay()
+
+    (settled,) = service.settle()
+
+    assert (settled.status, settled.look_ups) == (Status.UNKNOWN, 1)
+    assert settled.next_check_at is not None
+
+
+def test_a_look_up_that_our_own_guard_refuses_does_not_use_up_the_schedule(pool):
+    provider = BookedProvider(
+        unknown(), look_ups=(dataclasses.replace(unknown("breaker_open"), stage=Stage.NOT_SENT),)
+    )
+    service = Service(pool, provider)
+    payment = service.pay()
+
+    service.settle()
+
+    after = service.read(payment)
+    assert (after.status, after.look_ups, after.leased) == (Status.UNKNOWN, 0, False)
+
+
+def test_no_proof_ever_ends_in_review_and_never_in_failure(pool):
+    provider = BookedProvider(unknown(), look_ups=tuple(unknown() for _ in range(40)))
+    service = Service(pool, provider)
+    payment = service.pay()
+
+    for _ in range(20):
+        service.settle()
+
+    assert service.read(payment).status is Status.NEEDS_REVIEW
+
+
+def test_a_leased_payment_is_nobody_elses(pool):
+    service = Service(pool, BookedProvider(unknown()))
+    service.pay()
+    service.make_due()
+
+    first = service.settling.lease_look_ups(10, soon())
+    second = service.settling.lease_look_ups(10, soon())
+
+    assert (len(first), len(second)) == (1, 0)
+
+
+def test_a_lease_whose_holder_died_is_taken_by_the_next(pool):
+    service = Service(pool, BookedProvider(unknown()))
+    payment = service.pay()
+    service.make_due()
+    (lost,) = service.settling.lease_look_ups(10, soon())
+
+    (settled,) = service.settle()
+
+    assert settled.fence == lost.fence + 1
+    assert service.read(payment).status is Status.SUCCEEDED
+
+
+def test_a_queued_payment_is_sent_when_the_provider_is_back(pool):
+    provider = BookedProvider()
+    service = Service(pool, provider)
+    provider.available = False
+    payment = service.pay()
+    provider.available = True
+
+    assert service.drain() == 1
+
+    assert service.read(payment).status is Status.SUCCEEDED
+
+
+def test_the_queue_is_left_alone_while_the_provider_is_down(pool):
+    provider = BookedProvider()
+    service = Service(pool, provider)
+    provider.available = False
+    service.pay()
+
+    assert service.drain() == 0
+    assert provider.calls == []
+
+
+def test_the_queue_starts_slowly_and_grows_while_all_goes_well(pool):
+    provider = BookedProvider()
+    service = Service(pool, provider)
+    provider.available = False
+    for _ in range(14):
+        service.pay()
+    provider.available = True
+
+    assert [service.drain() for _ in range(4)] == [2, 4, 8, 0]
+
+
+def test_merchants_take_turns_in_the_queue(pool):
+    provider = BookedProvider()
+    service = Service(pool, provider)
+    provider.available = False
+    for _ in range(3):
+        service.pay()
+    other = service.pay(merchant_id=uuid4())
+    provider.available = True
+
+    service.drain()
+
+    assert service.read(other).status is Status.SUCCEEDED
+
+
+def test_a_queued_payment_past_its_time_is_never_sent(pool):
+    provider = BookedProvider()
+    service = Service(pool, provider)
+    provider.available = False
+    payment = service.pay(expires_at=datetime.now(UTC) - timedelta(seconds=1))
+    provider.available = True
+
+    service.drain()
+
+    assert service.read(payment).status is Status.EXPIRED
+    assert provider.calls == []
+
+
+def test_asking_about_an_unknown_brings_its_look_up_forward(pool):
+    service = Service(pool, BookedProvider(unknown()))
+    payment = service.pay()
+
+    service.store.nudge(MERCHANT, payment.payment_id, soon(), at_most_every_s=0)
+
+    assert len(service.settling.lease_look_ups(10, soon())) == 1
+
+
+def test_a_webhook_is_kept_once_and_brings_the_look_up_forward(pool):
+    service = Service(pool, BookedProvider(unknown()))
+    payment = service.pay()
+    event = {
+        "provider": "fake",
+        "event_id": "evt_1",
+        "type_": "payment_intent.succeeded",
+        "provider_ref": payment.provider_ref,
+        "merchant_id": MERCHANT,
+        "payment_id": payment.payment_id,
+    }
+
+    assert service.settling.receive_webhook(soon(), **event)
+    assert not service.settling.receive_webhook(soon(), **event)
+    assert service.settling.apply_hints(10, soon()) == 1
+
+    assert len(service.settling.lease_look_ups(10, soon())) == 1
+
+
+def test_a_webhook_before_its_payment_is_kept_for_later(pool):
+    service = Service(pool, BookedProvider())
+    service.settling.receive_webhook(
+        soon(),
+        provider="fake",
+        event_id="evt_early",
+        type_="payment_intent.succeeded",
+        provider_ref="pi_1",
+        merchant_id=MERCHANT,
+        payment_id=uuid4(),
+    )
+
+    assert service.settling.apply_hints(10, soon()) == 0
+
+
+def test_the_sweep_repairs_what_the_provider_knows_and_we_do_not(pool):
+    provider = BookedProvider(unknown())
+    service = Service(pool, provider)
+    payment = service.pay()
+    provider.listed = [provider.listed_charge(charge_of(payment))]
+
+    assert service.sweep.run_if_due(soon())
+
+    assert service.read(payment).status is Status.SUCCEEDED
+
+
+def test_a_charge_without_a_payment_is_an_orphan_and_breaks_an_invariant(pool):
+    provider = BookedProvider()
+    service = Service(pool, provider)
+    lost = dataclasses.replace(charge_of(service.pay()), payment_id=f"pay_{uuid4().hex}")
+    provider.listed = [provider.listed_charge(lost)]
+
+    service.sweep.run_if_due(soon())
+
+    assert check_invariants(pool, soon())["charge_has_payment"] == 1
+
+
+@pytest.mark.parametrize("changed", [{"amount_minor": 1}])
+def test_a_charge_of_another_amount_is_an_orphan(pool, changed):
+    provider = BookedProvider(unknown())
+    service = Service(pool, provider)
+    payment = service.pay()
+    provider.listed = [provider.listed_charge(charge_of(payment), **changed)]
+
+    service.sweep.run_if_due(soon())
+
+    assert service.read(payment).status is Status.UNKNOWN
+    assert check_invariants(pool, soon())["charge_has_payment"] == 1
+
+
+def test_a_sweep_is_done_once_in_its_time_by_whoever_comes_first(pool):
+    service = Service(pool, BookedProvider())
+
+    assert service.sweep.run_if_due(soon())
+    assert not service.sweep.run_if_due(soon())
+
+
+def test_after_payments_of_every_kind_no_promise_is_broken(pool):
+    provider = BookedProvider(unknown(), absent(), refused())
+    service = Service(pool, provider)
+    for _ in range(5):
+        service.pay()
+    service.settle()
+
+    assert set(check_invariants(pool, soon()).values()) == {0}
