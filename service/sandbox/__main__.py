@@ -10,6 +10,7 @@ import os
 import signal
 import socket
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from time import monotonic, sleep
 
@@ -22,7 +23,7 @@ from service.sandbox.webhooks import Webhooks
 from service.sandbox.wire import Line, Request, Server
 
 # A predecessor that was killed lets go of its lock as soon as the kernel has buried it.
-LOCK_WAIT_S = 5.0
+LOCK_WAIT_S = 1.5
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -48,7 +49,8 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             api.handle(request, line)
 
-    server = Server(handle, listener=listener, tls=server_context(home / "tls"))
+    tls = server_context(home / "tls", now=datetime.now(UTC))
+    server = Server(handle, listener=listener, tls=tls)
     sys.stdout.write(json.dumps({"url": url, "ca_file": str(home / "tls" / "ca.pem")}) + "\n")
     sys.stdout.flush()
     server.serve_forever()

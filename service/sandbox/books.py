@@ -35,7 +35,7 @@ CREATE TABLE IF NOT EXISTS objects (
     payment_intent TEXT,
     body TEXT NOT NULL
 );
-CREATE INDEX IF NOT EXISTS objects_by_kind ON objects (kind, seq);
+CREATE INDEX IF NOT EXISTS objects_by_kind ON objects (kind, seq, created);
 CREATE INDEX IF NOT EXISTS objects_by_intent ON objects (payment_intent, kind, seq);
 CREATE TABLE IF NOT EXISTS movements (
     seq INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -201,7 +201,7 @@ def _conditions(kind: str, given: Mapping[str, Any]) -> tuple[list[str], list[An
         values.append(given["payment_intent"])
     for name in ("customer", "charge"):
         if given.get(name):
-            conditions.append(f"body ->> '{name}' = ?")
+            conditions.append(f"json_extract(body, '$.{name}') = ?")
             values.append(given[name])
     return conditions, values
 

@@ -6,7 +6,7 @@ import ipaddress
 import os
 import shutil
 import ssl
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
@@ -22,33 +22,33 @@ REMAKE_BEFORE_END = timedelta(days=30)
 CLOCK_SKEW = timedelta(hours=1)
 
 
-def server_context(folder: Path) -> ssl.SSLContext:
+def server_context(folder: Path, *, now: datetime) -> ssl.SSLContext:
     """A TLS context for a server on this machine; clients verify with `folder/ca.pem`."""
-    if not _is_usable(folder):
-        _make(folder)
+    if not _is_usable(folder, now):
+        _make(folder, now)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.load_cert_chain(folder / "server.pem", folder / "server.key")
     return context
 
 
-def _is_usable(folder: Path) -> bool:
+def _is_usable(folder: Path, now: datetime) -> bool:
     names = ("ca.pem", "server.pem", "server.key")
     if not all((folder / name).is_file() for name in names):
         return False
     certificate = x509.load_pem_x509_certificate((folder / "server.pem").read_bytes())
-    return certificate.not_valid_after_utc - datetime.now(UTC) > REMAKE_BEFORE_END
+    return certificate.not_valid_after_utc - now > REMAKE_BEFORE_END
 
 
-def _make(folder: Path) -> None:
+def _make(folder: Path, now: datetime) -> None:
     """Write everything beside, then rename: a start that is killed leaves no half."""
     fresh = folder.with_name(folder.name + ".new")
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True, mode=0o700)
     authority_key = ec.generate_private_key(ec.SECP256R1())
     server_key = ec.generate_private_key(ec.SECP256R1())
-    authority = _authority(authority_key)
-    server = _server(server_key.public_key(), authority, authority_key)
+    authority = _authority(authority_key, now)
+    server = _server(server_key.public_key(), authority, authority_key, now)
     # The authority's key is not kept: nobody can ever sign a second certificate with it.
     _write(fresh / "ca.pem", authority.public_bytes(Encoding.PEM), mode=0o644)
     _write(fresh / "server.pem", server.public_bytes(Encoding.PEM), mode=0o644)
@@ -63,11 +63,11 @@ def _write(path: Path, content: bytes, *, mode: int) -> None:
         file.write(content)
 
 
-def _authority(key: ec.EllipticCurvePrivateKey) -> x509.Certificate:
+def _authority(key: ec.EllipticCurvePrivateKey, now: datetime) -> x509.Certificate:
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Holdfast sandbox authority")])
     public = key.public_key()
     return (
-        _dated(x509.CertificateBuilder())
+        _dated(x509.CertificateBuilder(), now)
         .subject_name(name)
         .issuer_name(name)
         .public_key(public)
@@ -82,13 +82,14 @@ def _server(
     public: ec.EllipticCurvePublicKey,
     authority: x509.Certificate,
     authority_key: ec.EllipticCurvePrivateKey,
+    now: datetime,
 ) -> x509.Certificate:
     own_names = x509.SubjectAlternativeName(
         [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
     )
     issuer_key = x509.AuthorityKeyIdentifier.from_issuer_public_key(authority_key.public_key())
     return (
-        _dated(x509.CertificateBuilder())
+        _dated(x509.CertificateBuilder(), now)
         .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")]))
         .issuer_name(authority.subject)
         .public_key(public)
@@ -102,8 +103,7 @@ def _server(
     )
 
 
-def _dated(builder: x509.CertificateBuilder) -> x509.CertificateBuilder:
-    now = datetime.now(UTC)
+def _dated(builder: x509.CertificateBuilder, now: datetime) -> x509.CertificateBuilder:
     return (
         builder.serial_number(x509.random_serial_number())
         .not_valid_before(now - CLOCK_SKEW)

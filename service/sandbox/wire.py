@@ -16,16 +16,18 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from time import monotonic
+from time import monotonic, sleep
 from urllib.parse import unquote, urlsplit
 
 log = logging.getLogger(__name__)
 
-# A local run has some dozens of connections; the bound is for a client that leaks them.
-CONNECTIONS_MAX = 1024
+# A local run has some dozens; the bound is for a client that leaks them, and stays below the 1024
+# files that a process may usually open.
+CONNECTIONS_MAX = 512
 HEAD_BYTES_MAX = 32 * 1024
 BODY_BYTES_MAX = 256 * 1024
 HANDSHAKE_S = 10.0
+ACCEPT_PAUSE_S = 0.05
 # Longer than the clients keep an idle connection, so that it is rarely we who close first.
 IDLE_S = 120.0
 
@@ -203,7 +205,13 @@ class Server:
     def serve_forever(self) -> None:
         """Accept until the process ends."""
         while True:
-            connection, peer = self._listener.accept()
+            try:
+                connection, peer = self._listener.accept()
+            except OSError as error:
+                # The peer was gone before it was greeted, or the machine is out of files for now.
+                log.warning("connection.refused: %s", error)
+                sleep(ACCEPT_PAUSE_S)
+                continue
             if not self._places.acquire(blocking=False):
                 connection.close()
                 continue

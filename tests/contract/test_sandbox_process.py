@@ -1,0 +1,141 @@
+"""The sandbox as a process: what outlives kill -9, what ends it, what it serves many callers."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from uuid import uuid4
+
+import requests
+
+from service.sandbox import certificate
+from tests.sandbox_process import SandboxProcess, running_sandbox
+
+
+def pay(sandbox: SandboxProcess, key: str) -> requests.Response:
+    form = {"amount": "900", "currency": "usd", "payment_method": "pm_card_visa", "confirm": "true"}
+    return sandbox.stripe(
+        "POST", "/payment_intents", key=key, **form, **{"metadata[payment_id]": key}
+    )
+
+
+def test_books_keys_and_certificate_outlive_kill_9(tmp_path):
+    with running_sandbox(tmp_path) as sandbox:
+        paid = [pay(sandbox, f"pay_{n}") for n in range(3)]
+        authority = (tmp_path / "tls" / "ca.pem").read_bytes()
+
+        sandbox.kill()
+        sandbox.start()
+
+        assert [row["payment_id"] for row in sandbox.books()] == ["pay_0", "pay_1", "pay_2"]
+        replayed = pay(sandbox, "pay_1")
+        assert replayed.headers["Idempotent-Replayed"] == "true"
+        assert replayed.content == paid[1].content
+        assert (tmp_path / "tls" / "ca.pem").read_bytes() == authority
+        assert (tmp_path / "tls" / "server.key").stat().st_mode & 0o777 == 0o600
+
+
+def test_kill_9_in_the_middle_leaves_a_charge_with_its_saved_answer_or_neither(tmp_path):
+    with running_sandbox(tmp_path) as sandbox:
+        answered: list[str] = []
+        enough = threading.Event()
+
+        def pay_until_killed(worker: int) -> None:
+            for number in range(10_000):
+                try:
+                    pay(sandbox, f"pay_{worker}_{number}")
+                except requests.RequestException:
+                    return
+                answered.append(f"pay_{worker}_{number}")
+                if len(answered) >= 20:
+                    enough.set()
+
+        with ThreadPoolExecutor(3) as pool:
+            for worker in range(3):
+                pool.submit(pay_until_killed, worker)
+            assert enough.wait(10)
+            sandbox.process.kill()
+        sandbox.kill()
+        sandbox.start()
+
+        moved = [row["payment_id"] for row in sandbox.books()]
+        assert len(moved) == len(set(moved))
+        assert set(answered) <= set(moved)
+        for payment_id in set(moved) - set(answered):
+            assert pay(sandbox, payment_id).headers["Idempotent-Replayed"] == "true"
+
+
+def test_sigterm_ends_it_at_once_although_calls_hang(tmp_path):
+    with running_sandbox(tmp_path) as sandbox, ThreadPoolExecutor(1) as pool:
+        sandbox.control(mix={"hang": 1}, hang_s=60)
+        hanging = pool.submit(pay, sandbox, "pay_hung")
+        while not sandbox.faults()["struck"]:
+            pass
+
+        took_s = sandbox.stop()
+
+        assert took_s < 2
+        assert sandbox.process.returncode == 0
+        assert isinstance(hanging.exception(timeout=5), requests.ConnectionError)
+
+
+def test_one_home_has_one_sandbox(tmp_path):
+    with running_sandbox(tmp_path):
+        command = [sys.executable, "-m", "service.sandbox", "--home", str(tmp_path)]
+        second = subprocess.run(command, capture_output=True, text=True, check=False)
+
+    assert second.returncode == 2
+    assert "Another sandbox keeps its books" in second.stderr
+
+
+def test_many_callers_at_once_are_each_charged_once(sandbox):
+    keys = [f"pay_{uuid4().hex}" for _ in range(40)]
+
+    with ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(lambda key: pay(sandbox, key), keys))
+
+    assert {answer.status_code for answer in answers} == {200}
+    moved = [row["payment_id"] for row in sandbox.books() if row["payment_id"] in keys]
+    assert sorted(moved) == sorted(keys)
+
+
+def test_a_seed_makes_the_faults_repeatable(tmp_path):
+    def statuses(home: str) -> list[int]:
+        with running_sandbox(tmp_path / home, seed=7) as sandbox:
+            sandbox.control(mix={"ok": 1, "error_503": 1, "error_429": 1})
+            return [pay(sandbox, f"pay_{n}").status_code for n in range(12)]
+
+    first = statuses("one")
+
+    assert statuses("two") == first
+    assert len(set(first)) > 1
+
+
+def test_a_certificate_is_kept_until_it_is_near_its_end(tmp_path):
+    folder, now = tmp_path / "tls", datetime.now(UTC)
+    certificate.server_context(folder, now=now)
+    first = (folder / "ca.pem").read_bytes()
+
+    certificate.server_context(folder, now=now + timedelta(days=300))
+    kept = (folder / "ca.pem").read_bytes()
+    certificate.server_context(folder, now=now + timedelta(days=370))
+
+    assert kept == first
+    assert (folder / "ca.pem").read_bytes() != first
+
+
+def test_it_imports_nothing_of_the_service():
+    program = (
+        "import sys, service.sandbox.__main__;"
+        "print([name for name in sys.modules if name.startswith('service.')"
+        " and not name.startswith('service.sandbox')])"
+    )
+    shown = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, env=os.environ
+    )
+
+    assert shown.stdout.strip() == "[]"
