@@ -300,14 +300,14 @@ def _base_directory(home: Path, uid_gid: tuple[int, int] | None) -> Path:
     if not base.exists():
         base.unlink(missing_ok=True)  # A link whose directory is gone.
         base.mkdir(mode=0o700)
-        _give(base, uid_gid)
-        if not _can_reach(base, uid_gid):
+        if not _can_reach(home, uid_gid):
             # A home below /root, say: nobody else may pass there, and that is left as it is.
             base.rmdir()
             system = Path("/var/lib/holdfast")
             system.mkdir(mode=0o755, exist_ok=True)
             base.symlink_to(tempfile.mkdtemp(prefix="postgres-", dir=system))
-            _give(base.resolve(), uid_gid)
+    if uid_gid is not None and base.stat().st_uid == 0:
+        os.chown(base, *uid_gid)
     if not os.access(base, os.R_OK | os.W_OK | os.X_OK):
         owner = base.stat().st_uid
         raise EmbeddedPostgresError(

@@ -124,7 +124,7 @@ def migrate(
     give_up_at_s = monotonic() + PATIENCE_S
     applied = []
     with _session(owner_dsn) as cursor, _turn(cursor, give_up_at_s):
-        _again_after_lock_timeout(give_up_at_s, lambda: cursor.execute(_TABLE))
+        _again_after_lock_timeout(give_up_at_s, lambda: _create(cursor, _TABLE))
         for migration in migrations():
             if _again_after_lock_timeout(give_up_at_s, partial(_apply, cursor, migration)):
                 log.info("migration.applied", extra={"migration": migration.name})
@@ -194,18 +194,25 @@ def _make_partitions(cursor: psycopg2.extensions.cursor, today: date) -> None:
         if _value(cursor):
             continue
         try:
-            cursor.execute(
+            _create(
+                cursor,
                 sql.SQL("CREATE TABLE IF NOT EXISTS {} PARTITION OF events").format(
                     sql.Identifier(name)
                 )
                 + sql.SQL(" FOR VALUES FROM ({}) TO ({})").format(
                     sql.Literal(f"{first} 00:00:00+00"), sql.Literal(f"{next_first} 00:00:00+00")
-                )
+                ),
             )
         except psycopg2.errors.CheckViolation:
             # The month began before anybody migrated: its events stay where they are found as
             # well, in events_other, and only the next months get partitions.
             log.warning("migration.partition_skipped", extra={"partition": name})
+
+
+def _create(cursor: psycopg2.extensions.cursor, statement: str | sql.Composable) -> None:
+    """Run a CREATE .. IF NOT EXISTS; two at once may both find nothing, and the slower one fails."""
+    with contextlib.suppress(psycopg2.errors.UniqueViolation, psycopg2.errors.DuplicateTable):
+        cursor.execute(statement)
 
 
 def _months(today: date, count: int) -> Iterator[tuple[date, date]]:

@@ -36,6 +36,10 @@ def become_gunicorn(command: list[str], settings: Settings) -> NoReturn:
     # Before anything imports prometheus_client, which decides at import.
     settings.metrics_path.mkdir(parents=True, exist_ok=True)
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(settings.metrics_path.absolute())
+    # gunicorn's own --pythonpath comes after it has read its file, which imports the service.
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    )
     os.execv(command[0], command)  # noqa: S606
 
 
@@ -43,4 +47,4 @@ def _gunicorn() -> list[str]:
     config = ROOT / "deploy" / "gunicorn.conf.py"
     if not config.exists():
         raise SettingsError(f"{config} is missing: run from a checkout or from the image.")
-    return [sys.executable, "-m", "gunicorn", "-c", str(config), "--pythonpath", str(ROOT)]
+    return [sys.executable, "-m", "gunicorn", "-c", str(config)]

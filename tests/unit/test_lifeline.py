@@ -1,0 +1,201 @@
+"""A kept program ends when its starter does, with all that it started; its log stays small."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from time import monotonic, sleep
+
+import pytest
+
+from service.resilience import lifeline
+from service.resilience.lifeline import Kept
+
+ROOT = Path(__file__).parents[2]
+# Prints its own process id and its child's, then both sleep and ignore polite requests to end.
+FAMILY = (
+    "import os, signal, time\n"
+    "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+    "child = os.fork()\n"
+    "if child: print(os.getpid(), child, flush=True)\n"
+    "time.sleep(60)\n"
+)
+
+
+def test_a_program_that_ends_by_itself_tells_its_status_and_its_words(tmp_path):
+    kept = Kept(
+        [sys.executable, "-c", "print('out of luck'); raise SystemExit(3)"],
+        log_path=tmp_path / "log",
+    )
+
+    status = kept.wait(10)
+    kept.release()
+
+    assert status == 3
+    assert kept.lines() == ["out of luck"]
+
+
+def test_only_this_start_is_quoted(tmp_path):
+    (tmp_path / "log").write_text("yesterday\n")
+
+    kept = Kept([sys.executable, "-c", "print('today')"], log_path=tmp_path / "log")
+    kept.wait(10)
+    kept.release()
+
+    assert kept.lines() == ["today"]
+
+
+def test_a_program_that_cannot_be_started_says_so(tmp_path):
+    kept = Kept([tmp_path / "missing"], log_path=tmp_path / "log")
+
+    status = kept.wait(10)
+    kept.release()
+
+    assert status == 127
+    assert "No such file" in kept.lines()[-1]
+
+
+def test_stop_ends_a_stubborn_program_and_its_children(tmp_path):
+    kept = Kept([sys.executable, "-c", FAMILY], log_path=tmp_path / "log", grace_s=0.1)
+    family = _family_of(kept)
+
+    status = kept.stop()
+
+    assert status == 128 + signal.SIGKILL
+    assert not any(map(_runs, family))
+
+
+def test_what_a_killed_program_leaves_behind_is_ended(tmp_path):
+    polite = FAMILY.replace("SIG_IGN", "SIG_DFL")
+    kept = Kept([sys.executable, "-c", polite], log_path=tmp_path / "log")
+    family = _family_of(kept)
+
+    os.kill(kept.pid, signal.SIGKILL)
+    status = kept.wait(10)
+    kept.release()
+
+    assert status == 128 + signal.SIGKILL
+    assert not any(map(_runs, family))
+
+
+def test_a_killed_starter_takes_the_program_with_it(tmp_path):
+    starter, pids = _start_starter(tmp_path)
+
+    starter.kill()
+    starter.wait()
+
+    _wait_until(lambda: not any(map(_runs, pids)))
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs PR_SET_PDEATHSIG")
+def test_a_killed_keeper_takes_the_program_with_it(tmp_path):
+    polite = FAMILY.replace("SIG_IGN", "SIG_DFL").replace("child = os.fork()", "child = 1")
+    kept = Kept([sys.executable, "-c", polite], log_path=tmp_path / "log")
+    program_pid, _ = _family_of(kept)
+
+    os.kill(kept.keeper_pid, signal.SIGKILL)
+    kept.wait(10)
+    kept.release()
+
+    _wait_until(lambda: not _runs(program_pid))
+
+
+def test_a_program_outlives_the_one_that_needs_it_even_after_a_kill(tmp_path):
+    # The one that needs it takes half a second to end, as gunicorn does with a payment.
+    slow = (
+        "import signal, sys, time\n"
+        "def end(*_):\n"
+        "    time.sleep(0.5)\n"
+        "    print('foundation', 'runs' if __import__('os').path.exists(f'/proc/{base}') else 'gone')\n"
+        "    sys.exit()\n"
+        "base = int(sys.argv[1])\n"
+        "signal.signal(signal.SIGTERM, end)\n"
+        "print('ready', flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    script = (
+        "import json, os, sys\n"
+        "from pathlib import Path\n"
+        "from service.resilience.lifeline import Kept\n"
+        "base = Kept(['sleep', '60'], log_path=Path('base.log').absolute())\n"
+        f"top = Kept([sys.executable, '-c', {slow!r}, str(base.pid)],\n"
+        "    log_path=Path('top.log').absolute(), outlived_by=[base])\n"
+        "while top.lines() != ['ready']: pass\n"
+        "print(json.dumps([base.pid, top.pid]), flush=True)\n"
+        "import time; time.sleep(60)\n"
+    )
+    starter, pids = _run_starter(script, tmp_path)
+
+    starter.kill()
+    starter.wait()
+
+    _wait_until(lambda: not any(map(_runs, pids)))
+    assert (tmp_path / "top.log").read_text().splitlines()[-1] == "foundation runs"
+
+
+def test_the_log_of_a_talkative_program_is_bounded(tmp_path):
+    megabytes = lifeline.LOG_BYTES_MAX * 3 // 1_000_000
+    talk = f"import sys\nfor _ in range({megabytes}): sys.stdout.write('x' * 999_999 + '\\n')"
+
+    kept = Kept([sys.executable, "-c", talk], log_path=tmp_path / "log")
+    status = kept.wait(20)
+    kept.release()
+
+    sizes = [path.stat().st_size for path in tmp_path.iterdir()]
+    assert status == 0
+    assert len(sizes) == 2
+    assert max(sizes) < lifeline.LOG_BYTES_MAX + 1_100_000
+
+
+def _start_starter(tmp_path: Path) -> tuple[subprocess.Popen[str], list[int]]:
+    script = (
+        "import json, sys\n"
+        "from pathlib import Path\n"
+        "from service.resilience.lifeline import Kept\n"
+        f"kept = Kept([sys.executable, '-c', {FAMILY!r}], grace_s=0.1,\n"
+        "    log_path=Path('log').absolute())\n"
+        "while not kept.lines(): pass\n"
+        "print(json.dumps([int(word) for word in kept.lines()[0].split()]), flush=True)\n"
+        "import time; time.sleep(60)\n"
+    )
+    return _run_starter(script, tmp_path)
+
+
+def _run_starter(script: str, tmp_path: Path) -> tuple[subprocess.Popen[str], list[int]]:
+    """A process that keeps programs, and their process ids."""
+    starter = subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    assert starter.stdout
+    pids = json.loads(starter.stdout.readline())
+    starter.stdout.close()
+    return starter, pids
+
+
+def _family_of(kept: Kept) -> list[int]:
+    _wait_until(lambda: bool(kept.lines()))
+    return [int(word) for word in kept.lines()[0].split()]
+
+
+def _runs(pid: int) -> bool:
+    """Whether a process is there; a zombie that nobody has buried yet is not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def _wait_until(condition: Callable[[], bool], within_s: float = 10.0) -> None:
+    give_up_at_s = monotonic() + within_s
+    while not condition():
+        assert monotonic() < give_up_at_s, "it did not happen in time"
+        sleep(0.01)
