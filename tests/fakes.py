@@ -78,6 +78,15 @@ class FakeProvider:
     def look_up(self, charge: Charge, deadline: Deadline) -> Outcome:
         return self._answer("look_up", charge.provider_key, deadline)
 
+    def capture(self, charge: Charge, amount_minor: int, key: str, deadline: Deadline) -> Outcome:
+        return self._answer("capture", key, deadline)
+
+    def cancel(self, charge: Charge, key: str, deadline: Deadline) -> Outcome:
+        return self._answer("cancel", key, deadline)
+
+    def look_up_refund(self, refund: Refund, deadline: Deadline) -> Outcome:
+        return self._answer("look_up_refund", refund.provider_key, deadline)
+
     def refund(self, refund: Refund, deadline: Deadline) -> Outcome:
         return self._answer("refund", refund.provider_key, deadline)
 

@@ -51,8 +51,8 @@ class Outcome:
     # What the payer must do, as the provider says it (3-D Secure).
     next_action: Mapping[str, Any] | None = None
     # A word from a closed set (metrics): timeout, connect_timeout, refused, dns, tls, reset,
-    # truncated, garbage, too_large, http_429, http_4xx, http_5xx, mismatch, breaker_open,
-    # bulkhead_full, deadline, internal.
+    # truncated, garbage, too_large, http_409, http_429, http_4xx, http_5xx, mismatch, breaker_open,
+    # bulkhead_full, deadline, internal; canceled, where not_executed is what was asked for.
     error: str | None = None
     # The library's own words for the log and the evidence; no secrets.
     error_detail: str | None = None
@@ -129,8 +129,17 @@ class Provider(Protocol):
     def look_up(self, charge: Charge, deadline: Deadline) -> Outcome:
         """What became of the charge. Moves nothing. `not_executed` only with proof of absence."""
 
+    def capture(self, charge: Charge, amount_minor: int, key: str, deadline: Deadline) -> Outcome:
+        """Take reserved money, or a part of it, once for each `key`; in doubt: `look_up`."""
+
+    def cancel(self, charge: Charge, key: str, deadline: Deadline) -> Outcome:
+        """Release reserved money: `not_executed` with error "canceled" is the success; in doubt: `look_up`."""
+
     def refund(self, refund: Refund, deadline: Deadline) -> Outcome:
         """Give money back, once for each `provider_key`."""
+
+    def look_up_refund(self, refund: Refund, deadline: Deadline) -> Outcome:
+        """What became of the refund. Moves nothing. `not_executed` only with proof of absence."""
 
     def list_since(self, since: datetime, deadline: Deadline) -> Iterator[ProviderCharge]:
         """All charges made since, oldest or newest first; raises Busy where a page cannot be had."""

@@ -28,13 +28,13 @@ from service.resilience.retry import Again, Retry
 
 log = logging.getLogger(__name__)
 
-# The provider is there and answers, whatever it thinks of our call.
-_SIGNS_OF_LIFE = frozenset({None, "http_4xx", "http_409", "http_429", "mismatch"})
 # Ends of our own making: they say nothing about the provider.
 _OWN_ENDS = frozenset({"deadline", "breaker_open", "bulkhead_full"})
 _TIMEOUTS = frozenset({"timeout", "connect_timeout"})
 # Answers that ask for the same call, with the same key, a little later.
 _LATER = frozenset({"http_409", "http_429"})
+# `not_executed` said by the provider about the charge, and not about one call.
+_DEFINITE = frozenset({None, "canceled"})
 # Trying again at once meets the same certificate, or has no time either.
 _HOPELESS = frozenset({"tls", *_OWN_ENDS})
 # A timeout counts against the provider when it had at least this share of a probe's time.
@@ -47,10 +47,10 @@ class GuardedProvider:
     """A Provider that refuses at once what cannot succeed. Any number of threads may use it.
 
     Two things to know about money. A refused call is `not_executed` and `not_sent`, which is said
-    of this call only; a refused `look_up` is `unknown`, for nothing was proven. And while the
-    breaker is not closed nothing that moves money is sent: only `look_up`, `probe`, and `prepare`
-    where it is a call of its own, may be the one probe. One success closes the breaker, so the
-    `confirm` after a `prepare` that probed goes out.
+    of this call only; a refused look-up is `unknown`, for nothing was proven. And while the
+    breaker is not closed nothing that could move money is sent: only `probe`, look-ups, and
+    `prepare` in two_phase may be the one probe. One success closes the breaker, so the `confirm`
+    after a `prepare` that probed goes out.
     """
 
     def __init__(
@@ -90,13 +90,28 @@ class GuardedProvider:
         return self._guarded("confirm", partial(self._provider.confirm, charge), deadline)
 
     def look_up(self, charge: Charge, deadline: Deadline) -> Outcome:
-        """Find out what became of it; the breaker's favourite probe."""
+        """Find out what became of it; in two_phase the breaker's favourite probe."""
+        # In one_shot it may send the same key again, which can complete a charge.
         send = partial(self._provider.look_up, charge)
-        return self._guarded("look_up", send, deadline, may_probe=True)
+        return self._guarded("look_up", send, deadline, may_probe=self.two_phase)
+
+    def capture(self, charge: Charge, amount_minor: int, key: str, deadline: Deadline) -> Outcome:
+        """Take reserved money; repeated as `confirm` is."""
+        send = partial(self._provider.capture, charge, amount_minor, key)
+        return self._guarded("capture", send, deadline)
+
+    def cancel(self, charge: Charge, key: str, deadline: Deadline) -> Outcome:
+        """Release reserved money; repeated as `confirm` is."""
+        return self._guarded("cancel", partial(self._provider.cancel, charge, key), deadline)
 
     def refund(self, refund: Refund, deadline: Deadline) -> Outcome:
         """Give money back; repeated as `confirm` is."""
         return self._guarded("refund", partial(self._provider.refund, refund), deadline)
+
+    def look_up_refund(self, refund: Refund, deadline: Deadline) -> Outcome:
+        """Find out what became of a refund; may probe, for it reads the books only."""
+        send = partial(self._provider.look_up_refund, refund)
+        return self._guarded("look_up", send, deadline, may_probe=True)
 
     def _guarded(
         self,
@@ -115,8 +130,7 @@ class GuardedProvider:
             ):
                 limit_s = self._probe_timeout_s if permit.is_probe else self._timeout_s
                 within = deadline.within(limit_s)
-                # A caller who brings next to no time learns nothing about the provider.
-                is_fair = within.remaining_s() >= _FAIR_SHARE * self._probe_timeout_s
+                is_fair = self._is_fair(within)
 
                 def again(last: Outcome) -> Again | None:
                     # A probe is one call; and once the breaker has turned nobody tries again.
@@ -135,6 +149,10 @@ class GuardedProvider:
         except BreakerOpen:
             return self._refused(operation, "breaker_open")
         return replace(tries.sum_up(last), breaker=permit.state)
+
+    def _is_fair(self, deadline: Deadline) -> bool:
+        """A caller who brings next to no time learns nothing about the provider."""
+        return deadline.remaining_s() >= _FAIR_SHARE * self._probe_timeout_s
 
     def _refused(self, operation: str, word: str) -> Outcome:
         _count(self.name, operation, "refused")
@@ -160,7 +178,7 @@ class GuardedProvider:
             within = deadline.within(self._probe_timeout_s)
             charges = self._provider.list_since(datetime.now(UTC), within)
             with contextlib.suppress(Busy):
-                self._step(charges, is_first=True, may_probe=True)
+                self._step(charges, within, is_first=True, may_probe=True)
         return self.available
 
     def list_since(self, since: datetime, deadline: Deadline) -> Iterator[ProviderCharge]:
@@ -170,21 +188,27 @@ class GuardedProvider:
         come from a page at hand; they end where the breaker opens.
         """
         charges = self._provider.list_since(since, deadline)
-        charge = self._step(charges, is_first=True)
+        charge = self._step(charges, deadline, is_first=True)
         while charge is not None:
             yield charge
-            charge = self._step(charges, is_first=False)
+            charge = self._step(charges, deadline, is_first=False)
 
     def _step(
-        self, charges: Iterator[ProviderCharge], *, is_first: bool, may_probe: bool = False
+        self,
+        charges: Iterator[ProviderCharge],
+        deadline: Deadline,
+        *,
+        is_first: bool,
+        may_probe: bool = False,
     ) -> ProviderCharge | None:
+        is_fair = self._is_fair(deadline)
         result = "not_executed"
         try:
             with self._bulkhead.enter(), self._breaker.admit(may_probe=may_probe) as permit:
                 try:
                     charge = next(charges, None)
                 except Exception:
-                    permit.record(failed=True)
+                    permit.record(failed=True if is_fair else None)
                     raise
                 result = "succeeded"
                 permit.record(failed=False if is_first else None)
@@ -241,8 +265,10 @@ class _Tries:
 
     def sum_up(self, last: Outcome) -> Outcome:
         """What all tries together came to."""
-        is_undone = self._doubt is not None and last.kind is OutcomeKind.NOT_EXECUTED
-        return self._doubt if self._doubt is not None and is_undone else last
+        is_definite = last.stage is Stage.ANSWERED and last.error in _DEFINITE
+        if self._doubt is None or is_definite or last.kind is not OutcomeKind.NOT_EXECUTED:
+            return last
+        return self._doubt
 
 
 def _again(last: Outcome, *, in_doubt: bool) -> Again | None:
@@ -261,7 +287,8 @@ def _failed(last: Outcome, *, is_fair: bool) -> bool | None:
     """What the call says about the provider's health; None: nothing."""
     if last.error in _OWN_ENDS or (last.error in _TIMEOUTS and not is_fair):
         return None
-    return last.error not in _SIGNS_OF_LIFE
+    # A whole answer is a sign of life, whatever the provider thinks of our call.
+    return last.stage is not Stage.ANSWERED or last.error == "http_5xx"
 
 
 def _count(name: str, operation: str, result: str, error: str | None = None) -> None:

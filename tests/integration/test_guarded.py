@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import islice
 from time import monotonic, sleep
@@ -172,7 +173,12 @@ def test_nothing_that_moves_money_ever_probes(guards: Guards):
     guards.open()
     guards.let_the_pause_pass()
 
-    outcomes = [guarded.confirm(CHARGE, deadline()), guarded.refund(REFUND, deadline())]
+    outcomes = [
+        guarded.confirm(CHARGE, deadline()),
+        guarded.capture(CHARGE, 100, "hf-1-capture", deadline()),
+        guarded.cancel(CHARGE, "hf-1-cancel", deadline()),
+        guarded.refund(REFUND, deadline()),
+    ]
 
     assert provider.calls == []
     assert {outcome.error for outcome in outcomes} == {"breaker_open"}
@@ -205,10 +211,10 @@ def test_a_refused_look_up_proves_nothing(guards: Guards):
     guarded = guards.around(FakeProvider())
     guards.open()
 
-    outcome = guarded.look_up(CHARGE, deadline())
+    outcomes = [guarded.look_up(CHARGE, deadline()), guarded.look_up_refund(REFUND, deadline())]
 
-    assert outcome.kind is OutcomeKind.UNKNOWN
-    assert outcome.error == "breaker_open"
+    assert [outcome.kind for outcome in outcomes] == [OutcomeKind.UNKNOWN] * 2
+    assert [outcome.error for outcome in outcomes] == ["breaker_open"] * 2
 
 
 def test_the_confirm_after_a_prepare_that_probed_goes_out(guards: Guards):
@@ -235,6 +241,19 @@ def test_in_one_shot_a_prepare_teaches_nothing_and_is_refused_early(guards: Guar
     assert provider.calls == []
     assert outcome.error == "breaker_open"
     assert not guarded.available
+
+
+def test_in_one_shot_a_look_up_may_complete_a_charge_and_so_does_not_probe(guards: Guards):
+    provider = FakeProvider(two_phase=False)
+    guarded = guards.around(provider)
+    guards.open()
+    guards.let_the_pause_pass()
+
+    assert guarded.look_up(CHARGE, deadline()).kind is OutcomeKind.UNKNOWN
+    assert provider.calls == []
+
+    assert guarded.probe(deadline())
+    assert guarded.look_up(CHARGE, deadline()).kind is OutcomeKind.SUCCEEDED
 
 
 def test_a_probe_that_fails_is_not_repeated(guards: Guards):
@@ -363,6 +382,15 @@ def test_a_later_try_that_was_not_sent_does_not_undo_an_earlier_doubt(guards: Gu
     assert outcome.kind is OutcomeKind.UNKNOWN
     assert outcome.error == "http_409"
     assert len(provider.calls) == 3
+
+
+def test_the_providers_own_word_undoes_a_doubt(guards: Guards):
+    canceled = Outcome(OutcomeKind.NOT_EXECUTED, Stage.ANSWERED, error="canceled")
+    provider = FakeProvider(IN_USE, canceled)
+
+    outcome = guards.around(provider).cancel(CHARGE, "hf-1-cancel", deadline())
+
+    assert outcome == replace(canceled, breaker="closed")
 
 
 def test_nobody_tries_again_once_the_breaker_has_opened(guards: Guards):
