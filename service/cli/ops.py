@@ -21,5 +21,4 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from service.supervisor.planes import become_gunicorn, ops_plane
 
-    settings = Settings.from_environ()
-    become_gunicorn(ops_plane(settings), settings)
+    become_gunicorn(ops_plane(), Settings.from_environ())

@@ -20,5 +20,4 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from service.supervisor.planes import become_gunicorn, data_plane
 
-    settings = Settings.from_environ()
-    become_gunicorn(data_plane(settings), settings)
+    become_gunicorn(data_plane(), Settings.from_environ())

@@ -171,8 +171,8 @@ class _House:
     def _start_service(self) -> None:
         python = [sys.executable, "-m", "service"]
         for name, command in {
-            "data plane": data_plane(self._settings),
-            "ops plane": ops_plane(self._settings),
+            "data plane": data_plane(),
+            "ops plane": ops_plane(),
             "reconciler": [*python, "reconcile"],
         }.items():
             self._parts[name] = self._keep(name, command, on_foundations=True)

@@ -11,19 +11,16 @@ from service.settings import Settings, SettingsError
 
 # Where `wsgi.py` and `deploy/` are: beside the package.
 ROOT = Path(__file__).resolve().parent.parent.parent
-# People and scrapers, a handful at once; a page never waits for a payment.
-OPS_THREADS = 8
 
 
-def data_plane(settings: Settings) -> list[str]:
-    """gunicorn with /v1; all its settings come from the environment, through its own file."""
-    return [*_gunicorn(), "--bind", settings.bind, "wsgi:app"]
+def data_plane() -> list[str]:
+    """gunicorn with /v1, several workers."""
+    return _gunicorn("gunicorn.conf.py")
 
 
-def ops_plane(settings: Settings) -> list[str]:
-    """gunicorn with the diagnostics: one worker, so that what it caches is cached once."""
-    bind = ["--bind", settings.ops_bind]
-    return [*_gunicorn(), *bind, "--workers", "1", "--threads", str(OPS_THREADS), "wsgi:ops"]
+def ops_plane() -> list[str]:
+    """gunicorn with the diagnostics, one worker."""
+    return _gunicorn("gunicorn.ops.conf.py")
 
 
 def become_gunicorn(command: list[str], settings: Settings) -> NoReturn:
@@ -43,8 +40,8 @@ def become_gunicorn(command: list[str], settings: Settings) -> NoReturn:
     os.execv(command[0], command)  # noqa: S606
 
 
-def _gunicorn() -> list[str]:
-    config = ROOT / "deploy" / "gunicorn.conf.py"
+def _gunicorn(config_name: str) -> list[str]:
+    config = ROOT / "deploy" / config_name
     if not config.exists():
         raise SettingsError(f"{config} is missing: run from a checkout or from the image.")
     return [sys.executable, "-m", "gunicorn", "-c", str(config)]
