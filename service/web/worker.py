@@ -128,8 +128,6 @@ class PaymentWorker(gthread.ThreadWorker):  # type: ignore[misc]
         """SIGTERM. A replaced worker ends at once; a stopping instance first lets itself be seen."""
         if lifecycle.is_stopping() and self.alive and self._stop_at_s is None:
             self._stop_at_s = monotonic() + self.drain_s
-            # From now on no answer offers to keep its connection.
-            self.max_keepalived = 0
             self.method_queue.defer(lambda: None)
         else:
             super().handle_exit(sig, frame)
@@ -279,6 +277,9 @@ class PaymentWorker(gthread.ThreadWorker):  # type: ignore[misc]
 
     def handle_request(self, request: Any, connection: Connection) -> Any:
         """Runs in a thread."""
+        if lifecycle.is_stopping():
+            # From now on no answer offers to keep its connection.
+            self.max_keepalived = 0
         self._serving.arrived_s = connection.arrived_s
         return super().handle_request(request, connection)
 
