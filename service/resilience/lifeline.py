@@ -62,7 +62,6 @@ class Kept:
         order = {
             "command": self.command,
             "log_path": str(log_path.absolute()),
-            "lifeline_fd": theirs.fileno(),
             "inherited_fds": list(inherited_fds),
             "stop_signal": int(stop_signal),
             "grace_s": grace_s,
@@ -73,7 +72,7 @@ class Kept:
         with theirs:
             # Isolated and without site-packages: it starts in 20 ms and depends on nothing.
             self._keeper = subprocess.Popen(
-                [sys.executable, "-I", "-S", __file__, json.dumps(order)],
+                [sys.executable, "-I", "-S", __file__, str(theirs.fileno()), log_path.stem],
                 stdin=subprocess.DEVNULL,
                 stdout=None if echo else subprocess.DEVNULL,
                 env=None if env is None else dict(env),
@@ -82,6 +81,8 @@ class Kept:
                 # Ctrl-C in a terminal goes to the starter alone, which stops all in order.
                 start_new_session=True,
             )
+        # Not on its command line, which everybody on the machine can read.
+        self._lifeline.sendall(json.dumps(order).encode() + b"\n")
 
     @property
     def pid(self) -> int:
@@ -143,9 +144,9 @@ def end_with_parent(stop_signal: signal.Signals) -> None:
 class _Keeper:
     """The keeper's whole life: start, watch, end, sweep."""
 
-    def __init__(self, order: dict[str, Any]) -> None:
+    def __init__(self, lifeline: socket.socket, order: dict[str, Any]) -> None:
         self._order = order
-        self._lifeline = socket.socket(fileno=order["lifeline_fd"])
+        self._lifeline = lifeline
         self._log = _BoundedLog(Path(order["log_path"]), echo=order["echo"])
         self._status: int | None = None
         self._kill_at_s: float | None = None
@@ -304,7 +305,19 @@ def _prctl() -> Callable[[int, int], int]:
     return lambda option, value: int(function(option, value, 0, 0, 0))
 
 
-if __name__ == "__main__":
-    status = _Keeper(json.loads(sys.argv[1])).run()
+def main() -> int:
+    """Be the keeper of the program that the starter names through the lifeline."""
+    lifeline = socket.socket(fileno=int(sys.argv[1]))
+    order = b""
+    while not order.endswith(b"\n"):
+        piece = lifeline.recv(65536)
+        if not piece:
+            return 0  # The starter is gone before it said what to start.
+        order += piece
+    status = _Keeper(lifeline, json.loads(order)).run()
     # A signal's -N would come out as 256 - N; 128 + N is what every shell says.
-    os._exit(128 - status if status < 0 else status)
+    return 128 - status if status < 0 else status
+
+
+if __name__ == "__main__":
+    os._exit(main())
