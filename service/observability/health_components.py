@@ -98,6 +98,8 @@ def workers(expected: int) -> Component:
     """The data plane's processes on this machine, by the slots they hold."""
 
     def check() -> Finding:
+        if not multiprocess.active():
+            return Finding("warn", "this process is alone: it shares its metrics with nobody")
         slots = multiprocess.live_slots(multiprocess.directory())
         if slots is None:
             return Finding("warn", "a process is just starting")

@@ -23,7 +23,7 @@ from pythonjsonlogger.json import JsonFormatter
 from service.observability import multiprocess
 from service.observability.redaction import clean, clean_text, redact
 
-__all__ = ["bind", "bound", "configure", "gunicorn_logconfig_dict", "redact"]
+__all__ = ["bind", "bound", "configure", "gunicorn_logconfig_dict", "rebind", "redact"]
 
 SERVICE = "holdfast"
 # These log each connection and each retry at DEBUG and INFO, addresses and all.
@@ -79,18 +79,27 @@ def gunicorn_logconfig_dict(
 @contextlib.contextmanager
 def bind(**context: Any) -> Iterator[None]:
     """Add these fields to every event logged within the block, in this thread."""
-    # Cleaned here, once, and not again in each event.
-    cleaned = {name: clean(value, name=name) for name, value in context.items()}
-    token = _context.set({**_context.get(), **cleaned})
+    token = _context.set(_with(context))
     try:
         yield
     finally:
         _context.reset(token)
 
 
+def rebind(**context: Any) -> None:
+    """Add or replace fields until the end of the innermost `bind` block of this thread."""
+    _context.set(_with(context))
+
+
 def bound() -> Mapping[str, Any]:
     """What is bound right now: to hand on to another thread, to put a trace id on an exemplar."""
     return _context.get()
+
+
+def _with(context: Mapping[str, Any]) -> Mapping[str, Any]:
+    # Cleaned here, once, and not again in each event.
+    cleaned = {name: clean(value, name=name) for name, value in context.items()}
+    return {**_context.get(), **cleaned}
 
 
 class EventFormatter(JsonFormatter):

@@ -1,0 +1,110 @@
+"""With an endpoint set, OpenTelemetry's packages send our spans there; a real collector's door."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
+# A process of its own: the packages keep their state for the whole of a process.
+SERVICE = """
+import json, sys
+from flask import Flask
+from opentelemetry import trace
+from service.observability import logs, spans, tracing
+assert spans.enable(version="1.2.3", environment="test", instance="box-1")
+app = Flask("service")
+@app.get("/v1/payments/<payment_id>")
+def show(payment_id):
+    with spans.span("provider.look_up", provider="stripe"):
+        return dict(logs.bound(), out=tracing.outgoing_traceparent())
+@app.get("/healthz")
+def healthz():
+    return {}
+spans.trace_requests(app)
+client = app.test_client()
+client.get("/healthz")
+with tracing.continue_trace(sys.argv[1]):
+    print(json.dumps(client.get("/v1/payments/pay_1", headers={"traceparent": sys.argv[1]}).json))
+trace.get_tracer_provider().shutdown()
+"""
+
+
+@pytest.fixture
+def collector() -> Iterator[tuple[str, list[ExportTraceServiceRequest]]]:
+    exports: list[ExportTraceServiceRequest] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            exports.append(ExportTraceServiceRequest.FromString(body))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}", exports
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_spans_continue_the_callers_trace_and_events_carry_their_ids(collector):
+    endpoint, exports = collector
+    environ = {**os.environ, "OTEL_EXPORTER_OTLP_ENDPOINT": endpoint}
+    environ.pop("PROMETHEUS_MULTIPROC_DIR", None)
+
+    answer = subprocess.run(
+        [sys.executable, "-c", SERVICE, f"00-{TRACE_ID}-00f067aa0ba902b7-01"],
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
+    )
+
+    bound = json.loads(answer.stdout)
+    sent = {
+        span.name: span
+        for export in exports
+        for resource in export.resource_spans
+        for scope in resource.scope_spans
+        for span in scope.spans
+    }
+    of_request = sent["GET /v1/payments/<payment_id>"]
+    assert {span.trace_id.hex() for span in sent.values()} == {TRACE_ID}
+    assert sent["provider.look_up"].parent_span_id == of_request.span_id
+    assert (bound["trace_id"], bound["span_id"]) == (TRACE_ID, of_request.span_id.hex())
+    assert bound["out"] == f"00-{TRACE_ID}-{of_request.span_id.hex()}-01"
+    assert not any("healthz" in name for name in sent)
+
+
+def test_a_dead_collector_stops_nobody():
+    environ = {
+        **os.environ,
+        "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9",
+        "OTEL_EXPORTER_OTLP_TIMEOUT": "1",
+    }
+
+    answer = subprocess.run(
+        [sys.executable, "-c", SERVICE, "none"],
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+
+    assert answer.returncode == 0, answer.stderr
+    assert json.loads(answer.stdout)["trace_id"]
