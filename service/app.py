@@ -146,6 +146,10 @@ def create_ops_app(settings: Settings) -> Flask:
     health.start()
     statistics.start()
     app = _flask(OPS_REQUEST_TIMEOUT_S)
+    # This plane serves whatever the database does: that is when it is needed.
+    app.register_blueprint(
+        health_blueprint(check_ready=lambda deadline: None, is_stopping=lifecycle.is_stopping)
+    )
     app.register_blueprint(
         diagnostics_blueprint(
             registry=registry,
