@@ -1,0 +1,351 @@
+"""A provider that lies, rambles or never ends: whatever it says, doubt stays doubt."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from service.errors import ProviderUnavailable
+from service.providers.base import Charge, Outcome, OutcomeKind, Refund, Stage
+from service.providers.stripe import StripeProvider
+from service.providers.stripe_answers import MESSAGE_LENGTH_MAX, RETRY_AFTER_MAX_S
+from service.providers.transport import Transport
+from service.resilience.deadline import Deadline
+from service.resilience.watchdog import Watchdog
+from tests.fault_server import Behaviour, Peer, always, answer, certificate, fault_server
+
+CHARGE = Charge(
+    payment_id="pay_1",
+    merchant_id="merchant-1",
+    amount_minor=1,
+    currency="usd",
+    payment_method="pm_card_visa",
+    provider_key="hf-1-1",
+    provider_ref="pi_1",
+    created_at=datetime.now(UTC),
+)
+INTENT: dict[str, Any] = {
+    "id": "pi_1",
+    "object": "payment_intent",
+    "status": "succeeded",
+    "amount": 1,
+    "amount_received": 1,
+    "amount_capturable": 0,
+    "currency": "usd",
+    "created": 1_700_000_000,
+    "metadata": {"payment_id": "pay_1", "merchant_id": "merchant-1"},
+}
+
+
+@contextlib.contextmanager
+def stripe_that(behave: Behaviour, flow: Any = "two_phase") -> Iterator[StripeProvider]:
+    with fault_server(behave) as server:
+        transport = Transport(
+            base_url=server.url,
+            ca_file=certificate(),
+            connect_timeout_s=2.0,
+            max_connections=2,
+            watchdog=Watchdog(),
+        )
+        try:
+            yield StripeProvider(transport, api_key="sk_test_lies", flow=flow)
+        finally:
+            transport.close()
+
+
+def said(status: int, content: Any, **more: Any) -> bytes:
+    body = content if isinstance(content, bytes) else json.dumps(content).encode()
+    return answer(status, body, **more)
+
+
+def confirmed(content: bytes, charge: Charge = CHARGE) -> Outcome:
+    with stripe_that(always(content)) as provider:
+        return provider.confirm(charge, Deadline.after(5))
+
+
+def test_the_honest_answer_is_believed():
+    assert confirmed(said(200, INTENT)).kind is OutcomeKind.SUCCEEDED
+
+
+LIES: dict[str, dict[str, Any]] = {
+    "another amount": {"amount": 2},
+    "an amount with a point": {"amount": 1.0},
+    "an amount in words": {"amount": "1"},
+    "an amount that is true": {"amount": True},
+    "another currency": {"currency": "eur"},
+    "another payment": {"metadata": {"payment_id": "pay_2"}},
+    "nobody's payment": {"metadata": None},
+    "another reference": {"id": "pi_2"},
+    "another object": {"object": "charge"},
+    "more received than asked": {"amount_received": 2},
+    "nothing received": {"amount_received": 0},
+    "nothing reserved": {"status": "requires_capture"},
+    "a status of its own": {"status": "probably"},
+    "no status": {"status": None},
+    "a status that is a list": {"status": ["succeeded"]},
+    "no method, and none refused": {"status": "requires_payment_method"},
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_a_lie_is_a_mismatch_and_a_mismatch_is_doubt(lie):
+    outcome = confirmed(said(200, INTENT | LIES[lie]))
+
+    assert (outcome.kind, outcome.error) == (OutcomeKind.UNKNOWN, "mismatch")
+    assert outcome.provider_ref in (None, "pi_1")
+
+
+@pytest.mark.parametrize(
+    "reference", ["../../v1/refunds", "pi 1", "pi_1\r\nX: y", "", "p" * 101, 7]
+)
+def test_a_reference_that_could_leave_its_place_in_an_address_is_refused(reference):
+    intent = INTENT | {"id": reference, "status": "requires_confirmation"}
+    with stripe_that(always(said(200, intent))) as provider:
+        outcome = provider.prepare(CHARGE_UNSENT, Deadline.after(5))
+
+    assert (outcome.kind, outcome.provider_ref) == (OutcomeKind.UNKNOWN, None)
+
+
+CHARGE_UNSENT = Charge(
+    payment_id="pay_1",
+    merchant_id="merchant-1",
+    amount_minor=1,
+    currency="usd",
+    payment_method="pm_card_visa",
+    provider_key="hf-1-1",
+    created_at=datetime.now(UTC),
+)
+
+
+def test_money_that_moved_while_preparing_is_doubt():
+    with stripe_that(always(said(200, INTENT))) as provider:
+        outcome = provider.prepare(CHARGE_UNSENT, Deadline.after(5))
+
+    assert (outcome.kind, outcome.error) == (OutcomeKind.UNKNOWN, "mismatch")
+
+
+CARD_ERROR = {"type": "card_error", "code": "card_declined", "message": "No."}
+
+UNREADABLE: dict[str, tuple[bytes, str]] = {
+    "no JSON": (said(200, b"<html>ok</html>"), "garbage"),
+    "nothing": (said(200, b""), "garbage"),
+    "half a JSON": (said(200, b'{"id": "pi_1", "status": "succ'), "garbage"),
+    "a list": (said(200, [INTENT]), "garbage"),
+    "not UTF-8": (said(200, b'{"id": "\xff\xfe"}'), "garbage"),
+    "a hundred thousand brackets": (said(200, b"[" * 100_000), "garbage"),
+    "a number of 5000 digits": (said(200, b'{"amount": ' + b"9" * 5000 + b"}"), "garbage"),
+    "compressed": (said(200, b"\x1f\x8b\x08", more="Content-Encoding: gzip\r\n"), "garbage"),
+    "too much": (said(200, INTENT | {"padding": "x" * 300_000}), "too_large"),
+    "a redirect": (said(302, INTENT, more="Location: /v1/elsewhere\r\n"), "garbage"),
+    "created": (said(201, INTENT), "garbage"),
+    "a page that says declined": (said(402, b"<html>card_error</html>"), "http_4xx"),
+    "declined for another reason": (said(402, {"error": {"type": "api_error"}}), "http_4xx"),
+    "an error that is a word": (said(400, {"error": "bad"}), "http_4xx"),
+    "not found": (said(404, {"error": {"type": "invalid_request_error"}}), "http_4xx"),
+    "in flight": (said(409, {"error": {"type": "idempotency_error"}}), "http_409"),
+    "an own failure": (said(500, INTENT), "http_5xx"),
+    "a gateway's failure": (said(502, b"<html>"), "http_5xx"),
+}
+
+
+@pytest.mark.parametrize("case", UNREADABLE)
+def test_an_answer_that_settles_nothing_is_doubt(case):
+    content, error = UNREADABLE[case]
+
+    outcome = confirmed(content)
+
+    assert (outcome.kind, outcome.error) == (OutcomeKind.UNKNOWN, error)
+
+
+def test_a_decline_of_somebody_elses_payment_is_doubt():
+    error = CARD_ERROR | {"payment_intent": INTENT | {"id": "pi_2"}}
+
+    outcome = confirmed(said(402, {"error": error}))
+
+    assert (outcome.kind, outcome.error) == (OutcomeKind.UNKNOWN, "mismatch")
+
+
+def test_the_words_of_a_decline_are_short_and_harmless():
+    error = CARD_ERROR | {
+        "decline_code": "<script>",
+        "message": "no\r\nlevel=info \x1b[31m" + "x" * 999,
+    }
+
+    decline = confirmed(said(402, {"error": error})).decline
+
+    assert decline is not None
+    assert decline.code == "unreadable"
+    assert len(decline.message) <= MESSAGE_LENGTH_MAX
+    assert decline.message.isprintable()
+
+
+@pytest.mark.parametrize(
+    ("asked", "taken"),
+    [
+        ("3", 3.0),
+        ("99999999", RETRY_AFTER_MAX_S),
+        ("Tue, 24 Nov 2026", None),
+        ("-1", None),
+        ("nan", None),
+    ],
+)
+def test_a_wish_to_be_asked_later_is_bounded(asked, taken):
+    outcome = confirmed(said(429, {}, more=f"Retry-After: {asked}\r\n"))
+
+    assert (outcome.kind, outcome.stage) == (OutcomeKind.NOT_EXECUTED, Stage.ANSWERED)
+    assert outcome.retry_after_s == taken
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 429, 500, 502])
+def test_no_refused_look_up_proves_that_nothing_was_charged(status):
+    refusal = said(status, {"error": {"type": "invalid_request_error", "code": "resource_missing"}})
+    with stripe_that(always(refusal)) as provider:
+        assert provider.look_up(CHARGE, Deadline.after(5)).kind is OutcomeKind.UNKNOWN
+        assert provider.look_up(CHARGE_UNSENT, Deadline.after(5)).kind is OutcomeKind.UNKNOWN
+
+
+# --- The books ----------------------------------------------------------------------------------
+
+
+def books(page: Callable[[str], Any]) -> Behaviour:
+    """Answer each request with what `page` makes of its request line."""
+
+    def behave(peer: Peer) -> None:
+        while request := peer.read_request():
+            peer.send(said(200, page(request.split(b"\r\n")[0].decode())))
+
+    return behave
+
+
+def listed(behave: Behaviour) -> list[Any]:
+    with stripe_that(behave) as provider:
+        return list(provider.list_since(datetime.now(UTC), Deadline.after(5)))
+
+
+ENDLESS = {"object": "list", "data": [INTENT], "has_more": True}
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        ENDLESS,
+        {"object": "list"},
+        {"data": "none"},
+        {"data": [1]},
+        {"data": [INTENT | {"amount": None}]},
+        {"data": [INTENT | {"created": "then"}]},
+        {"error": {}},
+    ],
+)
+def test_books_that_make_no_sense_are_not_read_as_whole(page):
+    with pytest.raises(ProviderUnavailable):
+        listed(books(lambda _: page))
+
+
+def test_a_page_that_is_too_large_is_asked_for_in_smaller_pieces():
+    def page(line: str) -> Any:
+        size = int(re.findall(r"limit=(\d+)", line)[0])
+        padding = {"padding": "x" * 30_000}
+        return {"data": [INTENT | padding] * size, "has_more": False}
+
+    assert len(listed(books(page))) == 1
+
+
+def test_somebody_elses_charges_in_the_books_are_not_ours():
+    stranger = INTENT | {"metadata": {"payment_id": 7}}
+
+    found = listed(books(lambda _: {"data": [stranger], "has_more": False}))
+
+    assert [charge.payment_id for charge in found] == [None]
+
+
+def test_of_two_charges_for_one_payment_the_one_that_moved_money_is_believed():
+    refused = INTENT | {
+        "id": "pi_2",
+        "status": "requires_payment_method",
+        "last_payment_error": CARD_ERROR,
+    }
+    page = {"data": [refused, INTENT], "has_more": False}
+
+    with stripe_that(books(lambda _: page)) as provider:
+        outcome = provider.look_up(CHARGE_UNSENT, Deadline.after(5))
+
+    assert (outcome.kind, outcome.provider_ref) == (OutcomeKind.SUCCEEDED, "pi_1")
+
+
+# --- Refunds ------------------------------------------------------------------------------------
+
+REFUND = Refund(
+    refund_id="ref_1",
+    payment_id="pay_1",
+    provider_ref="pi_1",
+    amount_minor=1,
+    currency="usd",
+    provider_key="hf-ref-1",
+)
+REFUNDED: dict[str, Any] = {
+    "id": "re_1",
+    "object": "refund",
+    "status": "succeeded",
+    "amount": 1,
+    "currency": "usd",
+    "payment_intent": "pi_1",
+    "metadata": {"refund_id": "ref_1"},
+}
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        {"amount": 2},
+        {"currency": "eur"},
+        {"payment_intent": "pi_2"},
+        {"metadata": {}},
+        {"status": "perhaps"},
+        {"id": "../x"},
+    ],
+)
+def test_a_lie_about_a_refund_is_doubt(lie):
+    with stripe_that(always(said(200, REFUNDED | lie))) as provider:
+        outcome = provider.refund(REFUND, Deadline.after(5))
+
+    assert (outcome.kind, outcome.error) == (OutcomeKind.UNKNOWN, "mismatch")
+
+
+def test_a_refund_that_failed_is_declined_with_the_reason():
+    failed = REFUNDED | {"status": "failed", "failure_reason": "expired_or_canceled_card"}
+    with stripe_that(always(said(200, failed))) as provider:
+        outcome = provider.refund(REFUND, Deadline.after(5))
+
+    assert outcome.kind is OutcomeKind.DECLINED
+    assert outcome.decline is not None
+    assert outcome.decline.code == "expired_or_canceled_card"
+
+
+# --- Faults of our own --------------------------------------------------------------------------
+
+
+def test_a_fault_of_the_adapter_itself_is_doubt_and_loud(caplog):
+    class Broken(Transport):
+        def exchange(self, *_: Any, **__: Any) -> Any:
+            raise KeyError("a bug")
+
+    transport = Broken(
+        base_url="https://127.0.0.1:1",
+        ca_file=certificate(),
+        connect_timeout_s=1.0,
+        max_connections=1,
+        watchdog=Watchdog(),
+    )
+    provider = StripeProvider(transport, api_key="sk_test_lies", flow="two_phase")
+
+    outcome = provider.confirm(CHARGE, Deadline.after(5))
+
+    assert (outcome.kind, outcome.error) == (OutcomeKind.UNKNOWN, "internal")
+    assert "KeyError" in caplog.text
