@@ -1,21 +1,28 @@
 """A process with a breaker of its own, told by lines on standard input what to do.
 
-`python -m tests.breaker_process BOARD`. Commands: `fail N`, `state`, `probe` (leases a probe and
-says nothing about it), `good` (the probe went well).
+`python -m tests.breaker_process BOARD [hasty]`. Commands: `fail N`, `state`, `probe` (leases a probe and
+says nothing about it), `good` (the probe went well), `storm SECONDS` (four threads probe a dead
+provider as often as they may; answers when each probe began and ended).
 """
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+import threading
+from contextlib import suppress
 from pathlib import Path
+from time import monotonic, sleep
 from typing import IO, cast
 
-from service.resilience.breaker import Breaker, BreakerOpen, Permit
+from service.resilience.breaker import Breaker, BreakerOpen, BreakerRules, Permit
 
 
-def main(board_path: Path) -> None:
-    breaker = Breaker("fake", board_path=board_path)
+def main(board_path: Path, *, is_hasty: bool) -> None:
+    # Short pauses, so that a test sees many probes.
+    rules = BreakerRules(open_s=0.05 if is_hasty else 0.75)
+    breaker = Breaker("fake", rules=rules, board_path=board_path)
     probe: Permit | None = None
     print("ready", flush=True)
     for line in sys.stdin:
@@ -37,17 +44,40 @@ def main(board_path: Path) -> None:
                     print("let through", flush=True)
                 except BreakerOpen:
                     print("refused", flush=True)
+            case ["storm", seconds]:
+                print(json.dumps(storm(breaker, float(seconds))), flush=True)
             case ["good"] if probe is not None:
                 probe.record(failed=False)
                 print(breaker.state, flush=True)
 
 
+def storm(breaker: Breaker, seconds: float) -> list[tuple[float, float]]:
+    until_s = monotonic() + seconds
+    probes = []
+
+    def probe_on() -> None:
+        while monotonic() < until_s:
+            with suppress(BreakerOpen), breaker.admit(may_probe=True) as permit:
+                began_s = monotonic()
+                sleep(0.01)
+                probes.append((began_s, monotonic()))
+                permit.record(failed=True)
+            sleep(0.001)
+
+    threads = [threading.Thread(target=probe_on) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return probes
+
+
 class BreakerProcess:
     """The same from outside."""
 
-    def __init__(self, board_path: Path) -> None:
+    def __init__(self, board_path: Path, *options: str) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.breaker_process", str(board_path)],
+            [sys.executable, "-m", "tests.breaker_process", str(board_path), *options],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -59,8 +89,14 @@ class BreakerProcess:
         assert self._from.readline().strip() == "ready"
 
     def ask(self, command: str) -> str:
+        self.tell(command)
+        return self.answer()
+
+    def tell(self, command: str) -> None:
         self._to.write(command + "\n")
         self._to.flush()
+
+    def answer(self) -> str:
         return self._from.readline().strip()
 
     def kill(self) -> None:
@@ -72,4 +108,4 @@ class BreakerProcess:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), is_hasty="hasty" in sys.argv)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import monotonic, sleep
@@ -18,12 +20,12 @@ def board_path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def start(board_path: Path) -> Iterator[Callable[[int], list[BreakerProcess]]]:
+def start(board_path: Path) -> Iterator[Callable[..., list[BreakerProcess]]]:
     """Starts that many processes on one board, side by side."""
     started: list[BreakerProcess] = []
 
-    def start(count: int) -> list[BreakerProcess]:
-        fresh = [BreakerProcess(board_path) for _ in range(count)]
+    def start(count: int, *options: str) -> list[BreakerProcess]:
+        fresh = [BreakerProcess(board_path, *options) for _ in range(count)]
         started.extend(fresh)
         for process in fresh:
             process.wait_until_ready()
@@ -64,6 +66,18 @@ def test_one_probe_a_host_also_after_the_prober_was_killed(start, board_path: Pa
     assert third.ask("probe") == "refused"
     assert second.ask("good") == "closed"
     assert third.ask("state") == "closed"
+
+
+def test_however_many_knock_no_two_probes_of_a_host_overlap(start):
+    workers = start(3, "hasty")
+    workers[0].ask("fail 20")
+
+    for worker in workers:
+        worker.tell("storm 1.0")
+    probes = sorted(tuple(probe) for worker in workers for probe in json.loads(worker.answer()))
+
+    assert len(probes) >= 5
+    assert all(ended <= began for (_, ended), (began, _) in itertools.pairwise(probes))
 
 
 def test_a_process_that_joins_knows_and_when_all_are_dead_nothing_is_remembered(

@@ -131,6 +131,36 @@ def test_of_32_threads_exactly_one_probes(breaker: Breaker, clock: FakeClock):
     assert len(let_through) == 1
 
 
+def test_of_two_that_see_the_pause_end_at_the_same_moment_one_probes(clock: FakeClock):
+    together, seen = threading.Barrier(2), threading.local()
+
+    def clock_that_gathers() -> float:
+        if is_armed and not hasattr(seen, "before"):
+            seen.before = True
+            together.wait()
+        return clock()
+
+    is_armed = False
+    breaker = Breaker("fake", clock=clock_that_gathers)
+    _open(breaker)
+    clock.move(1)
+    is_armed = True
+    let_through = []
+
+    def knock() -> None:
+        with contextlib.suppress(BreakerOpen):
+            let_through.append(breaker.admit(may_probe=True))
+
+    threads = [threading.Thread(target=knock) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert len(let_through) == 1
+    breaker.close()
+
+
 def test_one_good_probe_closes_it(breaker: Breaker, clock: FakeClock):
     _open(breaker)
     clock.move(1)
@@ -192,6 +222,18 @@ def test_failures_from_before_an_outage_do_not_open_it_again(breaker: Breaker, c
 
     assert breaker.closed
     assert breaker.failure_count == 0
+
+
+def test_a_straggler_does_not_wipe_out_what_was_counted_since(breaker: Breaker, clock: FakeClock):
+    straggler = breaker.admit()
+    _open(breaker)
+    clock.move(1)
+    breaker.admit(may_probe=True).record(failed=False)
+    _calls(breaker, failed=[True] * 9)
+
+    straggler.record(failed=True)
+
+    assert breaker.failure_count == 9
 
 
 def test_each_relapse_doubles_the_pause_up_to_its_end(breaker: Breaker, clock: FakeClock):
