@@ -6,12 +6,14 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import requests
+
+Answer = TypeVar("Answer")
 
 API_KEY = "sk_test_sandbox"
 
@@ -83,6 +85,22 @@ class SandboxProcess:
         """Movements of money in order; filter by payment_id=, reference=, payment_intent=, kind=."""
         return list(self.ask("GET", "/_books", params=filters).json()["movements"])
 
+    def wait_for_books(self, *, count: int = 1, **filters: str) -> list[dict[str, Any]]:
+        """As `books`, once there are so many movements."""
+        return _within(10.0, lambda: self._at_least(count, self.books(**filters)))
+
+    def wait_for_strike(self, *, count: int = 1) -> dict[str, int]:
+        """The faults that struck since the plan was set, once there are so many."""
+        return _within(10.0, lambda: self._struck(count))
+
+    @staticmethod
+    def _at_least(count: int, rows: list[dict[str, Any]]) -> list[dict[str, Any]] | None:
+        return rows if len(rows) >= count else None
+
+    def _struck(self, count: int) -> dict[str, int] | None:
+        struck = self.faults()["struck"]
+        return struck if sum(struck.values()) >= count else None
+
     def totals(self) -> dict[str, dict[str, int]]:
         """Sums of all movements by currency and kind."""
         return dict(self.ask("GET", "/_books").json()["totals"])
@@ -101,6 +119,14 @@ class SandboxProcess:
             headers["Idempotency-Key"] = key
         where = "params" if method == "GET" else "data"
         return self.ask(method, f"/v1{path}", headers=headers, **{where: form})
+
+
+def _within(seconds: float, ask: Callable[[], Answer | None]) -> Answer:
+    end_s = time.monotonic() + seconds
+    while (answer := ask()) is None:
+        assert time.monotonic() < end_s, "It did not happen in time."
+        time.sleep(0.01)
+    return answer
 
 
 @contextmanager

@@ -246,6 +246,10 @@ class Books:
         with self._turn:
             yield Page(self._connection, None)
 
+    def close(self) -> None:
+        with self._turn:
+            self._connection.close()
+
     def _prune(self) -> None:
         if time() < self._prune_at:
             return

@@ -142,7 +142,10 @@ class Line:
             if not self._receive():
                 return None
         body, self._buffer = self._buffer[:length], self._buffer[length:]
-        parts = urlsplit(target)
+        try:
+            parts = urlsplit(target)
+        except ValueError as error:
+            raise Malformed(400) from error
         return Request(
             method=method,
             path=unquote(parts.path),

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import os
+import socket
+import ssl
 import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
+import pytest
 import requests
 
 from service.sandbox import certificate
+from service.sandbox.books import Books
+from service.sandbox.control import Control
+from service.sandbox.faults import Faults
+from service.sandbox.payment_intents import PaymentIntents
+from service.sandbox.wire import Request
 from tests.sandbox_process import SandboxProcess, running_sandbox
 
 
@@ -73,8 +82,7 @@ def test_sigterm_ends_it_at_once_although_calls_hang(tmp_path):
     with running_sandbox(tmp_path) as sandbox, ThreadPoolExecutor(1) as pool:
         sandbox.control(mix={"hang": 1}, hang_s=60)
         hanging = pool.submit(pay, sandbox, "pay_hung")
-        while not sandbox.faults()["struck"]:
-            pass
+        sandbox.wait_for_strike()
 
         took_s = sandbox.stop()
 
@@ -126,6 +134,46 @@ def test_a_certificate_is_kept_until_it_is_near_its_end(tmp_path):
 
     assert kept == first
     assert (folder / "ca.pem").read_bytes() != first
+
+
+def test_only_callers_on_the_machine_may_control_it(tmp_path):
+    books = Books(tmp_path / "books.sqlite", announce=lambda *_event: None)
+    control = Control(books, Faults(seed=None), PaymentIntents(hosted_url=""))
+    request = Request("POST", "/_control", "", {}, b"{}", is_local=False, is_last=False)
+
+    answers = {
+        is_local: control.answer(replace(request, is_local=is_local)).status
+        for is_local in (False, True)
+    }
+    books.close()
+
+    assert answers == {False: 403, True: 200}
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (b"nonsense\r\n\r\n", 400),
+        (b"GET http://[ HTTP/1.1\r\n\r\n", 400),
+        (b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n", 411),
+        (b"POST / HTTP/1.1\r\nContent-Length: 99999999\r\n\r\n", 413),
+        (b"GET / HTTP/1.1\r\nX: " + b"x" * 40_000, 431),
+    ],
+)
+def test_what_is_no_request_is_refused_and_the_connection_closed(sandbox, sent, status):
+    port = int(sandbox.url.rpartition(":")[2])
+    context = ssl.create_default_context(cafile=sandbox.ca_file)
+
+    with (
+        socket.create_connection(("127.0.0.1", port), timeout=5) as plain,
+        context.wrap_socket(plain, server_hostname="localhost") as client,
+    ):
+        client.sendall(sent)
+        head = client.recv(4096)
+        rest = client.recv(4096)
+
+    assert head.startswith(b"HTTP/1.1 %d " % status)
+    assert rest == b""
 
 
 def test_it_imports_nothing_of_the_service():
