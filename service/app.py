@@ -40,6 +40,7 @@ from service.web.auth import Authenticator
 from service.web.diagnostics import diagnostics_blueprint
 from service.web.health import health_blueprint
 from service.web.openapi import openapi_blueprint
+from service.web.operators import operators_blueprint
 from service.web.payments import payments_blueprint
 from service.web.problems import register_problems
 from service.web.webhooks import webhooks_blueprint
@@ -108,6 +109,7 @@ def create_app(settings: Settings, *, provider: Provider | None = None) -> Flask
     app.register_blueprint(
         payments_blueprint(handler=parts.handler, store=parts.store, authenticate=authenticate)
     )
+    app.register_blueprint(operators_blueprint(store=parts.store, authenticate=authenticate))
     app.register_blueprint(webhooks_blueprint(inbox=parts.settling, stripe_secrets=secrets))
     app.register_blueprint(
         health_blueprint(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 
 from service.observability import metrics
@@ -19,6 +20,8 @@ log = logging.getLogger(__name__)
 QUIESCENCE_S = 10.0
 # Our own guard refused the look-up: about when it lets the next probe through.
 REFUSED_AGAIN_S = 1.0
+# The provider's word that a charge is canceled: nothing can be executed any more.
+CANCELED = "canceled"
 
 
 class Reconciler:
@@ -75,11 +78,13 @@ class Reconciler:
         at_rest_in_s = self._quiescence_s - (payment.sent_age_s or self._quiescence_s)
         if at_rest_in_s > 0:
             return self._store.record(payment, outcome, op="look_up", due_in_s=at_rest_in_s)
-        if (
-            payment.status is Status.REQUIRES_ACTION
-            or payment.is_expired
-            or outcome.error == "canceled"
-        ):
+        if payment.status is Status.REQUIRES_ACTION or payment.is_expired:
+            outcome = self._fence_off(payment, outcome, deadline)
+            if outcome.error != CANCELED:
+                return self._store.record(
+                    payment, outcome, op="cancel", due_in_s=next_look_up_s(payment.look_ups + 1)
+                )
+        if outcome.error == CANCELED:
             return self._store.give_up(
                 payment, Status.NOT_EXECUTED, "proven not executed", deadline, outcome
             )
@@ -88,6 +93,12 @@ class Reconciler:
             return self._store.read(payment, deadline)
         confirmed = self._provider.confirm(charge_of(again), deadline)
         return self._handler.record(again, confirmed, op="confirm")
+
+    def _fence_off(self, payment: Payment, outcome: Outcome, deadline: Deadline) -> Outcome:
+        """Have the provider cancel it, so that a straggler of ours finds nothing to confirm."""
+        if outcome.error == CANCELED or payment.provider_ref is None:
+            return dataclasses.replace(outcome, error=CANCELED)
+        return self._provider.cancel(charge_of(payment), f"{payment.provider_key}-cancel", deadline)
 
 
 def _count(before: Payment, after: Payment) -> None:

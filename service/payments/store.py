@@ -16,6 +16,7 @@ from uuid import UUID
 from service.database.pool import Checkout, ConnectionPool, Statement
 from service.errors import Busy, KeyInFlight, KeyReused
 from service.payments.model import (
+    OPEN,
     ChargeRequest,
     Event,
     Payment,
@@ -172,6 +173,17 @@ _TIMELINE = Statement(
     SELECT event_id, payment_id, type, detail, created_at FROM events
     WHERE merchant_id = %(merchant_id)s::uuid AND payment_id = %(payment_id)s::uuid
     ORDER BY event_id LIMIT 1000
+    """,
+)
+
+# A needs_review payment has no look-up planned any more; a person who asks gets one.
+_LOOK_NOW = Statement(
+    "look_now",
+    """
+    UPDATE payments SET due_at = now()
+    WHERE merchant_id = %(merchant_id)s::uuid AND payment_id = %(payment_id)s::uuid
+      AND NOT leased AND status = ANY(%(statuses)s::text[])
+    RETURNING 1
     """,
 )
 
@@ -407,6 +419,18 @@ class PaymentStore:
             Event(UUID(str(event_id)), UUID(str(of_payment)), type_, detail, at)
             for event_id, of_payment, type_, detail, at in rows
         ]
+
+    def look_now(self, payment: Payment, deadline: Deadline) -> None:
+        """Have the reconciler look at an open payment at once, whatever its schedule says."""
+        self._pool.run(
+            _LOOK_NOW,
+            {
+                "merchant_id": str(payment.merchant_id),
+                "payment_id": str(payment.payment_id),
+                "statuses": [status.value for status in OPEN - {Status.REQUIRES_CAPTURE}],
+            },
+            deadline,
+        )
 
     def nudge(
         self,

@@ -87,7 +87,7 @@ def payments_blueprint(
         )
         page = payments[: query.limit]
         has_more = len(payments) > query.limit
-        return _json(
+        return json_answer(
             {
                 "data": [present(payment) for payment in page],
                 "has_more": has_more,
@@ -108,7 +108,7 @@ def payments_blueprint(
         payment, has_waited = waiting.until_settled(look, deadline)
         if payment is None:
             raise _no_such_payment()
-        answer = _with_etag(_json(present(payment)))
+        answer = _with_etag(json_answer(present(payment)))
         if payment.status in UNSETTLED:
             # Somebody wants to know: look with the provider soon, whatever the schedule says.
             store.nudge(caller.merchant_id, identifier, deadline)
@@ -126,7 +126,7 @@ def payments_blueprint(
         if not events:
             # Every payment was born with an event.
             raise _no_such_payment()
-        return _json({"data": [present_event(event) for event in events]})
+        return json_answer({"data": [present_event(event) for event in events]})
 
     return blueprint
 
@@ -160,7 +160,7 @@ def _created(payment: Payment, *, is_new: bool) -> Response:
     if payment.status is Status.DECLINED:
         answer = declined(payment)
     else:
-        answer = _json(present(payment), _promise(payment))
+        answer = json_answer(present(payment), _promise(payment))
         answer.headers["Location"] = f"/v1/payments/{payment.id}"
     if payment.status in UNSETTLED:
         answer.headers["Retry-After"] = ASK_AGAIN_S
@@ -221,7 +221,8 @@ def _no_such_payment() -> NotFound:
     return NotFound("There is no such payment.")
 
 
-def _json(document: dict[str, Any], status: int = 200) -> Response:
+def json_answer(document: dict[str, Any], status: int = 200) -> Response:
+    """A document as every call of this API answers it."""
     body = json.dumps(document).encode() + b"\n"
     return Response(body, status, content_type="application/json")
 

@@ -321,3 +321,37 @@ def test_after_payments_of_every_kind_no_promise_is_broken(pool):
     service.settle()
 
     assert set(check_invariants(pool, soon()).values()) == {0}
+
+
+def test_a_payment_past_its_time_is_fenced_off_at_the_provider_before_it_is_ended(pool):
+    provider = BookedProvider(unknown())
+    service = Service(pool, provider)
+    payment = service.pay(expires_at=datetime.now(UTC) - timedelta(seconds=1))
+
+    (settled,) = service.settle()
+
+    assert settled.status is Status.NOT_EXECUTED
+    assert provider.calls[-1] == "cancel"
+    assert not provider.charged
+    assert service.read(payment).is_terminal
+
+
+def test_what_a_person_found_out_is_kept_with_the_evidence(pool):
+    service = Service(pool, BookedProvider(unknown()))
+    payment = service.pay()
+
+    resolved = service.store.resolve(
+        payment, Status.SUCCEEDED, "statement of 3 March, line 12", "key_1", soon()
+    )
+
+    assert resolved is not None
+    assert (resolved.status, resolved.amount_captured_minor) == (Status.SUCCEEDED, 2599)
+    last = service.store.timeline(MERCHANT, payment.payment_id, soon())[-1]
+    assert (last.detail["reason"], last.detail["by"]) == ("statement of 3 March, line 12", "key_1")
+
+
+def test_a_settled_payment_cannot_be_resolved_again(pool):
+    service = Service(pool, BookedProvider())
+    payment = service.pay()
+
+    assert service.store.resolve(payment, Status.DECLINED, "no such charge", "k", soon()) is None

@@ -1,0 +1,112 @@
+"""What an operator may do about a payment in doubt: look now, or say what became of it."""
+
+from __future__ import annotations
+
+import logging
+from typing import Annotated, Literal
+
+from flask import Blueprint, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from service.errors import NotFound, WrongState
+from service.payments.model import Payment, Status, parse_id
+from service.payments.store import PaymentStore
+from service.resilience.deadline import Deadline
+from service.web.auth import Authenticator, Caller
+from service.web.bodies import parse_object, read_body, validated
+from service.web.openapi import Operation, documented
+from service.web.payments import json_answer
+from service.web.request_scope import request_deadline
+from service.web.schemas import PaymentDocument, present
+
+log = logging.getLogger(__name__)
+
+_PROBLEMS = (
+    *("unauthenticated", "forbidden", "not_found", "wrong_state", "rate_limited"),
+    *("db_pool_exhausted", "database_unavailable", "deadline_exceeded"),
+)
+
+
+class Resolution(BaseModel):
+    """What a person found out, and how; kept in the payment's timeline with who said it."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", hide_input_in_errors=True)
+
+    outcome: Annotated[
+        Literal["succeeded", "declined", "not_executed"],
+        Field(description="`succeeded` counts the whole amount as captured."),
+    ]
+    evidence: Annotated[
+        str,
+        Field(
+            min_length=10,
+            max_length=2000,
+            description="Where it can be checked: the provider's page, a statement, a ticket.",
+        ),
+    ]
+
+
+def operators_blueprint(*, store: PaymentStore, authenticate: Authenticator) -> Blueprint:
+    """POST /v1/payments/{id}/reconcile and /resolve, for keys with the scope `operator`."""
+    blueprint = Blueprint("operators", __name__)
+
+    @blueprint.post("/v1/payments/<payment_id>/reconcile")
+    @documented(
+        Operation(
+            summary="Ask the provider about a payment now",
+            scope="operator",
+            answers={202: ("The reconciler looks at once; read the payment", PaymentDocument)},
+            problems=_PROBLEMS,
+        )
+    )
+    def reconcile_payment(payment_id: str) -> Response:
+        deadline = request_deadline()
+        caller = authenticate("operator", deadline)
+        payment = _find(store, caller, payment_id, deadline)
+        if payment.is_terminal or payment.status is Status.REQUIRES_CAPTURE:
+            raise WrongState("There is nothing to find out: the payment is settled.")
+        store.look_now(payment, deadline)
+        answer = json_answer(present(payment), 202)
+        answer.headers["Location"] = f"/v1/payments/{payment.id}"
+        answer.headers["Retry-After"] = "1"
+        return answer
+
+    @blueprint.post("/v1/payments/<payment_id>/resolve")
+    @documented(
+        Operation(
+            summary="Say what became of a payment in doubt",
+            scope="operator",
+            body=Resolution,
+            answers={200: ("The payment as it now stands, for good", PaymentDocument)},
+            problems=(*_PROBLEMS, "invalid_json", "validation_failed", "card_data_refused"),
+        )
+    )
+    def resolve_payment(payment_id: str) -> Response:
+        deadline = request_deadline()
+        caller = authenticate("operator", deadline)
+        resolution = validated(Resolution, parse_object(read_body()))
+        payment = _find(store, caller, payment_id, deadline)
+        resolved = store.resolve(
+            payment, Status(resolution.outcome), resolution.evidence, caller.key_id, deadline
+        )
+        if resolved is None:
+            raise WrongState("Only a payment in doubt (unknown, needs_review) can be resolved.")
+        log.warning(
+            "payment.resolved",
+            extra={
+                "payment_id": payment.id,
+                "outcome": resolution.outcome,
+                "key_id": caller.key_id,
+            },
+        )
+        return json_answer(present(resolved))
+
+    return blueprint
+
+
+def _find(store: PaymentStore, caller: Caller, text: str, deadline: Deadline) -> Payment:
+    payment_id = parse_id(text, "pay_")
+    payment = store.get(caller.merchant_id, payment_id, deadline) if payment_id else None
+    if payment is None:
+        raise NotFound("There is no such payment.")
+    return payment
