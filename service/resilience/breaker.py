@@ -36,6 +36,8 @@ log = logging.getLogger(__name__)
 _STATES = (STATE_CLOSED, STATE_OPEN, STATE_HALF_OPEN)
 _CLOSED, _OPEN, _HALF_OPEN = 0.0, 1.0, 2.0
 _NO_CALLS = Tally()
+# Pauses are stretched by up to this, or shortened as much.
+_JITTER_MAX = 1.2
 
 # The common cells of the board.
 _GENERATION = 1
@@ -222,7 +224,7 @@ class Breaker(CircuitBreaker):  # type: ignore[misc]
 
     def _hold_open(self, now_s: float, hold_s: float) -> None:
         # Jitter, so that the machines behind one balancer do not probe in step.
-        self._cells[_OPEN_UNTIL] = now_s + hold_s * random.uniform(0.8, 1.2)  # noqa: S311
+        self._cells[_OPEN_UNTIL] = now_s + hold_s * random.uniform(2 - _JITTER_MAX, _JITTER_MAX)  # noqa: S311
         self._cells[_PROBE_UNTIL] = 0.0
 
     def _turn(self, state: float, now_s: float, *, reason: str, tally: Tally = _NO_CALLS) -> _Turn:
@@ -274,13 +276,15 @@ class Breaker(CircuitBreaker):  # type: ignore[misc]
     @property
     def probe_is_due(self) -> bool:
         """Whether a probe would be let through now; the lease is still to be had."""
-        cells, now_s = self._cells, self._clock()
-        if cells[_STATE] == _OPEN:
-            return not 0.0 < cells[_OPEN_UNTIL] - now_s <= 1.2 * self._rules.open_max_s
-        if cells[_STATE] == _HALF_OPEN:
-            # A moment too far off is not from this boot: it must not keep the breaker open.
-            return not 0.0 < cells[_PROBE_UNTIL] - now_s <= self._rules.probe_lease_s
-        return False
+        cells, state = self._cells, self._cells[_STATE]
+        if state == _CLOSED:
+            return False
+        if state == _OPEN:
+            until_s, longest_s = cells[_OPEN_UNTIL], _JITTER_MAX * self._rules.open_max_s
+        else:
+            until_s, longest_s = cells[_PROBE_UNTIL], self._rules.probe_lease_s
+        # A moment too far off is not from this boot: it must not keep the breaker open.
+        return not 0.0 < until_s - self._clock() <= longest_s
 
     @property
     def state(self) -> str:
