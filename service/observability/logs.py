@@ -31,7 +31,24 @@ _CHATTY = ("urllib3", "werkzeug", "backoff")
 # A chain of causes longer than this is a loop.
 CHAIN_LIMIT = 8
 
-_context: ContextVar[Mapping[str, Any]] = ContextVar("log_context", default={})  # noqa: B039
+
+class _Context:
+    """What is bound. Cleaned at the first event that shows it: most requests log nothing."""
+
+    __slots__ = ("_cleaned", "fields")
+
+    def __init__(self, fields: Mapping[str, Any]) -> None:
+        self.fields = fields
+        self._cleaned: Mapping[str, Any] | None = None
+
+    def cleaned(self) -> Mapping[str, Any]:
+        if self._cleaned is None:
+            self._cleaned = {name: clean(value, name=name) for name, value in self.fields.items()}
+        return self._cleaned
+
+
+_NOTHING_BOUND = _Context({})
+_context: ContextVar[_Context] = ContextVar("log_context", default=_NOTHING_BOUND)
 _FIXED = frozenset(
     ("timestamp", "level", "event", "logger", "service", "environment", "instance", "worker", "pid")
 )
@@ -79,7 +96,7 @@ def gunicorn_logconfig_dict(
 @contextlib.contextmanager
 def bind(**context: Any) -> Iterator[None]:
     """Add these fields to every event logged within the block, in this thread."""
-    token = _context.set(_with(context))
+    token = _context.set(_Context({**_context.get().fields, **context}))
     try:
         yield
     finally:
@@ -88,18 +105,12 @@ def bind(**context: Any) -> Iterator[None]:
 
 def rebind(**context: Any) -> None:
     """Add or replace fields until the end of the innermost `bind` block of this thread."""
-    _context.set(_with(context))
+    _context.set(_Context({**_context.get().fields, **context}))
 
 
 def bound() -> Mapping[str, Any]:
     """What is bound right now: to hand on to another thread, to put a trace id on an exemplar."""
-    return _context.get()
-
-
-def _with(context: Mapping[str, Any]) -> Mapping[str, Any]:
-    # Cleaned here, once, and not again in each event.
-    cleaned = {name: clean(value, name=name) for name, value in context.items()}
-    return {**_context.get(), **cleaned}
+    return _context.get().fields
 
 
 class EventFormatter(JsonFormatter):
@@ -123,7 +134,7 @@ class EventFormatter(JsonFormatter):
         self, log_data: dict[str, Any], record: logging.LogRecord, message_dict: dict[str, Any]
     ) -> None:
         log_data.update(self._fixed_fields(record, clean_text(record.getMessage())))
-        for name, value in _context.get().items():
+        for name, value in _context.get().cleaned().items():
             log_data.setdefault(name, value)
         for name, value in record.__dict__.items():
             if name in _RESERVED:

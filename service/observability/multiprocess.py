@@ -88,6 +88,7 @@ class SlotValue:
         self._key = mmap_key(metric_name, name, labelnames, labelvalues, help_text)
         self._position = 0
         self._number = 0.0
+        self._exemplar_positions: list[int] | None = None
         self.file: SlotFile | None = None
         with _process.lock:
             _process.values.append(self)
@@ -96,6 +97,7 @@ class SlotValue:
 
     def attach(self) -> SlotFile:
         """Go on from what the slot holds; lock held by the caller."""
+        self._exemplar_positions = None
         file = self.file = _process.file(self._kind)
         self._position = file.position(self._key)
         self._number = file.read(self._position)[0]
@@ -132,8 +134,11 @@ class SlotValue:
                 _attach_all(self)
             file = _process.file("exemplar")
             # The id as four whole numbers, which doubles hold exactly, in entries beside the value.
-            for part, pair in enumerate([(exemplar.value, moment), words[:2], words[2:]]):
-                file.write(file.position(f"{part}{self._key}"), float(pair[0]), float(pair[1]))
+            if self._exemplar_positions is None:
+                self._exemplar_positions = [file.position(f"{part}{self._key}") for part in "012"]
+            pairs = (exemplar.value, moment), words[:2], words[2:]
+            for position, pair in zip(self._exemplar_positions, pairs, strict=True):
+                file.write(position, float(pair[0]), float(pair[1]))
 
     def get_exemplar(self) -> None:
         """Exemplars are read from the files, with those of all processes."""

@@ -11,7 +11,7 @@ from functools import partial
 from time import monotonic
 
 from service.errors import BulkheadFull, Busy, ProviderUnavailable
-from service.observability import metrics
+from service.observability import metrics, tracing
 from service.providers.base import (
     Charge,
     Outcome,
@@ -260,7 +260,7 @@ class _Tries:
         _count(self._name, self._operation, outcome.kind, outcome.error)
         metrics.provider_call_duration_seconds.labels(
             provider=self._name, operation=self._operation
-        ).observe(monotonic() - began_s)
+        ).observe(monotonic() - began_s, tracing.exemplar())
         return outcome
 
     def sum_up(self, last: Outcome) -> Outcome:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from flask import Flask, Response, request
 
 from service.errors import ValidationFailed
-from service.observability import logs, metrics
+from service.observability import logs, metrics, tracing
 from service.resilience.deadline import Deadline
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ _BUDGET_S = "holdfast.budget_s"
 _ROUTE = "holdfast.route"
 
 _SANE_REQUEST_ID = re.compile(r"[A-Za-z][A-Za-z0-9._-]{7,63}")
+_PAYMENTS_ROUTE = "/v1/payments"
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 # Answers slower than this are told of in the log whatever their status.
 SLOW_S = 1.0
@@ -68,7 +69,8 @@ class RequestScope:
 
         metrics.http_requests_in_flight.inc()
         try:
-            with logs.bind(request_id=identifier):
+            trace = tracing.continue_trace(environ.get("HTTP_TRACEPARENT"))
+            with trace, logs.bind(request_id=identifier):
                 body = self._application(environ, answer)
                 self._tell(environ, statuses[-1], monotonic() - started_s)
                 return body
@@ -134,6 +136,10 @@ def count_answer(route: str, method: str, status: str, took_s: float) -> str:
     method = method if method in _METHODS else "OTHER"
     _answers(route, method, status).inc()
     _durations(route, method).observe(took_s)
+    if route == _PAYMENTS_ROUTE and method == "POST":
+        # Refused with a reason is a promise kept; what nobody foresaw is not.
+        good = status != "500"
+        (metrics.payments_good_total if good else metrics.payments_bad_total).inc()
     return method
 
 

@@ -210,3 +210,20 @@ def test_a_scrape_is_answered_while_a_worker_writes(tmp_path, client):
     )
     assert codes == {200}
     assert total == 20000
+
+
+def test_the_answers_to_payments_are_counted_as_good_or_bad_for_the_alarms(tmp_path, client):
+    run_worker(
+        tmp_path,
+        "from service.web.request_scope import count_answer\n"
+        "for status in ('201', '402', '503', '500'):\n"
+        "    count_answer('/v1/payments', 'POST', status, 0.1)\n"
+        "    count_answer('/v1/payments', 'GET', status, 0.1)\n",
+    )
+
+    lines = client.get("/metrics").text.splitlines()
+
+    assert "holdfast_payments_good_total 3.0" in lines
+    assert "holdfast_payments_bad_total 1.0" in lines
+    # Made at 0: an alarm on what is not there never rings.
+    assert "holdfast_payments_slow_total 0.0" in lines
