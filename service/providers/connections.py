@@ -83,6 +83,7 @@ class _Connection(urllib3.connection.HTTPConnection):
 
     exchange: Exchange
     idle_since_s = 0.0
+    _held: list[bytes] | None = None
 
     def _new_conn(self) -> socket.socket:
         """Connect within the budget for it; the addresses of a name share the budget."""
@@ -136,8 +137,21 @@ class _Connection(urllib3.connection.HTTPConnection):
         self.exchange.phase = Phase.SENDING
 
     def request(self, *args: Any, **kwargs: Any) -> None:
+        """Send head and body in one piece: a second write costs a tenth of the whole exchange."""
         self.timeout = self.exchange.timeout_s
-        super().request(*args, **kwargs)
+        pieces: list[bytes] = []
+        self._held = pieces
+        try:
+            super().request(*args, **kwargs)
+        finally:
+            self._held = None
+        self.send(b"".join(pieces))
+
+    def send(self, data: Any) -> None:
+        if self._held is None:
+            super().send(data)
+        else:
+            self._held.append(data)
 
     def getresponse(self) -> urllib3.HTTPResponse:  # type: ignore[override]
         # Here, not by urllib3: what it computed before the connect is too long by now.

@@ -25,6 +25,7 @@ from urllib3.exceptions import (
 )
 from urllib3.util.ssl_ import create_urllib3_context
 
+from service.observability import tracing
 from service.providers.connections import Exchange, Phase, pool_for
 from service.providers.resolver import Resolver
 from service.resilience.deadline import Deadline
@@ -158,6 +159,9 @@ class Transport:
         request.method = method
         request.url = self._base_url + path
         request.headers = CaseInsensitiveDict({"Accept-Encoding": "identity", **headers})
+        traceparent = tracing.outgoing_traceparent()
+        if traceparent is not None:
+            request.headers["traceparent"] = traceparent
         if form is not None:
             request.body = urlencode(form).encode("ascii")
             request.headers["Content-Type"] = "application/x-www-form-urlencoded"
@@ -183,6 +187,14 @@ class _OneHostAdapter(HTTPAdapter):
 
     def get_connection_with_tls_context(self, *args: Any, **kwargs: Any) -> Any:
         return self.pool
+
+    def build_response(self, req: Any, resp: Any) -> requests.Response:
+        """The least of a response: no cookies are kept, and the body is read with its own care."""
+        response = requests.Response()
+        response.status_code = resp.status
+        response.headers = resp.headers
+        response.raw = resp
+        return response
 
     def cert_verify(self, *args: Any, **kwargs: Any) -> None:
         """Nothing to set: the pool's context was made with the CA file, once for all connections."""

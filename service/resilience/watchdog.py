@@ -22,35 +22,32 @@ from service.resilience.deadline import Deadline
 class Watch:
     """One guarded call; `fired` tells afterwards whether the deadline ended it."""
 
-    __slots__ = ("_lock", "_socket", "fired")
+    __slots__ = ("_duplicate", "_lock", "fired")
 
     def __init__(self, fileno: int) -> None:
         # A duplicate: the number in `fileno` may be closed and given to another socket meanwhile.
-        duplicate = os.dup(fileno)
-        try:
-            self._socket: socket.socket | None = socket.socket(fileno=duplicate)
-        except OSError:
-            os.close(duplicate)
-            raise
+        self._duplicate: int | None = os.dup(fileno)
         self._lock = threading.Lock()
         self.fired = False
 
     def fire(self) -> None:
         """Shut the socket down, unless the call is over."""
         with self._lock:
-            if self._socket is None:
+            if self._duplicate is None:
                 return
             self.fired = True
             # The peer may have been quicker; the blocked call is ending anyway.
-            with contextlib.suppress(OSError):
-                self._socket.shutdown(socket.SHUT_RDWR)
+            with contextlib.suppress(OSError), socket.socket(fileno=self._duplicate) as duplicate:
+                # Closing it along with the `with` takes the number, so it is ours no longer.
+                self._duplicate = None
+                duplicate.shutdown(socket.SHUT_RDWR)
 
     def release(self) -> None:
         """The call is over: the socket is never touched again. May be called twice."""
         with self._lock:
-            if self._socket is not None:
-                self._socket.close()
-                self._socket = None
+            if self._duplicate is not None:
+                os.close(self._duplicate)
+                self._duplicate = None
 
 
 class Watchdog:
