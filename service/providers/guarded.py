@@ -7,8 +7,10 @@ import logging
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
-from functools import partial
+from functools import lru_cache, partial
 from time import monotonic
+
+from prometheus_client import Counter, Histogram
 
 from service.errors import BulkheadFull, Busy, ProviderUnavailable
 from service.observability import metrics, tracing
@@ -292,8 +294,19 @@ def _failed(last: Outcome, *, is_fair: bool) -> bool | None:
 
 
 def _count(name: str, operation: str, result: str, error: str | None = None) -> None:
-    metrics.provider_calls_total.labels(provider=name, operation=operation, result=result).inc()
+    _calls(name, operation, result).inc()
     if error in metrics.TIMEOUT_KINDS:
-        metrics.provider_timeouts_total.labels(provider=name, operation=operation, kind=error).inc()
+        metrics.provider_timeouts_total.labels(name, operation, error).inc()
     elif error in metrics.CONNECTION_ERROR_KINDS:
-        metrics.provider_connection_errors_total.labels(provider=name, kind=error).inc()
+        metrics.provider_connection_errors_total.labels(name, error).inc()
+
+
+# Finding a labelled child costs more than counting: each is found once.
+@lru_cache(maxsize=256)
+def _calls(name: str, operation: str, result: str) -> Counter:
+    return metrics.provider_calls_total.labels(name, operation, result)
+
+
+@lru_cache(maxsize=64)
+def _durations(name: str, operation: str) -> Histogram:
+    return metrics.provider_call_duration_seconds.labels(name, operation)
