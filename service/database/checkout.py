@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+from sys import _getframe
 from time import monotonic
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -34,20 +34,16 @@ ROLLBACK_S = 0.25
 class Checkout:
     """A connection in autocommit mode: each statement is a transaction of its own."""
 
-    __slots__ = ("_deadline", "_is_broken", "_pool", "connection", "wait_s")
+    __slots__ = ("_deadline", "_pool", "connection")
 
     connection: Connection
-    # Seconds spent in line.
-    wait_s: float
 
     def __init__(self, pool: ConnectionPool, deadline: Deadline) -> None:
         self._pool = pool
         self._deadline = deadline
-        self._is_broken = False
 
     def __enter__(self) -> Self:
-        self.connection = self._pool.take(self._deadline, sys._getframe(1))
-        self.wait_s = self.connection.wait_s
+        self.connection = self._pool.take(self._deadline, _getframe(1))
         return self
 
     def __exit__(
@@ -59,7 +55,12 @@ class Checkout:
         connection = self.connection
         # Whoever keeps the checkout must not meet the next holder's work.
         del self.connection
-        self._pool.give_back(connection, is_broken=self._is_broken)
+        self._pool.give_back(connection)
+
+    @property
+    def wait_s(self) -> float:
+        """Seconds spent in line for the connection; ask within the block."""
+        return self.connection.wait_s
 
     def run(self, statement: Statement, params: Params = ()) -> list[Row]:
         """All rows of the statement; at the deadline DatabaseUnavailable, whatever the peer does.
@@ -89,14 +90,14 @@ class Checkout:
             raise raised from error
         finally:
             # An answer in the very moment of the deadline is true, but the connection is gone.
-            self._is_broken |= has_timed_out
+            self.connection.is_broken |= has_timed_out
             statement_duration(statement.name).observe(monotonic() - started_s)
 
     def _failed(self, error: psycopg2.Error, *, has_timed_out: bool) -> Exception:
         """Take down what this error says of the connection, and say it in our words."""
         is_closed = bool(self.connection.closed)
         is_stale = is_stale_plan(error, prepared=self._pool.prepared)
-        self._is_broken |= is_closed or has_timed_out
+        self.connection.is_broken |= is_closed or has_timed_out
         count_error(error, is_closed=is_closed, has_timed_out=has_timed_out)
         self._pool.note_error(has_timed_out=has_timed_out)
         if not has_timed_out and (is_stale or is_sign_of_failover(error, is_closed=is_closed)):
@@ -121,8 +122,7 @@ class Transaction(Checkout):
 
     def __enter__(self) -> Self:
         self._deadline.require()
-        self.connection = self._pool.take(self._deadline, sys._getframe(1))
-        self.wait_s = self.connection.wait_s
+        self.connection = self._pool.take(self._deadline, _getframe(1))
         try:
             self._run(_BEGIN, (), self._deadline, prepared=False)
         except BaseException:
@@ -154,10 +154,10 @@ class Transaction(Checkout):
         self._run(_COMMIT, (), self._deadline, prepared=False)
 
     def _roll_back(self) -> None:
-        if self._is_broken or self.connection.closed:
+        if self.connection.is_broken or self.connection.closed:
             return
         try:
             # Of its own: the deadline may be what ended the block.
             self._run(_ROLLBACK, (), Deadline.after(ROLLBACK_S), prepared=False)
         except Exception:  # noqa: BLE001 - the block's own error is what the caller must see.
-            self._is_broken = True
+            self.connection.is_broken = True

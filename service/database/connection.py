@@ -29,8 +29,6 @@ KEEPALIVE = {
 FRESH_S = 0.01
 # Longer than this without a word, and the server is asked: firewalls and partitions are silent.
 IDLE_CHECK_S = 0.5
-# Upper edges of the pool's duration histograms, as in the metrics' catalogue.
-HOLD_EDGES_S = (0.0001, 0.0005, 0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 10.0)
 
 
 class Connection(PsycopgConnection):
@@ -50,11 +48,10 @@ class Connection(PsycopgConnection):
     taken_code: CodeType | None
     taken_offset: int
     is_leak_unreported: bool
+    # Its last statement lost it, whatever libpq thinks of it.
+    is_broken: bool
     # Seconds its present holder stood in line.
     wait_s: float
-    uses: int
-    held_s: float
-    hold_counts: list[int]
 
     def adopt(self, generation: int, lifetime_s: float) -> None:
         """Begin life in a pool, with up to a tenth less of it so that not all end at once."""
@@ -69,10 +66,8 @@ class Connection(PsycopgConnection):
         self.taken_code = None
         self.taken_offset = 0
         self.is_leak_unreported = True
+        self.is_broken = False
         self.wait_s = 0.0
-        self.uses = 0
-        self.held_s = 0.0
-        self.hold_counts = [0] * (len(HOLD_EDGES_S) + 1)
 
     @property
     def has_hung_up(self) -> bool:

@@ -1,17 +1,17 @@
 """What a pool counts about itself: for people at once, for Prometheus twice a second.
 
-A histogram's `observe` costs as much as a whole checkout. So the path of a free connection counts
-on the connection that it holds, and the sums go to Prometheus in bulk.
+A histogram's `observe` costs as much as a whole checkout. So the path of a free connection only
+notes how long it was held, and the notes go to Prometheus in bulk.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from bisect import bisect_left
+from collections import deque
 from dataclasses import dataclass
 
 from prometheus_client import Histogram
 
-from service.database.connection import HOLD_EDGES_S, Connection
 from service.observability import metrics
 
 
@@ -21,19 +21,18 @@ class PoolStatistics:
 
     pool_max: int
     pool_min: int
-    # Open connections: lent and idle.
+    # Open connections: lent (active) and idle (available).
     pool_size: int
     active: int
-    # Idle, ready to be lent (psycopg_pool: pool_available).
     available: int
     requests_waiting: int
+    # Connections lent, and how many of those callers had to stand in line, for how long.
     requests_num: int
-    # Those among them that had to stand in line, and for how long.
     requests_queued: int
     requests_wait_ms: float
     requests_timeouts: int
     requests_refused: int
-    # Statements that the database or the deadline ended.
+    # Statements that the database, or the deadline, ended.
     requests_errors: int
     usage_ms: float
     returns_bad: int
@@ -44,10 +43,12 @@ class PoolStatistics:
 
 
 class Figures:
-    """Counts of one pool. Fields are changed under the pool's lock or by one thread only."""
+    """Counts of one pool; everything but `holds.append` is done under the pool's lock."""
 
     def __init__(self, *, size: int) -> None:
         self._size = size
+        # Seconds that each connection was held, not yet added up.
+        self.holds: deque[float] = deque()
         self.queued = 0
         self.wait_s = 0.0
         self.timeouts = 0
@@ -58,14 +59,11 @@ class Figures:
         self.opened_s = 0.0
         self.connect_errors = 0
         self.lost = 0
-        # Of connections that are gone; the living carry their own.
         self._uses = 0
         self._held_s = 0.0
-        self._hold_counts = [0] * (len(HOLD_EDGES_S) + 1)
-        # What Prometheus was told already.
-        self._told_instant = 0
-        self._told_held_s = 0.0
-        self._told_hold_counts = list(self._hold_counts)
+        self._instant_told = 0
+        self._hold_seconds = _Bulk(metrics.db_pool_hold_seconds)
+        self._wait_seconds = _Bulk(metrics.db_pool_wait_seconds)
         metrics.db_pool_size.set(size)
 
     def waited(self, wait_s: float) -> None:
@@ -74,44 +72,39 @@ class Figures:
         self.wait_s += wait_s
         metrics.db_pool_wait_seconds.observe(wait_s)
 
-    def retire(self, connection: Connection, *, is_lost: bool) -> None:
-        """Keep the counts of a connection that is dropped."""
-        self.lost += is_lost
-        self._uses += connection.uses
-        self._held_s += connection.held_s
-        self._hold_counts = _added(self._hold_counts, connection.hold_counts)
+    def add_up(self) -> None:
+        """Bring the sums and Prometheus up to date."""
+        for _ in range(len(self.holds)):
+            held_s = self.holds.popleft()
+            self._uses += 1
+            self._held_s += held_s
+            self._hold_seconds.note(held_s)
+        # Who stood in line was observed then; all the others did not wait.
+        instant = self._uses - self.queued
+        if instant > self._instant_told:
+            self._wait_seconds.note(0.0, times=instant - self._instant_told)
+            self._instant_told = instant
+        self._hold_seconds.tell()
+        self._wait_seconds.tell()
 
-    def tell(self, connections: Iterable[Connection], *, idle: int) -> None:
-        """Bring Prometheus up to date."""
-        uses, held_s, hold_counts, lent = self._sums(connections, idle=idle)
-        metrics.db_pool_in_use.set(lent)
-        # Who was queued has been observed one by one; all others did not wait.
-        instant = uses - self.queued
-        first = [max(0, instant - self._told_instant)]
-        _add(metrics.db_pool_wait_seconds, first, 0.0)
-        self._told_instant = max(instant, self._told_instant)
-        news = [now - told for now, told in zip(hold_counts, self._told_hold_counts, strict=True)]
-        _add(metrics.db_pool_hold_seconds, news, held_s - self._told_held_s)
-        self._told_held_s, self._told_hold_counts = held_s, hold_counts
-
-    def statistics(
-        self, connections: Sequence[Connection], *, idle: int, waiting: int
-    ) -> PoolStatistics:
-        uses, held_s, _, lent = self._sums(connections, idle=idle)
+    def statistics(self, *, opened: int, idle: int, waiting: int) -> PoolStatistics:
+        """Everything, as of now."""
+        self.add_up()
+        active = max(0, opened - idle)
         return PoolStatistics(
             pool_max=self._size,
             pool_min=self._size,
-            pool_size=len(connections),
-            active=lent,
+            pool_size=opened,
+            active=active,
             available=idle,
             requests_waiting=waiting,
-            requests_num=uses + lent,
+            requests_num=self._uses + active,
             requests_queued=self.queued,
             requests_wait_ms=self.wait_s * 1000,
             requests_timeouts=self.timeouts,
             requests_refused=self.refusals,
             requests_errors=self.errors,
-            usage_ms=held_s * 1000,
+            usage_ms=self._held_s * 1000,
             returns_bad=self.returns_bad,
             connections_num=self.opened,
             connections_ms=self.opened_s * 1000,
@@ -119,25 +112,27 @@ class Figures:
             connections_lost=self.lost,
         )
 
-    def _sums(
-        self, connections: Iterable[Connection], *, idle: int
-    ) -> tuple[int, float, list[int], int]:
-        uses, held_s, hold_counts, living = self._uses, self._held_s, self._hold_counts, 0
-        for connection in connections:
-            living += 1
-            uses += connection.uses
-            held_s += connection.held_s
-            hold_counts = _added(hold_counts, connection.hold_counts)
-        return uses, held_s, hold_counts, max(0, living - idle)
 
+class _Bulk:
+    """Many observations of one histogram, told at once.
 
-def _added(one: list[int], other: list[int]) -> list[int]:
-    return [a + b for a, b in zip(one, other, strict=True)]
+    prometheus-client has no public way to do it; its version is pinned, and a test holds it to this.
+    """
 
+    def __init__(self, histogram: Histogram) -> None:
+        self._histogram = histogram
+        self._edges_s = histogram._upper_bounds
+        self._counts = [0] * len(self._edges_s)
+        self._sum_s = 0.0
 
-def _add(histogram: Histogram, counts: Sequence[int], sum_s: float) -> None:
-    """Observe many at once: prometheus-client has no public way (pinned; a test holds it to this)."""
-    for bucket, count in zip(histogram._buckets, counts, strict=False):
-        if count:
-            bucket.inc(count)
-    histogram._sum.inc(sum_s)
+    def note(self, seconds: float, *, times: int = 1) -> None:
+        self._counts[bisect_left(self._edges_s, seconds)] += times
+        self._sum_s += seconds * times
+
+    def tell(self) -> None:
+        for position, count in enumerate(self._counts):
+            if count:
+                self._histogram._buckets[position].inc(count)
+                self._counts[position] = 0
+        self._histogram._sum.inc(self._sum_s)
+        self._sum_s = 0.0

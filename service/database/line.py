@@ -31,39 +31,39 @@ class Line:
     """A queue of waiters. All but `len` and truth are for whoever holds the pool's lock."""
 
     def __init__(self) -> None:
-        self._waiters: deque[Waiter] = deque()
+        self.waiters: deque[Waiter] = deque()
 
     def __len__(self) -> int:
-        return len(self._waiters)
+        return len(self.waiters)
 
     def join(self, waiter: Waiter, *, at_head: bool) -> None:
         """Stand at the end; at the head is for whoever was served with a dead connection."""
         waiter.connection = None
         if at_head:
-            self._waiters.appendleft(waiter)
+            self.waiters.appendleft(waiter)
         else:
-            self._waiters.append(waiter)
-        metrics.db_pool_waiting.set(len(self._waiters))
+            self.waiters.append(waiter)
+        metrics.db_pool_waiting.set(len(self.waiters))
 
     def leave(self, waiter: Waiter) -> bool:
         """Give up; False when the waiter was served or refused in the moment between."""
         if waiter.ready.acquire(blocking=False):
             return False
-        self._waiters.remove(waiter)
-        metrics.db_pool_waiting.set(len(self._waiters))
+        self.waiters.remove(waiter)
+        metrics.db_pool_waiting.set(len(self.waiters))
         return True
 
     def serve(self, connection: Connection) -> None:
         """Hand the connection to the first in line; there must be one."""
-        waiter = self._waiters.popleft()
-        metrics.db_pool_waiting.set(len(self._waiters))
+        waiter = self.waiters.popleft()
+        metrics.db_pool_waiting.set(len(self.waiters))
         waiter.connection = connection
         waiter.ready.release()
 
     def refuse_all(self, error: Callable[[], Exception]) -> None:
         """Send everybody away, each with an error of their own."""
-        while self._waiters:
-            waiter = self._waiters.popleft()
+        while self.waiters:
+            waiter = self.waiters.popleft()
             waiter.error = error()
             waiter.ready.release()
         metrics.db_pool_waiting.set(0)

@@ -89,7 +89,8 @@ class Refill:
     def _open_missing(self) -> None:
         while self._pool.missing() > 0:
             self._close_dropped()
-            started_s = monotonic()
+            # As of now: what fails over while it is opened is dropped with the others.
+            generation, started_s = self._pool.generation, monotonic()
             try:
                 connection = open_connection(self._dsn)
             except psycopg2.Error as error:
@@ -98,8 +99,8 @@ class Refill:
             if self._failures:
                 log.info("db.reconnected", extra={"failed_attempts": self._failures})
                 self._failures = 0
-            took_s = monotonic() - started_s
-            self._pool.admit(connection, lifetime_s=self._lifetime_s, took_s=took_s)
+            connection.adopt(generation, self._lifetime_s)
+            self._pool.admit(connection, took_s=monotonic() - started_s)
 
     def _back_off(self, error: psycopg2.Error) -> None:
         self._failures += 1

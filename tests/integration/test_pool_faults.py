@@ -1,0 +1,234 @@
+"""Backends die, links stall, the database goes away: no slot is lost and no caller hangs."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from time import monotonic, sleep
+from uuid import uuid4
+
+import psycopg2
+import psycopg2.errors
+import pytest
+
+from service.database.connection import IDLE_CHECK_S
+from service.database.pool import ConnectionPool, Statement
+from service.errors import Busy, DatabaseUnavailable
+from service.resilience.deadline import Deadline
+from tests.database_link import DatabaseLink
+from tests.pools import ONE, SLEEP, backends, eventually, pool_of
+
+ADD = Statement("add_merchant", "INSERT INTO merchants (merchant_id, name) VALUES (%s, %s)")
+DIE = Statement("die", "SELECT pg_terminate_backend(pg_backend_pid())")
+PID = Statement("pid", "SELECT pg_backend_pid()")
+ROLLBACK = Statement("roll_back", "ROLLBACK")
+
+
+@pytest.fixture
+def link(database_url: str) -> Iterator[DatabaseLink]:
+    link = DatabaseLink(database_url)
+    yield link
+    link.close()
+
+
+def terminate_all(url: str) -> None:
+    """As a failover does: every backend of the database ends with 57P01."""
+    connection = psycopg2.connect(url)
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
+                " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            )
+    finally:
+        connection.close()
+
+
+def test_no_slot_is_lost_when_backends_die_in_a_transaction(database_url: str) -> None:
+    with pool_of(2, database_url) as pool:
+        for _ in range(25):
+            with (
+                pytest.raises(DatabaseUnavailable),
+                pool.transaction(Deadline.after(5)) as checkout,
+            ):
+                checkout.run(DIE)
+
+        assert pool.in_use == 0
+        with pool.checkout(Deadline.after(5)) as one, pool.checkout(Deadline.after(5)) as other:
+            assert one.run(ONE) == other.run(ONE) == [(1,)]
+
+
+def test_after_all_backends_were_terminated_no_caller_meets_a_dead_one(
+    database_url: str, owner_url: str
+) -> None:
+    with pool_of(4, database_url) as pool:
+        assert eventually(lambda: len(pool.opened()) == 4)
+        terminate_all(owner_url)
+
+        answers = [pool.run(ONE, (), Deadline.after(5)) for _ in range(20)]
+
+        assert answers == [[(1,)]] * 20
+        assert pool.statistics().requests_errors == 0
+
+
+def test_the_first_dead_connection_takes_the_others_with_it(
+    database_url: str, owner_url: str
+) -> None:
+    with pool_of(3, database_url) as pool:
+        assert eventually(lambda: len(pool.opened()) == 3)
+        before = set(pool.opened())
+        terminate_all(owner_url)
+        pool.run(ONE, (), Deadline.after(5))
+
+        assert eventually(lambda: len(pool.opened()) == 3)
+        assert not before & set(pool.opened())
+        assert backends(owner_url) == 3
+
+
+def test_a_statement_on_a_read_only_server_drops_all_connections(database_url: str) -> None:
+    with pool_of(2, database_url) as pool:
+        assert eventually(lambda: len(pool.opened()) == 2)
+        with pool.transaction(Deadline.after(5)) as checkout:
+            checkout.run(Statement("read_only", "SET LOCAL transaction_read_only = on"))
+            with pytest.raises(DatabaseUnavailable):
+                checkout.run(ADD, (str(uuid4()), "x"))
+            checkout.run(ROLLBACK)
+
+        assert eventually(lambda: pool.statistics().connections_num >= 4)
+
+
+def test_a_stalled_statement_ends_at_the_deadline_and_its_connection_is_replaced(
+    link: DatabaseLink,
+) -> None:
+    with pool_of(1, link.url) as pool:
+        with pool.checkout(Deadline.after(0.3)) as checkout:
+            link.stall()
+            started_s = monotonic()
+            with pytest.raises(DatabaseUnavailable):
+                checkout.run(ONE)
+            took_s = monotonic() - started_s
+        link.restore()
+
+        assert 0.2 <= took_s < 2
+        assert pool.run(ONE, (), Deadline.after(5)) == [(1,)]
+
+
+def test_a_link_that_went_silent_is_noticed_before_a_statement_is_sent(link: DatabaseLink) -> None:
+    with pool_of(1, link.url, wait_s=0.3) as pool:
+        pool.run(ONE, (), Deadline.after(5))
+        (connection,) = pool.opened()
+        assert eventually(lambda: monotonic() - connection.idle_since_s > IDLE_CHECK_S)
+        link.stall()
+
+        with pytest.raises(DatabaseUnavailable), pool.checkout(Deadline.after(10)):
+            pytest.fail("a connection that does not answer was lent")
+        link.restore()
+
+        assert eventually(lambda: len(pool.opened()) == 1)
+        assert pool.run(ONE, (), Deadline.after(5)) == [(1,)]
+
+
+def test_a_connect_that_stalls_holds_nobody_past_the_wait(link: DatabaseLink) -> None:
+    link.stall()
+    with pool_of(1, link.url, wait_s=0.2) as pool:
+        started_s = monotonic()
+        with pytest.raises(Busy):
+            pool.run(ONE, (), Deadline.after(10))
+        took_s = monotonic() - started_s
+        link.restore()
+
+        assert took_s < 1
+        assert eventually(lambda: len(pool.opened()) == 1)
+
+
+def test_without_a_database_callers_are_told_at_once_and_it_recovers_by_itself(
+    link: DatabaseLink,
+) -> None:
+    with pool_of(2, link.url, wait_s=30) as pool:
+        pool.run(ONE, (), Deadline.after(5))
+        link.cut()
+        started_s = monotonic()
+        with pytest.raises(DatabaseUnavailable):
+            pool.run(ONE, (), Deadline.after(30))
+        took_s = monotonic() - started_s
+        link.restore()
+
+        assert took_s < 1
+        assert eventually(lambda: len(pool.opened()) == 2, within_s=2)
+        assert pool.run(ONE, (), Deadline.after(5)) == [(1,)]
+
+
+def test_those_in_line_are_told_too_when_the_database_goes_away(link: DatabaseLink) -> None:
+    with pool_of(1, link.url, wait_s=30) as pool, ThreadPoolExecutor(4) as executor:
+        with pool.checkout(Deadline.after(30)) as checkout:
+            waiting = [executor.submit(pool.run, ONE, (), Deadline.after(30)) for _ in range(4)]
+            assert eventually(lambda: pool.waiting == 4)
+            link.cut()
+            with pytest.raises(DatabaseUnavailable):
+                checkout.run(ONE)
+
+        errors = [done.exception(timeout=5) for done in waiting]
+
+    assert [type(error) for error in errors] == [DatabaseUnavailable] * 4
+
+
+def test_a_pool_made_without_a_database_begins_to_work_when_there_is_one(
+    link: DatabaseLink,
+) -> None:
+    link.cut()
+    with pool_of(1, link.url) as pool:
+        assert eventually(lambda: pool.statistics().connections_errors > 0)
+        link.restore()
+
+        assert eventually(lambda: len(pool.opened()) == 1, within_s=2)
+
+
+def test_one_thread_alone_tries_to_reconnect(link: DatabaseLink) -> None:
+    with pool_of(4, link.url) as pool:
+        link.cut()
+        with ThreadPoolExecutor(16) as executor:
+            for _ in range(100):
+                executor.submit(pool.run, ONE, (), Deadline.after(1))
+        sleep(0.5)
+
+        # 50, 100, 200, 400 ms apart, not one for each caller.
+        assert pool.statistics().connections_errors < 12
+
+
+def test_a_statement_cut_by_the_servers_own_limit_is_busy_and_the_connection_lives_on(
+    database_url: str,
+) -> None:
+    with pool_of(1, database_url) as pool:
+        first = pool.run(PID, (), Deadline.after(5))
+        with pool.transaction(Deadline.after(5)) as checkout:
+            checkout.run(Statement("limit", "SET LOCAL statement_timeout = 20"))
+            with pytest.raises(DatabaseUnavailable):
+                checkout.run(SLEEP, (5,))
+            checkout.run(ROLLBACK)
+
+        assert pool.run(PID, (), Deadline.after(5)) == first
+
+
+def test_kills_under_load_lose_no_slot(database_url: str, owner_url: str) -> None:
+    stop = threading.Event()
+
+    def work(pool: ConnectionPool) -> None:
+        while not stop.is_set():
+            try:
+                with pool.transaction(Deadline.after(5)) as checkout:
+                    checkout.run(SLEEP, (0.002,))
+            except Busy:
+                continue
+
+    with pool_of(3, database_url) as pool:
+        with ThreadPoolExecutor(12) as executor:
+            for _ in range(12):
+                executor.submit(work, pool)
+            for _ in range(15):
+                terminate_all(owner_url)
+            stop.set()
+
+        assert eventually(lambda: len(pool.opened()) == 3)
+        assert (pool.in_use, pool.waiting) == (0, 0)
+        assert backends(owner_url) == 3
