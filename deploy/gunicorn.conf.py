@@ -16,6 +16,7 @@ multiprocess.use_directory(_settings.metrics_path)
 
 from service.payments.store import RECORD_TIMEOUT_S  # noqa: E402
 from service.web import lifecycle  # noqa: E402
+from service.web.gunicorn_log import EventLogger  # noqa: E402
 from service.web.worker import PaymentWorker  # noqa: E402
 
 wsgi_app = "wsgi:app"
@@ -35,7 +36,7 @@ backlog = 1024
 # Longer than the idle time of common clients and balancers would be 60 s and more; a client that
 # comes back later connects anew.
 keepalive = 20
-graceful_timeout = _settings.graceful_stop_s
+graceful_timeout = round(_settings.graceful_stop_s)
 # Only for a main loop that hangs; a request's own end is its deadline.
 timeout = 30
 # A leak of a kilobyte a request stays under 100 MB; jitter keeps workers from going together.
@@ -50,8 +51,7 @@ control_socket_disable = True
 # Nothing of the client's is believed about addresses or schemes.
 forwarded_allow_ips = ""
 
-# Requests are told of by our own events, and counted; an access log would hold what was typed.
-accesslog = None
+logger_class = EventLogger
 logconfig_dict = logs.gunicorn_logconfig_dict(
     _settings.log_level, environment=_settings.env, instance=socket.gethostname()
 )

@@ -7,6 +7,7 @@ from typing import Any
 
 from service.observability import logs, multiprocess
 from service.settings import Settings
+from service.web.gunicorn_log import EventLogger
 
 _settings = Settings.from_environ()
 multiprocess.use_directory(_settings.metrics_path)
@@ -17,7 +18,7 @@ bind = _settings.ops_bind
 workers = 1
 worker_class = "gthread"
 threads = 8
-graceful_timeout = _settings.graceful_stop_s
+graceful_timeout = round(_settings.graceful_stop_s)
 timeout = 30
 keepalive = 20
 
@@ -26,7 +27,7 @@ limit_request_fields = 64
 control_socket_disable = True
 forwarded_allow_ips = ""
 
-accesslog = None
+logger_class = EventLogger
 logconfig_dict = logs.gunicorn_logconfig_dict(
     _settings.log_level, environment=_settings.env, instance=socket.gethostname()
 )

@@ -110,6 +110,10 @@ class BookedProvider:
         self._begin("list")
         yield from self.listed
 
+    def confirm_with(self, *confirms: Outcome) -> None:
+        """From now on."""
+        self._confirms = list(confirms)
+
     def execute(self, charge: Charge) -> None:
         """Move the money; called by a test: it moved after the call was cut off."""
         with self._lock:
