@@ -23,7 +23,7 @@ IDLE_LIMIT_S = 4.0
 
 # The socket's own timeout ends a silent peer exactly at the deadline, with the library's words for
 # it; the watchdog, this much later, ends what the timeout cannot (drips, the handshake).
-WATCHDOG_GRACE_S = 0.01
+WATCHDOG_GRACE_S = 0.005
 
 # A timeout of 0 would mean "do not block" to a socket.
 SHORTEST_TIMEOUT_S = 0.001

@@ -126,12 +126,9 @@ class StripeProvider:
             path = f"{_INTENTS}/{charge.provider_ref}/capture"
             form = {"amount_to_capture": str(amount_minor)}
             answer = self._post("capture", path, form, key, deadline)
-            if answer.status != 200:
-                return answers.of_error(answer, charge)
-            outcome = answers.of_intent(answers.parse(answer), charge)
-            if outcome.kind is OutcomeKind.SUCCEEDED and outcome.amount_received != amount_minor:
-                return answers.mismatch("amount_received differs", provider_ref=charge.provider_ref)
-            return outcome
+            if answer.status == 200:
+                return answers.of_captured(answers.parse(answer), charge, amount_minor)
+            return answers.of_error(answer, charge)
 
         return self._outcome("capture", take)
 

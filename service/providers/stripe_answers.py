@@ -30,6 +30,8 @@ Object = Mapping[str, Any]
 _REFERENCE = re.compile(r"[A-Za-z0-9_]{1,100}")
 _WORD = re.compile(r"[A-Za-z0-9_]{1,64}")
 _UNPRINTABLE = re.compile(r"[^\x20-\x7e\u00a0-\ud7ff]+")
+# The bank's no, whatever type of error it is wrapped in.
+_DECLINED = "card_declined"
 MESSAGE_LENGTH_MAX = 200
 # A provider that asks for more than this wants its operator, not a later retry.
 RETRY_AFTER_MAX_S = 300.0
@@ -67,6 +69,14 @@ def of_prepared(intent: Object, charge: Charge) -> Outcome:
     if difference is None and intent.get("status") == "requires_confirmation":
         return Outcome(OutcomeKind.PENDING, Stage.ANSWERED, provider_ref=intent["id"])
     return mismatch(difference or f"prepared, but {_word(intent.get('status'))}")
+
+
+def of_captured(intent: Object, charge: Charge, amount_minor: int) -> Outcome:
+    """As `of_intent`, after a capture of `amount_minor`: another amount taken is a mismatch."""
+    outcome = of_intent({"amount_received": amount_minor, **intent}, charge)
+    if outcome.kind is OutcomeKind.SUCCEEDED and outcome.amount_received != amount_minor:
+        return mismatch("amount_received differs", provider_ref=charge.provider_ref)
+    return outcome
 
 
 def of_charge_listed(intent: Object) -> ProviderCharge:
@@ -200,7 +210,7 @@ def of_error(answer: Answer, charge: Charge | None = None, *, is_first: bool = F
     the money has already moved.
     """
     status, error = answer.status, _error(answer)
-    if status == 402 and error.get("type") == "card_error":
+    if status == 402 and (error.get("type") == "card_error" or error.get("code") == _DECLINED):
         return _declined(error, charge)
     is_refusal = is_first and 400 <= status < 500 and status not in (401, 403, 409, 429)
     if is_refusal and error.get("type") == "invalid_request_error":

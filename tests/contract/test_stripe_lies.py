@@ -6,6 +6,7 @@ import contextlib
 import json
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -30,6 +31,7 @@ CHARGE = Charge(
     provider_ref="pi_1",
     created_at=datetime.now(UTC),
 )
+CHARGE_UNSENT = replace(CHARGE, provider_ref=None)
 INTENT: dict[str, Any] = {
     "id": "pi_1",
     "object": "payment_intent",
@@ -112,15 +114,11 @@ def test_a_reference_that_could_leave_its_place_in_an_address_is_refused(referen
     assert (outcome.kind, outcome.provider_ref) == (OutcomeKind.UNKNOWN, None)
 
 
-CHARGE_UNSENT = Charge(
-    payment_id="pay_1",
-    merchant_id="merchant-1",
-    amount_minor=1,
-    currency="usd",
-    payment_method="pm_card_visa",
-    provider_key="hf-1-1",
-    created_at=datetime.now(UTC),
-)
+def test_a_capture_of_another_amount_than_asked_is_doubt():
+    with stripe_that(always(said(200, INTENT | {"amount": 9, "amount_received": 9}))) as provider:
+        outcome = provider.capture(replace(CHARGE, amount_minor=9), 5, "key", Deadline.after(5))
+
+    assert (outcome.kind, outcome.error) == (OutcomeKind.UNKNOWN, "mismatch")
 
 
 def test_money_that_moved_while_preparing_is_doubt():
