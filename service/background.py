@@ -26,7 +26,7 @@ from service.resilience.deadline import Deadline
 log = logging.getLogger(__name__)
 
 # How long a due payment waits for us at most when there was nothing to do.
-IDLE_S = 0.5
+IDLE_S = 0.25
 # One round's reads and leases; a database that needs longer is down.
 ROUND_TIMEOUT_S = 5.0
 FIGURES_EVERY_S = 5.0
@@ -65,6 +65,7 @@ class Background:
         loops = [
             threading.Thread(target=self._loop, args=(name, work, stop), name=name)
             for name, work in (
+                ("probe", self._probe),
                 ("look-ups", self._look_up_due),
                 ("queue", self.forwarder.drain),
                 ("sweep", self._sweep),
@@ -90,9 +91,13 @@ class Background:
                 if not self._outlive(work, run_all, Deadline.after(ROUND_TIMEOUT_S)):
                     stop.wait(IDLE_S)
 
+    def _probe(self, _run_all: RunAll, deadline: Deadline) -> int:
+        """On its own, since look-ups sent just before the breaker opened may hang a while yet."""
+        self.probe(deadline)
+        return 0
+
     def _look_up_due(self, run_all: RunAll, deadline: Deadline) -> int:
         """Look up what is due, as many at once as there are threads; how many there were."""
-        self.probe(deadline)
         self.settling.apply_hints(HINTS_AT_ONCE, deadline)
         due = self.settling.lease_look_ups(self.threads, deadline)
         run_all(self._settle, due)
