@@ -1,0 +1,147 @@
+"""Settling: what became of payments in doubt, of queued ones, and do the books agree?"""
+
+from __future__ import annotations
+
+from grafana.frame import Board
+from grafana.panels import BAD, DOUBT, GOOD, WAIT, bars, lines, number
+from grafana.queries import counted, largest, per_second
+
+BOARD = Board(
+    name="settling",
+    title="Settling",
+    description="Unknown outcomes, the queue, the reconciler, the sweep of the provider's books, the invariants, webhooks.",
+    rows=[
+        (
+            "Does everything settle?",
+            [
+                number(
+                    "Oldest unknown outcome",
+                    "s",
+                    "Good is 0, or below 2 minutes while the provider recovers; 15 minutes is the promise.",
+                    "UnknownTooOld",
+                    (largest("unknown_oldest_age_seconds"), "age"),
+                    steps=((None, GOOD), (120, DOUBT), (900, BAD)),
+                ),
+                number(
+                    "The reconciler is behind by",
+                    "s",
+                    "Good is below 30 s; growth means that nobody settles.",
+                    "ReconcilerSilent",
+                    (largest("reconcile_due_oldest_age_seconds"), "behind"),
+                    steps=((None, GOOD), (60, WAIT), (300, BAD)),
+                ),
+                number(
+                    "Oldest queued payment",
+                    "s",
+                    "Good is 0 without an outage; at 24 h it is given up.",
+                    "QueueAboutToExpire",
+                    (largest("queued_oldest_age_seconds"), "age"),
+                    steps=((None, GOOD), (300, WAIT), (72000, BAD)),
+                ),
+                number(
+                    "Waiting for a person",
+                    "short",
+                    "Good is 0: these can only be settled by somebody who looks.",
+                    "NeedsReview",
+                    (largest("needs_review"), "payments"),
+                    steps=((None, GOOD), (1, DOUBT)),
+                ),
+                number(
+                    "Charges that ours cannot explain, 24 h",
+                    "short",
+                    "Good is 0: found by listing the provider's books.",
+                    "OrphanCharge",
+                    (counted("sweep_orphans_total", over="24h"), "orphans"),
+                    decimals=0,
+                ),
+                number(
+                    "Promises about money broken",
+                    "short",
+                    "Good is 0, always.",
+                    "InvariantViolated",
+                    ("sum(max by (rule) (holdfast_invariant_violations))", "rows"),
+                ),
+            ],
+        ),
+        (
+            "Doubt",
+            [
+                lines(
+                    "Open payments by status",
+                    "short",
+                    "Good is small and level; purple must fall after every outage.",
+                    "UnknownTooOld",
+                    (largest("payments_open", by="status"), "{{status}}"),
+                    stacked=True,
+                ),
+                lines(
+                    "Age of the oldest unknown",
+                    "s",
+                    "Good is a saw below 2 minutes; the line is the promise of 15 minutes.",
+                    "SettledInTimeBudgetBurn",
+                    (largest("unknown_oldest_age_seconds"), "unknown"),
+                    line_at=900,
+                ),
+                lines(
+                    "Money at risk (minor units)",
+                    "short",
+                    "Good is 0, or back at 0 within minutes.",
+                    "UnknownTooOld",
+                    (largest("money_at_risk_minor", by="currency"), "{{currency}}"),
+                    colour=DOUBT,
+                ),
+                lines(
+                    "Settled after the answer, by outcome",
+                    "ops",
+                    "Good follows what became unknown; needs_review is a payment without proof.",
+                    "NeedsReview",
+                    (per_second("reconcile_settled_total", by="outcome"), "{{outcome}}"),
+                    stacked=True,
+                ),
+                lines(
+                    "How far the reconciler is behind",
+                    "s",
+                    "Good is below 30 s; 300 s pages.",
+                    "ReconcilerSilent",
+                    (largest("reconcile_due_oldest_age_seconds"), "behind"),
+                    line_at=300,
+                ),
+                lines(
+                    "Stored, not sent yet",
+                    "short",
+                    "Good is 0; after an outage it drains, oldest first, merchants in turn.",
+                    "QueueAboutToExpire",
+                    (largest("queued_payments"), "queued"),
+                ),
+            ],
+        ),
+        (
+            "Books and webhooks",
+            [
+                bars(
+                    "Invariants, by rule",
+                    "short",
+                    "Good is 0 in every row.",
+                    "InvariantViolated",
+                    (largest("invariant_violations", by="rule"), "{{rule}}"),
+                ),
+                lines(
+                    "Webhooks from the provider",
+                    "ops",
+                    "Good is stored and a few duplicates; bad_signature is a stranger or a changed secret.",
+                    "WebhookSignaturesRefused",
+                    (per_second("webhooks_received_total", by="result"), "{{result}}"),
+                    stacked=True,
+                ),
+                lines(
+                    "Our events to the merchants",
+                    "ops",
+                    "Good is delivered; given_up means that a merchant's endpoint was down for days.",
+                    "WebhookEndpointFailing",
+                    (per_second("webhook_deliveries_total", by="result"), "{{result}}"),
+                    stacked=True,
+                ),
+            ],
+        ),
+    ],
+)
