@@ -312,12 +312,15 @@ def test_sigterm_shows_on_readyz_first_and_finishes_what_is_in_flight(
 
     server.process.send_signal(signal.SIGTERM)
     eventually(lambda: server.get("/readyz").status == 503)
-    late = server.get("/healthz")
+    seen_s = time.monotonic()
+    late: list[Answer] = []
+    while time.monotonic() < seen_s + 0.7:
+        late.append(server.get("/healthz"))
     server.release()
     server.process.wait(15)
 
-    assert late.status == 200
-    assert late.headers["connection"] == "close"
+    assert {answer.status for answer in late} == {200}
+    assert {answer.headers["connection"] for answer in late} == {"close"}
     assert [request.result().status for request in held] == [200, 200]
     assert server.process.returncode == 0
 

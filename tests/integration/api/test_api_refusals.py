@@ -168,12 +168,14 @@ def test_what_is_not_there_is_a_problem_too(
     assert CARD not in answer.get_data(as_text=True)
 
 
+@pytest.mark.parametrize("method", ["POST", "GET"])
 def test_a_request_that_waited_its_whole_time_is_not_begun(
-    client: FlaskClient, api_key: str, provider: BookedProvider
+    client: FlaskClient, api_key: str, provider: BookedProvider, method: str
 ) -> None:
-    answer = client.post(
+    answer = client.open(
         "/v1/payments",
-        json=PAYMENT,
+        method=method,
+        json=PAYMENT if method == "POST" else None,
         headers={"Authorization": f"Bearer {api_key}", "Idempotency-Key": "k"},
         environ_overrides={ARRIVED_S: monotonic() - 9.0},
     )
