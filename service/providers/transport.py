@@ -11,7 +11,6 @@ from time import monotonic
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
-import certifi
 import requests
 import urllib3
 from requests.adapters import HTTPAdapter
@@ -92,7 +91,7 @@ class Transport:
             raise ValueError("A proxy is only used for https: without TLS it could read the money.")
         self._base_url = base_url.rstrip("/")
         # Named, never left to the library: requests would let the environment replace it.
-        self._ca_file = str(ca_file or certifi.where())
+        self._ca_file = str(ca_file or requests.certs.where())
         self._connect_timeout_s = connect_timeout_s
         self._watchdog = watchdog
         self._resolver = Resolver()
