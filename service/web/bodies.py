@@ -60,7 +60,10 @@ def validated(model: type[Model], values: dict[str, Any]) -> Model:
         return model.model_validate(values)
     except ValidationError as error:
         fields = [
-            {"field": _field_name(problem["loc"], problem["type"]), "reason": problem["msg"]}
+            {
+                "field": _field_name(problem["loc"], problem["type"]),
+                "reason": problem["msg"].removeprefix("Value error, "),
+            }
             for problem in error.errors(
                 include_input=False, include_url=False, include_context=False
             )

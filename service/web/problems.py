@@ -109,7 +109,9 @@ def declined(payment: Payment) -> Response:
 
 
 def register_problems(app: Flask) -> None:
-    """Answer every error of the application with a problem document."""
+    """Answer every error of the application with a problem document; call it before routes."""
+    # An odd address is a 404, not a redirect that repeats what was typed.
+    app.url_map.merge_slashes = False
     app.register_error_handler(HoldfastError, _from_ours)
     app.register_error_handler(HTTPException, _from_http)
     app.register_error_handler(Exception, _from_bug)
@@ -138,11 +140,8 @@ def _from_ours(error: HoldfastError) -> Response:
 
 
 def _from_http(error: HTTPException) -> Response:
-    code = _HTTP_CODES.get(error.code or 500)
-    if error.response is not None or (error.code or 500) < 400:
-        return Response(error.get_response(request.environ).response, error.code)
-    if code is None:
-        code = "bad_request" if (error.code or 500) < 500 else "internal_error"
+    other = "bad_request" if 400 <= (error.code or 500) < 500 else "internal_error"
+    code = _HTTP_CODES.get(error.code or 500, other)
     _, title = CODES[code]
     status, body = problem_document(code, f"{title}.", request_id=request_id())
     answer = Response(body, status, content_type=MEDIA_TYPE)

@@ -151,6 +151,8 @@ def test_a_payment_needs_a_sound_idempotency_key(
     ("method", "path", "status", "code"),
     [
         ("GET", "/nowhere", 404, "not_found"),
+        ("GET", "//v1/payments", 404, "not_found"),
+        ("GET", "/v1/payments/", 404, "not_found"),
         ("GET", f"/v1/payments/{CARD}", 404, "not_found"),
         ("GET", "/v1/payments/pay_" + "0" * 32, 404, "not_found"),
         ("GET", f"/v1/payments/pay_{'0' * 32}/timeline", 404, "not_found"),
@@ -226,7 +228,13 @@ def test_a_bug_is_a_problem_that_shows_nothing(caplog: pytest.LogCaptureFixture)
 
 @pytest.mark.parametrize(
     ("given", "is_kept"),
-    [("checkout-77f3", True), ("x" * 65, False), ("a b c d e f g", False), (CARD, False)],
+    [
+        ("checkout-77f3", True),
+        ("550e8400-e29b-41d4-a716-446655440000", True),
+        ("x" * 65, False),
+        ("a b c d e f g", False),
+        (CARD, False),
+    ],
 )
 def test_the_callers_request_id_is_kept_where_it_is_safe(
     client: FlaskClient, given: str, is_kept: bool
