@@ -15,6 +15,7 @@ import requests
 import urllib3
 from requests.adapters import HTTPAdapter
 from requests.structures import CaseInsensitiveDict
+from requests.utils import DEFAULT_CA_BUNDLE_PATH
 from urllib3.exceptions import (
     ConnectTimeoutError,
     InvalidHeader,
@@ -91,7 +92,7 @@ class Transport:
             raise ValueError("A proxy is only used for https: without TLS it could read the money.")
         self._base_url = base_url.rstrip("/")
         # Named, never left to the library: requests would let the environment replace it.
-        self._ca_file = str(ca_file or requests.certs.where())
+        self._ca_file = str(ca_file or DEFAULT_CA_BUNDLE_PATH)
         self._connect_timeout_s = connect_timeout_s
         self._watchdog = watchdog
         self._resolver = Resolver()
