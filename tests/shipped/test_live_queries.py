@@ -1,0 +1,92 @@
+"""What a real Prometheus makes of our queries and rules, and a real Alertmanager of our routes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import pytest
+
+from tests.exposition_server import Exposition, serving
+from tests.prometheus_process import (
+    Alertmanager,
+    Prometheus,
+    running_alertmanager,
+    running_prometheus,
+    wait_until,
+)
+from tests.shipped_queries import panel_queries, rules
+
+
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """Two instances in the same trouble; one of them is being drilled."""
+
+    prometheus: Prometheus
+    alertmanager: Alertmanager
+    in_earnest: str
+    drilled: str
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    in_earnest, drilled = Exposition(), Exposition()
+    in_earnest.gauges["simulation_active"] = 0
+    with ExitStack() as stack:
+        targets = [stack.enter_context(serving(each)) for each in (in_earnest, drilled)]
+        directory = tmp_path_factory.mktemp("prometheus")
+        alertmanager = stack.enter_context(running_alertmanager(directory))
+        prometheus = stack.enter_context(
+            running_prometheus(directory, targets, alertmanager=alertmanager)
+        )
+        prometheus.wait_for('slo:holdfast_burn_rate:5m{drill="true"}')
+        yield Fleet(prometheus, alertmanager, *targets)
+
+
+def test_every_panel_has_data_when_the_service_tells_everything(fleet: Fleet) -> None:
+    queries = list(panel_queries(window="10s"))
+
+    def without_data() -> list[str]:
+        return [query.where for query in queries if not fleet.prometheus.query(query.expr)]
+
+    # The rules of the long windows are evaluated every five minutes, and soon after the start.
+    wait_until(lambda: not without_data(), within_s=20, what=f"data for {without_data()}")
+
+
+def test_no_rule_fails_on_two_instances(fleet: Fleet) -> None:
+    assert fleet.prometheus.rule_errors() == []
+
+
+def test_the_same_trouble_pages_in_earnest_and_not_for_a_drill(fleet: Fleet) -> None:
+    def reached(receiver: str) -> set[tuple[str, str]]:
+        alerts = fleet.alertmanager.received().get(receiver, [])
+        return {(alert["alertname"], alert.get("instance", "")) for alert in alerts}
+
+    wait_until(
+        lambda: (
+            ("PoolTimeouts", fleet.in_earnest) in reached("pages")
+            and ("PoolTimeouts", fleet.drilled) in reached("drills")
+        ),
+        within_s=20,
+        what="both alerts at their receivers",
+    )
+
+    assert ("PoolTimeouts", fleet.drilled) not in reached("pages")
+
+
+def test_a_broken_promise_about_money_pages_though_a_drill_is_on(fleet: Fleet) -> None:
+    def pages() -> set[str]:
+        return {alert["alertname"] for alert in fleet.alertmanager.received().get("pages", [])}
+
+    wait_until(lambda: "InvariantViolated" in pages(), within_s=20, what="a page")
+
+
+def test_every_instance_has_the_mark_that_the_alerts_join(fleet: Fleet) -> None:
+    marks = {
+        sample.labels["instance"]: sample.labels["drill"]
+        for sample in fleet.prometheus.query("instance:holdfast_drill:info")
+    }
+
+    assert marks == {fleet.in_earnest: "false", fleet.drilled: "true"}
+    assert any("instance:holdfast_drill:info" in rule["expr"] for rule in rules())
