@@ -219,10 +219,13 @@ class PaymentWorker(gthread.ThreadWorker):  # type: ignore[misc]
         return future
 
     def _longest_line(self) -> float:
-        """As many as the threads can begin within `line_wait_s`, as things go."""
+        """As many as the threads can begin within `line_wait_s`, as things go.
+
+        One a thread always may: a few slow requests do not make all the others slow.
+        """
         threads: int = self.cfg.threads
         in_time = threads * self.line_wait_s / max(self._service_s, 0.001)
-        return min(max(in_time, 1.0), threads * LONGEST_LINE_A_THREAD)
+        return min(max(in_time, threads), threads * LONGEST_LINE_A_THREAD)
 
     def _displaces_a_write(self, connection: Connection) -> bool:
         """Reads are never refused before writes: the newest write in line makes room for one."""
