@@ -8,7 +8,7 @@
 PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
 	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$python" && break; done)
 BIN := .venv/bin
-PIP := PIP_ROOT_USER_ACTION=ignore $(BIN)/python -m pip --quiet --disable-pip-version-check --no-input
+PIP := PIP_ROOT_USER_ACTION=ignore $(BIN)/python -m pip -qq --disable-pip-version-check --no-input
 # What only the whole test suite needs, beside Python's packages.
 APT_PACKAGES := $(shell cat .ci/apt-packages)
 
@@ -33,7 +33,8 @@ bench: .venv/test.lock ## measure speed on this machine (ARGS="...")
 # Hashes for every platform; pip's own index setting is used and not written down.
 lock: .venv/embedded.lock ## compile the three lock files anew from setup.cfg
 	$(PIP) install uv
-	@export UV_DEFAULT_INDEX="$${PIP_INDEX_URL:-$$($(BIN)/python -m pip config get global.index-url 2>/dev/null || echo https://pypi.org/simple)}"; \
+	@index="$${PIP_INDEX_URL:-$$($(BIN)/python -m pip config get global.index-url 2>/dev/null)}"; \
+	[ -z "$$index" ] || export UV_DEFAULT_INDEX="$$index"; \
 	compile() { $(BIN)/python -m uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
 		--no-annotate --no-emit-index-url "$$@" setup.cfg; }; \
 	compile --output-file requirements.lock && \

@@ -117,7 +117,7 @@ def create_app(settings: Settings, *, provider: Provider | None = None) -> Flask
             is_stopping=lifecycle.is_stopping,
         )
     )
-    app.register_blueprint(openapi_blueprint())
+    app.register_blueprint(openapi_blueprint(version=_version()))
     return app
 
 

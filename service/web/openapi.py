@@ -6,7 +6,6 @@ import functools
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from typing import Any, TypeVar
 
 from flask import Blueprint, Flask, Response, current_app, render_template
@@ -46,7 +45,7 @@ def documented(operation: Operation) -> Callable[[View], View]:
     return mark
 
 
-def openapi_blueprint() -> Blueprint:
+def openapi_blueprint(*, version: str) -> Blueprint:
     """/openapi.json and /docs, for every documented route of the application."""
     blueprint = Blueprint(
         "openapi",
@@ -58,7 +57,7 @@ def openapi_blueprint() -> Blueprint:
 
     @functools.cache
     def document() -> dict[str, Any]:
-        return build_document(current_app)
+        return build_document(current_app, version=version)
 
     @blueprint.get("/openapi.json")
     @documented(Operation(summary="This document", answers={200: ("OpenAPI 3.1", None)}))
@@ -79,7 +78,7 @@ def openapi_blueprint() -> Blueprint:
     return blueprint
 
 
-def build_document(app: Flask) -> dict[str, Any]:
+def build_document(app: Flask, *, version: str) -> dict[str, Any]:
     """The whole document; every route whose view is `documented` is in it."""
     routes = [
         (_path(rule.rule), method.lower(), app.view_functions[rule.endpoint])
@@ -98,7 +97,7 @@ def build_document(app: Flask) -> dict[str, Any]:
         "openapi": "3.1.0",
         "info": {
             "title": "Holdfast",
-            "version": version("holdfast"),
+            "version": version,
             "description": (
                 "5xx, 429 and 409 in flight: this call was not accepted, the same key again is "
                 "safe. 202: durably accepted, we own it, do not pay elsewhere. 200, 201, 402: "
