@@ -57,7 +57,13 @@ class DatabaseLink:
             self._listener.listen()
             self._start(self._accept, self._listener)
 
+    def open_to_all_users(self) -> None:
+        """Let programs in that run as somebody else."""
+        self._directory.chmod(0o711)
+        (self._directory / self._name).chmod(0o777)
+
     def close(self) -> None:
+        """Break everything and leave nothing behind."""
         self.cut()
         shutil.rmtree(self._directory)
 
