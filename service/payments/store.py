@@ -8,13 +8,16 @@ late changes nothing and is given the row as it stands.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
+import psycopg2
+
 from service.database.pool import Checkout, ConnectionPool, Statement
-from service.errors import Busy, KeyInFlight, KeyReused
+from service.errors import KeyInFlight, KeyReused
 from service.payments.model import (
     OPEN,
     ChargeRequest,
@@ -27,6 +30,8 @@ from service.payments.model import (
 )
 from service.providers.base import Outcome, OutcomeKind
 from service.resilience.deadline import Deadline
+
+log = logging.getLogger(__name__)
 
 # The write that records moved money has time of its own, however late the request is.
 RECORD_TIMEOUT_S = 2.0
@@ -263,7 +268,8 @@ class PaymentStore:
             },
         )
         if not rows:
-            raise Busy("The first call with this key was just withdrawn; send it again.")
+            # It was withdrawn between our insert and this look: the key is free again.
+            raise KeyInFlight("The first call with this idempotency key just ended; send it again.")
         fingerprint, in_flight, *row = rows[0]
         payment = payment_of(row)
         if bytes(fingerprint) != request.fingerprint:
@@ -280,19 +286,24 @@ class PaymentStore:
     ) -> Payment | None:
         """Commit the provider's reference and `sending`, before any money can move.
 
-        None: the lease was lost, and whoever has it now will confirm; do not.
+        None: the lease was lost, and whoever has it now will confirm; or the reference is another
+        payment's. Do not confirm.
         """
-        return self._move(
-            payment,
-            Status.SENDING,
-            deadline,
-            sources=[Status.ACCEPTED.value],
-            fence=payment.fence,
-            outcome=prepared,
-            op="prepare",
-            lease=True,
-            sent=True,
-        )
+        try:
+            return self._move(
+                payment,
+                Status.SENDING,
+                deadline,
+                sources=[Status.ACCEPTED.value],
+                fence=payment.fence,
+                outcome=prepared,
+                op="prepare",
+                lease=True,
+                sent=True,
+            )
+        except psycopg2.IntegrityError as error:
+            _log_refused(payment, error)
+            return None
 
     def begin_series(self, payment: Payment, deadline: Deadline) -> Payment | None:
         """Take the next provider key, after proof that the last was not executed.
@@ -322,16 +333,23 @@ class PaymentStore:
         deadline = Deadline.after(RECORD_TIMEOUT_S)
         target = fact_status(outcome)
         if target is not None and target is not payment.status:
-            written = self._move(
-                payment,
-                target,
-                deadline,
-                sources=sources_of(target),
-                fence=None,
-                outcome=outcome,
-                op=op,
-                due_in_s=due_in_s if target is Status.REQUIRES_ACTION else None,
-            )
+            try:
+                written = self._move(
+                    payment,
+                    target,
+                    deadline,
+                    sources=sources_of(target),
+                    fence=None,
+                    outcome=outcome,
+                    op=op,
+                    due_in_s=due_in_s if target is Status.REQUIRES_ACTION else None,
+                )
+            except psycopg2.IntegrityError as error:
+                # More captured than authorised, another's reference: the answer is wrong somehow,
+                # and the money in doubt.
+                _log_refused(payment, error)
+                lie = Outcome(OutcomeKind.UNKNOWN, outcome.stage, error="mismatch", ms=outcome.ms)
+                return self.record(payment, lie, op=op, due_in_s=due_in_s)
         else:
             doubtful = outcome.kind is OutcomeKind.UNKNOWN and payment.status is Status.SENDING
             written = self._move(
@@ -541,6 +559,13 @@ def payment_of(row: Sequence[Any]) -> Payment:
     """The Payment behind a row of COLUMNS."""
     merchant_id, payment_id, status, *rest = row
     return Payment(UUID(str(merchant_id)), UUID(str(payment_id)), Status(status), *rest)
+
+
+def _log_refused(payment: Payment, error: psycopg2.IntegrityError) -> None:
+    log.error(
+        "payment.answer_refused",
+        extra={"payment_id": payment.id, "constraint": error.diag.constraint_name},
+    )
 
 
 def _attempts(payment: Payment, op: str, outcome: Outcome) -> list[Mapping[str, Any]]:

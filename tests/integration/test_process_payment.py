@@ -14,6 +14,7 @@ from service.errors import DatabaseUnavailable, KeyInFlight, KeyReused, Provider
 from service.payments.handler import PaymentHandler
 from service.payments.model import ChargeRequest, Status
 from service.payments.store import PaymentStore
+from service.providers.base import OutcomeKind
 from service.resilience.deadline import Deadline
 from tests.booked_provider import BookedProvider, absent, declined, refused, succeeded, unknown
 
@@ -297,3 +298,24 @@ def test_a_fact_needs_no_lease(pool):
     after = store.record(stale, succeeded(), due_in_s=1)
 
     assert after.status is Status.SUCCEEDED
+
+
+def test_an_answer_that_cannot_be_true_leaves_the_money_in_doubt(pool):
+    more_than_authorised = succeeded(amount=2600)
+    handler = handler_of(pool, BookedProvider(more_than_authorised))
+
+    payment, _ = handler.process_payment(request(), Deadline.after(5))
+
+    assert (payment.status, payment.amount_captured_minor) == (Status.UNKNOWN, 0)
+
+
+def test_a_reference_that_is_another_payments_is_never_confirmed(pool):
+    same = dataclasses.replace(unknown(), kind=OutcomeKind.PENDING, provider_ref="pi_same")
+    provider = BookedProvider(prepares=(same, same))
+    handler = handler_of(pool, provider)
+
+    handler.process_payment(request(), Deadline.after(5))
+    second, _ = handler.process_payment(request(), Deadline.after(5))
+
+    assert second.status is Status.ACCEPTED
+    assert provider.calls.count("confirm") == 1
