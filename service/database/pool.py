@@ -20,6 +20,7 @@ import psycopg2
 import psycopg2.pool
 from psycopg2.extensions import TRANSACTION_STATUS_IDLE
 
+from service.database import refusals
 from service.database.checkout import Checkout, Transaction
 from service.database.connection import (
     FRESH_S,
@@ -46,8 +47,6 @@ __all__ = ["Checkout", "ConnectionPool", "PoolStatistics", "Statement", "Transac
 
 log = logging.getLogger(__name__)
 
-# The incident's own words, for those who search the logs for them.
-EXHAUSTED = "Database query failed: connection pool exhausted"
 # For psycopg2's own names, which know no deadlines: the pool's limit is the only one.
 _FOREVER = Deadline(float("inf"))
 # Deadlocks and serialization failures go away at the second try; the third is for bad luck.
@@ -157,7 +156,7 @@ class ConnectionPool(psycopg2.pool.ThreadedConnectionPool):
             if self.closed:
                 return
             self.closed = True
-            self._line.refuse_all(_stopping)
+            self._line.refuse_all(refusals.stopping)
         self._drop_idle("closed")
         self._refill.stop()
 
@@ -249,33 +248,23 @@ class ConnectionPool(psycopg2.pool.ThreadedConnectionPool):
             self._figures.refusals += 1
         metrics.db_pool_refusals_total.labels(reason).inc()
         if reason == "closed":
-            return _stopping()
+            return refusals.stopping()
         if reason == "unreachable":
-            return _unreachable(self._connect_error)
+            return refusals.unreachable(self._connect_error)
         if reason == "deadline":
             return DeadlineExceeded("The time for this request was spent before work began.")
-        return self._exhausted(PoolRefused(EXHAUSTED), reason)
+        return self._exhausted(PoolRefused, reason)
 
     def _timed_out(self) -> Busy:
         with self._lock:
             self._figures.timeouts += 1
         metrics.db_pool_timeouts_total.inc()
-        return self._exhausted(PoolTimeout(EXHAUSTED), "timeout")
+        return self._exhausted(PoolTimeout, "timeout")
 
-    def _exhausted(self, error: PoolTimeout, reason: str) -> PoolTimeout:
-        """Log the incident's words and give the error the cause that psycopg2 has for it."""
-        log.error(
-            "db.pool_exhausted",
-            extra={
-                "error": EXHAUSTED,
-                "reason": reason,
-                "pool_size": self.size,
-                "pool_in_use": self.in_use,
-                "pool_waiting": self.waiting,
-            },
+    def _exhausted(self, kind: type[PoolTimeout], reason: str) -> PoolTimeout:
+        return refusals.exhausted(
+            kind, reason, size=self.size, in_use=self.in_use, waiting=self.waiting
         )
-        error.__cause__ = psycopg2.pool.PoolError("connection pool exhausted")
-        return error
 
     def _is_good(self, connection: Connection, until: Deadline) -> bool:
         """Look at a connection that was idle: the cheap signs first, then one question."""
@@ -384,7 +373,7 @@ class ConnectionPool(psycopg2.pool.ThreadedConnectionPool):
             self._connect_error = error
             self._figures.connect_errors += 1
             if not self._open:
-                self._line.refuse_all(lambda: _unreachable(error))
+                self._line.refuse_all(lambda: refusals.unreachable(error))
         metrics.db_errors_total.labels("connection").inc()
 
     def note_error(self, *, has_timed_out: bool) -> None:
@@ -433,14 +422,3 @@ class ConnectionPool(psycopg2.pool.ThreadedConnectionPool):
         metrics.db_pool_connections_discarded_total.labels(reason).inc()
         self._refill.replace(connection)
         return False
-
-
-def _stopping() -> DatabaseUnavailable:
-    return DatabaseUnavailable("The service is stopping.")
-
-
-def _unreachable(error: psycopg2.Error | None) -> DatabaseUnavailable:
-    """The connect error as callers may see it: addresses and names stay in the cause."""
-    unavailable = DatabaseUnavailable("The database cannot be reached.")
-    unavailable.__cause__ = error
-    return unavailable

@@ -68,14 +68,21 @@ class Refill:
         while not self._pool.closed:
             self._wanted.wait(self._pause_s())
             self._wanted.clear()
-            # Closed first, opened then: the server never sees more than the maximum.
-            self._close_dropped()
-            now_s = monotonic()
-            self._pool.retire_expired(now_s)
-            if now_s >= self._not_before_s:
-                self._open_missing()
-            self._report_leaks(now_s)
-            self._pool.report()
+            try:
+                self._look_after()
+            except Exception:
+                # Without this thread the pool would never open a connection again.
+                log.exception("db.refill_failed")
+
+    def _look_after(self) -> None:
+        # Closed first, opened then: never more than the maximum.
+        self._close_dropped()
+        now_s = monotonic()
+        self._pool.retire_expired(now_s)
+        if now_s >= self._not_before_s:
+            self._open_missing()
+        self._report_leaks(now_s)
+        self._pool.report()
 
     def _pause_s(self) -> float:
         if not self._failures:

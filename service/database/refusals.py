@@ -1,0 +1,46 @@
+"""What callers are told when they cannot have a connection."""
+
+from __future__ import annotations
+
+import logging
+
+import psycopg2
+import psycopg2.pool
+
+from service.errors import DatabaseUnavailable, PoolTimeout
+
+log = logging.getLogger(__name__)
+
+# The incident's own words, for those who search the logs for them.
+EXHAUSTED = "Database query failed: connection pool exhausted"
+
+
+def exhausted(
+    kind: type[PoolTimeout], reason: str, *, size: int, in_use: int, waiting: int
+) -> PoolTimeout:
+    """PoolTimeout or PoolRefused, logged, over the cause that psycopg2's own pool has for it."""
+    log.error(
+        "db.pool_exhausted",
+        extra={
+            "error": EXHAUSTED,
+            "reason": reason,
+            "pool_size": size,
+            "pool_in_use": in_use,
+            "pool_waiting": waiting,
+        },
+    )
+    error = kind(EXHAUSTED)
+    error.__cause__ = psycopg2.pool.PoolError("connection pool exhausted")
+    return error
+
+
+def stopping() -> DatabaseUnavailable:
+    """The pool is closed."""
+    return DatabaseUnavailable("The service is stopping.")
+
+
+def unreachable(error: psycopg2.Error | None) -> DatabaseUnavailable:
+    """The connect error as callers may see it: addresses and names stay in the cause."""
+    unavailable = DatabaseUnavailable("The database cannot be reached.")
+    unavailable.__cause__ = error
+    return unavailable
