@@ -54,8 +54,10 @@ def test_waiters_are_served_in_the_order_in_which_they_came(database_url: str) -
 def test_no_thread_of_sixty_four_is_served_much_more_than_another(database_url: str) -> None:
     served = [0] * 64
     stop = threading.Event()
+    all_are_here = threading.Barrier(64)
 
     def work(number: int) -> None:
+        all_are_here.wait()
         while not stop.is_set():
             with pool.checkout(Deadline.after(10)):
                 sleep(0.0005)
@@ -65,10 +67,11 @@ def test_no_thread_of_sixty_four_is_served_much_more_than_another(database_url: 
         with ThreadPoolExecutor(64) as executor:
             for number in range(64):
                 executor.submit(work, number)
-            assert eventually(lambda: sum(served) > 64 * 20, within_s=20)
+            assert eventually(lambda: sum(served) > 64 * 30, within_s=20)
             stop.set()
 
-        assert min(served) >= 0.7 * max(served)
+        # The bare pools that do not keep a line serve some threads never, others hundreds of times.
+        assert min(served) >= 0.5 * max(served)
 
 
 def test_there_are_never_more_connections_than_the_maximum(database_url: str) -> None:
