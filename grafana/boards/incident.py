@@ -147,7 +147,7 @@ BOARD = Board(
                     "ops",
                     "Good is 0 without an outage; in one it shows the guard at work.",
                     "BreakerOpen",
-                    (per_second("breaker_refusals_total", where=PROVIDER), "open breaker"),
+                    (per_second("breaker_refusals_total", where=PROVIDER), "breaker open"),
                     (per_second("bulkhead_refusals_total"), "bulkhead full"),
                     colour=REFUSED,
                 ),

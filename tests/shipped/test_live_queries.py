@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 
 import pytest
 
+from grafana.draw import picture
+from grafana.series import Source
 from tests.exposition_server import Exposition, serving
 from tests.prometheus_process import (
     Alertmanager,
@@ -16,7 +19,7 @@ from tests.prometheus_process import (
     running_prometheus,
     wait_until,
 )
-from tests.shipped_queries import panel_queries, rules
+from tests.shipped_queries import dashboards, panel_queries, rules
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,19 @@ def test_every_panel_has_data_when_the_service_tells_everything(fleet: Fleet) ->
 
     # The rules of the long windows are evaluated every five minutes, and soon after the start.
     wait_until(lambda: not without_data(), within_s=20, what=f"data for {without_data()}")
+
+
+@pytest.mark.parametrize("name", sorted(dashboards()))
+def test_a_dashboard_is_drawn_with_data_and_says_that_it_is_not_grafanas(
+    fleet: Fleet, name: str
+) -> None:
+    now_s = time.time()
+    source = Source(fleet.prometheus.url, now_s - 10, now_s, window_s=10)
+
+    figure, without_samples = picture(dashboards()[name], source)
+
+    assert without_samples == []
+    assert "not Grafana's rendering" in " ".join(text.get_text() for text in figure.texts)
 
 
 def test_no_rule_fails_on_two_instances(fleet: Fleet) -> None:
