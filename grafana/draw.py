@@ -101,7 +101,7 @@ class _Page:
         # Room for the values beside the lines, and for the legend below them.
         before, below, after = {
             "stat": (0.0, 0.0, 0.0),
-            "state-timeline": (1.75, 0.5, 0.12),
+            "state-timeline": (1.75 if grid["w"] < 12 else 2.1, 0.5, 0.12),
             "bargauge": (1.7, 0.1, 0.5),
         }.get(panel["type"], (0.55, 0.55, 0.12))
         axes = self._figure.add_axes(

@@ -16,7 +16,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from grafana.series import Series, Source
 
 PAGE, PANEL, GRID, TEXT, FAINT = "#111217", "#181b1f", "#2c3036", "#d8d9da", "#8e8e8e"
-LEGEND_LENGTH = 30
+LEGEND_LENGTH = 34
 
 PanelJson = Mapping[str, Any]
 

@@ -24,7 +24,7 @@ BOARD = Board(
             "Does it answer?",
             [
                 number(
-                    "Calls with a sound answer, 5 min",
+                    "Soundly answered, 5 min",
                     "percentunit",
                     "Good is above 99 %; a decline is a sound answer.",
                     "ProviderConnectionErrors",
@@ -51,7 +51,7 @@ BOARD = Board(
                     decimals=2,
                 ),
                 number(
-                    "Cut within 0.1 s of the deadline, 5 min",
+                    "Cut at the deadline, 5 min",
                     "short",
                     "Good is 0: these ended between 4.9 and 5.1 s, so time ended them, not the provider.",
                     "ProviderTimeouts",
@@ -64,11 +64,14 @@ BOARD = Board(
                     decimals=0,
                 ),
                 number(
-                    "Time the breaker was open, 1 h",
+                    "Breaker not closed, 1 h",
                     "s",
-                    "Good is 0; counted by the breaker itself, so short openings show too.",
+                    "Good is 0; counted by the breaker itself when it moves, so short openings show too.",
                     "BreakerOpen",
-                    (counted("breaker_open_seconds_total", where=PROVIDER, over="1h"), "open"),
+                    (
+                        f"max(increase(holdfast_breaker_open_seconds_total{{{PROVIDER}}}[1h]))",
+                        "open",
+                    ),
                     steps=((None, GOOD), (1, WAIT), (120, BAD)),
                     decimals=0,
                 ),
@@ -187,12 +190,12 @@ BOARD = Board(
                     ),
                 ),
                 lines(
-                    "Share of time not closed",
-                    "percentunit",
-                    "Good is 0; 100 % is an outage that goes on.",
+                    "Time not closed in the last hour",
+                    "s",
+                    "Good is 0; counted when the breaker moves, so a long outage shows at its end.",
                     "BreakerOpen",
                     (
-                        f"avg by (provider) (rate(holdfast_breaker_open_seconds_total{{{PROVIDER}}}[$__rate_interval]))",
+                        f"max by (provider) (increase(holdfast_breaker_open_seconds_total{{{PROVIDER}}}[1h]))",
                         "open {{provider}}",
                     ),
                 ),

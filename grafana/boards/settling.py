@@ -47,9 +47,9 @@ BOARD = Board(
                     steps=((None, GOOD), (1, DOUBT)),
                 ),
                 number(
-                    "Charges that ours cannot explain, 24 h",
+                    "Unexplained charges, 24 h",
                     "short",
-                    "Good is 0: found by listing the provider's books.",
+                    "Good is 0: charges in the provider's books that ours cannot explain.",
                     "OrphanCharge",
                     (counted("sweep_orphans_total", over="24h"), "orphans"),
                     decimals=0,
