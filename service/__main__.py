@@ -18,6 +18,7 @@ COMMANDS = {
     "reconcile": "the clock: settle what is in doubt, send what is queued",
     "migrate": "bring the database to this version's schema",
     "sandbox": "the stand-in provider, over TLS, with faults on demand",
+    "faultproxy": "stand on the links to provider and database, for rehearsals",
 }
 
 

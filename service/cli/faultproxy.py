@@ -1,0 +1,29 @@
+"""Stand on the links to the provider and the database, and strike them when a drill asks for it.
+
+Only for rehearsals: point HOLDFAST_PROVIDER_PROXY_URL and the data plane's DATABASE_URL at it, and
+HOLDFAST_FAULT_PROXY_CONTROL of the ops plane at its control socket. Without an order it only relays.
+
+example:
+  python -m service faultproxy --control /run/holdfast/control \\
+    --provider-listen 127.0.0.1:9100 --provider-target api.stripe.com:443
+"""
+
+from __future__ import annotations
+
+import argparse
+import socket
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from service.simulation.proxy import add_arguments as add
+
+    add(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from service.observability import logs
+    from service.simulation import proxy
+
+    # Only its logs are the service's: it reads no settings, so that no secret is handed to it.
+    logs.configure("INFO", environment="rehearsal", instance=socket.gethostname())
+    return proxy.run(arguments)
