@@ -27,6 +27,14 @@ def pool_of(size: int, url: str, **options: Any) -> Iterator[ConnectionPool]:
         pool.close()
 
 
+@contextmanager
+def open_pool_of(size: int, url: str, **options: Any) -> Iterator[ConnectionPool]:
+    """As `pool_of`, with every connection open: for waits so short that a connect outlasts them."""
+    with pool_of(size, url, **options) as pool:
+        assert eventually(lambda: len(pool.opened()) == size)
+        yield pool
+
+
 def eventually(claim: Callable[[], bool], within_s: float = 5.0) -> bool:
     deadline = Deadline.after(within_s)
     while not claim():

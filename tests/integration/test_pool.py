@@ -15,7 +15,7 @@ from prometheus_client import REGISTRY
 from service.database.pool import ConnectionPool, Statement
 from service.errors import DatabaseUnavailable, DeadlineExceeded, PoolRefused, PoolTimeout
 from service.resilience.deadline import Deadline
-from tests.pools import ONE, SLEEP, backends, eventually, pool_of
+from tests.pools import ONE, SLEEP, backends, eventually, open_pool_of, pool_of
 
 
 def test_a_statement_gives_its_rows(pool: ConnectionPool) -> None:
@@ -89,7 +89,7 @@ def test_the_wait_ends_in_the_incidents_words(
     database_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with (
-        pool_of(1, database_url, wait_s=0.05) as pool,
+        open_pool_of(1, database_url, wait_s=0.05) as pool,
         pool.checkout(Deadline.after(5)),
         pytest.raises(PoolTimeout) as caught,
         pool.checkout(Deadline.after(5)),
@@ -133,7 +133,7 @@ def test_a_spent_deadline_is_refused_without_a_place_in_line(database_url: str) 
 
 
 def test_whoever_gives_up_leaves_no_gap_in_the_line(database_url: str) -> None:
-    with pool_of(1, database_url, wait_s=0.05) as pool:
+    with open_pool_of(1, database_url, wait_s=0.05) as pool:
         connection = pool.getconn()
         with pytest.raises(PoolTimeout), pool.checkout(Deadline.after(5)):
             pass
@@ -202,7 +202,7 @@ def test_a_connection_held_too_long_is_logged_with_the_place_it_was_taken_at(
 
 
 def test_the_statistics_add_up(database_url: str) -> None:
-    with pool_of(1, database_url, wait_s=0.2) as pool:
+    with open_pool_of(1, database_url, wait_s=0.2) as pool:
         with ThreadPoolExecutor(2) as executor:
             for _ in range(2):
                 executor.submit(pool.run, SLEEP, (0.05,), Deadline.after(5))

@@ -17,7 +17,7 @@ from service.database.pool import ConnectionPool, Statement
 from service.errors import Busy, DatabaseUnavailable
 from service.resilience.deadline import Deadline
 from tests.database_link import DatabaseLink
-from tests.pools import ONE, SLEEP, backends, eventually, pool_of
+from tests.pools import ONE, SLEEP, backends, eventually, open_pool_of, pool_of
 
 ADD = Statement("add_merchant", "INSERT INTO merchants (merchant_id, name) VALUES (%s, %s)")
 DIE = Statement("die", "SELECT pg_terminate_backend(pg_backend_pid())")
@@ -115,7 +115,7 @@ def test_a_stalled_statement_ends_at_the_deadline_and_its_connection_is_replaced
 
 
 def test_a_link_that_went_silent_is_noticed_before_a_statement_is_sent(link: DatabaseLink) -> None:
-    with pool_of(1, link.url, wait_s=0.3) as pool:
+    with open_pool_of(1, link.url, wait_s=0.3) as pool:
         pool.run(ONE, (), Deadline.after(5))
         (connection,) = pool.opened()
         assert eventually(lambda: monotonic() - connection.idle_since_s > IDLE_CHECK_S)
