@@ -136,8 +136,27 @@ class Settings:
         "share of a worker's threads that may wait for the provider; the rest serve reads",
     )
 
+    breaker_enabled: bool = _setting(
+        "HOLDFAST_BREAKER_ENABLED", True, "false only to see a drill fail without it"
+    )
+
     simulation_enabled: bool = _setting(
         "HOLDFAST_SIMULATION_ENABLED", False, "faults on demand; `make run` turns it on"
+    )
+    simulation_instance: bool = _setting(
+        "HOLDFAST_SIMULATION_INSTANCE",
+        False,
+        "production may strike its own live links; else only a pair of copies",
+    )
+    fault_proxy_control: Path | None = _setting(
+        "HOLDFAST_FAULT_PROXY_CONTROL",
+        None,
+        "control socket of the fault proxy on this instance's links; `run` sets it",
+    )
+    ops_hosts: str | None = _setting(
+        "HOLDFAST_OPS_HOSTS",
+        None,
+        "names, comma-separated, under which people reach the ops plane besides loopback",
     )
     metrics_dir: Path | None = _setting(
         "PROMETHEUS_MULTIPROC_DIR", None, "files of the workers' metrics; none: under HOLDFAST_HOME"

@@ -43,6 +43,9 @@ DEFAULT_RIGHTS = "SELECT, INSERT, UPDATE"
 RIGHTS = {
     "events": "SELECT, INSERT",
     "idempotency_keys": "SELECT, INSERT, UPDATE, DELETE",
+    "webhook_endpoints": "SELECT, INSERT, UPDATE, DELETE",
+    "webhook_outbox": "SELECT, INSERT, UPDATE, DELETE",
+    "rehearsal_audit": "SELECT, INSERT",
     "schema_migrations": "SELECT",
 }
 # A transaction of ours takes milliseconds: one that idles is a stalled process that holds rows.

@@ -73,6 +73,10 @@ class BreakerRules:
     probe_lease_s: float = 1.5
 
 
+# For the rehearsal that must fail: as many calls as this are never in the window.
+NEVER_OPENS = BreakerRules(minimum_calls=1_000_000)
+
+
 class BreakerOpen(CircuitBreakerError):  # type: ignore[misc]
     """The call was not made: the breaker is open, or another call is probing."""
 

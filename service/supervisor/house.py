@@ -10,10 +10,11 @@ import select
 import shutil
 import signal
 import sys
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from time import monotonic, sleep
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from service.database.embedded import EmbeddedPostgres, EmbeddedPostgresError
 from service.resilience.lifeline import Kept
@@ -24,6 +25,11 @@ from service.supervisor.planes import ROOT, data_plane, ops_plane
 from service.supervisor.ports import require_free
 from service.supervisor.schema import prepare, require_headroom
 
+if TYPE_CHECKING:
+    from service.simulation.links import Links
+
+# A run that was killed still finishes its payments: its grace, and PostgreSQL's last checkpoint.
+PREDECESSOR_WAIT_S = 25.0
 # A cold start on a slow machine; a part that dies is noticed at once.
 START_WAIT_S = 60.0
 
@@ -82,6 +88,7 @@ class _House:
         self._parts: dict[str, Kept] = {}
         self._postgres: EmbeddedPostgres | None = None
         self._sandbox: dict[str, str] = {}
+        self._links: Links | None = None
         self._lock_fd = -1
 
     def start(self) -> None:
@@ -89,6 +96,8 @@ class _House:
         # Searchable by the user that PostgreSQL runs as; what is private in it is so by itself.
         self._home.mkdir(mode=0o711, parents=True, exist_ok=True)
         self._lock_fd = _lock(self._home)
+        # Of a run that was killed; nobody must take it for this one's.
+        (self._home / "run.json").unlink(missing_ok=True)
         require_free("HOLDFAST_BIND", self._settings.bind)
         require_free("HOLDFAST_OPS_BIND", self._settings.ops_bind)
         keys = keys_of(self._home)
@@ -107,6 +116,8 @@ class _House:
         require_headroom(self._settings)
         if self._sandbox:
             self._wait_for_sandbox()
+        if self._settings.simulation_enabled:
+            self._start_fault_proxy()
         self._start_service()
         self._wait_until_ready()
         self._write_run_file()
@@ -120,7 +131,7 @@ class _House:
     def stop(self) -> None:
         """Stop the service first, then what it stands on."""
         (self._home / "run.json").unlink(missing_ok=True)
-        foundations = ("sandbox", "postgres")
+        foundations = ("fault proxy", "sandbox", "postgres")
         service = [part for name, part in self._parts.items() if name not in foundations]
         for part in service:
             part.release()
@@ -129,6 +140,8 @@ class _House:
         for name in foundations:
             if name in self._parts:
                 self._parts[name].stop()
+        if self._links is not None:
+            self._links.close()
 
     def _start_sandbox(self) -> None:
         home = self._home / "sandbox"
@@ -138,7 +151,6 @@ class _House:
             [
                 *(sys.executable, "-m", "service.sandbox", "--home", str(home)),
                 *("--webhook-url", webhook_url),
-                *("--webhook-secret", self._settings.stripe_webhook_secret or ""),
             ],
         )
         self._sandbox = {"url": "", "ca_file": ""}
@@ -168,26 +180,58 @@ class _House:
             database_url=self._postgres.app_url, migrate_database_url=self._postgres.owner_url
         )
 
-    def _start_service(self) -> None:
-        python = [sys.executable, "-m", "service"]
-        for name, command in {
-            "data plane": data_plane(),
-            "ops plane": ops_plane(),
-            "reconciler": [*python, "reconcile"],
-        }.items():
-            self._parts[name] = self._keep(name, command, on_foundations=True)
+    def _start_fault_proxy(self) -> None:
+        """Put the instance's links through it: the ops plane's own stay direct, to end a fault."""
+        from service.simulation.links import Links
 
-    def _keep(self, name: str, command: list[str], *, on_foundations: bool = False) -> Kept:
+        if self._links is None:
+            self._links = Links(
+                self._home / "links",
+                provider_url=self._settings.stripe_api_base or "",
+                database_url=self._settings.database_url or "",
+            )
+            self._set(fault_proxy_control=self._links.control_path)
+        self._parts["fault proxy"] = self._keep(
+            "fault proxy", self._links.command, inherited_fds=self._links.filenos
+        )
+
+    def _start_service(self) -> None:
+        # A provider's outage is everybody's; a database link that fails is the data plane's alone.
+        to_provider: dict[str, Any] = {}
+        to_both: dict[str, Any] = {}
+        if self._links is not None:
+            # A proxy that is needed to get out is not ours to replace.
+            if self._settings.provider_proxy_url is None:
+                to_provider = {"provider_proxy_url": self._links.provider_proxy_url}
+            to_both = {**to_provider, "database_url": self._links.database_url}
+        python = [sys.executable, "-m", "service"]
+        for name, command, changed in (
+            ("data plane", data_plane(), to_both),
+            ("ops plane", ops_plane(), {}),
+            ("reconciler", [*python, "reconcile"], to_provider),
+        ):
+            self._parts[name] = self._keep(name, command, changed, on_foundations=True)
+
+    def _keep(
+        self,
+        name: str,
+        command: list[str],
+        changed: dict[str, Any] | None = None,
+        *,
+        on_foundations: bool = False,
+        inherited_fds: Sequence[int] = (),
+    ) -> Kept:
+        """Start a part with the settings as they are, but for what is `changed` for it."""
         return Kept(
             command,
             log_path=self._home / "logs" / f"{name.replace(' ', '-')}.log",
-            env=_environ_of(self._settings, self._environ),
+            env=_environ_of(replace(self._settings, **(changed or {})), self._environ),
             cwd=ROOT,
             # gunicorn's own patience, and a little for the master to notice.
             grace_s=self._settings.graceful_stop_s + 2,
             # What is in flight when we are killed can still be recorded.
             outlived_by=list(self._parts.values()) if on_foundations else [],
-            inherited_fds=[self._lock_fd],
+            inherited_fds=[self._lock_fd, *inherited_fds],
             echo=self._verbose and on_foundations,
         )
 
@@ -214,6 +258,11 @@ class _House:
         for name, part in self._parts.items():
             if part in ended:
                 part.wait(1.0)
+                if name == "fault proxy":
+                    # Payments must not end with what is only there for rehearsals. Connections
+                    # wait at the listeners meanwhile, and no fault survives.
+                    self._start_fault_proxy()
+                    return
                 raise PartDied(name, part)
 
     def _set(self, **values: Any) -> None:
@@ -239,19 +288,35 @@ class _House:
 def _lock(home: Path) -> int:
     """Take the home's lock; every part inherits it, so it is free when all of them are gone."""
     lock_fd = os.open(home / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-    # A killed run still finishes its payments: its grace, and PostgreSQL's last checkpoint.
-    give_up_at_s = monotonic() + 25.0
+    give_up_at_s = monotonic() + PREDECESSOR_WAIT_S
+    is_told = False
     while True:
         try:
             fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return lock_fd
         except BlockingIOError:
+            if (home / "run.json").exists() and _supervisor_lives(home):
+                break
             if monotonic() > give_up_at_s:
-                os.close(lock_fd)
-                raise SettingsError(
-                    f"Another run has {home}: stop it, or set HOLDFAST_HOME to another directory."
-                ) from None
+                break
+            if not is_told:
+                print("Waiting for the run before this one to end ...", flush=True)  # noqa: T201
+                is_told = True
             sleep(0.05)
+    os.close(lock_fd)
+    raise SettingsError(
+        f"Holdfast already runs with {home}: stop it, or set HOLDFAST_HOME to another directory."
+    )
+
+
+def _supervisor_lives(home: Path) -> bool:
+    try:
+        os.kill(json.loads((home / "run.json").read_text())["pids"]["supervisor"], 0)
+    except PermissionError:
+        return True
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _environ_of(settings: Settings, environ: dict[str, str]) -> dict[str, str]:
