@@ -1,0 +1,69 @@
+"""Several reconcilers, killed again and again: everything settles once, and nothing is lost."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from uuid import uuid4
+
+from tests.running_house import ROOT, House, running_house
+
+PAYMENTS = 24
+KILLS = 8
+
+
+def test_reconcilers_killed_at_any_line_lose_nothing_and_charge_nothing_twice(tmp_path):
+    with running_house(
+        tmp_path / "house", HOLDFAST_PROVIDER_TIMEOUT_MS="1000", HOLDFAST_WEB_WORKERS="1"
+    ) as house:
+        # Half of them were charged before the answer was lost, half were not.
+        house.control({"reset": 1, "reset_after_charge": 1}, operations=["confirm"])
+        references = [str(uuid4()) for _ in range(PAYMENTS)]
+        with ThreadPoolExecutor(8) as executor:
+            answers = list(executor.map(lambda r: house.pay(reference=r), references))
+        house.control({"slow": 1}, slow_ms=150, operations=["retrieve", "confirm", "create"])
+        extra = [_reconciler(house, tmp_path) for _ in range(2)]
+        try:
+            for _ in range(KILLS):
+                # Anywhere in its work: that is the point.
+                time.sleep(random.uniform(0.1, 0.6))
+                victim = extra.pop(0)
+                victim.kill()
+                victim.wait()
+                extra.append(_reconciler(house, tmp_path))
+            house.control({"ok": 1})
+            settled = [house.settled(answer.json()["id"], timeout_s=90) for answer in answers]
+        finally:
+            for process in extra:
+                process.kill()
+                process.wait()
+
+        assert {payment["status"] for payment in settled} == {"succeeded"}
+        charges = [movement["reference"] for movement in house.charges()]
+        assert sorted(charges) == sorted(references)
+        assert house.metric("holdfast_invariant_violations") == 0
+
+
+def _reconciler(house: House, tmp_path: Path) -> subprocess.Popen[bytes]:
+    """One more beside the house's own, on the same database."""
+    environ = dict(_environ_of(house.pids["reconciler"]))
+    environ["PROMETHEUS_MULTIPROC_DIR"] = str(tmp_path / "metrics")
+    return subprocess.Popen(
+        [sys.executable, "-m", "service", "reconcile"],
+        cwd=ROOT,
+        env=environ,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        # Not ours to be stopped with.
+        start_new_session=True,
+    )
+
+
+def _environ_of(pid: int) -> list[tuple[str, str]]:
+    entries = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    pairs = (entry.decode().partition("=") for entry in entries if entry)
+    return [(name, value) for name, _, value in pairs]
