@@ -128,7 +128,11 @@ class PaymentHandler:
         """Tell who asked for it that the provider is down, and free the key for the same call."""
         if request.on_outage != "reject" or outcome.kind is not OutcomeKind.NOT_EXECUTED:
             return
-        if self._store.withdraw(payment, request.idempotency_key, deadline):
+        try:
+            is_withdrawn = self._store.withdraw(payment, request.idempotency_key, deadline)
+        except Busy:
+            return  # It stays ours and will be sent: the answer must not say otherwise.
+        if is_withdrawn:
             raise ProviderUnavailable("The payment provider did not take the payment.")
 
 
