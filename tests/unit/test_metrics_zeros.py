@@ -1,0 +1,69 @@
+"""What may be counted is there at 0 before it happens."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from prometheus_client import Counter
+
+from service.observability import metrics
+
+# A process of its own: the counters of this one have been used by other tests.
+PROGRAM = """
+import json
+from prometheus_client import REGISTRY
+from service.observability import metrics, zeros
+zeros.begin_pool()
+zeros.begin_provider("stripe")
+zeros.begin_answers([("/v1/payments", "POST")])
+zeros.begin_settling()
+zeros.begin_drills(["payment-timeout"])
+print(json.dumps([
+    [sample.name, sample.labels, sample.value]
+    for metric in REGISTRY.collect() if metric.type == "counter"
+    for sample in metric.samples if sample.name.startswith("holdfast_")
+    and sample.name.endswith("_total")
+]))
+"""
+
+
+@pytest.fixture(scope="module")
+def begun() -> list[tuple[str, dict[str, str], float]]:
+    answer = subprocess.run(
+        [sys.executable, "-c", PROGRAM],
+        cwd=Path(__file__).parents[2],
+        env={k: v for k, v in os.environ.items() if k != "PROMETHEUS_MULTIPROC_DIR"},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=30,
+    )
+    return [tuple(sample) for sample in json.loads(answer.stdout)]
+
+
+def test_every_counter_of_the_catalogue_has_a_series_before_anything_happened(begun):
+    in_catalogue = {f"{m._name}_total" for m in vars(metrics).values() if isinstance(m, Counter)}
+
+    assert {name for name, _, _ in begun} == in_catalogue
+    assert {value for _, _, value in begun} == {0.0}
+
+
+@pytest.mark.parametrize(
+    ("name", "labels"),
+    [
+        ("provider_timeouts_total", {"operation": "confirm", "kind": "timeout"}),
+        ("provider_connection_errors_total", {"kind": "reset"}),
+        ("breaker_transitions_total", {"from_state": "closed", "to_state": "open"}),
+        ("db_pool_refusals_total", {"reason": "waiters_full"}),
+        ("webhook_deliveries_total", {"result": "given_up"}),
+        ("http_requests_total", {"route": "/v1/payments", "method": "POST", "status": "500"}),
+        ("drill_runs_total", {"drill": "payment-timeout", "verdict": "broke"}),
+    ],
+)
+def test_the_first_event_that_an_alert_waits_for_has_a_series_to_grow(begun, name, labels):
+    provider = {"provider": "stripe"} if "breaker" in name or "provider" in name else {}
+
+    assert [f"holdfast_{name}", {**labels, **provider}, 0.0] in [list(one) for one in begun]
