@@ -13,14 +13,18 @@ from service.background import Background
 from service.database import migrate
 from service.database.pool import ConnectionPool, Statement
 from service.observability import health_components as check
-from service.observability import metrics
+from service.observability import metrics, zeros
 from service.observability.health import HealthChecks
 from service.observability.registry import read_samples, shared_registry
 from service.observability.statistics import Statistics
+from service.payments.event_feed import EventFeed
 from service.payments.figures import OpenFigures
 from service.payments.forward import Forwarder
 from service.payments.handler import PaymentHandler
 from service.payments.merchants import KeyStore
+from service.payments.movement_handler import MovementHandler
+from service.payments.movement_reconcile import MovementReconciler
+from service.payments.movement_store import MovementStore
 from service.payments.reconcile import Reconciler
 from service.payments.settling_store import SettlingStore
 from service.payments.store import RECORD_TIMEOUT_S, PaymentStore
@@ -29,7 +33,7 @@ from service.providers.base import Provider
 from service.providers.guarded import GuardedProvider
 from service.providers.stripe import StripeProvider
 from service.providers.transport import Transport
-from service.resilience.breaker import Breaker
+from service.resilience.breaker import NEVER_OPENS, Breaker
 from service.resilience.bulkhead import Bulkhead
 from service.resilience.deadline import Deadline
 from service.resilience.retry import Retry
@@ -37,12 +41,15 @@ from service.resilience.watchdog import Watchdog
 from service.settings import Settings
 from service.web import lifecycle, request_scope
 from service.web.auth import Authenticator
+from service.web.captures import captures_blueprint
 from service.web.diagnostics import diagnostics_blueprint
+from service.web.events import events_blueprint
 from service.web.health import health_blueprint
 from service.web.openapi import openapi_blueprint
 from service.web.operators import operators_blueprint
 from service.web.payments import payments_blueprint
 from service.web.problems import register_problems
+from service.web.refunds import refunds_blueprint
 from service.web.webhooks import webhooks_blueprint
 
 # Each loop of the reconciler has as many threads; the database serves them one statement a time.
@@ -65,6 +72,8 @@ class Parts:
     store: PaymentStore
     settling: SettlingStore
     handler: PaymentHandler
+    movements: MovementStore
+    movement_handler: MovementHandler
 
 
 def build_parts(
@@ -78,19 +87,28 @@ def build_parts(
         provider or _stripe(settings, watchdog, connections=threads),
         bulkhead=Bulkhead(limit_max=threads),
         # A file of this instance: its workers and its reconciler open and close as one.
-        breaker=Breaker("stripe", board_path=settings.metrics_path / "breaker.board"),
+        breaker=Breaker(
+            "stripe",
+            rules=None if settings.breaker_enabled else NEVER_OPENS,
+            board_path=settings.metrics_path / "breaker.board",
+        ),
         retry=Retry("stripe"),
         timeout_s=provider_timeout_s,
     )
     # Longer than what one holder may still do with a payment: its call, then its record.
     lease_s = provider_timeout_s + 2 * RECORD_TIMEOUT_S
+    movements = MovementStore(pool, lease_s=lease_s)
     store = PaymentStore(pool, lease_s=lease_s, queue_expires_s=settings.queue_expires_s)
+    zeros.begin_pool()
+    zeros.begin_provider("stripe")
     return Parts(
         pool=pool,
         provider=guarded,
         store=store,
         settling=SettlingStore(pool, lease_s=lease_s),
         handler=PaymentHandler(store, guarded, provider_timeout_s=provider_timeout_s),
+        movements=movements,
+        movement_handler=MovementHandler(movements, guarded, provider_timeout_s=provider_timeout_s),
     )
 
 
@@ -109,6 +127,18 @@ def create_app(settings: Settings, *, provider: Provider | None = None) -> Flask
     app.register_blueprint(
         payments_blueprint(handler=parts.handler, store=parts.store, authenticate=authenticate)
     )
+    app.register_blueprint(
+        captures_blueprint(handler=parts.movement_handler, authenticate=authenticate)
+    )
+    app.register_blueprint(
+        refunds_blueprint(
+            handler=parts.movement_handler,
+            movements=parts.movements,
+            payments=parts.store,
+            authenticate=authenticate,
+        )
+    )
+    app.register_blueprint(events_blueprint(feed=EventFeed(parts.pool), authenticate=authenticate))
     app.register_blueprint(operators_blueprint(store=parts.store, authenticate=authenticate))
     app.register_blueprint(webhooks_blueprint(inbox=parts.settling, stripe_secrets=secrets))
     app.register_blueprint(
@@ -118,6 +148,7 @@ def create_app(settings: Settings, *, provider: Provider | None = None) -> Flask
         )
     )
     app.register_blueprint(openapi_blueprint(version=_version()))
+    zeros.begin_answers(_routes(app))
     return app
 
 
@@ -160,6 +191,8 @@ def create_ops_app(settings: Settings) -> Flask:
             require_operator=lambda: authenticate("operator", request_scope.request_deadline()),
         )
     )
+    zeros.begin_answers(_routes(app))
+    zeros.begin_drills(())
     return app
 
 
@@ -167,8 +200,9 @@ def create_background(settings: Settings) -> Background:
     """The reconciler: look-ups, the queue, the sweep and the figures, each on its clock."""
     # One thread of each loop may wait for the provider; the sweep has one of its own.
     parts = build_parts(
-        settings, pool_size=RECONCILER_POOL_SIZE, threads=2 * RECONCILER_THREADS + 1
+        settings, pool_size=RECONCILER_POOL_SIZE, threads=3 * RECONCILER_THREADS + 1
     )
+    zeros.begin_settling()
     reconciler = Reconciler(parts.store, parts.settling, parts.handler, parts.provider)
     # A queued payment is not in a hurry, but its lease is: a call, then its record.
     send_timeout_s = settings.provider_timeout_ms / 1000 + RECORD_TIMEOUT_S
@@ -183,12 +217,26 @@ def create_background(settings: Settings) -> Background:
             parts.provider,
             send_timeout_s=send_timeout_s,
         ),
+        movements=parts.movements,
+        movement_reconciler=MovementReconciler(
+            parts.movements, parts.movement_handler, parts.provider
+        ),
         sweep=Sweep(parts.store, parts.settling, parts.provider),
         figures=OpenFigures(parts.settling),
         probe=parts.provider.probe,
         send_timeout_s=send_timeout_s,
         threads=RECONCILER_THREADS,
     )
+
+
+def _routes(app: Flask) -> list[tuple[str, str]]:
+    """Every route template of the plane, with each method that it was written for."""
+    implied = {"HEAD", "OPTIONS"}
+    return [
+        (rule.rule, method)
+        for rule in app.url_map.iter_rules()
+        for method in (rule.methods or set()) - implied
+    ]
 
 
 def _flask(request_timeout_s: float) -> Flask:

@@ -14,10 +14,13 @@ from service.database.pool import ConnectionPool
 from service.errors import Busy
 from service.observability import metrics
 from service.payments.figures import OpenFigures
-from service.payments.forward import Forwarder, RunAll
+from service.payments.forward import Forwarder, Item, RunAll
 from service.payments.invariants import EVERY_S as INVARIANTS_EVERY_S
 from service.payments.invariants import check_invariants
 from service.payments.model import Payment
+from service.payments.movement_reconcile import MovementReconciler
+from service.payments.movement_store import MovementStore
+from service.payments.movements import Movement
 from service.payments.reconcile import Reconciler
 from service.payments.settling_store import SettlingStore
 from service.payments.sweep import Sweep
@@ -52,6 +55,8 @@ class Background:
     settling: SettlingStore
     reconciler: Reconciler
     forwarder: Forwarder
+    movements: MovementStore
+    movement_reconciler: MovementReconciler
     sweep: Sweep
     figures: OpenFigures
     # A sign of life from the provider, asked for only when the breaker wants one.
@@ -68,6 +73,7 @@ class Background:
                 ("probe", self._probe),
                 ("look-ups", self._look_up_due),
                 ("queue", self.forwarder.drain),
+                ("movements", self._settle_movements),
                 ("sweep", self._sweep),
             )
         ]
@@ -84,8 +90,8 @@ class Background:
         hangs in one loop keeps nothing in another waiting."""
         with ThreadPoolExecutor(self.threads, thread_name_prefix=name) as executor:
 
-            def run_all(call: Callable[[Payment], bool], payments: Iterable[Payment]) -> list[bool]:
-                return list(executor.map(lambda payment: self._outlive(call, payment), payments))
+            def run_all(call: Callable[[Item], bool], items: Iterable[Item]) -> list[bool]:
+                return list(executor.map(lambda item: self._outlive(call, item), items))
 
             while not stop.is_set():
                 if not self._outlive(work, run_all, Deadline.after(ROUND_TIMEOUT_S)):
@@ -101,6 +107,12 @@ class Background:
         self.settling.apply_hints(HINTS_AT_ONCE, deadline)
         due = self.settling.lease_look_ups(self.threads, deadline)
         run_all(self._settle, due)
+        return len(due)
+
+    def _settle_movements(self, run_all: RunAll, deadline: Deadline) -> int:
+        """Captures, voids and refunds that are due, as many at once as there are threads."""
+        due = self.movements.lease_due(self.threads, deadline)
+        run_all(self._settle_movement, due)
         return len(due)
 
     def _sweep(self, _run_all: RunAll, _deadline: Deadline) -> int:
@@ -124,6 +136,10 @@ class Background:
 
     def _settle(self, payment: Payment) -> bool:
         self.reconciler.settle(payment, Deadline.after(self.send_timeout_s))
+        return True
+
+    def _settle_movement(self, leased: tuple[Movement, Payment]) -> bool:
+        self.movement_reconciler.settle(*leased, Deadline.after(self.send_timeout_s))
         return True
 
     def _outlive(self, work: Callable[..., Any], *arguments: object) -> Any:

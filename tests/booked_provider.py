@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 
@@ -38,6 +39,15 @@ def refused() -> Outcome:
     return Outcome(OutcomeKind.NOT_EXECUTED, Stage.NOT_SENT, error="refused")
 
 
+def reserved(amount: int = 2599) -> Outcome:
+    """Authorised, and waiting for a capture."""
+    return Outcome(OutcomeKind.SUCCEEDED, Stage.ANSWERED, amount_capturable=amount)
+
+
+def canceled() -> Outcome:
+    return Outcome(OutcomeKind.NOT_EXECUTED, Stage.ANSWERED, error="canceled")
+
+
 def absent() -> Outcome:
     """The provider's own word that nothing was executed."""
     return Outcome(OutcomeKind.NOT_EXECUTED, Stage.ANSWERED)
@@ -59,9 +69,17 @@ class BookedProvider:
         self.two_phase = two_phase
         self.available = True
         self.calls: list[str] = []
+        # The provider keys of captures, cancels and refunds, in order.
+        self.keys: list[str] = []
         # provider key -> the charge that was executed under it.
         self.charged: dict[str, Charge] = {}
+        # payment id -> what was captured; provider key -> the refund executed under it.
+        self.captured: dict[str, int] = {}
+        self.refunded: dict[str, Refund] = {}
+        self.released: set[str] = set()
         self.listed: list[ProviderCharge] = []
+        # operation -> the answers to its next calls; what they say is not in the books.
+        self.next_answers: dict[str, list[Outcome]] = defaultdict(list)
         self.during_call = during_call
         self._confirms = list(confirms)
         self._prepares = list(prepares)
@@ -78,7 +96,7 @@ class BookedProvider:
 
     def confirm(self, charge: Charge, deadline: Deadline) -> Outcome:
         self._begin("confirm")
-        outcome = self._confirms.pop(0) if self._confirms else succeeded(charge.amount_minor)
+        outcome = self._confirms.pop(0) if self._confirms else _executed(charge)
         if outcome.kind is OutcomeKind.SUCCEEDED:
             self.execute(charge)
         return outcome
@@ -87,24 +105,45 @@ class BookedProvider:
         self._begin("look_up")
         if self._look_ups:
             return self._look_ups.pop(0)
+        if charge.payment_id in self.released:
+            return canceled()
+        if charge.payment_id in self.captured:
+            return succeeded(self.captured[charge.payment_id])
         was_charged = any(c.payment_id == charge.payment_id for c in self.charged.values())
-        return succeeded(charge.amount_minor) if was_charged else absent()
+        return _executed(charge) if was_charged else absent()
 
     def capture(self, charge: Charge, amount_minor: int, key: str, deadline: Deadline) -> Outcome:
-        self._begin("capture")
+        self._begin("capture", key)
+        if self.next_answers["capture"]:
+            return self.next_answers["capture"].pop(0)
+        self.captured[charge.payment_id] = amount_minor
         return succeeded(amount_minor)
 
     def cancel(self, charge: Charge, key: str, deadline: Deadline) -> Outcome:
-        self._begin("cancel")
-        return Outcome(OutcomeKind.NOT_EXECUTED, Stage.ANSWERED, error="canceled")
+        self._begin("cancel", key)
+        if self.next_answers["cancel"]:
+            return self.next_answers["cancel"].pop(0)
+        self.released.add(charge.payment_id)
+        return canceled()
 
     def look_up_refund(self, refund: Refund, deadline: Deadline) -> Outcome:
         self._begin("look_up_refund")
-        return succeeded(refund.amount_minor)
+        if self.next_answers["look_up_refund"]:
+            return self.next_answers["look_up_refund"].pop(0)
+        is_known = any(known.refund_id == refund.refund_id for known in self.refunded.values())
+        return self._refund_outcome(refund) if is_known else absent()
 
     def refund(self, refund: Refund, deadline: Deadline) -> Outcome:
-        self._begin("refund")
-        return succeeded(refund.amount_minor)
+        self._begin("refund", refund.provider_key)
+        if self.next_answers["refund"]:
+            return self.next_answers["refund"].pop(0)
+        self.give_back(refund)
+        return self._refund_outcome(refund)
+
+    @staticmethod
+    def _refund_outcome(refund: Refund) -> Outcome:
+        provider_ref = f"re_{refund.refund_id}"
+        return Outcome(OutcomeKind.SUCCEEDED, Stage.ANSWERED, provider_ref=provider_ref)
 
     def list_since(self, since: datetime, deadline: Deadline) -> Iterator[ProviderCharge]:
         self._begin("list")
@@ -119,6 +158,11 @@ class BookedProvider:
         with self._lock:
             self.charged[charge.provider_key] = charge
 
+    def give_back(self, refund: Refund) -> None:
+        """Move the money back; called by a test: it moved after the call was cut off."""
+        with self._lock:
+            self.refunded[refund.provider_key] = refund
+
     def listed_charge(self, charge: Charge, *, amount_minor: int | None = None) -> ProviderCharge:
         """The charge as its own books show it."""
         amount = charge.amount_minor if amount_minor is None else amount_minor
@@ -132,7 +176,14 @@ class BookedProvider:
             merchant_id=charge.merchant_id,
         )
 
-    def _begin(self, call: str) -> None:
+    def _begin(self, call: str, key: str | None = None) -> None:
         with self._lock:
             self.calls.append(call)
+            if key is not None:
+                self.keys.append(key)
         self.during_call()
+
+
+def _executed(charge: Charge) -> Outcome:
+    amount = charge.amount_minor
+    return succeeded(amount) if charge.capture_automatically else reserved(amount)

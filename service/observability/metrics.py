@@ -48,7 +48,7 @@ CONNECTION_ERROR_KINDS = (
 )
 RETRY_REASONS = ("not_executed", "http_429", "http_409", "unknown")
 BREAKER_STATES = ("closed", "half_open", "open")
-POOL_REFUSAL_REASONS = ("waiters_full", "closed", "deadline")
+POOL_REFUSAL_REASONS = ("waiters_full", "closed", "deadline", "unreachable")
 DISCARD_REASONS = ("broken", "lifetime", "evicted", "leaked", "closed")
 DB_ERROR_CLASSES = (
     *("connection", "timeout", "serialization", "integrity", "read_only", "shutdown", "other"),
@@ -58,6 +58,7 @@ DELIVERY_RESULTS = ("delivered", "retried", "given_up")
 INVARIANT_RULES = (
     *("one_payment_a_key", "one_payment_a_reference", "captured_within_authorised"),
     *("refunded_within_captured", "payment_has_events", "terminal_stays", "charge_has_payment"),
+    *("refunds_add_up", "captured_once"),
 )
 HEALTH_COMPONENTS = ("database", "provider", "reconciler", "disk", "clock", "workers")
 FAULTS = ("payment_timeout", "connection_error", "pool_exhaustion", "other")

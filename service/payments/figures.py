@@ -1,4 +1,4 @@
-"""The figures of open payments: counts, ages and money at risk, from the database to the gauges."""
+"""The figures of what is open: counts, ages and money at risk, from the database to the gauges."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from service.resilience.deadline import Deadline
 
 # What may have moved without our knowing.
 AT_RISK = ("sending", "unknown", "needs_review")
-IN_DOUBT = ("unknown", "needs_review")
 
 
 class OpenFigures:
@@ -19,14 +18,15 @@ class OpenFigures:
         self._currencies: set[str] = set()
 
     def refresh(self, deadline: Deadline) -> None:
-        """Read all open payments (only them, however many are closed) and set the gauges."""
+        """Read all that is open (only that, however much is closed) and set the gauges."""
         figures = self._settling.open_figures(deadline)
         for status in metrics.OPEN_STATUSES:
-            count = sum(figure.count for figure in figures if figure.status == status)
+            count = sum(f.count for f in figures if f.status == status and f.kind == "payment")
             metrics.payments_open.labels(status=status).set(count)
-        in_doubt = [figure for figure in figures if figure.status in IN_DOUBT]
-        queued = [figure for figure in figures if figure.status == "accepted"]
-        metrics.unknown_oldest_age_seconds.set(max((f.oldest_age_s for f in in_doubt), default=0))
+        # What a person must settle has an alert of its own; its age would keep this one ringing.
+        unknown = [figure for figure in figures if figure.status == "unknown"]
+        queued = [f for f in figures if f.status == "accepted" and f.kind == "payment"]
+        metrics.unknown_oldest_age_seconds.set(max((f.oldest_age_s for f in unknown), default=0))
         metrics.needs_review.set(sum(f.count for f in figures if f.status == "needs_review"))
         metrics.queued_payments.set(sum(figure.count for figure in queued))
         metrics.queued_oldest_age_seconds.set(max((f.oldest_age_s for f in queued), default=0))

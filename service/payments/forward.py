@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from service.observability import metrics
 from service.payments.handler import PaymentHandler
@@ -22,12 +22,13 @@ FIRST_BATCH = 2
 LARGEST_BATCH = 16
 
 
-class RunAll(Protocol):
-    """Runs a call for each payment, side by side, and gives back the results in any order."""
+Item = TypeVar("Item")
 
-    def __call__(
-        self, call: Callable[[Payment], bool], payments: Iterable[Payment]
-    ) -> list[bool]: ...
+
+class RunAll(Protocol):
+    """Runs a call for each payment (or other item), side by side, and gives back the results in any order."""
+
+    def __call__(self, call: Callable[[Item], bool], payments: Iterable[Item]) -> list[bool]: ...
 
 
 class Forwarder:

@@ -22,10 +22,21 @@ _RECENT = """
     )
 """
 
+# Payments of any age whose money was moved lately.
+_MOVED = """
+    moved AS (
+        SELECT DISTINCT m.merchant_id, m.payment_id FROM merchants
+        JOIN movements m ON m.merchant_id = merchants.merchant_id
+                        AND m.movement_id >= %(since_id)s::uuid
+    )
+"""
+_REFUNDS = "coalesce(sum(m.amount) FILTER (WHERE m.kind = 'refund' AND m.status {which}), 0)"
+
 RULES = {
     "one_payment_a_key": f"""
         WITH {_RECENT} SELECT count(*) FROM (
             SELECT 1 FROM recent r JOIN idempotency_keys k USING (merchant_id, payment_id)
+            WHERE k.movement_id IS NULL
             GROUP BY r.merchant_id, r.payment_id HAVING count(*) > 1) AS broken""",
     "one_payment_a_reference": f"""
         WITH {_RECENT} SELECT count(*) FROM (
@@ -36,6 +47,22 @@ RULES = {
     "refunded_within_captured": f"""
         WITH {_RECENT} SELECT count(*) FROM recent
         WHERE amount_refunded + amount_refunding > amount_captured""",
+    "refunds_add_up": f"""
+        WITH {_MOVED} SELECT count(*) FROM (
+            SELECT p.payment_id FROM payments p JOIN moved USING (merchant_id, payment_id)
+            JOIN movements m USING (merchant_id, payment_id)
+            GROUP BY p.merchant_id, p.payment_id
+            HAVING p.amount_refunded <> {_REFUNDS.format(which="= 'succeeded'")}
+                OR p.amount_refunding
+                   <> {_REFUNDS.format(which="NOT IN ('succeeded', 'declined')")}) AS broken""",
+    "captured_once": f"""
+        WITH {_MOVED} SELECT count(*) FROM (
+            SELECT p.payment_id FROM payments p JOIN moved USING (merchant_id, payment_id)
+            JOIN movements m USING (merchant_id, payment_id)
+            WHERE m.kind IN ('capture', 'void') AND m.status = 'succeeded'
+            GROUP BY p.merchant_id, p.payment_id
+            HAVING count(*) > 1 OR max(m.amount) FILTER (WHERE m.kind = 'capture')
+                                   <> p.amount_captured) AS broken""",
     "payment_has_events": f"""
         WITH {_RECENT} SELECT count(*) FROM recent r WHERE NOT EXISTS (
             SELECT 1 FROM events e

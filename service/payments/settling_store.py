@@ -81,7 +81,8 @@ _RECEIVE_WEBHOOK = Statement(
     """,
 )
 
-# A hint brings the look-up forward. Without a row yet, or while somebody is looking, it waits.
+# A hint brings the look-ups forward: the payment's, and those of what is done with its money.
+# Without a row yet, or while somebody is looking, it waits.
 _APPLY_HINTS = Statement(
     "apply_hints",
     """
@@ -98,6 +99,12 @@ _APPLY_HINTS = Statement(
         WHERE k.can_nudge AND p.merchant_id = k.merchant_id AND p.payment_id = k.payment_id
           AND NOT p.leased AND p.due_at > now()
         RETURNING p.payment_id
+    ), moving AS (
+        UPDATE movements m SET due_at = now() FROM known k
+        WHERE m.merchant_id = k.merchant_id AND m.payment_id = k.payment_id
+          AND m.status NOT IN ('succeeded', 'declined') AND NOT m.leased
+          AND coalesce(m.due_at > now(), true)
+        RETURNING m.payment_id
     )
     UPDATE webhook_inbox i SET
         tries = i.tries + 1,
@@ -163,20 +170,29 @@ _LAST_HEARTBEAT = Statement(
 _OPEN_FIGURES = Statement(
     "open_figures",
     """
-    SELECT status, currency, count(*), sum(amount)::bigint,
+    SELECT kind, status, currency, count(*), sum(amount)::bigint,
            coalesce(max(extract(epoch FROM now() - coalesce(unknown_since, created_at))), 0)::float8,
            coalesce(max(extract(epoch FROM now() - due_at)) FILTER (WHERE due_at < now()), 0)::float8
-    FROM payments
-    WHERE status NOT IN ('succeeded', 'declined', 'not_executed', 'canceled', 'expired')
-    GROUP BY status, currency
+    FROM (
+        SELECT 'payment' AS kind, status, currency, amount, unknown_since, created_at, due_at
+        FROM payments
+        WHERE status NOT IN ('succeeded', 'declined', 'not_executed', 'canceled', 'expired')
+        UNION ALL
+        SELECT m.kind, m.status, p.currency, m.amount, m.unknown_since, m.created_at, m.due_at
+        FROM movements m JOIN payments p USING (merchant_id, payment_id)
+        WHERE m.status NOT IN ('succeeded', 'declined')
+    ) AS open
+    GROUP BY kind, status, currency
     """,
 )
 
 
 @dataclass(frozen=True, slots=True)
 class OpenFigure:
-    """Open payments of one status and currency, as one row of the figures."""
+    """What is open of one kind, status and currency, as one row of the figures."""
 
+    # payment, capture, void or refund.
+    kind: str
     status: str
     currency: str
     count: int
@@ -309,5 +325,5 @@ class SettlingStore:
         return rows[0][0] if rows else None
 
     def open_figures(self, deadline: Deadline) -> list[OpenFigure]:
-        """Counts, sums and ages of all open payments; reads only them, however many are closed."""
+        """Counts, sums and ages of all that is open; reads only that, however much is closed."""
         return [OpenFigure(*row) for row in self._pool.run(_OPEN_FIGURES, {}, deadline)]

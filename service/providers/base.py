@@ -92,6 +92,8 @@ class Refund:
     currency: str
     provider_key: str
     reason: str | None = None
+    # Told to the provider with the refund, so that its webhooks lead back to the right row.
+    merchant_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -358,6 +358,8 @@ def _refund_form(refund: Refund) -> dict[str, str]:
         "metadata[refund_id]": refund.refund_id,
         "metadata[payment_id]": refund.payment_id,
     }
+    if refund.merchant_id is not None:
+        form["metadata[merchant_id]"] = refund.merchant_id
     if refund.reason in REFUND_REASONS:
         form["reason"] = refund.reason
     elif refund.reason:

@@ -10,18 +10,19 @@ from uuid import UUID
 
 from flask import Blueprint, Response, request
 
-from service.errors import KeyInFlight, KeyReused, NotFound, ValidationFailed
+from service.errors import KeyInFlight, KeyReused, NotFound
 from service.observability import metrics
 from service.payments.handler import PaymentHandler
 from service.payments.model import ChargeRequest, Payment, Status, fingerprint, parse_id
 from service.payments.store import PaymentStore
 from service.resilience.deadline import Deadline
 from service.web.auth import Authenticator, Caller
-from service.web.bodies import parse_object, read_body, refuse_card_number, validated
+from service.web.bodies import parse_object, read_body, validated
 from service.web.idempotency import read_idempotency_key
 from service.web.openapi import Operation, documented
 from service.web.preferences import Waiting, prefers_async
 from service.web.problems import declined
+from service.web.queries import read_query
 from service.web.request_scope import request_deadline
 from service.web.schemas import (
     UNSETTLED,
@@ -74,7 +75,7 @@ def payments_blueprint(
     def list_payments() -> Response:
         deadline = request_deadline()
         caller = authenticate("read", deadline)
-        query = _read_query()
+        query = read_query(PaymentQuery)
         # One more than asked for tells whether there is another page.
         payments = store.list(
             caller.merchant_id,
@@ -174,22 +175,6 @@ def _promise(payment: Payment) -> int:
         return 202
     # Final without money having moved is no failure of the call: 200, and the status tells.
     return 200 if payment.is_terminal and payment.status is not Status.SUCCEEDED else 201
-
-
-def _read_query() -> PaymentQuery:
-    given = request.args.to_dict(flat=False)
-    if any(len(values) > 1 for values in given.values()):
-        raise ValidationFailed(
-            "A query parameter stands twice.",
-            fields=[{"field": "(query)", "reason": "stands twice"}],
-        )
-    values = {name: texts[0] for name, texts in given.items()}
-    for text in values.values():
-        refuse_card_number(text, "query")
-    if "created_gte" in values:
-        # A plus sign that was not percent-encoded arrives as a space.
-        values["created_gte"] = values["created_gte"].replace(" ", "+")
-    return validated(PaymentQuery, values)
 
 
 def _cursor_after(payment: Payment) -> str:

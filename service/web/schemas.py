@@ -312,16 +312,16 @@ def present(payment: Payment) -> dict[str, Any]:
         "customer": payment.customer,
         "metadata": payment.metadata,
         "on_outage": payment.on_outage,
-        "expires_at": _time(payment.expires_at),
+        "expires_at": shown_time(payment.expires_at),
         "provider": payment.provider,
         "provider_ref": payment.provider_ref,
         "reference": payment.reference,
         "decline": payment.decline,
         "next_action": payment.next_action,
-        "next_check_at": _time(payment.next_check_at),
+        "next_check_at": shown_time(payment.next_check_at),
         "attempts": payment.attempts,
-        "created_at": _time(payment.created_at),
-        "updated_at": _time(payment.updated_at),
+        "created_at": shown_time(payment.created_at),
+        "updated_at": shown_time(payment.updated_at),
         "links": {"self": path, "timeline": f"{path}/timeline"},
     }
 
@@ -333,10 +333,11 @@ def present_event(event: Event) -> Mapping[str, Any]:
         "object": "event",
         "type": event.type,
         "payment_id": f"pay_{event.payment_id.hex}",
-        "created_at": _time(event.created_at),
+        "created_at": shown_time(event.created_at),
         "detail": event.detail,
     }
 
 
-def _time(moment: datetime | None) -> str | None:
+def shown_time(moment: datetime | None) -> str | None:
+    """RFC 3339 in UTC."""
     return None if moment is None else moment.astimezone(UTC).isoformat().replace("+00:00", "Z")

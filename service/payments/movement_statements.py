@@ -1,0 +1,227 @@
+"""The SQL of captures, voids and refunds: each a statement that also writes its events."""
+
+from __future__ import annotations
+
+from service.database.pool import Statement
+from service.payments.movements import Kind
+from service.payments.store import COLUMNS
+
+MOVEMENT_COLUMNS = """
+    m.merchant_id, m.movement_id, m.payment_id, m.kind, m.status, m.amount, m.reason,
+    m.provider_ref, m.key_series, m.decline, m.attempts, m.fence, m.leased, m.look_ups, m.due_at,
+    extract(epoch FROM now() - m.sent_at)::float8, m.created_at, m.updated_at
+"""
+
+
+def _claim(name: str, *, allowed: str, reserve: str, status: str = "sending") -> Statement:
+    """The statement that takes hold of the money: all of it happens, or nothing.
+
+    The key's insert has no ON CONFLICT: of two calls with one key the loser's whole statement
+    fails, so that it can have reserved nothing.
+    """
+    return Statement(
+        name,
+        f"""
+        WITH p AS (
+            UPDATE payments SET {reserve}, updated_at = now()
+            WHERE merchant_id = %(merchant_id)s::uuid AND payment_id = %(payment_id)s::uuid
+              AND {allowed}
+            RETURNING *
+        ), key AS (
+            INSERT INTO idempotency_keys
+                (merchant_id, idempotency_key, fingerprint, payment_id, movement_id)
+            SELECT merchant_id, %(idempotency_key)s::text, %(fingerprint)s::bytea, payment_id,
+                   %(movement_id)s::uuid
+            FROM p
+        ), m AS (
+            INSERT INTO movements (merchant_id, movement_id, payment_id, kind, status, amount,
+                                   reason, leased, due_at, sent_at)
+            SELECT merchant_id, %(movement_id)s::uuid, payment_id, %(kind)s::text, '{status}',
+                   coalesce(%(amount)s::bigint, amount), %(reason)s::text, '{status}' = 'sending',
+                   CASE WHEN '{status}' = 'sending'
+                        THEN now() + %(lease_s)s::float8 * interval '1 second' END,
+                   CASE WHEN '{status}' = 'sending' THEN now() END
+            FROM p
+            RETURNING *
+        ), event AS (
+            INSERT INTO events (merchant_id, event_id, payment_id, type, detail)
+            SELECT merchant_id, %(event_id)s::uuid, payment_id, kind || '.{status}',
+                   %(detail)s::jsonb
+            FROM m
+            UNION ALL
+            SELECT merchant_id, %(payment_event_id)s::uuid, payment_id, 'payment.canceled',
+                   %(detail)s::jsonb
+            FROM p WHERE status = 'canceled'
+        )
+        SELECT 1 FROM m
+        """,
+    )
+
+
+CLAIMS = {
+    Kind.REFUND: [
+        _claim(
+            "claim_refund",
+            allowed="""status = 'succeeded' AND provider_ref IS NOT NULL
+                AND amount_captured - amount_refunded - amount_refunding >= %(amount)s::bigint""",
+            reserve="amount_refunding = amount_refunding + %(amount)s::bigint",
+        )
+    ],
+    Kind.CAPTURE: [
+        _claim(
+            "claim_capture",
+            allowed="""status = 'requires_capture' AND amount_settling = 0
+                AND coalesce(%(amount)s::bigint, amount) <= amount""",
+            reserve="amount_settling = coalesce(%(amount)s::bigint, amount)",
+        )
+    ],
+    Kind.VOID: [
+        _claim(
+            "claim_void",
+            allowed="status IN ('requires_capture', 'requires_action') AND amount_settling = 0",
+            reserve="amount_settling = amount",
+        ),
+        # Nothing was sent, and without this row's status nothing will be.
+        _claim(
+            "cancel_queued",
+            allowed="status = 'accepted'",
+            reserve="status = 'canceled', leased = false, due_at = NULL",
+            status="succeeded",
+        ),
+    ],
+}
+
+READ_BY_KEY = Statement(
+    "read_movement_by_key",
+    f"""
+    SELECT k.fingerprint, coalesce(m.leased AND m.fence = 1 AND m.due_at > now(), false),
+           {MOVEMENT_COLUMNS}, {COLUMNS}
+    FROM idempotency_keys k
+    JOIN payments p ON p.merchant_id = k.merchant_id AND p.payment_id = k.payment_id
+    LEFT JOIN movements m ON m.merchant_id = k.merchant_id AND m.movement_id = k.movement_id
+    WHERE k.merchant_id = %(merchant_id)s::uuid AND k.idempotency_key = %(idempotency_key)s::text
+    """,
+)
+
+GET = Statement(
+    "get_movement",
+    f"""
+    SELECT {MOVEMENT_COLUMNS}, {COLUMNS} FROM movements m JOIN payments p USING (merchant_id, payment_id)
+    WHERE m.merchant_id = %(merchant_id)s::uuid AND m.movement_id = %(movement_id)s::uuid
+    """,
+)
+
+READ_PAYMENT = Statement(
+    "read_payment_reserved",
+    """
+    SELECT status, amount, amount_captured - amount_refunded - amount_refunding, amount_settling,
+           provider_ref
+    FROM payments
+    WHERE merchant_id = %(merchant_id)s::uuid AND payment_id = %(payment_id)s::uuid
+    """,
+)
+
+LIST_REFUNDS = Statement(
+    "list_refunds",
+    f"""
+    SELECT {MOVEMENT_COLUMNS} FROM movements m
+    WHERE m.merchant_id = %(merchant_id)s::uuid AND m.payment_id = %(payment_id)s::uuid
+      AND m.kind = 'refund'
+      AND (%(before)s::uuid IS NULL OR m.movement_id < %(before)s::uuid)
+    ORDER BY m.movement_id DESC LIMIT %(limit)s::integer
+    """,
+)
+
+# Where every change of a movement goes through. What it held of the payment is spent or given
+# back in the very statement that ends it.
+MOVE = Statement(
+    "move_movement",
+    """
+    WITH m AS (
+        UPDATE movements SET
+            status = %(status)s::text,
+            provider_ref = coalesce(%(provider_ref)s::text, provider_ref),
+            decline = coalesce(%(decline)s::jsonb, decline),
+            attempts = coalesce(%(attempts)s::jsonb, attempts),
+            key_series = key_series + %(next_series)s::integer,
+            look_ups = look_ups + %(looked_up)s::integer,
+            sent_at = CASE WHEN %(sent)s::boolean THEN now() ELSE sent_at END,
+            leased = %(leased)s::boolean,
+            due_at = now() + %(due_in_s)s::float8 * interval '1 second',
+            unknown_since = CASE WHEN %(status)s::text IN ('unknown', 'needs_review')
+                                 THEN coalesce(unknown_since, now()) END,
+            updated_at = now()
+        WHERE merchant_id = %(merchant_id)s::uuid AND movement_id = %(movement_id)s::uuid
+          AND status = ANY(%(sources)s::text[])
+          AND (%(fence)s::bigint IS NULL OR fence = %(fence)s::bigint)
+        RETURNING *
+    ), p AS (
+        UPDATE payments p SET
+            status = coalesce(%(payment_status)s::text, p.status),
+            next_action = CASE WHEN %(payment_status)s::text IS NULL THEN p.next_action END,
+            leased = p.leased AND %(payment_status)s::text IS NULL,
+            due_at = CASE WHEN %(payment_status)s::text IS NULL THEN p.due_at END,
+            amount_captured = greatest(p.amount_captured, %(amount_captured)s::bigint),
+            amount_settling = CASE WHEN m.kind = 'refund' THEN p.amount_settling ELSE 0 END,
+            amount_refunding = p.amount_refunding
+                - CASE WHEN m.kind = 'refund' THEN m.amount ELSE 0 END,
+            amount_refunded = p.amount_refunded
+                + CASE WHEN m.kind = 'refund' AND m.status = 'succeeded' THEN m.amount ELSE 0 END,
+            updated_at = now()
+        FROM m
+        WHERE p.merchant_id = m.merchant_id AND p.payment_id = m.payment_id
+          AND m.status IN ('succeeded', 'declined')
+          AND (%(payment_status)s::text IS NULL OR p.status = ANY(%(payment_sources)s::text[]))
+        RETURNING p.merchant_id, p.payment_id
+    ), event AS (
+        INSERT INTO events (merchant_id, event_id, payment_id, type, detail)
+        SELECT merchant_id, %(event_id)s::uuid, payment_id, kind || '.' || %(event)s::text,
+               %(detail)s::jsonb
+        FROM m
+        UNION ALL
+        SELECT merchant_id, %(payment_event_id)s::uuid, payment_id,
+               'payment.' || %(payment_status)s::text, %(detail)s::jsonb
+        FROM p WHERE %(payment_status)s::text IS NOT NULL
+    )
+    SELECT 1 FROM m
+    """,
+)
+
+LEASE = Statement(
+    "lease_movements",
+    f"""
+    WITH due AS (
+        SELECT merchant_id, movement_id FROM movements
+        WHERE due_at <= now() ORDER BY due_at LIMIT %(limit)s::integer
+        FOR UPDATE SKIP LOCKED
+    ), m AS (
+        UPDATE movements SET fence = fence + 1, leased = true,
+            due_at = now() + %(lease_s)s::float8 * interval '1 second'
+        WHERE due_at <= now()
+          AND (merchant_id, movement_id) IN (SELECT merchant_id, movement_id FROM due)
+        RETURNING *
+    )
+    SELECT {MOVEMENT_COLUMNS}, {COLUMNS} FROM m JOIN payments p USING (merchant_id, payment_id)
+    """,
+)
+
+POSTPONE = Statement(
+    "postpone_movement",
+    """
+    UPDATE movements SET leased = false,
+        due_at = now() + %(due_in_s)s::float8 * interval '1 second'
+    WHERE merchant_id = %(merchant_id)s::uuid AND movement_id = %(movement_id)s::uuid
+      AND fence = %(fence)s::bigint AND leased
+    RETURNING 1
+    """,
+)
+
+NUDGE = Statement(
+    "nudge_movement",
+    """
+    UPDATE movements SET due_at = now()
+    WHERE merchant_id = %(merchant_id)s::uuid AND movement_id = %(movement_id)s::uuid
+      AND NOT leased AND due_at > now() AND updated_at < now() - interval '2 seconds'
+    RETURNING 1
+    """,
+)

@@ -1,0 +1,87 @@
+"""The door for what ends a reservation: capture takes the money, void releases it."""
+
+from __future__ import annotations
+
+from flask import Blueprint, Response
+from pydantic import BaseModel
+
+from service.errors import ValidationFailed
+from service.payments.movement_handler import MovementHandler
+from service.payments.movements import Kind, MovementRequest
+from service.resilience.deadline import Deadline
+from service.web.auth import Authenticator
+from service.web.bodies import parse_object, read_body, validated
+from service.web.movement_schemas import CapturePayment
+from service.web.movements import (
+    MOVEMENT_HEADERS,
+    MOVEMENT_PROBLEMS,
+    answer_moved,
+    move,
+    move_request,
+)
+from service.web.openapi import Operation, documented
+from service.web.request_scope import request_deadline
+from service.web.schemas import PaymentDocument, present
+
+
+def captures_blueprint(*, handler: MovementHandler, authenticate: Authenticator) -> Blueprint:
+    """POST /v1/payments/{id}/capture and /void."""
+    blueprint = Blueprint("captures", __name__)
+
+    @blueprint.post("/v1/payments/<payment_id>/capture")
+    @documented(
+        _operation("Take the reserved money, or a part; the rest is released", CapturePayment)
+    )
+    def capture_payment(payment_id: str) -> Response:
+        deadline = request_deadline()
+        caller = authenticate("payments", deadline)
+        body = validated(CapturePayment, parse_object(read_body()))
+        request = move_request(caller, payment_id, Kind.CAPTURE, body, amount_minor=body.amount)
+        return _answer(handler, request, deadline)
+
+    @blueprint.post("/v1/payments/<payment_id>/void")
+    @documented(_operation("Release the reserved money, or cancel what was not sent yet", None))
+    def void_payment(payment_id: str) -> Response:
+        deadline = request_deadline()
+        caller = authenticate("payments", deadline)
+        _refuse_fields(read_body())
+        request = move_request(caller, payment_id, Kind.VOID, None)
+        return _answer(handler, request, deadline)
+
+    return blueprint
+
+
+def _answer(handler: MovementHandler, request: MovementRequest, deadline: Deadline) -> Response:
+    movement, payment, is_new = move(handler, request, deadline)
+    return answer_moved(
+        movement,
+        present(payment),
+        status=200,
+        payment=payment,
+        location=f"/v1/payments/{payment.id}",
+        is_new=is_new,
+    )
+
+
+def _refuse_fields(body: bytes) -> None:
+    """A void is of all of it: an amount, or anything else, would be a misunderstanding."""
+    if body and parse_object(body):
+        raise ValidationFailed(
+            "Refused: a void takes no fields.",
+            fields=[{"field": "body", "reason": "must be empty"}],
+        )
+
+
+def _operation(summary: str, body: type[BaseModel] | None) -> Operation:
+    return Operation(
+        summary=summary,
+        scope="payments",
+        body=body,
+        headers=MOVEMENT_HEADERS,
+        required_headers=("Idempotency-Key",),
+        answers={
+            200: ("Done; the payment as it now stands", PaymentDocument),
+            202: ("Durably accepted; we own it. The payment as it stands", PaymentDocument),
+        },
+        problems=MOVEMENT_PROBLEMS,
+    )

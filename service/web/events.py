@@ -1,0 +1,55 @@
+"""The door for programs that follow along: every event of the merchant, oldest first."""
+
+from __future__ import annotations
+
+from flask import Blueprint, Response
+
+from service.payments.event_feed import EventFeed
+from service.payments.model import parse_id
+from service.web.auth import Authenticator
+from service.web.movement_schemas import EventPage, EventQuery, present_feed_event
+from service.web.openapi import Operation, documented
+from service.web.payments import json_answer
+from service.web.queries import read_query
+from service.web.request_scope import request_deadline
+
+
+def events_blueprint(*, feed: EventFeed, authenticate: Authenticator) -> Blueprint:
+    """GET /v1/events."""
+    blueprint = Blueprint("events", __name__)
+
+    @blueprint.get("/v1/events")
+    @documented(
+        Operation(
+            summary="Read what happened, oldest first, from where you were",
+            scope="read",
+            query=EventQuery,
+            headers={"X-Request-Timeout-Ms": "Lowers the time we take, never raises it."},
+            answers={200: ("The next events; read on from `next_cursor`", EventPage)},
+            problems=(
+                *("unauthenticated", "forbidden", "validation_failed", "card_data_refused"),
+                *("rate_limited", "db_pool_exhausted", "database_unavailable"),
+                "deadline_exceeded",
+            ),
+        )
+    )
+    def list_events() -> Response:
+        deadline = request_deadline()
+        caller = authenticate("read", deadline)
+        query = read_query(EventQuery)
+        page = feed.read(
+            caller.merchant_id,
+            deadline,
+            after=parse_id(query.cursor, "evt_") if query.cursor else None,
+            limit=query.limit,
+        )
+        cursor = page.next_cursor
+        return json_answer(
+            {
+                "data": [present_feed_event(event) for event in page.events],
+                "has_more": page.has_more,
+                "next_cursor": None if cursor is None else f"evt_{cursor.hex}",
+            }
+        )
+
+    return blueprint

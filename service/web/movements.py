@@ -1,0 +1,123 @@
+"""What the doors for captures, voids and refunds share: the key's rules, and the promise made."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+from flask import Response
+from pydantic import BaseModel
+
+from service.errors import KeyInFlight, KeyReused, NotFound
+from service.observability import metrics
+from service.payments.model import Payment, fingerprint, parse_id
+from service.payments.movement_handler import MovementHandler
+from service.payments.movements import Kind, Movement, MovementRequest, MovementStatus
+from service.resilience.deadline import Deadline
+from service.web.auth import Caller
+from service.web.idempotency import read_idempotency_key
+from service.web.payments import ASK_AGAIN_S, json_answer
+from service.web.problems import MEDIA_TYPE, problem_document
+from service.web.request_scope import request_id
+
+MOVEMENT_HEADERS = {
+    "Idempotency-Key": "1 to 255 visible ASCII characters, bare or as a quoted string.",
+    "X-Request-Timeout-Ms": "Lowers the time we take, never raises it.",
+}
+MOVEMENT_PROBLEMS = (
+    *("invalid_json", "idempotency_key_missing", "unauthenticated", "forbidden"),
+    *("card_declined", "not_found", "idempotency_key_in_flight", "wrong_state"),
+    *("body_too_large", "validation_failed", "card_data_refused", "idempotency_key_reused"),
+    *("rate_limited", "internal_error"),
+    *("db_pool_exhausted", "database_unavailable", "deadline_exceeded"),
+)
+_ROUTES = {
+    Kind.CAPTURE: "/v1/payments/<payment_id>/capture",
+    Kind.VOID: "/v1/payments/<payment_id>/void",
+    Kind.REFUND: "/v1/payments/<payment_id>/refunds",
+}
+
+
+def move_request(
+    caller: Caller,
+    payment_id: str,
+    kind: Kind,
+    body: BaseModel | None,
+    *,
+    amount_minor: int | None = None,
+    reason: str | None = None,
+) -> MovementRequest:
+    """The request as the handler takes it; raises KeyMissing, and NotFound for no id of ours."""
+    idempotency_key = read_idempotency_key()
+    identifier = parse_payment_id(payment_id)
+    given = body.model_dump(mode="json", exclude_defaults=True) if body is not None else {}
+    return MovementRequest(
+        merchant_id=caller.merchant_id,
+        payment_id=identifier,
+        kind=kind,
+        idempotency_key=idempotency_key,
+        # The route is the template, so the payment is said in the body: the same key for another
+        # payment is another request.
+        fingerprint=fingerprint("POST", _ROUTES[kind], {**given, "payment_id": payment_id}),
+        amount_minor=amount_minor,
+        reason=reason,
+    )
+
+
+def move(
+    handler: MovementHandler, request: MovementRequest, deadline: Deadline
+) -> tuple[Movement, Payment, bool]:
+    """Have it done, and count what the idempotency key came to."""
+    try:
+        movement, payment, is_new = handler.process(request, deadline)
+    except KeyInFlight:
+        metrics.idempotent_requests_total.labels("in_flight").inc()
+        raise
+    except KeyReused:
+        metrics.idempotent_requests_total.labels("mismatch").inc()
+        raise
+    metrics.idempotent_requests_total.labels("new" if is_new else "replayed").inc()
+    return movement, payment, is_new
+
+
+def answer_moved(
+    movement: Movement,
+    document: dict[str, Any],
+    *,
+    status: int,
+    payment: Payment,
+    location: str,
+    is_new: bool,
+) -> Response:
+    """`document` with `status` once it has succeeded, 202 while it is ours to finish, 402."""
+    if movement.status is MovementStatus.DECLINED:
+        answer = _declined(movement, payment)
+    elif movement.has_ended:
+        answer = json_answer(document, status)
+    else:
+        answer = json_answer(document, 202)
+        answer.headers["Retry-After"] = ASK_AGAIN_S
+    answer.headers["Location"] = location
+    if not is_new:
+        answer.headers["Idempotent-Replayed"] = "true"
+    return answer
+
+
+def _declined(movement: Movement, payment: Payment) -> Response:
+    status, body = problem_document(
+        "card_declined",
+        f"The payment provider refused the {movement.kind.value}.",
+        request_id=request_id(),
+        stage="answered",
+        payment_id=payment.id,
+        decline=movement.decline,
+    )
+    return Response(body, status, content_type=MEDIA_TYPE)
+
+
+def parse_payment_id(text: str) -> UUID:
+    """The UUID behind `pay_...`; raises NotFound for anything that we cannot have made."""
+    payment_id = parse_id(text, "pay_")
+    if payment_id is None:
+        raise NotFound("There is no such payment.")
+    return payment_id

@@ -1,0 +1,30 @@
+"""Reads a query string strictly: no parameter twice, none unknown, no card numbers."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from flask import request
+from pydantic import BaseModel
+
+from service.errors import ValidationFailed
+from service.web.bodies import refuse_card_number, validated
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def read_query(model: type[Model]) -> Model:
+    """The query as the model has it; raises ValidationFailed, CardDataRefused."""
+    given = request.args.to_dict(flat=False)
+    if any(len(values) > 1 for values in given.values()):
+        raise ValidationFailed(
+            "A query parameter stands twice.",
+            fields=[{"field": "(query)", "reason": "stands twice"}],
+        )
+    values = {name: texts[0] for name, texts in given.items()}
+    for text in values.values():
+        refuse_card_number(text, "query")
+    if "created_gte" in values:
+        # A plus sign that was not percent-encoded arrives as a space.
+        values["created_gte"] = values["created_gte"].replace(" ", "+")
+    return validated(model, values)

@@ -1,0 +1,370 @@
+"""Refunds on a real database: reserved before they are sent, settled by proof, never twice."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from uuid import uuid4
+
+import psycopg2
+import pytest
+
+from service.database.pool import Statement
+from service.errors import KeyInFlight, KeyReused, NotFound, ValidationFailed, WrongState
+from service.payments.movement_handler import refund_of
+from service.payments.movements import Kind, MovementStatus, finding
+from service.providers.base import OutcomeKind, Stage
+from tests.booked_provider import BookedProvider, declined, refused, succeeded, unknown
+from tests.moving import Moving, request, soon
+
+
+def saved_500():
+    return dataclasses.replace(unknown("http_5xx"), stage=Stage.ANSWERED)
+
+
+def pending():
+    return dataclasses.replace(succeeded(0), kind=OutcomeKind.PENDING, provider_ref="re_1")
+
+
+def test_a_refund_is_reserved_sent_and_recorded(pool):
+    moving = Moving(pool, BookedProvider())
+    payment = moving.pay()
+
+    refund, after = moving.move(Kind.REFUND, payment, 1000)
+
+    assert (refund.status, refund.amount_minor) == (MovementStatus.SUCCEEDED, 1000)
+    assert (after.amount_refunded_minor, after.status) == (1000, payment.status)
+    assert moving.amounts(payment) == (2599, 1000, 0, 0)
+    assert moving.events(payment)[-2:] == ["refund.sending", "refund.succeeded"]
+    assert moving.broken_promises() == {}
+
+
+def test_many_refunds_together_give_back_exactly_what_was_captured(pool):
+    moving = Moving(pool, BookedProvider())
+    payment = moving.pay()
+
+    for amount in (2000, 500, 99):
+        moving.refund(payment, amount)
+
+    assert moving.amounts(payment) == (2599, 2599, 0, 0)
+    with pytest.raises(ValidationFailed) as refusal:
+        moving.refund(payment, 1)
+    assert refusal.value.fields[0]["field"] == "amount"
+    assert moving.broken_promises() == {}
+
+
+def test_the_amount_is_held_and_no_connection_is_while_the_provider_works(pool):
+    seen = []
+    provider = BookedProvider()
+    moving = Moving(pool, provider)
+    payment = moving.pay()
+    provider.during_call = lambda: seen.append((pool.in_use, moving.amounts(payment)[2]))
+
+    moving.refund(payment, 600)
+
+    assert seen == [(0, 600)]
+
+
+def test_an_unknown_refund_counts_as_spent(pool):
+    provider = BookedProvider()
+    provider.next_answers["refund"] = [unknown()]
+    moving = Moving(pool, provider)
+    payment = moving.pay()
+
+    refund = moving.refund(payment, 2000)
+
+    assert refund.status is MovementStatus.UNKNOWN
+    assert moving.amounts(payment) == (2599, 0, 2000, 0)
+    with pytest.raises(ValidationFailed):
+        moving.refund(payment, 600)
+
+
+def test_two_refunds_at_once_for_the_last_cent_one_wins(pool):
+    provider = BookedProvider()
+    moving = Moving(pool, provider)
+    payment = moving.pay()
+    moving.refund(payment, 2598)
+    together, ends = threading.Barrier(2), []
+
+    def refund_the_last_cent() -> None:
+        together.wait(5)
+        try:
+            ends.append(moving.refund(payment, 1).status.value)
+        except ValidationFailed as refusal:
+            ends.append(refusal.code)
+
+    threads = [threading.Thread(target=refund_the_last_cent) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(5)
+
+    assert sorted(ends) == ["succeeded", "validation_failed"]
+    assert provider.calls.count("refund") == 2
+    assert moving.amounts(payment) == (2599, 2599, 0, 0)
+
+
+def test_two_at_once_with_one_key_refund_once(pool):
+    provider = BookedProvider()
+    moving = Moving(pool, provider)
+    payment = moving.pay()
+    together, ends = threading.Barrier(2), []
+
+    def refund_with_the_key() -> None:
+        together.wait(5)
+        try:
+            ends.append(moving.refund(payment, 100, key="same").id)
+        except KeyInFlight as refusal:
+            ends.append(refusal.code)
+
+    threads = [threading.Thread(target=refund_with_the_key) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(5)
+
+    assert provider.calls.count("refund") == 1
+    assert len(ends) == 2
+    assert moving.amounts(payment) == (2599, 100, 0, 0)
+
+
+def test_the_same_key_again_is_answered_with_the_refund_even_when_nothing_is_left(pool):
+    provider = BookedProvider()
+    moving = Moving(pool, provider)
+    payment = moving.pay()
+
+    first = moving.refund(payment, 2599, key="all")
+    again = moving.refund(payment, 2599, key="all")
+
+    assert (again.id, again.status) == (first.id, first.status)
+    assert provider.calls.count("refund") == 1
+
+
+def test_a_key_in_flight_is_told_so_and_another_request_with_it_refused(pool):
+    provider = BookedProvider()
+    moving = Moving(pool, provider)
+    payment = moving.pay()
+    told = []
+
+    def again() -> None:
+        with pytest.raises(KeyInFlight) as refusal:
+            moving.refund(payment, 100, key="same")
+        told.append(refusal.value.payment_id)
+        with pytest.raises(KeyReused):
+            moving.refund(payment, 101, key="same")
+
+    provider.during_call = again
+    moving.refund(payment, 100, key="same")
+
+    assert told == [payment.id]
+
+
+def test_the_key_of_a_payment_is_not_good_for_a_refund(pool):
+    moving = Moving(pool, BookedProvider())
+    payment = moving.pay(idempotency_key="order-1")
+
+    with pytest.raises(KeyReused):
+        moving.refund(payment, 100, key="order-1")
+    assert moving.amounts(payment) == (2599, 0, 0, 0)
+
+
+@pytest.mark.parametrize("was_executed", [True, False])
+def test_an_unknown_refund_is_settled_by_the_books_and_never_sent_twice(pool, was_executed):
+    provider = BookedProvider()
+    provider.next_answers["refund"] = [unknown()]
+    moving = Moving(pool, provider)
+    payment = moving.pay()
+    in_doubt = moving.refund(payment, 700)
+    if was_executed:
+        provider.give_back(refund_of(in_doubt, payment))
+
+    (settled,) = moving.settle()
+
+    assert settled.status is MovementStatus.SUCCEEDED
+    # Sent again only where the books lack it, and then under the very same key.
+    assert provider.keys == [in_doubt.provider_key] * (1 if was_executed else 2)
+    assert len(provider.refunded) == 1
+    assert moving.amounts(payment) == (2599, 700, 0, 0)
+    assert moving.broken_promises() == {}
+
+
+def test_nothing_is_sent_again_while_the_last_call_may_still_be_on_its_way(pool):
+    provider = BookedProvider()
+    provider.next_answers["refund"] = [unknown()]
+    moving = Moving(pool, provider, quiescence_s=60.0)
+    moving.refund(moving.pay(), 700)
+
+    (settled,) = moving.settle()
+
+    assert settled.status is MovementStatus.UNKNOWN
+    assert provider.calls.count("refund") == 1
+
+
+def test_a_key_under_which_an_error_is_saved_is_followed_by_the_next(pool):
+    provider = BookedProvider()
+    provider.next_answers["refund"] = [saved_500()]
+    moving = Moving(pool, provider)
+    payment = moving.pay()
+    moving.refund(payment, 700)
+
+    (settled,) = moving.settle()
+
+    assert settled.status is MovementStatus.SUCCEEDED
+    first, second = provider.keys
+    assert first != second
+    assert len(provider.refunded) == 1
+
+
+def test_a_look_up_in_doubt_settles_nothing_and_proof_that_never_comes_ends_in_review(pool):
+    provider = BookedProvider()
+    provider.next_answers["refund"] = [unknown()]
+    provider.next_answers["look_up_refund"] = [unknown() for _ in range(40)]
+    moving = Moving(pool, provider)
+    payment = moving.pay()
+    moving.refund(payment, 700)
+
+    (once,) = moving.settle()
+    for _ in range(20):
+        moving.settle()
+
+    assert (once.status, once.look_ups) == (MovementStatus.UNKNOWN, 1)
+    (refund,) = moving.store.list_refunds(payment.merchant_id, payment.payment_id, soon())
+    assert refund.status is MovementStatus.NEEDS_REVIEW
+    assert moving.amounts(payment) == (2599, 0, 700, 0)
+
+
+def test_a_declined_refund_gives_the_amount_free_again(pool):
+    provider = BookedProvider()
+    provider.next_answers["refund"] = [declined()]
+    moving = Moving(pool, provider)
+    payment = moving.pay()
+
+    refund = moving.refund(payment, 2599)
+
+    assert (refund.status, refund.decline["code"]) == (
+        MovementStatus.DECLINED,
+        "insufficient_funds",
+    )
+    assert moving.refund(payment, 2599).status is MovementStatus.SUCCEEDED
+    assert moving.broken_promises() == {}
+
+
+def test_a_refund_that_was_not_sent_is_kept_and_sent_when_the_provider_is_back(pool):
+    provider = BookedProvider()
+    provider.next_answers["refund"] = [refused()]
+    moving = Moving(pool, provider)
+    payment = moving.pay()
+
+    refund = moving.refund(payment, 700)
+    (settled,) = moving.settle()
+
+    assert refund.status is MovementStatus.ACCEPTED
+    assert settled.status is MovementStatus.SUCCEEDED
+    assert provider.keys == [refund.provider_key] * 2
+    assert moving.events(payment)[-4:] == [
+        "refund.sending",
+        "refund.accepted",
+        "refund.sending",
+        "refund.succeeded",
+    ]
+
+
+def test_a_pending_refund_stays_reserved_until_the_provider_decides(pool):
+    provider = BookedProvider()
+    provider.next_answers["refund"] = [pending()]
+    provider.next_answers["look_up_refund"] = [pending(), declined()]
+    moving = Moving(pool, provider)
+    payment = moving.pay()
+
+    refund = moving.refund(payment, 700)
+    (still,) = moving.settle()
+    held = moving.amounts(payment)
+    (ended,) = moving.settle()
+
+    assert [refund.status, still.status] == [MovementStatus.PENDING] * 2
+    assert held == (2599, 0, 700, 0)
+    assert ended.status is MovementStatus.DECLINED
+    assert moving.amounts(payment) == (2599, 0, 0, 0)
+
+
+def test_a_death_between_reserving_and_sending_is_found_out_when_the_lease_ends(pool):
+    provider = BookedProvider()
+    moving = Moving(pool, provider)
+    payment = moving.pay()
+    reserved, _, _ = moving.store.claim(request(Kind.REFUND, payment, 700), soon())
+
+    assert moving.store.lease_due(10, soon()) == []
+    (settled,) = moving.settle()
+
+    assert settled.movement_id == reserved.movement_id
+    assert settled.status is MovementStatus.SUCCEEDED
+    assert provider.calls[-2:] == ["look_up_refund", "refund"]
+    assert moving.amounts(payment) == (2599, 700, 0, 0)
+
+
+def test_who_lost_the_lease_sends_nothing(pool):
+    provider = BookedProvider()
+    moving = Moving(pool, provider)
+    payment = moving.pay()
+    stale, _, _ = moving.store.claim(request(Kind.REFUND, payment, 700), soon())
+    moving.settle()
+
+    assert moving.store.begin_again(stale, soon()) is None
+
+
+def test_a_fact_that_comes_late_is_written_once_and_the_end_never_moves(pool):
+    provider = BookedProvider()
+    provider.next_answers["refund"] = [unknown()]
+    moving = Moving(pool, provider)
+    payment = moving.pay()
+    in_doubt = moving.refund(payment, 700)
+    moving.settle()
+
+    late, _ = moving.store.record(
+        in_doubt, declined(), finding(in_doubt, declined()), op="refund", due_in_s=0.0
+    )
+
+    assert late.status is MovementStatus.SUCCEEDED
+    assert moving.amounts(payment) == (2599, 700, 0, 0)
+    assert moving.events(payment).count("refund.succeeded") == 1
+
+
+def test_what_has_no_money_captured_cannot_be_refunded(pool):
+    moving = Moving(pool, BookedProvider())
+
+    with pytest.raises(WrongState):
+        moving.refund(moving.authorise(), 100)
+
+
+def test_another_merchants_payment_does_not_exist(pool):
+    provider = BookedProvider()
+    moving = Moving(pool, provider)
+    payment = moving.pay()
+    theirs = request(Kind.REFUND, payment, 100, merchant_id=uuid4())
+
+    with pytest.raises(NotFound):
+        moving.handler.process(theirs, soon())
+    refund = moving.refund(payment, 100)
+    assert moving.store.get(uuid4(), refund.movement_id, soon()) is None
+
+
+def test_the_database_itself_refuses_more_than_was_captured(pool):
+    moving = Moving(pool, BookedProvider())
+    payment = moving.pay()
+    too_much = Statement(
+        "too_much",
+        "UPDATE payments SET amount_refunding = 2600 WHERE payment_id = %(id)s::uuid RETURNING 1",
+    )
+
+    with pytest.raises(psycopg2.errors.CheckViolation):
+        pool.run(too_much, {"id": str(payment.payment_id)}, soon())
+
+
+def test_a_broken_sum_is_seen_by_the_invariants(pool):
+    moving = Moving(pool, BookedProvider())
+    moving.refund(moving.pay(), 700)
+    cook = Statement("cook", "UPDATE payments SET amount_refunded = 600 RETURNING 1")
+
+    pool.run(cook, {}, soon())
+
+    assert moving.broken_promises() == {"refunds_add_up": 1}
