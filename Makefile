@@ -1,7 +1,7 @@
 # Two commands: `make run` and `make test`. All paths are relative, so a checkout's own path may hold spaces.
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint bench lock clean
+.PHONY: help run test image-test lint bench lock clean
 .DELETE_ON_ERROR:
 
 # The first Python here that is new enough; a shim that leads nowhere is passed over.
@@ -13,13 +13,16 @@ PIP := PIP_ROOT_USER_ACTION=ignore $(BIN)/python -m pip -qq --disable-pip-versio
 APT_PACKAGES := $(shell cat .ci/apt-packages)
 
 help: ## list what can be made
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
 
 run: .venv/embedded.lock ## start everything here and print a curl that pays; Ctrl-C stops it
 	@exec $(BIN)/python -m service run --end-with-parent $(ARGS)
 
 test: .venv/test.lock .venv/apt-packages lint ## check everything that CI checks
 	$(BIN)/python -m pytest -q $(ARGS)
+
+image-test: .venv/test.lock ## build the container image and pay with it (root; BASE=image to build on)
+	@BASE="$(BASE)" $(BIN)/python -m tests.shipped.image_test
 
 lint: .venv/test.lock ## format, lint, types and the order of the rooms
 	$(BIN)/python -m ruff format --quiet --check .
