@@ -81,10 +81,15 @@ def prepared_form(statement: Statement, *, has_params: bool) -> tuple[str, str]:
     return f"PREPARE {name} AS {sql}", f"EXECUTE {name} ({', '.join(arguments)})"
 
 
+# No payment waits for these: a histogram for each would be half of all the series there are.
+FAMILIES = frozenset({"invariant", "rehearsal", "endpoint"})
+
+
 @lru_cache(maxsize=512)
 def statement_duration(name: str) -> Histogram:
-    """The duration's histogram with its label bound."""
-    return metrics.db_statement_duration_seconds.labels(name)
+    """The duration's histogram with its label bound; some statements share their family's."""
+    family = name.partition("_")[0]
+    return metrics.db_statement_duration_seconds.labels(family if family in FAMILIES else name)
 
 
 def is_stale_plan(error: psycopg2.Error, *, prepared: bool) -> bool:
