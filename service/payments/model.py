@@ -212,6 +212,10 @@ def payment_id_text(payment_id: UUID) -> str:
     return f"pay_{payment_id.hex}"
 
 
+def event_id_text(event_id: UUID) -> str:
+    return f"evt_{event_id.hex}"
+
+
 def parse_id(text: str, prefix: str) -> UUID | None:
     """The UUID behind `pay_…`, `evt_…`; None for anything that we cannot have made."""
     digits = text.removeprefix(prefix)

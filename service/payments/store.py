@@ -28,6 +28,7 @@ from service.payments.model import (
     new_id,
     sources_of,
 )
+from service.payments.outbox import OUTBOX, is_told
 from service.providers.base import Outcome, OutcomeKind
 from service.resilience.deadline import Deadline
 
@@ -100,9 +101,7 @@ _GET = Statement(
 )
 
 # Where every status change goes through: one row moves, and its event is written, or nothing is.
-_MOVE = Statement(
-    "move",
-    f"""
+_MOVE_SQL = """
     WITH p AS (
         UPDATE payments SET
             status = %(status)s::text,
@@ -129,10 +128,12 @@ _MOVE = Statement(
         SELECT merchant_id, %(event_id)s::uuid, payment_id, %(event_type)s::text,
                %(detail)s::jsonb
         FROM p
+        RETURNING merchant_id, event_id, payment_id, type, created_at
     )
-    SELECT {COLUMNS} FROM p
-    """,
-)
+"""
+_MOVE = Statement("move", f"{_MOVE_SQL} SELECT {COLUMNS} FROM p")
+# The same where merchants are told of it; a step on the way does not pay for that.
+_MOVE_AND_TELL = Statement("move_and_tell", f"{_MOVE_SQL}, {OUTBOX} SELECT {COLUMNS} FROM p")
 
 _WITHDRAW = Statement(
     "withdraw",
@@ -522,9 +523,10 @@ class PaymentStore:
         decline = outcome.decline if outcome is not None else None
         next_action = outcome.next_action if outcome is not None else None
         is_attempt = outcome is not None and op in ("prepare", "confirm")
+        event_type = event_type or f"payment.{status.value}"
         with self._pool.checkout(deadline) as checkout:
             rows = checkout.run(
-                _MOVE,
+                _MOVE_AND_TELL if is_told(event_type) else _MOVE,
                 {
                     "merchant_id": str(payment.merchant_id),
                     "payment_id": str(payment.payment_id),
@@ -546,7 +548,7 @@ class PaymentStore:
                     "leased": lease,
                     "due_in_s": self._lease_s if lease else due_in_s,
                     "event_id": str(new_id()),
-                    "event_type": event_type or f"payment.{status.value}",
+                    "event_type": event_type,
                     "detail": _detail(
                         pool_wait_s=checkout.wait_s, op=op, outcome=outcome, reason=reason, by=by
                     ),

@@ -100,7 +100,7 @@ class Transport:
         self._pool = pool_for(
             self._base_url,
             max_connections=max_connections,
-            ssl_context=_verifying_context(self._ca_file) if url.scheme == "https" else None,
+            ssl_context=verifying_context(self._ca_file) if url.scheme == "https" else None,
             proxy_url=proxy_url,
             proxy_headers=self._adapter.proxy_headers(proxy_url) if proxy_url else {},
         )
@@ -140,7 +140,7 @@ class Transport:
             )
             body = _read(response.raw, deadline)
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
-            failure = _failure(error, exchange)
+            failure = failure_of(error, exchange)
             raise failure from self._named(failure, error)
         finally:
             exchange.release()
@@ -208,7 +208,8 @@ class _Refused(ProtocolError):
         self.kind = kind
 
 
-def _verifying_context(ca_file: str) -> ssl.SSLContext:
+def verifying_context(ca_file: str) -> ssl.SSLContext:
+    """A TLS context that trusts that file alone and always checks names."""
     context = create_urllib3_context(cert_reqs=ssl.CERT_REQUIRED)
     context.load_verify_locations(cafile=ca_file)
     return context
@@ -245,7 +246,7 @@ def _read(raw: urllib3.HTTPResponse, deadline: Deadline) -> bytes:
     return bytes(body)
 
 
-def _failure(error: Exception, exchange: Exchange) -> TransportError:
+def failure_of(error: Exception, exchange: Exchange) -> TransportError:
     """The whitelist of what was certainly not sent; all the rest is doubt."""
     causes = list(causes_of(error))
 

@@ -1,0 +1,169 @@
+"""Posts to addresses that strangers gave us: checked, resolved once, and never led on elsewhere."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import socket
+from pathlib import Path
+from urllib.parse import SplitResult, urlsplit
+
+import urllib3
+from requests.utils import DEFAULT_CA_BUNDLE_PATH
+
+from service.providers.connections import Exchange, pool_for
+from service.providers.resolver import Resolver
+from service.providers.transport import (
+    NotSent,
+    causes_of,
+    failure_of,
+    verifying_context,
+)
+from service.resilience.deadline import Deadline
+from service.resilience.watchdog import Watchdog
+
+CONNECT_TIMEOUT_S = 2.0
+URL_LENGTH_MAX = 2048
+# Below 1024 live the services that a forged request could talk to: mail, SSH, directories.
+_WEB_PORT = 443
+_FIRST_FREE_PORT = 1024
+# The forms in which an IPv6 address carries an IPv4 one that the kernel or a gateway goes to.
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+_HOST = re.compile(r"[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?", re.IGNORECASE)
+
+
+class AddressRefused(socket.gaierror):
+    """The name leads to a place that we do not call."""
+
+
+class WebhookSender:
+    """One POST each, on a connection of its own. For many threads; make it after the fork."""
+
+    def __init__(
+        self, *, watchdog: Watchdog, allow_private: bool, ca_file: Path | str | None = None
+    ) -> None:
+        self._watchdog = watchdog
+        self._allow_private = allow_private
+        self._resolver = _CheckedResolver(allow_private=allow_private)
+        self._tls = verifying_context(str(ca_file or DEFAULT_CA_BUNDLE_PATH))
+
+    def post(self, url: str, body: bytes, headers: dict[str, str], deadline: Deadline) -> int:
+        """Send it once and return the answer's status; the answer's body is not read.
+
+        Ends by `deadline`. The name is resolved once and the connection goes to the very address
+        that was checked; TLS and Host keep the name. A redirect is an answer like any other.
+        Raises TransportError, whose `kind` says why there was no answer.
+        """
+        reason = refusal_of(url, allow_private=self._allow_private)
+        if reason is not None:
+            raise NotSent("address_refused", reason)
+        where = urlsplit(url)
+        exchange = Exchange(
+            deadline,
+            connect_timeout_s=CONNECT_TIMEOUT_S,
+            watchdog=self._watchdog,
+            resolver=self._resolver,
+        )
+        pool = pool_for(
+            f"{where.scheme}://{where.netloc}",
+            max_connections=1,
+            ssl_context=self._tls if where.scheme == "https" else None,
+            proxy_url=None,
+            proxy_headers={},
+        )
+        pool.begin(exchange)
+        try:
+            response = pool.urlopen(
+                "POST",
+                _target(where),
+                body=body,
+                headers={"User-Agent": "Holdfast-Webhooks", **headers},
+                redirect=False,
+                retries=False,
+                preload_content=False,
+            )
+            response.close()
+            # A head that was cut off in the middle looks like a whole one.
+            if exchange.cut_short or deadline.expired:
+                raise TimeoutError("The answer came after its deadline")
+        except (urllib3.exceptions.HTTPError, OSError) as error:
+            refused = next((e for e in causes_of(error) if isinstance(e, AddressRefused)), None)
+            if refused is not None:
+                raise NotSent("address_refused", str(refused)) from error
+            raise failure_of(error, exchange) from error
+        finally:
+            exchange.release()
+            pool.close()
+        return response.status
+
+
+def refusal_of(url: str, *, allow_private: bool) -> str | None:
+    """Why an address as written is never called; None: it may be, if its name resolves well."""
+    if len(url) > URL_LENGTH_MAX or not url.isascii() or not url.isprintable() or " " in url:
+        return f"must be at most {URL_LENGTH_MAX} visible ASCII characters"
+    try:
+        where = urlsplit(url)
+        port = where.port
+    except ValueError:
+        return "must be an address like https://example.com/webhooks"
+    if where.scheme != "https" and not (allow_private and where.scheme == "http"):
+        return "must begin with https://"
+    if where.username is not None or where.password is not None or where.fragment:
+        return "must hold no user, password or fragment"
+    host = where.hostname or ""
+    address = _address_of(host)
+    if address is None and (not _HOST.fullmatch(host) or host.replace(".", "").isdigit()):
+        return "must name a host like example.com"
+    if allow_private:
+        return None
+    if port is not None and port != _WEB_PORT and port < _FIRST_FREE_PORT:
+        return "must use port 443, or one from 1024 on"
+    if address is not None and not _is_public(address):
+        return "must be an address on the public internet"
+    return None
+
+
+class _CheckedResolver(Resolver):
+    """Gives addresses only of names that lead nowhere private."""
+
+    def __init__(self, *, allow_private: bool) -> None:
+        super().__init__()
+        self._allow_private = allow_private
+
+    def addresses(self, host: str, deadline: Deadline) -> list[str]:
+        """As Resolver's; raises AddressRefused where one of the addresses is not public."""
+        found = super().addresses(host, deadline)
+        # One private address among public ones is no accident either.
+        if not self._allow_private and not all(
+            (address := _address_of(text)) is not None and _is_public(address) for text in found
+        ):
+            raise AddressRefused(socket.EAI_NONAME, "The name leads to a private address")
+        return found
+
+
+_Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+def _address_of(text: str) -> _Address | None:
+    try:
+        return ipaddress.ip_address(text)
+    except ValueError:
+        return None
+
+
+def _is_public(address: _Address) -> bool:
+    if isinstance(address, ipaddress.IPv6Address):
+        if address.scope_id is not None:
+            return False
+        inner = address.ipv4_mapped or address.sixtofour
+        if inner is None and address in _NAT64:
+            inner = ipaddress.IPv4Address(address.packed[-4:])
+        if inner is not None:
+            return _is_public(inner)
+        if address.teredo is not None:
+            return False
+    return address.is_global and not address.is_multicast and not address.is_reserved
+
+
+def _target(where: SplitResult) -> str:
+    return (where.path or "/") + (f"?{where.query}" if where.query else "")

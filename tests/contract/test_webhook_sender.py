@@ -1,0 +1,179 @@
+"""What our webhooks never talk to, and that they go to the very address that was checked."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from time import monotonic
+
+import pytest
+
+from service.providers import webhook_sender
+from service.providers.transport import NotSent, SentUnknown, TransportError
+from service.providers.webhook_sender import WebhookSender, refusal_of
+from service.resilience.deadline import Deadline
+from service.resilience.watchdog import Watchdog
+from tests.fault_server import Peer, always, answer, certificate, fault_server
+from tests.webhook_receiver import webhook_receiver
+
+FORBIDDEN = [
+    *("127.0.0.1", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1"),
+    *("0.0.0.0", "224.0.0.1", "255.255.255.255", "192.0.2.1", "198.18.0.1", "240.0.0.1"),  # noqa: S104
+    *("::1", "::", "fe80::1", "fd00::1", "ff02::1", "2001:db8::1"),
+    # The same IPv4 places in IPv6's clothes: mapped, compatible gateways, 6to4, Teredo.
+    *("::ffff:127.0.0.1", "::ffff:a00:1", "64:ff9b::7f00:1", "2002:7f00:1::", "2001:0:7f00:1::"),
+]
+
+
+@pytest.fixture
+def strict() -> WebhookSender:
+    return WebhookSender(watchdog=Watchdog(), allow_private=False)
+
+
+@pytest.fixture
+def lenient() -> WebhookSender:
+    return WebhookSender(watchdog=Watchdog(), allow_private=True, ca_file=certificate())
+
+
+def post(sender: WebhookSender, url: str, within_s: float = 2.0) -> int:
+    return sender.post(url, b"{}", {"webhook-id": "evt_1"}, Deadline.after(within_s))
+
+
+def resolving(monkeypatch: pytest.MonkeyPatch, *answers: list[str]) -> list[str]:
+    """From now on `hooks.example` resolves to these in turn; the names that were asked for."""
+    asked: list[str] = []
+    real = socket.getaddrinfo
+    left = list(answers)
+
+    def getaddrinfo(host, *args, **options):
+        if host != "hooks.example":
+            return real(host, *args, **options)
+        asked.append(host)
+        found = left.pop(0) if len(left) > 1 else left[0]
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (ip, 0)) for ip in found]
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    return asked
+
+
+@pytest.mark.parametrize("address", FORBIDDEN)
+def test_no_address_that_is_not_public_is_called(strict, address):
+    host = f"[{address}]" if ":" in address else address
+
+    with pytest.raises(NotSent) as refused:
+        post(strict, f"https://{host}/")
+
+    assert refused.value.kind == "address_refused"
+
+
+@pytest.mark.parametrize(
+    "addresses", [["127.0.0.1"], ["93.184.215.14", "10.0.0.1"], ["::ffff:10.0.0.1"]]
+)
+def test_no_name_that_leads_to_such_an_address_is_called(strict, monkeypatch, addresses):
+    resolving(monkeypatch, addresses)
+
+    with pytest.raises(NotSent) as refused:
+        post(strict, "https://hooks.example/")
+
+    assert refused.value.kind == "address_refused"
+
+
+@pytest.mark.parametrize("host", ["localhost", "0x7f.1", "0177.0.0.1"])
+def test_no_spelling_of_loopback_gets_through(strict, host):
+    with fault_server(always(answer(204, b""))) as server, pytest.raises(NotSent) as refused:
+        post(strict, f"https://{host}:{server.port}/")
+
+    assert refused.value.kind == "address_refused"
+    assert server.accepted == 0
+
+
+def test_a_name_is_resolved_once_and_the_connection_goes_there(lenient, monkeypatch):
+    with webhook_receiver() as receiver:
+        # A name server that says something else the second time it is asked.
+        asked = resolving(monkeypatch, ["127.0.0.1"], ["127.0.0.2"])
+
+        status = post(lenient, f"http://hooks.example:{receiver.server.port}/")
+
+    assert (status, asked) == (204, ["hooks.example"])
+    assert receiver.got[0][0]["host"] == f"hooks.example:{receiver.server.port}"
+
+
+def test_tls_asks_for_the_name_and_believes_no_other(lenient, monkeypatch):
+    resolving(monkeypatch, ["127.0.0.1"])
+    names: list[str | None] = []
+
+    def handshake(peer: Peer) -> None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate())
+        context.sni_callback = lambda _sock, name, _context: names.append(name)
+        context.wrap_socket(peer.sock.dup(), server_side=True).close()
+
+    with (
+        fault_server(handshake, handshake=False) as server,
+        pytest.raises(TransportError) as refused,
+    ):
+        post(lenient, f"https://hooks.example:{server.port}/")
+
+    assert (names, refused.value.kind) == (["hooks.example"], "tls")
+
+
+def test_a_verified_receiver_is_told_over_tls(lenient):
+    with fault_server(always(answer(200, b"thanks"))) as server:
+        assert post(lenient, server.url) == 200
+
+
+def test_a_redirect_is_not_followed(lenient):
+    with webhook_receiver() as elsewhere:
+        moved = answer(307, b"", more=f"Location: {elsewhere.url}\r\n")
+        with fault_server(always(moved)) as server:
+            assert post(lenient, server.url) == 307
+
+    assert elsewhere.got == []
+
+
+@pytest.mark.parametrize("drip", [False, True])
+def test_a_receiver_that_hangs_or_drips_costs_the_deadline_and_no_more(lenient, drip):
+    def behave(peer: Peer) -> None:
+        peer.read_request()
+        if drip:
+            peer.drip(b"HTTP/1.1 200 OK\r\nX-Slow: " + b"x" * 1000, every_s=0.02)
+        peer.hold()
+
+    with fault_server(behave) as server:
+        began_s = monotonic()
+        with pytest.raises(SentUnknown) as late:
+            post(lenient, server.url, within_s=0.3)
+
+    assert late.value.kind == "timeout"
+    assert monotonic() - began_s < 2
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://hooks.example/",
+        "ftp://hooks.example/",
+        "https://user:secret@hooks.example/",
+        "https://hooks.example/#part",
+        "https://hooks.example:22/",
+        "https://hooks.example:99999/",
+        "https://2130706433/",
+        "https://127.1/",
+        "https:///path",
+        "https://hooks.example/a b",
+        "https://hooks.example/\r\nHost: x",
+        "https://hööks.example/",
+        "https://[::1/",
+        "https://hooks.example/" + "x" * webhook_sender.URL_LENGTH_MAX,
+        "",
+    ],
+)
+def test_an_address_that_is_wrong_as_written_is_refused_at_once(strict, url):
+    assert refusal_of(url, allow_private=False) is not None
+    with pytest.raises(NotSent):
+        post(strict, url)
+
+
+@pytest.mark.parametrize("url", ["https://hooks.example", "https://hooks.example:8443/a?b=c"])
+def test_an_ordinary_address_is_taken(url):
+    assert refusal_of(url, allow_private=False) is None
