@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -31,6 +32,7 @@ class House:
         self.api_key: str = run["api_key"]
         self.pids: dict[str, int] = run["pids"]
         self.database_url: str = run["database_url"]
+        self.fault_proxy_control: str = run["fault_proxy_control"]
         self._sandbox_url: str = run["sandbox_url"]
         self._sandbox_ca: str = run["sandbox_ca"]
         self._session = requests.Session()
@@ -67,12 +69,12 @@ class House:
 
     def control(self, mix: dict[str, float], **more: Any) -> None:
         """What the provider does from now on."""
-        answer = self._sandbox("POST", "/_control", json={"mix": mix, **more})
+        answer = self.sandbox("POST", "/_control", json={"mix": mix, **more})
         answer.raise_for_status()
 
     def charges(self, reference: str | None = None) -> list[dict[str, Any]]:
         """The provider's own books: every charge, or those of one of our references."""
-        movements = self._sandbox("GET", "/_books").json()["movements"]
+        movements = self.sandbox("GET", "/_books").json()["movements"]
         return [
             movement
             for movement in movements
@@ -98,7 +100,8 @@ class House:
 
     home: str = ""
 
-    def _sandbox(self, method: str, path: str, **options: Any) -> requests.Response:
+    def sandbox(self, method: str, path: str, **options: Any) -> requests.Response:
+        """One call to the sandbox's own addresses: its books, its faults, the payer's part."""
         return self._session.request(
             method, self._sandbox_url + path, verify=self._sandbox_ca, timeout=10, **options
         )
@@ -116,6 +119,8 @@ def running_house(home: Path, **settings: str) -> Iterator[House]:
     }
     environ.pop("PROMETHEUS_MULTIPROC_DIR", None)
     home.mkdir(parents=True, exist_ok=True)
+    run_file = home / "run.json"
+    run_file.unlink(missing_ok=True)  # A run that was killed left it.
     with (home / "run.out").open("wb") as out:
         process = subprocess.Popen(
             [sys.executable, "-m", "service", "run", "--end-with-parent"],
@@ -124,7 +129,6 @@ def running_house(home: Path, **settings: str) -> Iterator[House]:
             stdout=out,
             stderr=subprocess.STDOUT,
         )
-    run_file = home / "run.json"
     try:
         wait_for(lambda: run_file.exists() or process.poll() is not None, timeout_s=START_TIMEOUT_S)
         assert process.poll() is None, (home / "run.out").read_text()
@@ -138,6 +142,9 @@ def running_house(home: Path, **settings: str) -> Iterator[House]:
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
         process.wait(40)
+        # Below a directory that is closed to PostgreSQL's user, the data is elsewhere.
+        if (home / "postgres").is_symlink():
+            shutil.rmtree((home / "postgres").resolve(), ignore_errors=True)
 
 
 def wait_for(

@@ -63,7 +63,12 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--port", type=int, default=0, help="0: any free one, printed at start")
     parser.add_argument("--home", type=Path, required=True, help="books and certificate")
     parser.add_argument("--webhook-url", help="where signed events are sent; none: nowhere")
-    parser.add_argument("--webhook-secret", help="signs the events (whsec_..)")
+    # From the environment by choice: a command line can be read by everybody on the machine.
+    parser.add_argument(
+        "--webhook-secret",
+        default=os.environ.get("STRIPE_WEBHOOK_SECRET"),
+        help="signs the events (whsec_..); else STRIPE_WEBHOOK_SECRET",
+    )
     parser.add_argument("--seed", type=int, help="makes the faults that are drawn repeatable")
     given = parser.parse_args(arguments)
     if given.webhook_url and not given.webhook_secret:

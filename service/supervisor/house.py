@@ -121,7 +121,9 @@ class _House:
         self._start_service()
         self._wait_until_ready()
         self._write_run_file()
-        print(banner(self._settings, self._sandbox), flush=True)  # noqa: T201
+        key_was_given = "HOLDFAST_BOOTSTRAP_API_KEY" in self._environ
+        said = banner(self._settings, self._sandbox, key_was_given=key_was_given)
+        print(said, flush=True)  # noqa: T201
 
     def watch(self) -> NoReturn:
         """Wait for the first part that ends."""
@@ -279,6 +281,8 @@ class _House:
                 "database_url": settings.database_url,
                 "sandbox_url": self._sandbox.get("url"),
                 "sandbox_ca": self._sandbox.get("ca_file"),
+                # Whoever may read this file may strike the links: `service.simulation.strike`.
+                "fault_proxy_control": self._links and str(self._links.control_path),
                 "pids": {"supervisor": os.getpid()}
                 | {name.replace(" ", "_"): part.pid for name, part in self._parts.items()},
             },

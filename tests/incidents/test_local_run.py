@@ -1,0 +1,206 @@
+"""`python -m service run`: what it says, what it refuses, and that nothing outlives it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.running_house import ROOT, running_house, wait_for
+
+# As small as it gets: what is tested here does not depend on numbers.
+SMALL = {"HOLDFAST_WEB_WORKERS": "1", "HOLDFAST_WEB_THREADS": "4", "HOLDFAST_DB_POOL_SIZE": "4"}
+
+
+@pytest.fixture(scope="module")
+def home() -> Iterator[Path]:
+    """One home for all runs of this file, in a path with a space."""
+    outer = Path(tempfile.mkdtemp(prefix="holdfast-test-"))
+    outer.chmod(0o711)
+    yield outer / "local run"
+    shutil.rmtree(outer)
+
+
+@pytest.fixture(scope="module")
+def paid_before() -> list[str]:
+    """Payments of earlier runs in this home: each later run must still know them."""
+    return []
+
+
+@pytest.mark.parametrize(
+    "part", ["supervisor", "data_plane", "postgres", "ops_plane", "reconciler", "sandbox"]
+)
+def test_after_a_kill_of_any_part_nothing_runs_and_nothing_is_lost(home, paid_before, part):
+    with running_house(home, **SMALL) as house:
+        known = [house.get(f"/v1/payments/{payment}").json() for payment in paid_before]
+        paid_before.append(house.pay().json()["id"])
+        everyone = _family(house.process.pid)
+
+        os.kill(house.pids[part], signal.SIGKILL)
+
+        wait_for(lambda: not any(map(_runs, everyone)), timeout_s=30)
+        assert len(everyone) > 12
+        assert [payment["status"] for payment in known] == ["succeeded"] * len(known)
+        if part != "supervisor":
+            assert house.process.wait(10) == 1
+            said = (home / "run.out").read_text()
+            assert f"The {part.replace('_', ' ')} ended by itself" in said
+
+
+def test_after_a_kill_of_a_keeper_nothing_runs_either(home):
+    with running_house(home, **SMALL) as house:
+        everyone = _family(house.process.pid)
+        keeper_pid = _parent(house.pids["data_plane"])
+        assert keeper_pid in everyone
+
+        os.kill(keeper_pid, signal.SIGKILL)
+
+        wait_for(lambda: not any(map(_runs, everyone)), timeout_s=30)
+
+
+def test_no_secret_is_on_a_command_line_or_open_to_others(home):
+    with running_house(home, **SMALL) as house:
+        keys = json.loads((home / "keys.json").read_text()).values()
+        command_lines = [_read(f"/proc/{pid}/cmdline") for pid in _family(house.process.pid)]
+        modes = [stat.S_IMODE((home / name).stat().st_mode) for name in ("keys.json", "run.json")]
+
+    assert len(keys) == 2
+    assert not [line for line in command_lines if any(key in line for key in keys)]
+    assert modes == [0o600, 0o600]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_asked_to_stop_it_stops_everything_and_calls_that_a_success(home, number):
+    with running_house(home, **SMALL) as house:
+        everyone = _family(house.process.pid)
+
+        house.process.send_signal(number)
+
+        assert house.process.wait(30) == 0
+        assert not any(map(_runs, everyone))
+        assert not (home / "run.json").exists()
+
+
+def test_it_tells_how_to_pay_and_the_pasted_command_pays(home):
+    with running_house(home, **SMALL) as house:
+        said = (home / "run.out").read_text()
+        command = re.search(r"^  curl (.+\n)+?.+'$", said, re.MULTILINE)
+        assert command
+        pasted = subprocess.run(
+            ["sh", "-c", command[0]], capture_output=True, text=True, check=False
+        )
+
+        assert pasted.stdout.startswith("HTTP/1.1 201")
+        assert house.ops_url in said
+
+
+def test_a_second_run_in_the_same_home_is_refused_at_once(home):
+    with running_house(home, **SMALL):
+        second = _run_until_it_ends({"HOLDFAST_HOME": str(home)})
+
+    assert second.returncode == 2
+    assert "already runs" in second.stderr
+    assert "HOLDFAST_HOME" in second.stderr
+
+
+def test_with_a_database_and_a_provider_of_ones_own_none_is_started(
+    home, database_url, owner_url, sandbox
+):
+    given = {
+        "DATABASE_URL": database_url,
+        "MIGRATE_DATABASE_URL": owner_url,
+        "STRIPE_API_BASE": sandbox.url,
+        "STRIPE_API_KEY": "sk_test_x",
+        "HOLDFAST_PROVIDER_CA_FILE": str(sandbox.ca_file),
+    }
+    with running_house(home.with_name("given"), **SMALL, **given) as house:
+        assert house.pay().status_code == 201
+        assert house.pids.keys() == {"supervisor", "data_plane", "ops_plane", "reconciler"}
+
+
+@pytest.mark.parametrize("setting", ["HOLDFAST_BIND", "HOLDFAST_OPS_BIND"])
+def test_a_port_in_use_is_one_sentence_with_the_setting_and_the_listener(tmp_path, setting):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        bind = f"127.0.0.1:{listener.getsockname()[1]}"
+        refused = _run_until_it_ends({"HOLDFAST_HOME": str(tmp_path), setting: bind})
+
+    assert refused.returncode == 2
+    assert refused.stderr.count("\n") == 1
+    assert setting in refused.stderr
+    assert f"(process {os.getpid()}) listens there" in refused.stderr
+
+
+def test_more_connections_than_the_server_has_are_refused_in_numbers(home):
+    refused = _run_until_it_ends({"HOLDFAST_HOME": str(home), "HOLDFAST_DB_POOL_SIZE": "40"})
+
+    assert refused.returncode == 2
+    assert "2 workers x 40 connections" in refused.stderr
+    assert "HOLDFAST_DB_POOL_SIZE" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("setting", "text"),
+    [
+        ("DATABASE_URL", "postgresql://nobody@127.0.0.1:1/nowhere"),
+        ("HOLDFAST_BOOTSTRAP_API_KEY", "hunter2"),
+        ("HOLDFAST_ENV", "production"),
+    ],
+)
+def test_what_cannot_be_started_is_said_without_a_traceback(home, setting, text):
+    refused = _run_until_it_ends({"HOLDFAST_HOME": str(home), setting: text})
+
+    assert refused.returncode == 2
+    assert refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert "hunter2" not in refused.stderr
+
+
+def _run_until_it_ends(settings: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    free = {"HOLDFAST_BIND": "127.0.0.1:0", "HOLDFAST_OPS_BIND": "127.0.0.1:0"}
+    return subprocess.run(
+        [sys.executable, "-m", "service", "run"],
+        cwd=ROOT,
+        env=os.environ | free | settings,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def _family(pid: int) -> set[int]:
+    """A process and everything that descends from it."""
+    found = {pid}
+    for stat_file in sorted(Path("/proc").glob("[0-9]*"), key=lambda path: int(path.name)):
+        if _parent(int(stat_file.name)) in found:
+            found.add(int(stat_file.name))
+    return found
+
+
+def _parent(pid: int) -> int:
+    fields = _read(f"/proc/{pid}/stat").rpartition(")")[2].split()
+    return int(fields[1]) if fields else 0
+
+
+def _runs(pid: int) -> bool:
+    """Whether a process is there; a zombie that nobody has buried yet is not."""
+    fields = _read(f"/proc/{pid}/stat").rpartition(")")[2].split()
+    return bool(fields) and fields[0] != "Z"
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
