@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import socket
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
-from flask import Flask
+from flask import Blueprint, Flask
 
 from service.background import Background
 from service.database import migrate
@@ -15,8 +19,10 @@ from service.database.pool import ConnectionPool, Statement
 from service.observability import health_components as check
 from service.observability import metrics, zeros
 from service.observability.health import HealthChecks
-from service.observability.registry import read_samples, shared_registry
+from service.observability.registry import SampleKey, read_samples, shared_registry
 from service.observability.statistics import Statistics
+from service.payments.deliveries import Deliverer
+from service.payments.endpoints import EndpointStore
 from service.payments.event_feed import EventFeed
 from service.payments.figures import OpenFigures
 from service.payments.forward import Forwarder
@@ -25,6 +31,7 @@ from service.payments.merchants import KeyStore
 from service.payments.movement_handler import MovementHandler
 from service.payments.movement_reconcile import MovementReconciler
 from service.payments.movement_store import MovementStore
+from service.payments.open_limit import OpenLimit
 from service.payments.reconcile import Reconciler
 from service.payments.settling_store import SettlingStore
 from service.payments.store import RECORD_TIMEOUT_S, PaymentStore
@@ -33,14 +40,18 @@ from service.providers.base import Provider
 from service.providers.guarded import GuardedProvider
 from service.providers.stripe import StripeProvider
 from service.providers.transport import Transport
+from service.providers.webhook_sender import WebhookSender, refusal_of
 from service.resilience.breaker import NEVER_OPENS, Breaker
 from service.resilience.bulkhead import Bulkhead
 from service.resilience.deadline import Deadline
+from service.resilience.rate_limit import RateLimit
 from service.resilience.retry import Retry
 from service.resilience.watchdog import Watchdog
-from service.settings import Settings
-from service.web import lifecycle, request_scope
+from service.settings import Settings, environ_of
+from service.web import lifecycle, rate_limits, request_scope
+from service.web.api_keys import api_keys_blueprint
 from service.web.auth import Authenticator
+from service.web.bodies import parse_object, read_body, validated
 from service.web.captures import captures_blueprint
 from service.web.diagnostics import diagnostics_blueprint
 from service.web.events import events_blueprint
@@ -50,6 +61,7 @@ from service.web.operators import operators_blueprint
 from service.web.payments import payments_blueprint
 from service.web.problems import register_problems
 from service.web.refunds import refunds_blueprint
+from service.web.webhook_endpoints import webhook_endpoints_blueprint
 from service.web.webhooks import webhooks_blueprint
 
 # Each loop of the reconciler has as many threads; the database serves them one statement a time.
@@ -122,7 +134,15 @@ def create_app(settings: Settings, *, provider: Provider | None = None) -> Flask
         threads=max(1, round(settings.web_threads * share)),
     )
     app = _flask(settings.request_timeout_ms / 1000)
-    authenticate = Authenticator(KeyStore(parts.pool))
+    rate_limits.install(app)
+    # A file of this instance: its workers count together.
+    limit = RateLimit(
+        settings.metrics_path / "rate-limits",
+        per_s=settings.rate_limit_per_s,
+        burst=settings.rate_limit_burst,
+    )
+    keys = KeyStore(parts.pool)
+    authenticate = Authenticator(keys, rate_limits.RateLimits(limit))
     secrets = [settings.stripe_webhook_secret] if settings.stripe_webhook_secret else []
     app.register_blueprint(
         payments_blueprint(handler=parts.handler, store=parts.store, authenticate=authenticate)
@@ -140,6 +160,14 @@ def create_app(settings: Settings, *, provider: Provider | None = None) -> Flask
     )
     app.register_blueprint(events_blueprint(feed=EventFeed(parts.pool), authenticate=authenticate))
     app.register_blueprint(operators_blueprint(store=parts.store, authenticate=authenticate))
+    app.register_blueprint(api_keys_blueprint(keys=keys, authenticate=authenticate))
+    app.register_blueprint(
+        webhook_endpoints_blueprint(
+            endpoints=EndpointStore(parts.pool),
+            authenticate=authenticate,
+            refusal_of=partial(refusal_of, allow_private=settings.webhook_allow_private),
+        )
+    )
     app.register_blueprint(webhooks_blueprint(inbox=parts.settling, stripe_secrets=secrets))
     app.register_blueprint(
         health_blueprint(
@@ -191,8 +219,6 @@ def create_ops_app(settings: Settings) -> Flask:
             require_operator=lambda: authenticate("operator", request_scope.request_deadline()),
         )
     )
-    zeros.begin_answers(_routes(app))
-    zeros.begin_drills(())
     return app
 
 
@@ -221,6 +247,16 @@ def create_background(settings: Settings) -> Background:
         movement_reconciler=MovementReconciler(
             parts.movements, parts.movement_handler, parts.provider
         ),
+        deliverer=Deliverer(
+            parts.pool,
+            WebhookSender(
+                watchdog=parts.pool.watchdog,
+                allow_private=settings.webhook_allow_private,
+                ca_file=settings.webhook_ca_file,
+            ),
+            timeout_s=settings.webhook_timeout_ms / 1000,
+        ),
+        open_limit=OpenLimit(parts.pool, most=settings.open_payments_max),
         sweep=Sweep(parts.store, parts.settling, parts.provider),
         figures=OpenFigures(parts.settling),
         probe=parts.provider.probe,
@@ -237,6 +273,48 @@ def _routes(app: Flask) -> list[tuple[str, str]]:
         for rule in app.url_map.iter_rules()
         for method in (rule.methods or set()) - implied
     ]
+
+
+def _simulation(
+    settings: Settings,
+    pool: ConnectionPool,
+    stripe: StripeProvider,
+    *,
+    read: Callable[[], Mapping[SampleKey, float]],
+    statistics: Statistics,
+    authenticate: Authenticator,
+) -> tuple[Blueprint, tuple[str, ...]]:
+    """Simulations and drills, with the drills' names: imported here only, and only when enabled."""
+    from service.simulation import assembly, plan, routes
+
+    host, port = reachable(settings.bind)
+    rehearsals = assembly.assemble(
+        pool=pool,
+        keys=KeyStore(pool),
+        list_charges=stripe.list_since,
+        read=read,
+        statistics=statistics.report,
+        data_plane_url=f"http://{host}:{port}",
+        database_url=settings.database_url or "",
+        provider_url=settings.stripe_api_base or "https://api.stripe.com",
+        provider_key=settings.stripe_api_key or "",
+        provider_ca_file=settings.provider_ca_file,
+        webhook_secret=settings.stripe_webhook_secret,
+        control_path=settings.fault_proxy_control,
+        instance_allowed=settings.env != "production" or settings.simulation_instance,
+        home=settings.home,
+        root=Path(__file__).resolve().parent.parent,
+        environ=environ_of(settings, os.environ),
+    )
+    names = {name.strip().lower() for name in (settings.ops_hosts or "").split(",")} - {""}
+    own, _ = reachable(settings.ops_bind)
+    blueprint = routes.simulation_blueprint(
+        rehearsals,
+        require_operator=lambda: authenticate("operator", request_scope.request_deadline()).key_id,
+        read_body=lambda model: validated(model, parse_object(read_body() or b"{}")),
+        hosts=frozenset({*names, own, "localhost", "127.0.0.1", "::1"}),
+    )
+    return blueprint, tuple(plan.catalogue())
 
 
 def _flask(request_timeout_s: float) -> Flask:

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from service.database.pool import ConnectionPool
 from service.errors import Busy
 from service.observability import metrics
+from service.payments.deliveries import Deliverer
 from service.payments.figures import OpenFigures
 from service.payments.forward import Forwarder, Item, RunAll
 from service.payments.invariants import EVERY_S as INVARIANTS_EVERY_S
@@ -21,6 +22,8 @@ from service.payments.model import Payment
 from service.payments.movement_reconcile import MovementReconciler
 from service.payments.movement_store import MovementStore
 from service.payments.movements import Movement
+from service.payments.open_limit import EVERY_S as OPEN_LIMIT_EVERY_S
+from service.payments.open_limit import OpenLimit
 from service.payments.reconcile import Reconciler
 from service.payments.settling_store import SettlingStore
 from service.payments.sweep import Sweep
@@ -34,6 +37,7 @@ IDLE_S = 0.25
 ROUND_TIMEOUT_S = 5.0
 FIGURES_EVERY_S = 5.0
 HEARTBEAT_EVERY_S = 5.0
+DELIVERIES_TIDIED_EVERY_S = 5.0
 SWEEP_TIMEOUT_S = 200.0
 HINTS_AT_ONCE = 100
 
@@ -57,6 +61,8 @@ class Background:
     forwarder: Forwarder
     movements: MovementStore
     movement_reconciler: MovementReconciler
+    deliverer: Deliverer
+    open_limit: OpenLimit
     sweep: Sweep
     figures: OpenFigures
     # A sign of life from the provider, asked for only when the breaker wants one.
@@ -74,6 +80,8 @@ class Background:
                 ("look-ups", self._look_up_due),
                 ("queue", self.forwarder.drain),
                 ("movements", self._settle_movements),
+                ("deliveries", self._deliver),
+                ("deliveries to who fails", self._deliver_to_who_fails),
                 ("sweep", self._sweep),
             )
         ]
@@ -115,6 +123,14 @@ class Background:
         run_all(self._settle_movement, due)
         return len(due)
 
+    def _deliver(self, run_all: RunAll, deadline: Deadline) -> int:
+        """Tell merchants of events, as many at once as there are threads."""
+        return self.deliverer.deliver(self.threads, run_all, deadline, failing=False)
+
+    def _deliver_to_who_fails(self, run_all: RunAll, deadline: Deadline) -> int:
+        """On its own, since their timeouts would be everybody's."""
+        return self.deliverer.deliver(self.threads, run_all, deadline, failing=True)
+
     def _sweep(self, _run_all: RunAll, _deadline: Deadline) -> int:
         """One sweep, where it is due; it reads page after page in one thread."""
         self.sweep.run_if_due(Deadline.after(SWEEP_TIMEOUT_S))
@@ -125,6 +141,8 @@ class Background:
             self._heartbeat: HEARTBEAT_EVERY_S,
             self.figures.refresh: FIGURES_EVERY_S,
             self._invariants: INVARIANTS_EVERY_S,
+            self.open_limit.mark: OPEN_LIMIT_EVERY_S,
+            self.deliverer.tidy: DELIVERIES_TIDIED_EVERY_S,
         }
         due_s = dict.fromkeys(every_s, 0.0)
         while not stop.is_set():

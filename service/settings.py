@@ -140,6 +140,33 @@ class Settings:
         "HOLDFAST_BREAKER_ENABLED", True, "false only to see a drill fail without it"
     )
 
+    rate_limit_per_s: float = _setting(
+        "HOLDFAST_RATE_LIMIT_PER_S",
+        1000.0,
+        "requests a second of one API key, over all workers of a host; then 429",
+    )
+    rate_limit_burst: int = _setting(
+        "HOLDFAST_RATE_LIMIT_BURST", 2000, "requests of one API key at once, saved up while idle"
+    )
+    open_payments_max: int = _setting(
+        "HOLDFAST_OPEN_PAYMENTS_MAX",
+        10000,
+        "queued or in doubt of one merchant, counted every 5 s; then 429 for further ones",
+    )
+    webhook_timeout_ms: int = _setting(
+        "HOLDFAST_WEBHOOK_TIMEOUT_MS", 5000, "what a merchant's webhook endpoint has to answer"
+    )
+    webhook_allow_private: bool = _setting(
+        "HOLDFAST_WEBHOOK_ALLOW_PRIVATE",
+        False,
+        "deliver to private addresses, any port and plain http too; for your own network only",
+    )
+    webhook_ca_file: Path | None = _setting(
+        "HOLDFAST_WEBHOOK_CA_FILE",
+        None,
+        "CA bundle for webhook endpoints; none: the system's (certifi)",
+    )
+
     simulation_enabled: bool = _setting(
         "HOLDFAST_SIMULATION_ENABLED", False, "faults on demand; `make run` turns it on"
     )
@@ -201,6 +228,18 @@ class Settings:
     def metrics_path(self) -> Path:
         """Where the workers' metric files are."""
         return self.metrics_dir or self.home / "metrics"
+
+
+def environ_of(settings: Settings, environ: Mapping[str, str]) -> dict[str, str]:
+    """`environ`, changed so that another process reads these same settings from it."""
+    texts = dict(environ)
+    for field in dataclasses.fields(settings):
+        env, value = field.metadata["env"], getattr(settings, field.name)
+        texts.pop(env, None)
+        texts.pop(f"{env}_FILE", None)
+        if value is not None:
+            texts[env] = str(value.absolute() if isinstance(value, Path) else value)
+    return texts
 
 
 def describe() -> Iterator[tuple[str, str, str, bool]]:

@@ -15,12 +15,16 @@ from uuid import UUID
 import psycopg2.extensions
 
 from service.database.pool import ConnectionPool, Statement
+from service.errors import WrongState
 from service.resilience.deadline import Deadline
 
 Mode = Literal["test", "live"]
 SCOPES = ("payments", "refunds", "read", "operator")
 # Fixed, so that two instances that start together make the same one.
 DEFAULT_MERCHANT_ID = UUID("00000000-0000-7000-8000-000000000001")
+
+# As many as a list shows; each of a merchant's programs has one, and two while it is replaced.
+LIVE_KEYS_MAX = 50
 
 _ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 # 62^32 secrets: more than 190 bits, so that a plain SHA-256 at rest is enough.
@@ -43,10 +47,14 @@ class ApiKey:
     label: str | None
     created_at: datetime
     last_used_at: datetime | None
+    expires_at: datetime | None
+    revoked_at: datetime | None
     # By the database's clock.
     is_live: bool
     # Used, but nobody wrote it down for a minute.
     touch_due: bool
+    # The merchant's, not the key's: it comes along, so that a payment need not ask.
+    has_too_many_open: bool
 
 
 def generate_key(mode: Mode) -> str:
@@ -96,9 +104,11 @@ def bootstrap(connection: psycopg2.extensions.connection, api_key: str, mode: Mo
 
 
 _COLUMNS = """
-    key_id, merchant_id, secret_sha256, mode, scopes, label, created_at, last_used_at,
-    revoked_at IS NULL AND coalesce(expires_at > now(), true),
-    coalesce(last_used_at < now() - interval '1 minute', true)
+    key_id, merchant_id, secret_sha256, mode, scopes, label, created_at, last_used_at, expires_at,
+    revoked_at, revoked_at IS NULL AND coalesce(expires_at > now(), true),
+    coalesce(last_used_at < now() - interval '1 minute', true),
+    coalesce((SELECT has_too_many_open FROM merchants m
+              WHERE m.merchant_id = api_keys.merchant_id), false)
 """
 
 _FIND = Statement(
@@ -109,8 +119,10 @@ _CREATE = Statement(
     "key_create",
     f"""
     INSERT INTO api_keys (key_id, merchant_id, secret_sha256, mode, scopes, label, expires_at)
-    VALUES (%(key_id)s::text, %(merchant_id)s::uuid, %(secret_sha256)s::bytea, %(mode)s::text,
-            %(scopes)s::text[], %(label)s::text, %(expires_at)s::timestamptz)
+    SELECT %(key_id)s::text, %(merchant_id)s::uuid, %(secret_sha256)s::bytea, %(mode)s::text,
+           %(scopes)s::text[], %(label)s::text, %(expires_at)s::timestamptz
+    WHERE (SELECT count(*) FROM api_keys WHERE merchant_id = %(merchant_id)s::uuid
+           AND revoked_at IS NULL AND coalesce(expires_at > now(), true)) < %(most)s::integer
     RETURNING {_COLUMNS}
     """,  # Only our own column list is put in.
 )
@@ -162,7 +174,10 @@ class KeyStore:
         label: str | None = None,
         expires_at: datetime | None = None,
     ) -> tuple[ApiKey, str]:
-        """A new key: (its row, the key itself, which can never be read again)."""
+        """A new key: (its row, the key itself, which can never be read again).
+
+        Raises WrongState where the merchant has LIVE_KEYS_MAX live ones already.
+        """
         api_key = generate_key(mode)
         parsed = parse_key(api_key)
         assert parsed is not None  # noqa: S101  # It was just made.
@@ -176,9 +191,12 @@ class KeyStore:
                 "scopes": list(scopes),
                 "label": label,
                 "expires_at": expires_at,
+                "most": LIVE_KEYS_MAX,
             },
             deadline,
         )
+        if not rows:
+            raise WrongState(f"There are {LIVE_KEYS_MAX} live keys already; revoke one first.")
         return _key_of(rows[0]), api_key
 
     def of_merchant(self, merchant_id: UUID, deadline: Deadline) -> list[ApiKey]:
@@ -198,18 +216,9 @@ class KeyStore:
 
 
 def _key_of(row: Sequence[Any]) -> ApiKey:
-    key_id, merchant_id, secret, mode, scopes, label, created_at, used_at, is_live, touch_due = row
+    key_id, merchant_id, secret_sha256, mode, scopes, *rest = row
     return ApiKey(
-        key_id,
-        UUID(str(merchant_id)),
-        bytes(secret),
-        mode,
-        frozenset(scopes),
-        label,
-        created_at,
-        used_at,
-        is_live,
-        touch_due,
+        key_id, UUID(str(merchant_id)), bytes(secret_sha256), mode, frozenset(scopes), *rest
     )
 
 

@@ -13,6 +13,7 @@ from flask import request
 from service.errors import Busy, Forbidden, Unauthenticated
 from service.payments.merchants import ApiKey, KeyStore, hash_key, parse_key
 from service.resilience.deadline import Deadline
+from service.web.rate_limits import RateLimits
 
 # A revoked key stops working within this time; authentication costs no round trip meanwhile.
 REMEMBER_S = 5.0
@@ -28,17 +29,20 @@ class Caller:
     key_id: str
     mode: str
     scopes: frozenset[str]
+    # As many payments of the merchant as may be open are: no further ones for now.
+    has_too_many_open: bool = False
 
 
 class Authenticator:
     """Tells who sent the request being served. One per worker; used by many threads at once."""
 
-    def __init__(self, keys: KeyStore) -> None:
+    def __init__(self, keys: KeyStore, limits: RateLimits | None = None) -> None:
         self._keys = keys
+        self._limits = limits
         self._remembered: dict[str, tuple[ApiKey | None, float]] = {}
 
     def __call__(self, scope: str, deadline: Deadline) -> Caller:
-        """The caller, who holds `scope`; raises Unauthenticated, Forbidden, or Busy."""
+        """The caller, who holds `scope`; raises Unauthenticated, Forbidden, RateLimited, or Busy."""
         api_key = _bearer()
         parsed = parse_key(api_key)
         if parsed is None:
@@ -49,13 +53,15 @@ class Authenticator:
         matches = hmac.compare_digest(hash_key(api_key), expected)
         if key is None or not matches or not key.is_live:
             raise Unauthenticated("The API key is unknown, revoked or expired.")
+        if self._limits is not None:
+            self._limits.take(key.key_id)
         if scope not in key.scopes:
             raise Forbidden(f"The API key lacks the scope {scope!r}.")
         if is_fresh and key.touch_due:
             # When a key was last used is good to know, not worth refusing a payment for.
             with contextlib.suppress(Busy):
                 self._keys.touch(key.key_id, deadline)
-        return Caller(key.merchant_id, key.key_id, key.mode, key.scopes)
+        return Caller(key.merchant_id, key.key_id, key.mode, key.scopes, key.has_too_many_open)
 
     def _find(self, key_id: str, deadline: Deadline) -> tuple[ApiKey | None, bool]:
         """The key's row, at most REMEMBER_S old (that there is none, too), and whether just read."""

@@ -10,7 +10,7 @@ from uuid import UUID
 
 from flask import Blueprint, Response, request
 
-from service.errors import KeyInFlight, KeyReused, NotFound
+from service.errors import KeyInFlight, KeyReused, NotFound, RateLimited
 from service.observability import metrics
 from service.payments.handler import PaymentHandler
 from service.payments.model import ChargeRequest, Payment, Status, fingerprint, parse_id
@@ -37,6 +37,8 @@ from service.web.schemas import (
 
 # When a caller may ask again about what is still open; the reconciler's first look is then past.
 ASK_AGAIN_S = "2"
+# Open payments are counted by the clock, every 5 s.
+TOO_MANY_OPEN_RETRY_S = 5.0
 # Threads of a worker that may wait in `Prefer: wait=N` at once; the others keep serving.
 WAITERS = 2
 
@@ -58,6 +60,11 @@ def payments_blueprint(
     def create_payment() -> Response:
         deadline = request_deadline()
         caller = authenticate("payments", deadline)
+        if caller.has_too_many_open:
+            raise RateLimited(
+                "As many of your payments as may be open at once are; nothing was stored.",
+                retry_after_s=TOO_MANY_OPEN_RETRY_S,
+            )
         charge = _read_charge(caller)
         try:
             payment, is_new = handler.process_payment(charge, deadline)

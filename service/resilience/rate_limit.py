@@ -1,0 +1,110 @@
+"""A rate for each caller, kept by all processes of one host together, without a lock.
+
+Each caller has one number: the moment at which all that it asked for will have been paid off at its
+rate (GCRA, a token bucket in one cell). It lives in a page of memory shared through a file. Two
+processes that change it in the same microsecond may count one request for two: a few more pass,
+and nobody within the rate is ever refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+import mmap
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic
+
+log = logging.getLogger(__name__)
+
+# 4096 callers in 64 KiB. One more in a full row takes the cell that was paid off first: forgotten
+# is at most that caller's own debt.
+_ROWS, _CELLS_A_ROW = 1024, 4
+_PAGE_BYTES = _ROWS * _CELLS_A_ROW * 2 * 8
+# Numbers up to 2^53 are exact in a double, and a double is stored whole.
+_TAG_BITS = 52
+
+
+@dataclass(frozen=True, slots=True)
+class Allowance:
+    """What one request was told: whether it may pass, and what is left of the burst."""
+
+    is_granted: bool
+    burst: int
+    remaining: int
+    # Until the burst is whole again; and, where it was refused, until one more would be granted.
+    full_in_s: float
+    retry_after_s: float
+    # In which a whole burst is paid off.
+    window_s: float
+
+
+class RateLimit:
+    """`per_s` requests a second in the long run, `burst` at once, for each name.
+
+    Without a path, or where the file cannot be had, the process counts alone.
+    """
+
+    def __init__(self, path: Path | None, *, per_s: float, burst: int) -> None:
+        self._interval_s = 1.0 / per_s
+        self._burst = burst
+        self._window_s = burst * self._interval_s
+        self._cells: memoryview[float] = memoryview(_page(path)).cast("d")
+
+    def take(self, name: str) -> Allowance:
+        """Count one request of `name`, if it is granted."""
+        now_s = monotonic()
+        tag, cell = self._find(name)
+        paid_off_s = self._cells[cell + 1] if self._cells[cell] == tag else 0.0
+        if paid_off_s - now_s > self._window_s:
+            # Further away than can be owed: of before a reboot, or of another setting.
+            paid_off_s = 0.0
+        owed_s = max(0.0, paid_off_s - now_s)
+        is_granted = owed_s + self._interval_s <= self._window_s * (1 + 1e-9)
+        if is_granted:
+            owed_s += self._interval_s
+            self._cells[cell + 1] = now_s + owed_s
+            self._cells[cell] = tag
+        left_s = self._window_s - owed_s
+        return Allowance(
+            is_granted,
+            burst=self._burst,
+            remaining=max(0, math.floor(left_s / self._interval_s + 1e-6)),
+            full_in_s=owed_s,
+            retry_after_s=0.0 if is_granted else self._interval_s - left_s,
+            window_s=self._window_s,
+        )
+
+    def _find(self, name: str) -> tuple[float, int]:
+        """The caller's tag and cell; the cell that was paid off first where it has none yet."""
+        digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
+        number = int.from_bytes(digest) >> (64 - _TAG_BITS)
+        tag = float(number or 1)
+        row = number % _ROWS * _CELLS_A_ROW * 2
+        cells = range(row, row + _CELLS_A_ROW * 2, 2)
+        for cell in cells:
+            if self._cells[cell] == tag:
+                return tag, cell
+        return tag, min(cells, key=lambda cell: self._cells[cell + 1])
+
+
+def _page(path: Path | None) -> mmap.mmap:
+    if path is None:
+        return mmap.mmap(-1, _PAGE_BYTES)
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        log.warning("rate_limit.alone", extra={"path": str(path), "error": str(error)})
+        return mmap.mmap(-1, _PAGE_BYTES)
+    try:
+        if os.fstat(fd).st_size < _PAGE_BYTES:
+            # Written, not truncated to size: on a full disk a hole would kill us by SIGBUS.
+            os.pwrite(fd, bytes(_PAGE_BYTES), 0)
+        return mmap.mmap(fd, _PAGE_BYTES)
+    except OSError as error:
+        log.warning("rate_limit.alone", extra={"path": str(path), "error": str(error)})
+        return mmap.mmap(-1, _PAGE_BYTES)
+    finally:
+        os.close(fd)

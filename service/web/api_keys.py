@@ -1,0 +1,166 @@
+"""API keys over REST: made, listed and revoked by who holds the scope `operator`."""
+
+from __future__ import annotations
+
+import logging
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal
+
+from flask import Blueprint, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from service.errors import Forbidden, NotFound, ValidationFailed, WrongState
+from service.payments.merchants import SCOPES, ApiKey, KeyStore
+from service.web.auth import Authenticator
+from service.web.bodies import parse_object, read_body, validated
+from service.web.openapi import Operation, documented
+from service.web.payments import json_answer
+from service.web.request_scope import request_deadline
+from service.web.schemas import Moment, shown_time
+
+log = logging.getLogger(__name__)
+
+_AUTH = ("unauthenticated", "forbidden", "rate_limited")
+_BUSY = ("db_pool_exhausted", "database_unavailable", "deadline_exceeded")
+_HEADERS = {"X-Request-Timeout-Ms": "Lowers the time we take, never raises it."}
+
+Scope = Literal["payments", "refunds", "read", "operator"]
+
+
+class CreateKey(BaseModel):
+    """A key to make, for the same merchant and mode as the key that asks."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", hide_input_in_errors=True)
+
+    scopes: Annotated[
+        list[Scope],
+        Field(min_length=1, max_length=len(SCOPES), description="None that the asking key lacks."),
+    ]
+    label: Annotated[str | None, Field(min_length=1, max_length=100)] = None
+    expires_at: Moment | None = None
+
+
+class KeyDocument(BaseModel):
+    """A key without its secret, of which only a hash is stored."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    id: str
+    object: Literal["api_key"]
+    mode: Literal["test", "live"]
+    scopes: list[Scope]
+    label: str | None
+    status: Literal["live", "revoked", "expired"]
+    created_at: datetime
+    last_used_at: Annotated[datetime | None, Field(description="To the minute.")]
+    expires_at: datetime | None
+    revoked_at: datetime | None
+
+
+class KeyWithSecret(KeyDocument):
+    """The key itself is shown this once."""
+
+    key: str
+
+
+class KeyList(BaseModel):
+    """The newest 100 keys of the merchant."""
+
+    data: list[KeyDocument]
+
+
+def api_keys_blueprint(*, keys: KeyStore, authenticate: Authenticator) -> Blueprint:
+    """/v1/api_keys. To replace a key: make the new one, let both work, revoke the old one."""
+    blueprint = Blueprint("api_keys", __name__)
+
+    @blueprint.post("/v1/api_keys")
+    @documented(_CREATE)
+    def create_key() -> Response:
+        deadline = request_deadline()
+        caller = authenticate("operator", deadline)
+        asked = validated(CreateKey, parse_object(read_body()))
+        if not caller.scopes.issuperset(asked.scopes):
+            raise Forbidden("A key cannot make one that may do more than itself.")
+        if asked.expires_at is not None and asked.expires_at <= datetime.now(UTC):
+            raise ValidationFailed(
+                "Refused: expires_at.", fields=[{"field": "expires_at", "reason": "is past"}]
+            )
+        key, api_key = keys.create(
+            caller.merchant_id,
+            deadline,
+            mode="live" if caller.mode == "live" else "test",
+            scopes=sorted(set(asked.scopes)),
+            label=asked.label,
+            expires_at=asked.expires_at,
+        )
+        log.warning("api_key.created", extra={"key_id": key.key_id, "by": caller.key_id})
+        return json_answer({**present_key(key), "key": api_key}, 201)
+
+    @blueprint.get("/v1/api_keys")
+    @documented(_LIST)
+    def list_keys() -> Response:
+        deadline = request_deadline()
+        caller = authenticate("operator", deadline)
+        found = keys.of_merchant(caller.merchant_id, deadline)
+        return json_answer({"data": [present_key(key) for key in found]})
+
+    @blueprint.delete("/v1/api_keys/<key_id>")
+    @documented(_REVOKE)
+    def revoke_key(key_id: str) -> Response:
+        deadline = request_deadline()
+        caller = authenticate("operator", deadline)
+        if key_id == caller.key_id:
+            # Whoever revokes the last key is locked out; with another one they still have one.
+            raise WrongState("A key does not revoke itself: use another one.")
+        if not (key_id.isascii() and key_id.isalnum()) or not keys.revoke(
+            caller.merchant_id, key_id, deadline
+        ):
+            raise NotFound("There is no such live API key.")
+        log.warning("api_key.revoked", extra={"key_id": key_id, "by": caller.key_id})
+        return Response(status=204)
+
+    return blueprint
+
+
+def present_key(key: ApiKey) -> dict[str, Any]:
+    """The key as callers see it, like KeyDocument."""
+    ended = "revoked" if key.revoked_at is not None else "expired"
+    return {
+        "id": key.key_id,
+        "object": "api_key",
+        "mode": key.mode,
+        "scopes": sorted(key.scopes, key=SCOPES.index),
+        "label": key.label,
+        "status": "live" if key.is_live else ended,
+        "created_at": shown_time(key.created_at),
+        "last_used_at": shown_time(key.last_used_at),
+        "expires_at": shown_time(key.expires_at),
+        "revoked_at": shown_time(key.revoked_at),
+    }
+
+
+_CREATE = Operation(
+    summary="Make an API key",
+    scope="operator",
+    body=CreateKey,
+    headers=_HEADERS,
+    answers={201: ("Made; the key is shown this once", KeyWithSecret)},
+    problems=(
+        *(*_AUTH, "invalid_json", "body_too_large", "validation_failed", "card_data_refused"),
+        *("wrong_state", *_BUSY),
+    ),
+)
+_LIST = Operation(
+    summary="List API keys, with when each was last used",
+    scope="operator",
+    headers=_HEADERS,
+    answers={200: ("The newest 100, revoked ones too", KeyList)},
+    problems=(*_AUTH, "validation_failed", *_BUSY),
+)
+_REVOKE = Operation(
+    summary="Revoke an API key; it stops working within five seconds",
+    scope="operator",
+    headers=_HEADERS,
+    answers={204: ("Revoked, for good", None)},
+    problems=(*_AUTH, "not_found", "wrong_state", "validation_failed", *_BUSY),
+)

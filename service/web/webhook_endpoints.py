@@ -1,0 +1,324 @@
+"""Where a merchant says where to hear of events: webhook endpoints, their secrets, telling again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+from flask import Blueprint, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from service.errors import NotFound, ValidationFailed, WrongState
+from service.payments.endpoints import Endpoint, EndpointStore, endpoint_id_text
+from service.payments.model import parse_id
+from service.payments.outbox import is_told
+from service.web.auth import Authenticator
+from service.web.bodies import parse_object, read_body, validated
+from service.web.openapi import Operation, documented
+from service.web.payments import json_answer
+from service.web.request_scope import request_deadline
+from service.web.schemas import shown_time
+
+_AUTH = ("unauthenticated", "forbidden", "rate_limited")
+_BUSY = ("db_pool_exhausted", "database_unavailable", "deadline_exceeded")
+_BODY = ("invalid_json", "body_too_large", "validation_failed", "card_data_refused")
+_HEADERS = {"X-Request-Timeout-Ms": "Lowers the time we take, never raises it."}
+
+_Url = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=2048,
+        description="https, on the public internet; redirects are not followed.",
+        examples=["https://shop.example/webhooks"],
+    ),
+]
+_EventTypes = Annotated[
+    list[Annotated[str, Field(max_length=64)]],
+    Field(
+        min_length=1,
+        max_length=64,
+        description="Types to be told of, like `payment.succeeded`; `*`: all of them.",
+    ),
+]
+_Description = Annotated[str, Field(max_length=255)]
+
+
+class CreateEndpoint(BaseModel):
+    """An address that hears of events."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", hide_input_in_errors=True)
+
+    url: _Url
+    event_types: _EventTypes = Field(default_factory=lambda: ["*"])
+    description: _Description | None = None
+
+
+class ChangeEndpoint(BaseModel):
+    """What to change; what is left out stays. `enabled` sends at once what waited."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", hide_input_in_errors=True)
+
+    url: _Url | None = None
+    event_types: _EventTypes | None = None
+    description: _Description | None = None
+    status: Literal["enabled", "paused"] | None = None
+
+
+class EndpointDocument(BaseModel):
+    """An endpoint as it stands; while it fails, since when and why."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    id: Annotated[str, Field(pattern="^we_[0-9a-f]{32}$")]
+    object: Literal["webhook_endpoint"]
+    url: str
+    description: str | None
+    event_types: list[str]
+    status: Literal["enabled", "paused"]
+    paused_reason: Annotated[
+        Literal["failing", "gone", "asked"] | None,
+        Field(description="`failing`: for days; `gone`: it answered 410; `asked`: by you."),
+    ]
+    failures: int
+    failing_since: datetime | None
+    last_error: str | None
+    last_delivered_at: datetime | None
+    pending: Annotated[int, Field(description="Events still to be delivered; 10000: at least.")]
+    given_up: Annotated[int, Field(description="Events tried in vain; ask for each again.")]
+    created_at: datetime
+
+
+class EndpointWithSecret(EndpointDocument):
+    """The endpoint with its secret, which is shown this once."""
+
+    secret: Annotated[str, Field(pattern="^whsec_")]
+
+
+class EndpointList(BaseModel):
+    """All endpoints of the merchant."""
+
+    data: list[EndpointDocument]
+
+
+class Redelivery(BaseModel):
+    """The endpoints that will be told of the event again."""
+
+    event_id: str
+    type: str
+    endpoints: list[str]
+
+
+def webhook_endpoints_blueprint(
+    *,
+    endpoints: EndpointStore,
+    authenticate: Authenticator,
+    refusal_of: Callable[[str], str | None],
+) -> Blueprint:
+    """/v1/webhook_endpoints and POST /v1/events/{id}/redeliver.
+
+    `refusal_of` tells why an address is never called, as far as can be seen from its text.
+    """
+    blueprint = Blueprint("webhook_endpoints", __name__)
+
+    def check(url: str | None, event_types: list[str] | None) -> None:
+        reason = None if url is None else refusal_of(url)
+        if reason is not None:
+            raise ValidationFailed("Refused: url.", fields=[{"field": "url", "reason": reason}])
+        if any(of != "*" and not is_told(of) for of in event_types or ()):
+            raise ValidationFailed(
+                "Refused: event_types.",
+                fields=[{"field": "event_types", "reason": "names a type that nobody is told of"}],
+            )
+
+    @blueprint.post("/v1/webhook_endpoints")
+    @documented(_CREATE)
+    def create_endpoint() -> Response:
+        deadline = request_deadline()
+        caller = authenticate("operator", deadline)
+        asked = validated(CreateEndpoint, parse_object(read_body()))
+        check(asked.url, asked.event_types)
+        endpoint, secret = endpoints.create(
+            caller.merchant_id,
+            deadline,
+            url=asked.url,
+            event_types=asked.event_types,
+            description=asked.description,
+        )
+        answer = json_answer({**present_endpoint(endpoint), "secret": secret}, 201)
+        answer.headers["Location"] = _path(endpoint)
+        return answer
+
+    @blueprint.get("/v1/webhook_endpoints")
+    @documented(_LIST)
+    def list_endpoints() -> Response:
+        deadline = request_deadline()
+        caller = authenticate("read", deadline)
+        found = endpoints.of_merchant(caller.merchant_id, deadline)
+        return json_answer({"data": [present_endpoint(endpoint) for endpoint in found]})
+
+    @blueprint.get("/v1/webhook_endpoints/<endpoint_id>")
+    @documented(_GET)
+    def get_endpoint(endpoint_id: str) -> Response:
+        deadline = request_deadline()
+        caller = authenticate("read", deadline)
+        found = endpoints.get(caller.merchant_id, _parse(endpoint_id), deadline)
+        return json_answer(present_endpoint(_found(found)))
+
+    @blueprint.patch("/v1/webhook_endpoints/<endpoint_id>")
+    @documented(_CHANGE)
+    def change_endpoint(endpoint_id: str) -> Response:
+        deadline = request_deadline()
+        caller = authenticate("operator", deadline)
+        asked = validated(ChangeEndpoint, parse_object(read_body()))
+        check(asked.url, asked.event_types)
+        changed = endpoints.change(
+            caller.merchant_id,
+            _parse(endpoint_id),
+            deadline,
+            url=asked.url,
+            event_types=asked.event_types,
+            description=asked.description,
+            status=asked.status,
+        )
+        return json_answer(present_endpoint(_found(changed)))
+
+    @blueprint.delete("/v1/webhook_endpoints/<endpoint_id>")
+    @documented(_DELETE)
+    def delete_endpoint(endpoint_id: str) -> Response:
+        deadline = request_deadline()
+        caller = authenticate("operator", deadline)
+        if not endpoints.delete(caller.merchant_id, _parse(endpoint_id), deadline):
+            raise _no_such_endpoint()
+        return Response(status=204)
+
+    @blueprint.post("/v1/webhook_endpoints/<endpoint_id>/rotate_secret")
+    @documented(_ROTATE)
+    def rotate_secret(endpoint_id: str) -> Response:
+        deadline = request_deadline()
+        caller = authenticate("operator", deadline)
+        rotated = endpoints.rotate(caller.merchant_id, _parse(endpoint_id), deadline)
+        if rotated is None:
+            raise _no_such_endpoint()
+        return json_answer({**present_endpoint(rotated[0]), "secret": rotated[1]})
+
+    @blueprint.post("/v1/events/<event_id>/redeliver")
+    @documented(_REDELIVER)
+    def redeliver_event(event_id: str) -> Response:
+        deadline = request_deadline()
+        caller = authenticate("operator", deadline)
+        identifier = parse_id(event_id, "evt_")
+        again = (
+            endpoints.redeliver(caller.merchant_id, identifier, deadline) if identifier else None
+        )
+        if again is None:
+            raise NotFound("There is no such event.")
+        type_, told = again
+        if not told:
+            raise WrongState("No enabled endpoint hears of events of this type.")
+        return json_answer(
+            {
+                "event_id": event_id,
+                "type": type_,
+                "endpoints": [endpoint_id_text(endpoint) for endpoint in told],
+            },
+            202,
+        )
+
+    return blueprint
+
+
+def present_endpoint(endpoint: Endpoint) -> dict[str, Any]:
+    """The endpoint as callers see it, like EndpointDocument."""
+    return {
+        "id": endpoint_id_text(endpoint.endpoint_id),
+        "object": "webhook_endpoint",
+        "url": endpoint.url,
+        "description": endpoint.description,
+        "event_types": endpoint.event_types,
+        "status": endpoint.status,
+        "paused_reason": endpoint.paused_reason,
+        "failures": endpoint.failures,
+        "failing_since": shown_time(endpoint.failing_since),
+        "last_error": endpoint.last_error,
+        "last_delivered_at": shown_time(endpoint.last_delivered_at),
+        "pending": endpoint.pending,
+        "given_up": endpoint.given_up,
+        "created_at": shown_time(endpoint.created_at),
+    }
+
+
+def _path(endpoint: Endpoint) -> str:
+    return f"/v1/webhook_endpoints/{endpoint_id_text(endpoint.endpoint_id)}"
+
+
+def _parse(text: str) -> UUID:
+    endpoint_id = parse_id(text, "we_")
+    if endpoint_id is None:
+        raise _no_such_endpoint()
+    return endpoint_id
+
+
+def _found(endpoint: Endpoint | None) -> Endpoint:
+    if endpoint is None:
+        raise _no_such_endpoint()
+    return endpoint
+
+
+def _no_such_endpoint() -> NotFound:
+    return NotFound("There is no such webhook endpoint.")
+
+
+_CREATE = Operation(
+    summary="Hear of events at an address",
+    scope="operator",
+    body=CreateEndpoint,
+    headers=_HEADERS,
+    answers={201: ("Made; the secret is shown this once", EndpointWithSecret)},
+    problems=(*_AUTH, *_BODY, "wrong_state", *_BUSY),
+)
+_LIST = Operation(
+    summary="List webhook endpoints",
+    scope="read",
+    headers=_HEADERS,
+    answers={200: ("All of them, oldest first", EndpointList)},
+    problems=(*_AUTH, "validation_failed", *_BUSY),
+)
+_GET = Operation(
+    summary="Read a webhook endpoint",
+    scope="read",
+    headers=_HEADERS,
+    answers={200: ("The endpoint as it stands", EndpointDocument)},
+    problems=(*_AUTH, "not_found", "validation_failed", *_BUSY),
+)
+_CHANGE = Operation(
+    summary="Change, pause or enable a webhook endpoint",
+    scope="operator",
+    body=ChangeEndpoint,
+    headers=_HEADERS,
+    answers={200: ("The endpoint as it now stands", EndpointDocument)},
+    problems=(*_AUTH, *_BODY, "not_found", *_BUSY),
+)
+_DELETE = Operation(
+    summary="Delete a webhook endpoint, with what it was still to be told",
+    scope="operator",
+    headers=_HEADERS,
+    answers={204: ("It is gone", None)},
+    problems=(*_AUTH, "not_found", "validation_failed", *_BUSY),
+)
+_ROTATE = Operation(
+    summary="Replace an endpoint's secret; for three days both sign",
+    scope="operator",
+    headers=_HEADERS,
+    answers={200: ("The new secret, shown this once", EndpointWithSecret)},
+    problems=(*_AUTH, "not_found", "validation_failed", *_BUSY),
+)
+_REDELIVER = Operation(
+    summary="Tell the endpoints of an event again",
+    scope="operator",
+    headers=_HEADERS,
+    answers={202: ("It is sent again, with the same webhook-id", Redelivery)},
+    problems=(*_AUTH, "not_found", "wrong_state", "validation_failed", *_BUSY),
+)
