@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+# What Stripe's keys for real money begin with.
+LIVE_KEYS = ("sk_live_", "rk_live_")
+
 
 class SettingsError(Exception):
     """A setting is missing or wrong; the message names it and says what to write instead."""
@@ -219,10 +222,21 @@ class Settings:
             raise SettingsError(
                 "HOLDFAST_PROVIDER_CONNECT_TIMEOUT_MS cannot exceed HOLDFAST_PROVIDER_TIMEOUT_MS."
             )
+        if self.simulation_enabled and (self.stripe_api_key or "").startswith(LIVE_KEYS):
+            raise SettingsError(
+                "STRIPE_API_KEY is a live key and HOLDFAST_SIMULATION_ENABLED is on: faults are"
+                " never rehearsed with real money. Use a test key, or turn simulation off."
+            )
         for env, bind in (("HOLDFAST_BIND", self.bind), ("HOLDFAST_OPS_BIND", self.ops_bind)):
             host, _, port = bind.rpartition(":")
             if not host or not port.isdigit() or int(port) > 65535:
                 raise SettingsError(f"{env} must look like 127.0.0.1:8080, not {bind!r}.")
+
+    @property
+    def is_open_to_others(self) -> bool:
+        """Whether the data plane can be reached from other machines."""
+        host = self.bind.rpartition(":")[0].strip("[]")
+        return host != "localhost" and not (host == "::1" or host.startswith("127."))
 
     @property
     def metrics_path(self) -> Path:

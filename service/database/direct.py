@@ -51,6 +51,18 @@ def connections_available(dsn: str) -> int:
     return int(available)
 
 
+def has_api_key(dsn: str) -> bool:
+    """Whether anybody could be let in; False also before the first migration."""
+    with cursor_to(dsn) as cursor:
+        cursor.execute("SELECT to_regclass('api_keys') IS NOT NULL")
+        ((is_migrated,),) = cursor.fetchall()
+        if not is_migrated:
+            return False
+        cursor.execute("SELECT EXISTS (SELECT 1 FROM api_keys WHERE revoked_at IS NULL)")
+        ((has_key,),) = cursor.fetchall()
+    return bool(has_key)
+
+
 def is_behind_pooler(app_dsn: str, owner_dsn: str) -> bool:
     """Whether payments go another way than migrations: then a pgbouncer bounds the connections."""
     app, owner = (psycopg2.extensions.parse_dsn(dsn) for dsn in (app_dsn, owner_dsn))

@@ -25,11 +25,12 @@ def ops_plane() -> list[str]:
 
 def become_gunicorn(command: list[str], settings: Settings) -> NoReturn:
     """Replace this process, so that signals from outside reach gunicorn itself."""
-    from service.supervisor.schema import require_headroom
+    from service.supervisor.schema import require_api_key, require_headroom
 
     if settings.database_url is None:
         raise SettingsError("DATABASE_URL is not set: only `run` brings a PostgreSQL of its own.")
     require_headroom(settings)
+    require_api_key(settings)
     # Before anything imports prometheus_client, which decides at import.
     settings.metrics_path.mkdir(parents=True, exist_ok=True)
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(settings.metrics_path.absolute())

@@ -9,6 +9,7 @@ from service.database.direct import (
     Unreachable,
     connection_to,
     connections_available,
+    has_api_key,
     is_behind_pooler,
 )
 from service.database.migrate import MigrationError, migrate
@@ -49,6 +50,21 @@ def _bootstrap(dsn: str, api_key: str) -> None:
             bootstrap(connection, api_key, mode)
         except ValueError as error:
             raise SettingsError(f"HOLDFAST_BOOTSTRAP_API_KEY is {error}.") from error
+
+
+def require_api_key(settings: Settings) -> None:
+    """Refuse to be reachable from other machines while nobody could be told from nobody."""
+    if not settings.is_open_to_others:
+        return
+    try:
+        has_key = has_api_key(settings.database_url or "")
+    except Unreachable as error:
+        raise SettingsError(f"The database cannot be reached: {error}") from error
+    if not has_key:
+        raise SettingsError(
+            f"HOLDFAST_BIND={settings.bind} is open to other machines, but there is no API key yet:"
+            " run `python -m service migrate` with HOLDFAST_BOOTSTRAP_API_KEY first."
+        )
 
 
 def require_headroom(settings: Settings) -> None:

@@ -87,3 +87,28 @@ def test_secrets_are_not_in_the_repr():
 
     assert "sk_test_x" not in repr(settings)
     assert "pw" not in repr(settings)
+
+
+def test_faults_are_never_rehearsed_with_a_live_key():
+    with pytest.raises(SettingsError, match="HOLDFAST_SIMULATION_ENABLED") as refused:
+        Settings.from_environ(
+            {"STRIPE_API_KEY": "sk_live_canary", "HOLDFAST_SIMULATION_ENABLED": "on"}
+        )
+
+    assert "canary" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("bind", "is_open"),
+    [
+        ("127.0.0.1:8080", False),
+        ("127.0.1.1:8080", False),
+        ("localhost:8080", False),
+        ("[::1]:8080", False),
+        ("0.0.0.0:8080", True),
+        ("[::]:8080", True),
+        ("10.0.0.7:8080", True),
+    ],
+)
+def test_an_address_that_others_can_reach_is_known(bind, is_open):
+    assert Settings.from_environ({"HOLDFAST_BIND": bind}).is_open_to_others == is_open
