@@ -58,7 +58,7 @@ class RateLimit:
         now_s = monotonic()
         tag, cell = self._find(name)
         paid_off_s = self._cells[cell + 1] if self._cells[cell] == tag else 0.0
-        if paid_off_s - now_s > self._window_s:
+        if paid_off_s - now_s > self._window_s + self._interval_s:
             # Further away than can be owed: of before a reboot, or of another setting.
             paid_off_s = 0.0
         owed_s = max(0.0, paid_off_s - now_s)
