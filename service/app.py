@@ -53,6 +53,8 @@ from service.web.api_keys import api_keys_blueprint
 from service.web.auth import Authenticator
 from service.web.bodies import parse_object, read_body, validated
 from service.web.captures import captures_blueprint
+from service.web.console import Instance, console_blueprint, reachable
+from service.web.console_history import History
 from service.web.diagnostics import diagnostics_blueprint
 from service.web.events import events_blueprint
 from service.web.health import health_blueprint
@@ -206,6 +208,8 @@ def create_ops_app(settings: Settings) -> Flask:
         metrics.slo_target_ratio.labels(slo=slo).set(target)
     health.start()
     statistics.start()
+    history = History(lambda: read_samples(registry))
+    history.start()
     app = _flask(OPS_REQUEST_TIMEOUT_S)
     # This plane serves whatever the database does: that is when it is needed.
     app.register_blueprint(
@@ -219,6 +223,26 @@ def create_ops_app(settings: Settings) -> Flask:
             require_operator=lambda: authenticate("operator", request_scope.request_deadline()),
         )
     )
+    payments_host, payments_port = reachable(settings.bind)
+    app.register_blueprint(
+        console_blueprint(
+            instance=Instance(
+                name=socket.gethostname(),
+                version=_version(),
+                environment=settings.env,
+                payments_host=payments_host,
+                payments_port=payments_port,
+                has_rehearsals=settings.simulation_enabled,
+            ),
+            history=history,
+            statistics=statistics,
+            health=health,
+            store=PaymentStore(pool, lease_s=0.0, queue_expires_s=settings.queue_expires_s),
+            authenticate=authenticate,
+        )
+    )
+    zeros.begin_answers(_routes(app))
+    zeros.begin_drills(())
     return app
 
 
