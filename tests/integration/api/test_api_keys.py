@@ -39,7 +39,7 @@ def list_with(client: FlaskClient, authorization: str | None) -> TestResponse:
         "Bearer",
         "Bearer x",
         "Basic aGY6aGY=",
-        f"Bearer {generate_key('test')}",
+        pytest.param(f"Bearer {generate_key('test')}", id="Bearer of nobody"),
         "Bearer ä",
     ],
 )
@@ -149,7 +149,9 @@ def test_the_bootstrap_key_is_made_once_and_opens_everything(
         assert cursor.fetchall() == [(list(SCOPES),)]
 
 
-@pytest.mark.parametrize("wrong", ["", "hf_test_x", generate_key("live")])
+@pytest.mark.parametrize(
+    "wrong", ["", "hf_test_x", pytest.param(generate_key("live"), id="another mode")]
+)
 def test_a_bootstrap_key_of_another_kind_is_refused_at_start(owner: Connection, wrong: str) -> None:
     with pytest.raises(ValueError, match="hf_test_"):
         bootstrap(owner, wrong, "test")
