@@ -17,6 +17,10 @@ COMMANDS = {
     "ops": "the ops plane: metrics, diagnostics, the console",
     "reconcile": "the clock: settle what is in doubt, send what is queued",
     "migrate": "bring the database to this version's schema",
+    "payments": "list, show, reconcile and resolve payments",
+    "keys": "make, list and revoke API keys",
+    "events": "follow what happens",
+    "doctor": "check everything, and say what to do",
     "sandbox": "the stand-in provider, over TLS, with faults on demand",
     "faultproxy": "stand on the links to provider and database, for rehearsals",
 }
@@ -53,6 +57,7 @@ def _overview() -> str:
         f"usage: python -m service [COMMAND] [--help]\n\n{lines}\n\n"
         "examples:\n"
         "  python -m service\n"
+        "  python -m service payments list --status unknown\n"
         "  DATABASE_URL=postgresql://.. python -m service migrate\n"
         "  HOLDFAST_BIND=0.0.0.0:8080 python -m service serve\n\n"
         "Settings come from the environment: see .env.example."

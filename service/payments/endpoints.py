@@ -88,7 +88,8 @@ _LIST = Statement(
     ORDER BY w.endpoint_id
     """,
 )
-# Enabled again, it begins without a record, and what waited is tried at once.
+# Enabled again, it begins without a record, and what waited is tried at once: a thousand in this
+# statement, the rest as the clock takes them back.
 _CHANGE = Statement(
     "endpoint_change",
     f"""
@@ -105,10 +106,13 @@ _CHANGE = Statement(
                                  ELSE failing_since END
         WHERE merchant_id = %(merchant_id)s::uuid AND endpoint_id = %(endpoint_id)s::uuid
         RETURNING *
+    ), waiting AS (
+        SELECT o.event_id FROM webhook_outbox o JOIN w USING (merchant_id, endpoint_id)
+        WHERE %(status)s::text = 'enabled' AND o.due_at > now() LIMIT 1000
     ), again AS (
-        UPDATE webhook_outbox o SET due_at = now() FROM w
-        WHERE %(status)s::text = 'enabled' AND o.merchant_id = w.merchant_id
-          AND o.endpoint_id = w.endpoint_id AND o.due_at > now()
+        UPDATE webhook_outbox o SET due_at = now() FROM waiting
+        WHERE o.merchant_id = %(merchant_id)s::uuid AND o.endpoint_id = %(endpoint_id)s::uuid
+          AND o.event_id = waiting.event_id
     )
     SELECT {_COLUMNS} FROM w
     """,
@@ -139,6 +143,14 @@ _DELETE = Statement(
         WHERE o.merchant_id = w.merchant_id AND o.endpoint_id = w.endpoint_id
     )
     SELECT 1 FROM w
+    """,
+)
+_TROUBLED = Statement(
+    "endpoints_troubled",
+    """
+    SELECT count(*) FILTER (WHERE status = 'paused' AND paused_reason <> 'asked'),
+           count(*) FILTER (WHERE status = 'enabled' AND failures > 0)
+    FROM webhook_endpoints
     """,
 )
 # The id was made within a day of the commit, so that one partition is read and not all of them.
@@ -272,6 +284,11 @@ class EndpointStore:
         )
         type_, endpoint_ids = rows[0]
         return None if type_ is None else (type_, [UUID(text) for text in endpoint_ids])
+
+    def troubled(self, deadline: Deadline) -> tuple[int, int]:
+        """Endpoints of all merchants that were paused for failing, and that fail now."""
+        ((paused, failing),) = self._pool.run(_TROUBLED, {}, deadline)
+        return paused, failing
 
     def _one(
         self,

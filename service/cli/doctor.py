@@ -1,0 +1,231 @@
+"""Check settings, database, migrations, provider, pools, clock and work, and say what to do.
+
+Status 1 when something fails; a warning alone is status 0. Nothing is changed and no money moves.
+
+example:
+  python -m service doctor
+  python -m service doctor --json | jq '.[] | select(.state != "pass")'
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from time import monotonic
+from typing import TYPE_CHECKING, Literal
+
+from service.cli import local
+from service.cli.table import print_json, print_rows
+from service.errors import HoldfastError
+from service.settings import Settings, SettingsError
+
+if TYPE_CHECKING:
+    from service.database.pool import ConnectionPool
+
+# Webhook signatures are refused from 300 s on; a second is what NTP keeps easily.
+CLOCK_WARN_S, CLOCK_FAIL_S = 2.0, 60.0
+# It says that it lives every 5 s.
+HEARTBEAT_FAIL_S = 30.0
+# Every payment waits for two or three of these.
+ROUND_TRIP_WARN_MS = 20.0
+PROVIDER_TIMEOUT_S = 5.0
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one check came to; `todo` is empty where there is nothing to do."""
+
+    check: str
+    state: Literal["pass", "warn", "fail"]
+    found: str
+    todo: str = ""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    local.add_json(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    findings = list(_examine())
+    if arguments.json:
+        print_json([asdict(finding) for finding in findings])
+    else:
+        print_rows([asdict(finding) for finding in findings], ("check", "state", "found"))
+        for finding in findings:
+            if finding.todo:
+                print(f"\n{finding.check}: {finding.todo}")
+    return 1 if any(finding.state == "fail" for finding in findings) else 0
+
+
+def _examine() -> Iterator[Finding]:
+    try:
+        settings = local.settings_here()
+    except SettingsError as error:
+        yield Finding(
+            "settings", "fail", str(error), "Correct it; .env.example tells each setting."
+        )
+        return
+    yield _settings(settings)
+    yield _provider(settings)
+    if settings.database_url is None:
+        todo = "Set DATABASE_URL, or start a local run: python -m service."
+        yield Finding("database", "fail", "none is given, and no local run is found", todo)
+        return
+    try:
+        with local.database(settings) as pool:
+            yield _database(pool)
+            yield _clock(pool)
+            yield _headroom(settings)
+            migrated = _migrations(settings)
+            yield migrated
+            # The rest reads tables that may not be there yet.
+            if migrated.state == "pass":
+                for ask in (_reconciler, _money, _webhooks_out):
+                    yield ask(pool)
+    except SystemExit as refused:
+        todo = "Is it running, and does DATABASE_URL name it? Everything else needs it."
+        yield Finding("database", "fail", str(refused), todo)
+
+
+def _settings(settings: Settings) -> Finding:
+    missing = [
+        name
+        for name, value in (
+            ("STRIPE_API_KEY", settings.stripe_api_key),
+            ("STRIPE_WEBHOOK_SECRET", settings.stripe_webhook_secret),
+        )
+        if value is None
+    ]
+    is_local = (settings.home / "run.json").exists()
+    if missing and not is_local:
+        todo = "Without the key nothing is charged; without the secret each webhook is refused."
+        return Finding("settings", "warn", f"{' and '.join(missing)} not set", todo)
+    where = f"the local run in {settings.home}" if is_local else settings.env
+    return Finding("settings", "pass", f"sound, for {where}")
+
+
+def _provider(settings: Settings) -> Finding:
+    """Ask for a list of nothing: it moves no money."""
+    from service.providers.stripe import StripeProvider
+    from service.providers.transport import Transport
+    from service.resilience.deadline import Deadline
+    from service.resilience.watchdog import Watchdog
+
+    base_url = settings.stripe_api_base or "https://api.stripe.com"
+    if settings.stripe_api_key is None:
+        return Finding("provider", "fail", "STRIPE_API_KEY is not set", "Set it, or ..._FILE.")
+    transport = Transport(
+        base_url=base_url,
+        ca_file=settings.provider_ca_file,
+        connect_timeout_s=settings.provider_connect_timeout_ms / 1000,
+        max_connections=1,
+        watchdog=Watchdog(),
+        proxy_url=settings.provider_proxy_url,
+    )
+    provider = StripeProvider(
+        transport, api_key=settings.stripe_api_key, flow=settings.provider_flow
+    )
+    began_s = monotonic()
+    try:
+        next(provider.list_since(datetime.now(UTC), Deadline.after(PROVIDER_TIMEOUT_S)), None)
+    except (HoldfastError, OSError, ValueError) as error:
+        todo = "Is its address right (STRIPE_API_BASE), the way out open, the key its own?"
+        return Finding("provider", "fail", f"{base_url}: {error}", todo)
+    finally:
+        transport.close()
+    return Finding("provider", "pass", f"{base_url} answers in {_ms_since(began_s)} ms")
+
+
+def _database(pool: ConnectionPool) -> Finding:
+    from service.database.pool import Statement
+
+    version = Statement("version", "SHOW server_version")
+    pool.run(version, {}, local.soon())  # The first one connects.
+    began_s = monotonic()
+    ((number,),) = pool.run(version, {}, local.soon())
+    took_ms = _ms_since(began_s)
+    found = f"PostgreSQL {number} answers in {took_ms} ms"
+    if took_ms > ROUND_TRIP_WARN_MS:
+        todo = "Each payment waits for it two or three times: bring them closer together."
+        return Finding("database", "warn", found, todo)
+    return Finding("database", "pass", found)
+
+
+def _migrations(settings: Settings) -> Finding:
+    from service.database.migrate import pending
+
+    missing = pending(settings.database_url or "")
+    if missing:
+        found, todo = f"missing: {', '.join(missing)}", "Run `python -m service migrate`."
+        return Finding("migrations", "fail", found, todo)
+    return Finding("migrations", "pass", "all applied")
+
+
+def _headroom(settings: Settings) -> Finding:
+    from service.supervisor.schema import require_headroom
+
+    try:
+        require_headroom(settings)
+    except SettingsError as error:
+        return Finding("pool budget", "fail", "the pools do not fit the server", str(error))
+    size = settings.web_workers * settings.db_pool_size
+    return Finding("pool budget", "pass", f"{size} connections for the workers fit the server")
+
+
+def _clock(pool: ConnectionPool) -> Finding:
+    from service.database.pool import Statement
+
+    ((theirs,),) = pool.run(Statement("now", "SELECT now()"), {}, local.soon())
+    apart_s = abs((datetime.now(UTC) - theirs).total_seconds())
+    found = f"{apart_s:.1f} s from the database's"
+    if apart_s < CLOCK_WARN_S:
+        return Finding("clock", "pass", found)
+    todo = "Synchronise both (NTP): webhook signatures are refused when clocks are apart."
+    return Finding("clock", "fail" if apart_s > CLOCK_FAIL_S else "warn", found, todo)
+
+
+def _reconciler(pool: ConnectionPool) -> Finding:
+    from service.payments.settling_store import SettlingStore
+
+    last = SettlingStore(pool, lease_s=0.0).last_heartbeat("reconciler", local.soon())
+    age_s = None if last is None else (datetime.now(UTC) - last).total_seconds()
+    if age_s is not None and age_s < HEARTBEAT_FAIL_S:
+        return Finding("reconciler", "pass", f"said {max(0.0, age_s):.0f} s ago that it lives")
+    found = "never ran here" if age_s is None else f"silent for {age_s:.0f} s"
+    todo = "Start `python -m service reconcile`: nothing in doubt or queued is settled without it."
+    return Finding("reconciler", "fail", found, todo)
+
+
+def _money(pool: ConnectionPool) -> Finding:
+    from service.payments.invariants import check_invariants
+    from service.payments.settling_store import SettlingStore
+
+    broken = [rule for rule, rows in check_invariants(pool, local.soon()).items() if rows]
+    if broken:
+        todo = "See docs/runbooks/InvariantViolated.md, now."
+        return Finding("money", "fail", f"broken promise: {', '.join(broken)}", todo)
+    counts: dict[str, int] = {}
+    for figure in SettlingStore(pool, lease_s=0.0).open_figures(local.soon()):
+        counts[figure.status] = counts.get(figure.status, 0) + figure.count
+    found = ", ".join(f"{n} {status}" for status, n in sorted(counts.items())) or "nothing open"
+    if counts.get("needs_review"):
+        todo = "`python -m service payments list --status needs_review`, then `payments resolve`."
+        return Finding("money", "warn", found, todo)
+    return Finding("money", "pass", found)
+
+
+def _webhooks_out(pool: ConnectionPool) -> Finding:
+    from service.payments.endpoints import EndpointStore
+
+    paused, failing = EndpointStore(pool).troubled(local.soon())
+    if paused or failing:
+        found = f"{failing} endpoints fail, {paused} were paused for it"
+        todo = "Tell their owners: GET /v1/webhook_endpoints says since when and why."
+        return Finding("webhooks out", "warn", found, todo)
+    return Finding("webhooks out", "pass", "no endpoint fails")
+
+
+def _ms_since(began_s: float) -> float:
+    return round((monotonic() - began_s) * 1000, 1)

@@ -1,0 +1,89 @@
+"""Make, list and revoke API keys.
+
+To replace a key: make the new one, move your program to it, see in `list` that the old one is no
+longer used, revoke it. A revoked key stops working within five seconds.
+
+example:
+  python -m service keys make --scopes payments,read --label "shop, new"
+  python -m service keys revoke 4fT9aQ0zKx1B
+"""
+
+from __future__ import annotations
+
+import argparse
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+from service.cli import local
+from service.cli.table import print_json, print_rows
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    from service.payments.merchants import KeyStore
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    made = verbs.add_parser("make", help="a new key, shown this once")
+    made.add_argument("--scopes", required=True, help="of payments,refunds,read,operator")
+    made.add_argument("--label", help="which program uses it")
+    made.add_argument("--mode", choices=("test", "live"), default="test")
+    made.add_argument("--expires-in-days", type=int, metavar="N")
+    listed = verbs.add_parser("list", help="the newest 100, with when each was last used")
+    revoked = verbs.add_parser("revoke", help="end a key, for good")
+    revoked.add_argument("key_id", help="the part after hf_test_ or hf_live_")
+    for verb in (made, listed, revoked):
+        local.add_merchant(verb)
+        local.add_json(verb)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    with local.database() as pool:
+        from service.payments.merchants import KeyStore
+
+        verb = {"make": _make, "list": _list, "revoke": _revoke}
+        verb[arguments.verb](KeyStore(pool), local.merchant_of(arguments), arguments)
+    return 0
+
+
+def _make(keys: KeyStore, merchant_id: UUID, arguments: argparse.Namespace) -> None:
+    from service.payments.merchants import SCOPES
+    from service.web.api_keys import present_key
+
+    scopes = arguments.scopes.split(",")
+    if not set(scopes) <= set(SCOPES):
+        local.fail(f"The scopes are {', '.join(SCOPES)}.")
+    days = arguments.expires_in_days
+    key, api_key = keys.create(
+        merchant_id,
+        local.soon(),
+        mode=arguments.mode,
+        scopes=scopes,
+        label=arguments.label,
+        expires_at=None if days is None else datetime.now(UTC) + timedelta(days=days),
+    )
+    if arguments.json:
+        print_json({**present_key(key), "key": api_key})
+    else:
+        print(f"{api_key}\nKeep it now: only its hash is stored.")
+
+
+def _list(keys: KeyStore, merchant_id: UUID, arguments: argparse.Namespace) -> None:
+    from service.web.api_keys import present_key
+
+    found = [present_key(key) for key in keys.of_merchant(merchant_id, local.soon())]
+    if arguments.json:
+        print_json(found)
+    else:
+        columns = ("id", "mode", "status", "scopes", "label", "last_used_at", "created_at")
+        print_rows(found, columns)
+
+
+def _revoke(keys: KeyStore, merchant_id: UUID, arguments: argparse.Namespace) -> None:
+    if not keys.revoke(merchant_id, arguments.key_id, local.soon()):
+        local.fail("There is no such live key of this merchant.")
+    if arguments.json:
+        print_json({"id": arguments.key_id, "status": "revoked"})
+    else:
+        print("Revoked; it stops working within five seconds.")

@@ -1,0 +1,99 @@
+"""What a command works on: the database of DATABASE_URL, or that of the run on this machine."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+from uuid import UUID
+
+from service.errors import HoldfastError
+from service.settings import Settings, SettingsError
+
+if TYPE_CHECKING:
+    from service.database.pool import ConnectionPool
+    from service.resilience.deadline import Deadline
+
+# A person waits for it.
+TIMEOUT_S = 10.0
+
+
+def settings_here() -> Settings:
+    """The environment's settings; what is not set there, as the local run has it."""
+    settings = Settings.from_environ()
+    run_file = settings.home / "run.json"
+    if settings.database_url is not None or not run_file.exists():
+        return settings
+    try:
+        run = json.loads(run_file.read_text())
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"{run_file} cannot be read: {error}") from error
+    settings = dataclasses.replace(settings, database_url=run["database_url"])
+    if settings.stripe_api_base is None and run["sandbox_url"]:
+        settings = dataclasses.replace(
+            settings,
+            stripe_api_base=run["sandbox_url"],
+            stripe_api_key=settings.stripe_api_key or "sk_test_sandbox",
+            provider_ca_file=Path(run["sandbox_ca"]),
+        )
+    return settings
+
+
+@contextlib.contextmanager
+def database(settings: Settings | None = None) -> Iterator[ConnectionPool]:
+    """A pool of one; an error that callers of the service would see ends the command with it."""
+    settings = settings or settings_here()
+    if settings.database_url is None:
+        raise SettingsError(
+            "No database: set DATABASE_URL, or start a local run (python -m service), whose"
+            f" {settings.home / 'run.json'} says where it is."
+        )
+    # This process serves no metrics: it must not leave files among those that are served.
+    os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)
+    from service.database.pool import ConnectionPool
+    from service.resilience.watchdog import Watchdog
+
+    pool = ConnectionPool(
+        settings.database_url, size=1, wait_s=TIMEOUT_S, max_waiters=1, watchdog=Watchdog()
+    )
+    try:
+        yield pool
+    except HoldfastError as error:
+        fail(error.detail)
+    finally:
+        pool.close()
+
+
+def soon() -> Deadline:
+    """The end of one step's patience."""
+    from service.resilience.deadline import Deadline
+
+    return Deadline.after(TIMEOUT_S)
+
+
+def fail(message: str) -> NoReturn:
+    """End the command with a message and the status 1."""
+    raise SystemExit(message)
+
+
+def add_merchant(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--merchant", type=UUID, metavar="UUID", help="whose (default: the first merchant)"
+    )
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="for programs instead of people")
+
+
+def merchant_of(arguments: argparse.Namespace) -> UUID:
+    """The merchant that was named, else the one that a first start makes."""
+    from service.payments.merchants import DEFAULT_MERCHANT_ID
+
+    merchant_id: UUID = arguments.merchant or DEFAULT_MERCHANT_ID
+    return merchant_id

@@ -1,0 +1,145 @@
+"""Look at payments, and settle the ones in doubt.
+
+reconcile asks the provider now; resolve writes what a person found out, with the evidence, for
+good. Both are in the payment's timeline with who did it.
+
+example:
+  python -m service payments list --status needs_review
+  python -m service payments show pay_019d..
+  python -m service payments resolve pay_019d.. --outcome succeeded --evidence "pi_1 in Stripe"
+"""
+
+from __future__ import annotations
+
+import argparse
+import getpass
+from typing import TYPE_CHECKING, Any, get_args
+
+from service.cli import local
+from service.cli.table import print_fields, print_json, print_rows
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    from service.payments.model import Payment
+    from service.payments.store import PaymentStore
+
+_EVIDENCE_LENGTH_MIN = 10
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    listed = verbs.add_parser("list", help="the newest first")
+    listed.add_argument("--status", help="as in the API, like unknown or needs_review")
+    listed.add_argument("--reference", help="your own reference")
+    listed.add_argument("--limit", type=int, default=20, choices=range(1, 1001), metavar="N")
+    shown = verbs.add_parser("show", help="one payment and each step of its life")
+    looked = verbs.add_parser("reconcile", help="have the provider asked now")
+    resolved = verbs.add_parser("resolve", help="write what became of a payment in doubt")
+    resolved.add_argument(
+        "--outcome", required=True, choices=("succeeded", "declined", "not_executed")
+    )
+    resolved.add_argument(
+        "--evidence", required=True, help="where it can be checked: a page, a statement, a ticket"
+    )
+    for verb in (shown, looked, resolved):
+        verb.add_argument("payment", help="its id: pay_ and 32 digits")
+    for verb in (listed, shown, looked, resolved):
+        local.add_merchant(verb)
+        local.add_json(verb)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    with local.database() as pool:
+        from service.payments.store import PaymentStore
+
+        # Nothing is leased or queued here.
+        store = PaymentStore(pool, lease_s=0.0, queue_expires_s=0.0)
+        verb = {"list": _list, "show": _show, "reconcile": _reconcile, "resolve": _resolve}
+        verb[arguments.verb](store, local.merchant_of(arguments), arguments)
+    return 0
+
+
+def _list(store: PaymentStore, merchant_id: UUID, arguments: argparse.Namespace) -> None:
+    from service.payments.model import Status
+    from service.web.schemas import PaymentStatus, present, shown_status
+
+    if arguments.status is not None and arguments.status not in get_args(PaymentStatus):
+        local.fail(f"There is no status {arguments.status!r}: {', '.join(get_args(PaymentStatus))}")
+    statuses = [status for status in Status if shown_status(status) == arguments.status]
+    payments = [
+        present(payment)
+        for payment in store.list(
+            merchant_id,
+            local.soon(),
+            statuses=statuses or None,
+            reference=arguments.reference,
+            limit=arguments.limit,
+        )
+    ]
+    if arguments.json:
+        print_json(payments)
+    else:
+        columns = ("id", "status", "amount", "currency", "reference", "next_check_at", "created_at")
+        print_rows(payments, columns)
+
+
+def _show(store: PaymentStore, merchant_id: UUID, arguments: argparse.Namespace) -> None:
+    from service.web.schemas import present, present_event
+
+    payment = _find(store, merchant_id, arguments)
+    timeline = store.timeline(merchant_id, payment.payment_id, local.soon())
+    steps = [dict(present_event(event)) for event in timeline]
+    if arguments.json:
+        print_json({**present(payment), "timeline": steps})
+        return
+    print_fields({name: value for name, value in present(payment).items() if name != "links"})
+    print()
+    print_rows([step | step["detail"] for step in steps], _STEP_COLUMNS)
+
+
+_STEP_COLUMNS = (
+    *("created_at", "type", "op", "outcome", "stage", "error", "ms", "pool_wait_ms", "breaker"),
+    *("reason", "by"),
+)
+
+
+def _reconcile(store: PaymentStore, merchant_id: UUID, arguments: argparse.Namespace) -> None:
+    from service.payments.model import Status
+
+    payment = _find(store, merchant_id, arguments)
+    if payment.is_terminal or payment.status is Status.REQUIRES_CAPTURE:
+        local.fail(f"There is nothing to find out: it is {payment.status.value}.")
+    store.look_now(payment, local.soon())
+    _tell(arguments, payment, "A reconciler looks at once; `payments show` tells what it finds.")
+
+
+def _resolve(store: PaymentStore, merchant_id: UUID, arguments: argparse.Namespace) -> None:
+    from service.payments.model import Status
+
+    evidence = arguments.evidence.strip()
+    if len(evidence) < _EVIDENCE_LENGTH_MIN:
+        local.fail("The evidence must say where it can be checked, in 10 characters at least.")
+    payment = _find(store, merchant_id, arguments)
+    by = f"cli:{getpass.getuser()}"
+    resolved = store.resolve(payment, Status(arguments.outcome), evidence, by, local.soon())
+    if resolved is None:
+        local.fail(f"Only a payment in doubt can be resolved: it is {payment.status.value}.")
+    _tell(arguments, resolved, f"It is {resolved.status.value}, for good.")
+
+
+def _find(store: PaymentStore, merchant_id: UUID, arguments: argparse.Namespace) -> Payment:
+    from service.payments.model import parse_id
+
+    payment_id = parse_id(arguments.payment, "pay_")
+    payment = store.get(merchant_id, payment_id, local.soon()) if payment_id else None
+    if payment is None:
+        local.fail("There is no such payment of this merchant.")
+    return payment
+
+
+def _tell(arguments: argparse.Namespace, payment: Payment, message: str) -> None:
+    from service.web.schemas import present
+
+    document: dict[str, Any] = present(payment)
+    print_json(document) if arguments.json else print(message)

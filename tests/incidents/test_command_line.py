@@ -1,0 +1,196 @@
+"""The commands for people on call, and webhooks out, beside a running Holdfast."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from standardwebhooks import Webhook
+
+from tests.running_house import ROOT, House, free_port, running_house, wait_for
+from tests.webhook_receiver import webhook_receiver
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    home = tmp_path_factory.mktemp("house")
+    with running_house(home, HOLDFAST_WEBHOOK_ALLOW_PRIVATE="true") as house:
+        yield house
+
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def command(house: House) -> Command:
+    """`python -m service ...` with no more than the run's home to go by."""
+
+    def command(*words: str, **environ: str) -> subprocess.CompletedProcess[str]:
+        return run_command(*words, HOLDFAST_HOME=house.home, **environ)
+
+    return command
+
+
+def run_command(*words: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
+    return subprocess.run(
+        [sys.executable, "-m", "service", *words],
+        cwd=ROOT,
+        env={**kept, **environ},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+
+
+def parsed(done: subprocess.CompletedProcess[str]) -> Any:
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_a_payment_is_found_and_its_life_is_told(house: House, command: Command) -> None:
+    payment = house.pay(reference="order-1").json()
+
+    listed = command("payments", "list", "--reference", "order-1")
+    shown = parsed(command("payments", "show", payment["id"], "--json"))
+
+    assert listed.stdout.split()[7:10] == [payment["id"], "succeeded", "2599"]
+    assert (shown["id"], shown["timeline"][-1]["type"]) == (payment["id"], "payment.succeeded")
+    assert parsed(command("payments", "list", "--status", "needs_review", "--json")) == []
+
+
+def test_what_cannot_be_done_is_said_in_a_sentence_with_status_1(
+    house: House, command: Command
+) -> None:
+    payment = house.pay().json()["id"]
+    resolve = ("--outcome", "declined", "--evidence", "seen in the books")
+
+    refused = [
+        command("payments", "resolve", payment, *resolve),
+        command("payments", "reconcile", payment),
+        command("payments", "show", "pay_x"),
+        command("payments", "list", "--status", "lost"),
+        command("keys", "make", "--scopes", "root"),
+        command("keys", "revoke", "nobody"),
+    ]
+
+    assert [done.returncode for done in refused] == [1] * len(refused)
+    assert all(done.stderr.count("\n") == 1 and not done.stdout for done in refused)
+
+
+def test_a_payment_in_doubt_is_resolved_with_who_and_why_in_its_timeline(
+    house: House, command: Command
+) -> None:
+    # Neither the charge nor the look-ups are answered, so only a person can know.
+    house.control({"hang_after_charge": 1.0}, operations=["confirm", "retrieve"])
+    try:
+        payment = house.pay(headers={"X-Request-Timeout-Ms": "1500"}).json()
+        assert payment["status"] == "unknown"
+        found = ("--outcome", "succeeded", "--evidence", "pi_1 in the books")
+        resolved = parsed(command("payments", "resolve", payment["id"], *found, "--json"))
+    finally:
+        house.control({"ok": 1.0})
+
+    assert (resolved["status"], resolved["amount_captured"]) == ("succeeded", 2599)
+    steps = parsed(command("payments", "show", payment["id"], "--json"))["timeline"]
+    (step,) = [step for step in steps if step["type"] == "payment.succeeded"]
+    assert step["detail"]["reason"] == "pi_1 in the books"
+    assert step["detail"]["by"].startswith("cli:")
+
+
+def test_a_key_made_here_opens_the_service_until_it_is_revoked(
+    house: House, command: Command
+) -> None:
+    made = parsed(command("keys", "make", "--scopes", "read", "--label", "till 4", "--json"))
+    headers = {"Authorization": f"Bearer {made['key']}"}
+    assert house.request("GET", "/v1/payments", headers=headers).status_code == 200
+
+    assert command("keys", "revoke", made["id"]).returncode == 0
+
+    wait_for(lambda: house.request("GET", "/v1/payments", headers=headers).status_code == 401)
+    listed = {key["id"]: key for key in parsed(command("keys", "list", "--json"))}
+    assert (listed[made["id"]]["status"], listed[made["id"]]["label"]) == ("revoked", "till 4")
+    assert made["key"] not in command("keys", "list").stdout
+
+
+def test_events_are_told_a_line_each_in_order(house: House, command: Command) -> None:
+    payment = house.pay().json()["id"]
+
+    done = command("events", "tail", "--once", "--json", "--payment", payment)
+
+    told = [json.loads(line)["type"] for line in done.stdout.splitlines()]
+    assert told == ["payment.accepted", "payment.sending", "payment.succeeded"]
+
+
+def test_a_merchant_hears_of_a_payment_within_seconds(house: House) -> None:
+    with webhook_receiver() as receiver:
+        receiver.statuses = [500]
+        made = house.request("POST", "/v1/webhook_endpoints", json={"url": receiver.url}).json()
+        payment = house.pay().json()["id"]
+
+        wait_for(lambda: receiver.got)
+        # The first try failed; enabled again, what waits comes at once and not after the pause.
+        path = f"/v1/webhook_endpoints/{made['id']}"
+        wait_for(lambda: house.get(path).json()["last_error"] == "status 500")
+        house.request("PATCH", path, json={"status": "paused"})
+        wait_for(lambda: house.get(path).json()["pending"] == 1)
+        house.request("PATCH", path, json={"status": "enabled"})
+        wait_for(lambda: len(receiver.got) == 2, timeout_s=20)
+
+        headers, body = receiver.got[1]
+        assert Webhook(made["secret"]).verify(body, headers)["data"]["payment_id"] == payment
+        wait_for(lambda: house.get(path).json()["last_delivered_at"])
+        house.request("DELETE", path)
+    assert house.metric("holdfast_webhook_deliveries_total", result="delivered") == 1
+
+
+def test_the_doctor_finds_a_running_house_sound(command: Command) -> None:
+    findings = parsed(command("doctor", "--json"))
+
+    assert {finding["check"]: finding["state"] for finding in findings} == {
+        **dict.fromkeys(("settings", "provider", "database", "migrations"), "pass"),
+        **dict.fromkeys(("pool budget", "clock", "reconciler", "money", "webhooks out"), "pass"),
+    }
+
+
+def test_the_doctor_says_what_is_wrong_and_what_to_do(house: House, tmp_path: Path) -> None:
+    ill = run_command(
+        "doctor",
+        "--json",
+        HOLDFAST_HOME=str(tmp_path),
+        DATABASE_URL=house.database_url,
+        HOLDFAST_WEB_WORKERS="100",
+        STRIPE_API_BASE=f"http://127.0.0.1:{free_port()}",
+        STRIPE_API_KEY="sk_test_x",
+    )
+    away = run_command(
+        "doctor",
+        HOLDFAST_HOME=str(tmp_path),
+        DATABASE_URL=f"postgresql://127.0.0.1:{free_port()}/x",
+    )
+    wrong = run_command("doctor", HOLDFAST_WEB_WORKERS="two")
+
+    states = {finding["check"]: finding["state"] for finding in json.loads(ill.stdout)}
+    assert (states["settings"], states["provider"], states["pool budget"]) == (
+        "warn",
+        "fail",
+        "fail",
+    )
+    assert [done.returncode for done in (ill, away, wrong)] == [1, 1, 1]
+    assert "database" in away.stdout
+    assert "HOLDFAST_WEB_WORKERS" in wrong.stdout
+
+
+def test_without_a_database_a_command_says_where_it_looked(tmp_path: Path) -> None:
+    done = run_command("payments", "list", HOLDFAST_HOME=str(tmp_path))
+
+    assert done.returncode == 2
+    assert "DATABASE_URL" in done.stderr
+    assert str(tmp_path) in done.stderr
