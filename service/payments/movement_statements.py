@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from service.database.pool import Statement
 from service.payments.movements import Kind
+from service.payments.outbox import OUTBOX
 from service.payments.store import COLUMNS
 
 MOVEMENT_COLUMNS = """
@@ -52,7 +53,8 @@ def _claim(name: str, *, allowed: str, reserve: str, status: str = "sending") ->
             SELECT merchant_id, %(payment_event_id)s::uuid, payment_id, 'payment.canceled',
                    %(detail)s::jsonb
             FROM p WHERE status = 'canceled'
-        )
+            RETURNING merchant_id, event_id, payment_id, type, created_at
+        ), {OUTBOX}
         SELECT 1 FROM m
         """,
     )
@@ -136,7 +138,7 @@ LIST_REFUNDS = Statement(
 # back in the very statement that ends it.
 MOVE = Statement(
     "move_movement",
-    """
+    f"""
     WITH m AS (
         UPDATE movements SET
             status = %(status)s::text,
@@ -182,7 +184,8 @@ MOVE = Statement(
         SELECT merchant_id, %(payment_event_id)s::uuid, payment_id,
                'payment.' || %(payment_status)s::text, %(detail)s::jsonb
         FROM p WHERE %(payment_status)s::text IS NOT NULL
-    )
+        RETURNING merchant_id, event_id, payment_id, type, created_at
+    ), {OUTBOX}
     SELECT 1 FROM m
     """,
 )

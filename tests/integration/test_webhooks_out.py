@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from uuid import UUID, uuid4
 
+import psycopg2
 import pytest
 from standardwebhooks import Webhook, WebhookVerificationError
 
 from service.database.pool import ConnectionPool, Statement
 from service.errors import WrongState
+from service.payments import deliveries
 from service.payments.deliveries import PAUSE_AFTER_FAILURES, Deliverer
 from service.payments.endpoints import ENDPOINTS_MAX, EndpointStore
 from service.payments.handler import PaymentHandler
@@ -19,7 +23,9 @@ from service.payments.store import PaymentStore
 from service.providers.webhook_sender import WebhookSender
 from service.resilience.deadline import Deadline
 from service.resilience.watchdog import Watchdog
+from tests import moving
 from tests.booked_provider import BookedProvider, declined, unknown
+from tests.running_house import wait_for
 from tests.webhook_receiver import Receiver, webhook_receiver
 
 MERCHANT = uuid4()
@@ -272,6 +278,66 @@ def test_a_delivery_is_leased_to_one_deliverer(merchant, receiver):
     merchant.deliverer.deliver(10, ask_again_meanwhile, soon(), failing=False)
 
     assert (others, len(receiver.got)) == ([0], 1)
+
+
+def test_who_comes_second_to_a_delivery_finds_it_taken(merchant, receiver, database_url):
+    merchant.hears_at(receiver.url)
+    merchant.pay()
+    first = psycopg2.connect(database_url)
+    with first.cursor() as cursor, ThreadPoolExecutor(1) as executor:
+        cursor.execute(deliveries._LEASE.sql, {"limit": 1, "failing": False, "lease_s": 10})
+
+        # It has seen the row as due, and waits for the one who is changing it.
+        second = executor.submit(
+            merchant.deliverer.deliver, 10, lambda call, due: [], soon(), failing=False
+        )
+        wait_for(lambda: _is_blocked(merchant))
+        first.commit()
+
+        assert second.result(5) == 0
+    first.close()
+
+
+def _is_blocked(merchant: Merchant) -> bool:
+    return bool(merchant.pool.run(_BLOCKED, {}, soon()))
+
+
+_BLOCKED = Statement(
+    "blocked",
+    "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+    " AND datname = current_database()",
+)
+
+
+def test_who_lost_the_lease_writes_nothing(merchant, receiver):
+    merchant.hears_at(receiver.url)
+    merchant.pay()
+    receiver.statuses = [500, 500]
+    late: list[Callable[[], bool]] = []
+
+    # The first is taken for so long that its lease ends, and another tries meanwhile.
+    merchant.deliverer.deliver(
+        1, lambda call, due: late.append(lambda: call(due[0])) or [], soon(), failing=False
+    )
+    merchant.deliver()
+    late[0]()
+
+    ((_, tries, _),) = merchant.outbox()
+    assert (len(receiver.got), tries) == (2, 1)
+
+
+def test_a_refund_and_the_payment_that_a_capture_ended_are_told_too(pool, receiver):
+    EndpointStore(pool).create(moving.MERCHANT, soon(), url=receiver.url, event_types=["*"])
+    parts = moving.Moving(pool, BookedProvider())
+    merchant = Merchant(pool)
+
+    payment = parts.pay()
+    parts.refund(payment, 500)
+    merchant.deliver()
+
+    assert sorted(receiver.types) == ["payment.succeeded", "refund.succeeded"]
+    refunded = [json.loads(body)["data"]["amount_refunded"] for _, body in receiver.got]
+    assert refunded == [500, 500]
 
 
 def test_a_deleted_endpoint_hears_nothing_more(merchant, receiver):
