@@ -162,7 +162,7 @@ class Settings:
     webhook_allow_private: bool = _setting(
         "HOLDFAST_WEBHOOK_ALLOW_PRIVATE",
         False,
-        "deliver to private addresses, any port and plain http too; for your own network only",
+        "deliver to private addresses, any port and plain http too; `make run` turns it on",
     )
     webhook_ca_file: Path | None = _setting(
         "HOLDFAST_WEBHOOK_CA_FILE",

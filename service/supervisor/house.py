@@ -107,6 +107,8 @@ class _House:
             stripe_webhook_secret=self._settings.stripe_webhook_secret or keys.webhook_secret,
             metrics_dir=_fresh(self._home / "metrics"),
             simulation_enabled=_unless_said(self._environ, "HOLDFAST_SIMULATION_ENABLED"),
+            # On this machine merchants' programs run beside it.
+            webhook_allow_private=_unless_said(self._environ, "HOLDFAST_WEBHOOK_ALLOW_PRIVATE"),
         )
         if self._settings.stripe_api_base is None:
             self._start_sandbox()

@@ -20,7 +20,7 @@ from tests.webhook_receiver import webhook_receiver
 @pytest.fixture(scope="module")
 def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     home = tmp_path_factory.mktemp("house")
-    with running_house(home, HOLDFAST_WEBHOOK_ALLOW_PRIVATE="true") as house:
+    with running_house(home) as house:
         yield house
 
 
