@@ -22,8 +22,7 @@ run: .venv/embedded.lock ## start everything here and print a curl that pays; Ct
 test: .venv/test.lock .venv/apt-packages lint ## check everything that CI checks
 	$(BIN)/python -m pytest -q -n 4 --dist loadfile $(ARGS)
 
-image-# Most tests wait for real processes and real timeouts, so more of them than cores run side by side.
-test: .venv/test.lock ## build the container image and pay with it (root; BASE=image to build on)
+image-test: .venv/test.lock ## build the container image and pay with it (root; BASE=image to build on)
 	@BASE="$(BASE)" $(BIN)/python -m tests.shipped.image_test
 
 # What bandit warns of and we mean (ruff checks most of it too): programs that we start by full path and without a shell (B404, B603, B606),
