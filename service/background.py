@@ -70,6 +70,8 @@ class Background:
     send_timeout_s: float
     # Of each loop; a lease outlasts what one thread does with one payment.
     threads: int = 8
+    # As the probe last saw the provider.
+    is_available: bool = True
 
     def run(self, stop: threading.Event) -> None:
         """Work until `stop` is set; what was begun is finished first."""
@@ -107,7 +109,11 @@ class Background:
 
     def _probe(self, _run_all: RunAll, deadline: Deadline) -> int:
         """On its own, since look-ups sent just before the breaker opened may hang a while yet."""
-        self.probe(deadline)
+        is_available = self.probe(deadline)
+        if is_available and not self.is_available:
+            hastened = self.settling.hasten(deadline)
+            log.info("reconciler.provider_is_back", extra={"hastened": hastened})
+        self.is_available = is_available
         return 0
 
     def _look_up_due(self, run_all: RunAll, deadline: Deadline) -> int:

@@ -147,6 +147,16 @@ class WrongState(Rejected):
     code = "wrong_state"
 
 
+class PreflightRefused(Rejected):
+    """A rehearsal may not begin now; `reasons` says why, each in words."""
+
+    code = "preflight_refused"
+
+    def __init__(self, reasons: list[str]) -> None:
+        super().__init__(f"The rehearsal may not begin: {' '.join(reasons)}")
+        self.reasons = reasons
+
+
 class BodyTooLarge(Rejected):
     """The body is larger than we read."""
 

@@ -30,6 +30,9 @@ _REGISTER = Statement(
     ON CONFLICT DO NOTHING RETURNING 1
     """,
 )
+_AGE = Statement(
+    "age", "UPDATE movements SET created_at = created_at - interval '9 days' RETURNING 1"
+)
 _RESERVED = Statement(
     "reserved",
     """
@@ -90,6 +93,10 @@ class Moving:
             self.reconciler.settle(movement, payment, soon())
             for movement, payment in self.store.lease_due(10, soon())
         ]
+
+    def age(self) -> None:
+        """All movements were asked for nine days earlier."""
+        self.pool.run(_AGE, {}, soon())
 
     def amounts(self, payment: Payment) -> tuple[int, int, int, int]:
         """Captured, refunded, held by refunds under way, held by a capture or void under way."""

@@ -19,10 +19,12 @@ def exhausted(
     kind: type[PoolTimeout], reason: str, *, size: int, in_use: int, waiting: int
 ) -> PoolTimeout:
     """PoolTimeout or PoolRefused, logged, over the cause that psycopg2's own pool has for it."""
+    cause = psycopg2.pool.PoolError("connection pool exhausted")
     log.error(
         "db.pool_exhausted",
         extra={
             "error": EXHAUSTED,
+            "error_chain": [f"psycopg2.pool.PoolError: {cause}"],
             "reason": reason,
             "pool_size": size,
             "pool_in_use": in_use,
@@ -30,7 +32,7 @@ def exhausted(
         },
     )
     error = kind(EXHAUSTED)
-    error.__cause__ = psycopg2.pool.PoolError("connection pool exhausted")
+    error.__cause__ = cause
     return error
 
 

@@ -18,9 +18,17 @@ from service.payments.movements import (
     is_absent,
 )
 from service.payments.reconcile import QUIESCENCE_S, REFUSED_AGAIN_S
-from service.payments.schedule import is_exhausted, next_look_up_s
+from service.payments.schedule import (
+    JITTER,
+    LOOK_UP_PAUSES_S,
+    is_exhausted,
+    next_look_up_s,
+)
 from service.providers.base import Decline, Outcome, Provider
 from service.resilience.deadline import Deadline
+
+# Callers who ask, and webhooks, bring look-ups forward: their number alone is no end of patience.
+PATIENCE_S = sum(LOOK_UP_PAUSES_S) * (1 - JITTER)
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +73,8 @@ class MovementReconciler:
             self._store.postpone(movement, REFUSED_AGAIN_S, deadline)
             return movement
         found = finding(movement, outcome)
-        if found is None and is_exhausted(movement.look_ups + 1):
+        is_over = movement.age_s > PATIENCE_S and is_exhausted(movement.look_ups + 1)
+        if found is None and is_over:
             return self._give_up(movement, payment, outcome)
         if found is None and is_absent(movement, outcome):
             at_rest_in_s = self._quiescence_s - (movement.sent_age_s or self._quiescence_s)

@@ -77,6 +77,8 @@ class Movement:
     due_at: datetime | None
     # Seconds since it was last sent, by the database's clock.
     sent_age_s: float | None
+    # Since it was asked for, by the same clock.
+    age_s: float
     created_at: datetime
     updated_at: datetime
 

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
+from time import monotonic
 from typing import Any
 
 
@@ -56,6 +57,8 @@ class Plan:
     drip_ms: float = 200.0
     hang_s: float = 60.0
     late_s: float = 3.0
+    # From when it is set; a rehearsal that is killed must not leave its faults behind. None: stays.
+    ttl_s: float | None = None
 
 
 class BadPlan(ValueError):
@@ -141,6 +144,7 @@ _READERS: dict[str, Callable[[str, Any], Any]] = {
     "drip_ms": _milliseconds,
     "hang_s": _seconds,
     "late_s": _seconds,
+    "ttl_s": lambda name, value: None if value is None else _seconds(name, value),
 }
 
 
@@ -161,6 +165,7 @@ class Faults:
         self._lock = threading.Lock()
         self._plan = Plan()
         self._left: int | None = None
+        self._ends_at_s = math.inf
         self._struck: Counter[str] = Counter()
         self._calls: Counter[str] = Counter()
 
@@ -168,6 +173,7 @@ class Faults:
         """Put a plan in force; what struck is counted from here."""
         with self._lock:
             self._plan, self._left = plan, plan.times
+            self._ends_at_s = math.inf if plan.ttl_s is None else monotonic() + plan.ttl_s
             self._struck.clear()
 
     def draw(
@@ -175,7 +181,7 @@ class Faults:
     ) -> Strike:
         """What strikes this call. `names` (asked only when the plan is for one payment) tells the
         references by which the call's payment is known."""
-        plan = self._plan
+        plan = self._plan if monotonic() < self._ends_at_s else Plan()
         is_meant = not set(operations).isdisjoint(plan.operations) and (
             plan.reference is None or plan.reference in names()
         )

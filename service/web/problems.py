@@ -35,6 +35,7 @@ CODES: Mapping[str, tuple[int, str]] = {
     "request_timeout": (408, "The request did not arrive in time"),
     "idempotency_key_in_flight": (409, "The first call with this key is being served"),
     "wrong_state": (409, "The payment's status does not allow this"),
+    "preflight_refused": (409, "The rehearsal may not begin now"),
     "body_too_large": (413, "The body is too large"),
     "uri_too_long": (414, "The address is too long"),
     "expectation_failed": (417, "The expectation cannot be met"),
@@ -121,6 +122,8 @@ def _from_ours(error: HoldfastError) -> Response:
     more: dict[str, Any] = {}
     if isinstance(error, ValidationFailed):
         more["fields"] = error.fields
+    if isinstance(error, errors.PreflightRefused):
+        more["reasons"] = error.reasons
     # A Busy without a word of its own is still a promise: nothing was sent.
     code = error.code if error.code != "internal_error" else "deadline_exceeded"
     status, body = problem_document(

@@ -355,3 +355,16 @@ def test_a_settled_payment_cannot_be_resolved_again(pool):
     payment = service.pay()
 
     assert service.store.resolve(payment, Status.DECLINED, "no such charge", "k", soon()) is None
+
+
+def test_when_the_provider_is_back_doubt_is_looked_at_at_once(pool):
+    service = Service(pool, BookedProvider(unknown(), look_ups=(unknown(), unknown())))
+    payment = service.pay()
+    service.settle()
+    service.settle()
+
+    assert service.settling.hasten(soon()) == 1
+
+    after = service.read(payment)
+    assert after.due_at is not None
+    assert (after.due_at - datetime.now(UTC)).total_seconds() < 3

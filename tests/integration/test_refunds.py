@@ -223,11 +223,11 @@ def test_a_look_up_in_doubt_settles_nothing_and_proof_that_never_comes_ends_in_r
     payment = moving.pay()
     moving.refund(payment, 700)
 
-    (once,) = moving.settle()
-    for _ in range(20):
-        moving.settle()
+    often = [moving.settle()[0] for _ in range(20)]
+    moving.age()
+    moving.settle()
 
-    assert (once.status, once.look_ups) == (MovementStatus.UNKNOWN, 1)
+    assert {refund.status for refund in often} == {MovementStatus.UNKNOWN}
     (refund,) = moving.store.list_refunds(payment.merchant_id, payment.payment_id, soon())
     assert refund.status is MovementStatus.NEEDS_REVIEW
     assert moving.amounts(payment) == (2599, 0, 700, 0)
