@@ -241,8 +241,19 @@ def create_ops_app(settings: Settings) -> Flask:
             authenticate=authenticate,
         )
     )
+    drills: tuple[str, ...] = ()
+    if settings.simulation_enabled:
+        rehearsals, drills = _simulation(
+            settings,
+            pool,
+            stripe,
+            read=lambda: read_samples(registry),
+            statistics=statistics,
+            authenticate=authenticate,
+        )
+        app.register_blueprint(rehearsals)
     zeros.begin_answers(_routes(app))
-    zeros.begin_drills(())
+    zeros.begin_drills(drills)
     return app
 
 

@@ -11,14 +11,14 @@ import shutil
 import signal
 import sys
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from service.database.embedded import EmbeddedPostgres, EmbeddedPostgresError
 from service.resilience.lifeline import Kept
-from service.settings import Settings, SettingsError
+from service.settings import Settings, SettingsError, environ_of
 from service.supervisor.banner import banner
 from service.supervisor.keys import keys_of, write_private
 from service.supervisor.planes import ROOT, data_plane, ops_plane
@@ -229,7 +229,7 @@ class _House:
         return Kept(
             command,
             log_path=self._home / "logs" / f"{name.replace(' ', '-')}.log",
-            env=_environ_of(replace(self._settings, **(changed or {})), self._environ),
+            env=environ_of(replace(self._settings, **(changed or {})), self._environ),
             cwd=ROOT,
             # gunicorn's own patience, and a little for the master to notice.
             grace_s=self._settings.graceful_stop_s + 2,
@@ -323,18 +323,6 @@ def _supervisor_lives(home: Path) -> bool:
     except (OSError, ValueError):
         return False
     return True
-
-
-def _environ_of(settings: Settings, environ: dict[str, str]) -> dict[str, str]:
-    """The environment in which another process reads the same settings."""
-    texts = dict(environ)
-    for field in fields(settings):
-        env, value = field.metadata["env"], getattr(settings, field.name)
-        texts.pop(env, None)
-        texts.pop(f"{env}_FILE", None)
-        if value is not None:
-            texts[env] = str(value.absolute() if isinstance(value, Path) else value)
-    return texts
 
 
 def _fresh(directory: Path) -> Path:

@@ -1,0 +1,73 @@
+"""Puts the parts of the rehearsals together, from plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from service.database.pool import ConnectionPool
+from service.payments.merchants import KeyStore
+from service.simulation.books import ListCharges, standing_rules
+from service.simulation.expectations import Samples
+from service.simulation.preflight import Preflight
+from service.simulation.rehearsals import Rehearsals
+from service.simulation.runner import Surroundings
+from service.simulation.sandbox import Sandbox
+from service.simulation.sides import Instance, Pair
+from service.simulation.store import RehearsalStore
+from service.simulation.webhooks import WebhookDisorder
+
+# Made by hand on a machine where nothing shall ever be rehearsed, even without a database.
+OFF_FILE = "drills.off"
+# What the sandbox provider is called with; a real one's test mode fails to nobody's order.
+SANDBOX_KEY = "sk_test_sandbox"
+
+
+def assemble(
+    *,
+    pool: ConnectionPool,
+    keys: KeyStore,
+    list_charges: ListCharges,
+    read: Callable[[], Samples],
+    statistics: Callable[[], Mapping[str, Any]],
+    data_plane_url: str,
+    database_url: str,
+    provider_url: str,
+    provider_key: str,
+    provider_ca_file: Path | None,
+    webhook_secret: str | None,
+    control_path: Path | None,
+    instance_allowed: bool,
+    home: Path,
+    root: Path,
+    environ: Mapping[str, str],
+) -> Rehearsals:
+    """The rehearsals of one ops plane; `environ` is what a copy of the service starts with."""
+    store = RehearsalStore(pool)
+    has_sandbox = provider_key.startswith(SANDBOX_KEY)
+    preflight = Preflight(
+        store=store,
+        read=read,
+        statistics=statistics,
+        provider_key=provider_key,
+        has_sandbox=has_sandbox,
+        control_path=control_path,
+        instance_allowed=instance_allowed,
+        off_file=home / OFF_FILE,
+    )
+    instance = Instance(url=data_plane_url, home=home, control_path=control_path, read=read)
+    pair = Pair(provider_url=provider_url, database_url=database_url, environ=environ, root=root)
+    around = Surroundings(
+        store=store,
+        keys=keys,
+        preflight=preflight,
+        sides={"instance": instance.sides, "pair": pair.sides},
+        list_charges=list_charges,
+        standing_rules=lambda deadline: standing_rules(pool, deadline),
+        sandbox=Sandbox(provider_url, provider_ca_file) if has_sandbox else None,
+        webhooks=WebhookDisorder(webhook_secret),
+    )
+    # Where the links can be struck, the real thing is shown; else what harms nobody.
+    can_strike = control_path is not None and instance_allowed
+    return Rehearsals(around, default_scope="instance" if can_strike else "pair")

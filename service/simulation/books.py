@@ -1,0 +1,79 @@
+"""Two sets of books about the same payments, ours and the provider's: do they tell the same?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from service.database.pool import ConnectionPool
+from service.payments.invariants import check_invariants
+from service.payments.model import TERMINAL, Status, payment_id_text
+from service.providers.base import OutcomeKind, ProviderCharge
+from service.resilience.deadline import Deadline
+from service.simulation.load import AMOUNT_MINOR, CURRENCY, Call
+
+# (id, status, amount, currency, provider reference, side, key), as the store reads them.
+Row = tuple[UUID, str, int, str, str | None, str, str]
+# The provider's charges that moved money, by our payment id.
+Charges = Mapping[str, Sequence[ProviderCharge]]
+ListCharges = Callable[[datetime, Deadline], Iterator[ProviderCharge]]
+
+# Its clock and ours.
+CLOCKS_DIFFER = timedelta(seconds=30)
+_FINAL = frozenset(status.value for status in TERMINAL)
+
+
+def is_settled(rows: Sequence[Row]) -> bool:
+    """Whether every payment of the run is in a final state."""
+    return all(row[1] in _FINAL for row in rows)
+
+
+def charges_of(
+    rows: Sequence[Row], list_charges: ListCharges, since: datetime, deadline: Deadline
+) -> dict[str, list[ProviderCharge]]:
+    """The run's charges by the provider's own listing; raises Busy where it cannot be had."""
+    ours = {payment_id_text(row[0]) for row in rows}
+    charges: dict[str, list[ProviderCharge]] = {}
+    for charge in list_charges(since - CLOCKS_DIFFER, deadline):
+        moved_money = charge.outcome.kind is OutcomeKind.SUCCEEDED
+        if charge.payment_id in ours and moved_money:
+            charges.setdefault(charge.payment_id or "", []).append(charge)
+    return charges
+
+
+def compare(rows: Sequence[Row], charges: Charges, calls: Sequence[Call]) -> list[dict[str, Any]]:
+    """The promises about money, each with how many payments break it."""
+    succeeded = {payment_id_text(row[0]) for row in rows if row[1] == Status.SUCCEEDED}
+    charged = {payment_id for payment_id, made in charges.items() if made}
+    promised = {call.payment_id for call in calls if call.outcome == "succeeded"}
+    stored = {payment_id_text(row[0]) for row in rows}
+    accepted = {call.payment_id for call in calls if call.payment_id and not call.is_refused}
+    wrong_amount = [
+        charge
+        for made in charges.values()
+        for charge in made
+        if (charge.amount_minor, charge.currency) != (AMOUNT_MINOR, CURRENCY)
+    ]
+    keys = [row[6] for row in rows]
+    return [
+        _rule("both", "charged_once", sum(len(made) > 1 for made in charges.values())),
+        _rule("both", "succeeded_is_charged", len(succeeded - charged)),
+        _rule("both", "charge_is_recorded", len(charged - succeeded)),
+        _rule("both", "answered_succeeded_is_charged", len(promised - charged)),
+        _rule("provider", "charged_what_was_asked", len(wrong_amount)),
+        _rule("ours", "accepted_is_kept", len(accepted - stored)),
+        _rule("ours", "one_payment_a_key", len(keys) - len(set(keys))),
+        _rule("ours", "nothing_left_in_doubt", sum(row[1] not in _FINAL for row in rows)),
+    ]
+
+
+def standing_rules(pool: ConnectionPool, deadline: Deadline) -> list[dict[str, Any]]:
+    """The rules that the reconciler checks every minute, over all recent payments."""
+    found = check_invariants(pool, deadline, window=timedelta(minutes=30))
+    return [_rule("ours", rule, count) for rule, count in found.items()]
+
+
+def _rule(book: str, rule: str, violations: int) -> dict[str, Any]:
+    return {"book": book, "rule": rule, "violations": violations, "ok": violations == 0}

@@ -1,0 +1,32 @@
+"""Looks each second whether real payments suffer from a rehearsal, and says so when they do."""
+
+from __future__ import annotations
+
+from service.observability.window import Window
+from service.simulation.expectations import Samples
+from service.simulation.load import Call
+
+# Real requests since the fault began: fewer prove nothing, and one unlucky caller stops no drill.
+LIVE_REQUESTS_MIN = 20
+LIVE_FAILED_MAX = 0.10
+_WRITES = {"method": "POST", "route": "/v1/payments"}
+
+
+def harm(before: Samples, now: Samples, calls: list[Call]) -> str | None:
+    """Why the rehearsal must end now; None: nobody but its own payments is hit.
+
+    `calls` are the rehearsal's own since `before`; what was counted beyond them is real traffic.
+    """
+    window = Window(before, now, 1.0)
+    if window.delta("invariant_violations") > 0:
+        return "A promise about money is broken."
+    ours = [call for call in calls if call.status is not None]
+    answered = window.delta("http_requests_total", **_WRITES) - len(ours)
+    failed = sum(
+        count
+        for status, count in window.by("status", "http_requests_total", **_WRITES).items()
+        if status >= "500"
+    ) - sum((call.status or 0) >= 500 for call in ours)
+    if answered >= LIVE_REQUESTS_MIN and failed / answered > LIVE_FAILED_MAX:
+        return f"{failed:.0f} of {answered:.0f} real payments were refused."
+    return None

@@ -1,0 +1,163 @@
+"""Synthetic payments at a steady rate: small, labelled, bounded, and each carried to an answer."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import asdict, dataclass
+from time import monotonic
+from typing import Any
+
+import requests
+
+# More callers than this at once would measure this process instead of the service.
+CALLERS_MAX = 96
+# Longer than the service takes at most; a caller who waits longer has met a broken promise.
+ANSWER_TIMEOUT_S = 15.0
+AMOUNT_MINOR = 1
+CURRENCY = "usd"
+SUCCEEDED = frozenset({"succeeded"})
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One payment as its caller saw it; `status` is None where no answer came."""
+
+    side: str
+    n: int
+    # Since the run began.
+    at_s: float
+    ms: float
+    status: int | None
+    code: str | None
+    outcome: str | None
+    payment_id: str | None
+    # The same key again, after the fault, as the contract tells callers to.
+    is_retry: bool = False
+
+    @property
+    def is_refused(self) -> bool:
+        """Nothing was accepted, says the contract: the same key again is safe."""
+        return self.status is None or self.status >= 500 or self.status in (409, 429)
+
+    def shown(self) -> dict[str, Any]:
+        call = asdict(self)
+        del call["side"], call["n"]
+        return call
+
+
+class Load:
+    """Sends each payment to every side at the same moment. Begin it once, end it once."""
+
+    def __init__(
+        self, run_id: str, urls: dict[str, str], api_key: str, *, per_s: int, began_s: float
+    ) -> None:
+        self._run_id = run_id
+        self._urls = urls
+        self._headers = {"Authorization": f"Bearer {api_key}"}
+        self._pause_s = 1.0 / per_s
+        self._began_s = began_s
+        self._calls: list[Call] = []
+        self._lock = threading.Lock()
+        self._local = threading.local()
+        self._sessions: list[requests.Session] = []
+        self._executor = ThreadPoolExecutor(CALLERS_MAX, thread_name_prefix="drill-caller")
+        self._futures: list[Future[None]] = []
+        self._stopping = threading.Event()
+        self._clock = threading.Thread(target=self._run, name="drill-load", daemon=True)
+        self.sent = dict.fromkeys(urls, 0)
+        self.not_sent = 0
+
+    def begin(self) -> None:
+        self._clock.start()
+
+    def calls(self) -> list[Call]:
+        """All answers so far, in the order in which they came."""
+        with self._lock:
+            return list(self._calls)
+
+    def stop(self) -> None:
+        """Send no more, and wait for the answers that are still to come."""
+        self._stopping.set()
+        if self._clock.is_alive():
+            self._clock.join(2.0)
+        wait(self._futures, ANSWER_TIMEOUT_S + 1)
+
+    def repeat_refused(self) -> int:
+        """Send each refused payment once more with its own key; how many there were."""
+        refused = [call for call in self.calls() if call.is_refused]
+        wait(
+            [self._executor.submit(self._pay, call.side, call.n, True) for call in refused],
+            ANSWER_TIMEOUT_S + 1,
+        )
+        return len(refused)
+
+    def close(self) -> None:
+        self._stopping.set()
+        self._executor.shutdown(wait=False, cancel_futures=True)
+        for session in self._sessions:
+            session.close()
+
+    def key_of(self, side: str, n: int) -> str:
+        return f"{self._run_id}-{side}-{n}"
+
+    def _run(self) -> None:
+        n = 0
+        next_s = monotonic()
+        while not self._stopping.wait(max(0.0, next_s - monotonic())):
+            next_s += self._pause_s
+            n += 1
+            for side in self._urls:
+                under_way = self.sent[side] * len(self._urls) - len(self._calls)
+                if under_way >= CALLERS_MAX:
+                    self.not_sent += 1
+                    continue
+                self.sent[side] += 1
+                self._futures.append(self._executor.submit(self._pay, side, n))
+
+    def _pay(self, side: str, n: int, is_retry: bool = False) -> None:
+        began_s = monotonic()
+        status, body = self._send(side, n)
+        call = Call(
+            side=side,
+            n=n,
+            at_s=round(began_s - self._began_s, 3),
+            ms=round((monotonic() - began_s) * 1000, 1),
+            status=status,
+            code=body.get("code"),
+            outcome=body.get("outcome") if status and status < 400 else None,
+            payment_id=body.get("id") or body.get("payment_id"),
+            is_retry=is_retry,
+        )
+        with self._lock:
+            self._calls.append(call)
+
+    def _send(self, side: str, n: int) -> tuple[int | None, dict[str, Any]]:
+        key = self.key_of(side, n)
+        try:
+            answer = self._session().post(
+                f"{self._urls[side]}/v1/payments",
+                json={
+                    "amount": AMOUNT_MINOR,
+                    "currency": CURRENCY,
+                    "payment_method": "pm_card_visa",
+                    "reference": key,
+                    "metadata": {"drill": self._run_id, "side": side},
+                },
+                # By this the events of a payment are found in the log.
+                headers={**self._headers, "Idempotency-Key": key, "X-Request-Id": key},
+                timeout=ANSWER_TIMEOUT_S,
+            )
+            body = answer.json()
+        except (requests.RequestException, ValueError):
+            return None, {}
+        return answer.status_code, body if isinstance(body, dict) else {}
+
+    def _session(self) -> requests.Session:
+        session: requests.Session | None = getattr(self._local, "session", None)
+        if session is None:
+            session = self._local.session = requests.Session()
+            session.trust_env = False
+            with self._lock:
+                self._sessions.append(session)
+        return session

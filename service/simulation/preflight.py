@@ -1,0 +1,121 @@
+"""May a rehearsal begin? Each reason against it is named, and one is enough."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from service.errors import Busy
+from service.observability.metrics import SLO_TARGETS
+from service.observability.window import Window
+from service.resilience.deadline import Deadline
+from service.simulation.expectations import Samples
+from service.simulation.plan import Plan
+from service.simulation.sides import COPY_POOL_SIZE
+from service.simulation.store import RehearsalStore
+
+# The fast burn of the paging alert: at 14.4 times, two days' budget is gone in an hour.
+BURN_RATE_MAX = 14.4
+# Fewer answers than this say nothing about a service level.
+ANSWERS_MIN = 20
+# What a healthy service settles well within; older means that something is already wrong.
+UNKNOWN_AGE_MAX_S = 120.0
+QUEUED_AGE_MAX_S = 300.0
+RECONCILE_BEHIND_MAX_S = 60.0
+# Left for people who look into what goes wrong.
+CONNECTIONS_SPARE = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preflight:
+    """What is looked at before anything is started."""
+
+    store: RehearsalStore
+    read: Callable[[], Samples]
+    statistics: Callable[[], Mapping[str, Any]]
+    provider_key: str
+    has_sandbox: bool
+    control_path: Path | None
+    instance_allowed: bool
+    off_file: Path
+
+    def check(self, plan: Plan, scope: str, deadline: Deadline) -> list[dict[str, Any]]:
+        """Every reason looked at, with `ok` and what was found."""
+        window = Window({}, self.read(), 0.0)
+        return [
+            self._lever(deadline),
+            self._provider_key(),
+            self._scope(plan, scope),
+            self._sandbox(plan),
+            self._service_level(),
+            _age("unknown_payments", window, "unknown_oldest_age_seconds", UNKNOWN_AGE_MAX_S),
+            _age("queued_payments", window, "queued_oldest_age_seconds", QUEUED_AGE_MAX_S),
+            _age("reconciler", window, "reconcile_due_oldest_age_seconds", RECONCILE_BEHIND_MAX_S),
+            self._connections(scope, deadline),
+        ]
+
+    def lever(self, deadline: Deadline) -> dict[str, Any]:
+        """The lever as it stands: in the database for all, or as a file on this machine."""
+        if self.off_file.exists():
+            reason = f"the file {self.off_file} exists"
+            return {"engaged": True, "reason": reason, "by": "file", "at": None}
+        return self.store.lever(deadline)
+
+    def _lever(self, deadline: Deadline) -> dict[str, Any]:
+        lever = self.lever(deadline)
+        detail = f"Engaged: {lever['reason']}" if lever["engaged"] else "Not engaged."
+        return _found("lever", not lever["engaged"], detail)
+
+    def _provider_key(self) -> dict[str, Any]:
+        is_live = self.provider_key.startswith(("sk_live_", "rk_live_"))
+        detail = "It is a live key: real cards." if is_live else "It is a test key."
+        return _found("provider_key", not is_live, detail)
+
+    def _scope(self, plan: Plan, scope: str) -> dict[str, Any]:
+        if scope not in plan.scopes:
+            return _found("scope", False, f"{plan.name} has only: {', '.join(plan.scopes)}.")
+        if scope == "instance" and not self.instance_allowed:
+            return _found("scope", False, "Production strikes live links only where it is set to.")
+        if scope == "instance" and plan.needs_links and self.control_path is None:
+            return _found("scope", False, "No fault proxy stands on this instance's links.")
+        return _found("scope", True, f"{scope} is allowed here.")
+
+    def _sandbox(self, plan: Plan) -> dict[str, Any]:
+        is_there = self.has_sandbox or not plan.needs_sandbox
+        detail = "Only the sandbox provider fails to order." if not is_there else "As needed."
+        return _found("sandbox", is_there, detail)
+
+    def _service_level(self) -> dict[str, Any]:
+        payments = self.statistics()["windows"]["5m"]["payments"]
+        ratio, total = payments["truthful_ratio"], payments["total"]
+        if ratio is None or total < ANSWERS_MIN:
+            return _found("service_level", True, "Too few payments in 5 minutes to burn anything.")
+        burn = (1 - ratio) / (1 - SLO_TARGETS["truthful_answers"])
+        return _found(
+            "service_level", burn < BURN_RATE_MAX, f"Burn rate {burn:.1f} over 5 minutes."
+        )
+
+    def _connections(self, scope: str, deadline: Deadline) -> dict[str, Any]:
+        needed = CONNECTIONS_SPARE + (2 * COPY_POOL_SIZE if scope == "pair" else 0)
+        try:
+            free = self.store.connections_free(deadline)
+        except Busy as error:
+            return _found("database_connections", False, error.detail)
+        detail = f"{free} free, {needed} needed."
+        return _found("database_connections", free >= needed, detail)
+
+
+def reasons(checks: list[dict[str, Any]]) -> list[str]:
+    """Why it may not begin, in words."""
+    return [f"{check['name']}: {check['detail']}" for check in checks if not check["ok"]]
+
+
+def _age(name: str, window: Window, gauge: str, most_s: float) -> dict[str, Any]:
+    age_s = window.value(gauge) or 0.0
+    return _found(name, age_s <= most_s, f"The oldest is {age_s:.0f} s old, {most_s:.0f} may be.")
+
+
+def _found(name: str, ok: bool, detail: str) -> dict[str, Any]:
+    return {"name": name, "ok": ok, "detail": detail}

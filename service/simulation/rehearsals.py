@@ -1,0 +1,300 @@
+"""Begins, stops and finds rehearsals: one at a time, each with its audit row."""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from service.errors import Busy, NotFound, PreflightRefused, WrongState
+from service.observability import metrics
+from service.resilience.deadline import Deadline
+from service.simulation.plan import GAME_DAY, Plan, catalogue
+from service.simulation.preflight import reasons
+from service.simulation.run import Run, summary_of
+from service.simulation.runner import Runner, Surroundings
+
+log = logging.getLogger(__name__)
+
+# What this process remembers whole; older ones are read from the database.
+REMEMBERED = 20
+WRITE_TIMEOUT_S = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wish:
+    """What somebody wants rehearsed."""
+
+    name: str
+    kind: str
+    scope: str
+    reason: str
+    requested_by: str
+    fault_s: float | None = None
+    load_per_s: int | None = None
+    blind: bool = False
+
+
+class Rehearsals:
+    """All rehearsals of this ops plane. Safe in many threads."""
+
+    def __init__(self, around: Surroundings, *, default_scope: str) -> None:
+        self.around = around
+        self.default_scope = default_scope
+        self._lock = threading.Lock()
+        self._runs: dict[str, Run] = {}
+        self._running: Run | None = None
+
+    @property
+    def running(self) -> Run | None:
+        return self._running
+
+    def preflight(self, wish: Wish, deadline: Deadline) -> list[dict[str, Any]]:
+        """What is looked at before it begins; changes nothing."""
+        plan = _plan_of(wish)
+        parts = [catalogue()[name] for name in plan.parts] or [plan]
+        checks = self.around.preflight.check(parts[0], wish.scope, deadline)
+        free = self._running is None
+        found = {"name": "another_rehearsal", "ok": free, "detail": "None runs here."}
+        if not free:
+            found["detail"] = "Another rehearsal runs."
+        return [*checks, found]
+
+    def begin(self, wish: Wish, deadline: Deadline) -> Run:
+        """Start it in a thread of its own; raises PreflightRefused, or Busy without a database."""
+        plan = _plan_of(wish)
+        run = Run(
+            plan,
+            kind=wish.kind,
+            scope=wish.scope,
+            reason=wish.reason,
+            requested_by=wish.requested_by,
+            load_per_s=wish.load_per_s or plan.load_per_s,
+            is_blind=wish.blind,
+        )
+        checks = self.preflight(wish, deadline)
+        against = reasons(checks)
+        if not against and not self._take(run, deadline):
+            against = ["another_rehearsal: One runs on another instance."]
+        if against:
+            self._refuse(wish, against, deadline)
+        run.set(preflight=checks)
+        try:
+            self.around.store.begin(run.document(), deadline)
+        except BaseException:
+            self._let_go(run)
+            raise
+        log.warning("rehearsal.started", extra=_told(run))
+        threading.Thread(
+            target=self._carry_out, args=(run, wish), name="rehearsal", daemon=True
+        ).start()
+        return run
+
+    def stop_all(self, by: str, deadline: Deadline) -> list[str]:
+        """Stop whatever runs here; faults end within a second."""
+        run = self._running
+        if run is None:
+            return []
+        self.stop(run, by, deadline)
+        return [run.id]
+
+    def stop(self, run: Run, by: str, deadline: Deadline) -> None:
+        run.stop(f"Stopped by {by}.")
+        log.warning("rehearsal.stopped", extra={**_told(run), "stopped_by": by})
+        # The stop itself must not wait for a database that may be what is being rehearsed.
+        try:
+            self.around.store.audit("stopped", by, run.id, {}, deadline)
+        except Busy as error:
+            log.warning("rehearsal.audit_failed", extra={"run_id": run.id, "detail": error.detail})
+
+    def find(self, run_id: str, deadline: Deadline) -> dict[str, Any]:
+        """A run's document; raises NotFound."""
+        run = self._runs.get(run_id)
+        document = run.document() if run else self.around.store.find(run_id, deadline)
+        if document is None:
+            raise NotFound("There is no such rehearsal.")
+        return document
+
+    def live(self, run_id: str) -> Run:
+        """A run of this process that has not ended; raises NotFound, WrongState."""
+        run = self._runs.get(run_id)
+        if run is None:
+            raise NotFound("There is no such rehearsal here.")
+        if run.ended.is_set():
+            raise WrongState("The rehearsal has ended.")
+        return run
+
+    def recent(self, deadline: Deadline, limit: int = 20) -> list[dict[str, Any]]:
+        documents = self.around.store.recent(limit, deadline)
+        live = {run.id: run.summary() for run in list(self._runs.values())}
+        return [live.get(document["id"]) or summary_of(document) for document in documents]
+
+    def name_fault(self, run: Run, name: str) -> dict[str, Any]:
+        """Somebody says which fault a blind game day chose."""
+        if not run.is_hidden:
+            raise WrongState("There is nothing to be named.")
+        right = name == run.plan.name
+        run.tell(f"Somebody named {name}: {'right' if right else 'wrong'}")
+        if right:
+            run.reveal()
+        return {"right": right, "after_s": run.at_s}
+
+    def _take(self, run: Run, deadline: Deadline) -> bool:
+        with self._lock:
+            if self._running is not None:
+                return False
+            self._running = run
+        try:
+            has_lease = self.around.store.take_lease(run.id, deadline)
+        except BaseException:
+            self._running = None
+            raise
+        if not has_lease:
+            self._running = None
+            return False
+        self._runs[run.id] = run
+        while len(self._runs) > REMEMBERED:
+            del self._runs[next(iter(self._runs))]
+        return True
+
+    def _let_go(self, run: Run) -> None:
+        try:
+            self.around.store.end_lease(run.id, Deadline.after(WRITE_TIMEOUT_S))
+        except Busy as error:
+            log.warning("rehearsal.lease_kept", extra={"run_id": run.id, "detail": error.detail})
+        self._running = None
+
+    def _refuse(self, wish: Wish, against: list[str], deadline: Deadline) -> None:
+        detail = {"kind": wish.kind, "name": wish.name, "scope": wish.scope, "reasons": against}
+        log.warning(
+            "rehearsal.refused",
+            extra={
+                "kind": wish.kind,
+                "rehearsal": wish.name,
+                "scope": wish.scope,
+                "reasons": against,
+                "requested_by": wish.requested_by,
+            },
+        )
+        if wish.kind == "drill":
+            metrics.drill_runs_total.labels(wish.name, "refused").inc()
+        try:
+            self.around.store.audit("refused", wish.requested_by, None, detail, deadline)
+        except Busy as error:
+            log.warning("rehearsal.audit_failed", extra={"detail": error.detail})
+        raise PreflightRefused(against)
+
+    def _carry_out(self, run: Run, wish: Wish) -> None:
+        try:
+            if run.plan.parts:
+                self._play_game_day(run, wish)
+            else:
+                load_per_s = wish.load_per_s or run.plan.load_per_s
+                Runner(run, self.around, load_per_s=load_per_s).carry_out()
+        finally:
+            document = run.document()
+            if wish.kind == "drill":
+                verdict = str(document["verdict"]).lower()
+                metrics.drill_runs_total.labels(wish.name, verdict).inc()
+            log.warning(
+                "rehearsal.ended",
+                extra={
+                    **_told(run),
+                    "verdict": document["verdict"],
+                    "summary": document["summary"],
+                },
+            )
+            self._write_down(document)
+            self._let_go(run)
+            run.ended.set()
+
+    def _play_game_day(self, run: Run, wish: Wish) -> None:
+        """Every drill of the day in turn, each as a run of its own."""
+        verdicts = []
+        for name in run.plan.parts:
+            part = self._part(run, wish, name)
+            if part is None:
+                continue
+            summary = part.summary()
+            verdicts.append(summary["verdict"])
+            run.set(parts=[*run.document()["parts"], summary])
+            run.tell(f"{name}: {summary['verdict']}")
+            if run.stopping.is_set():
+                break
+        run.finish(*_day_verdict(verdicts, stopped=run.stop_reason))
+
+    def _part(self, run: Run, wish: Wish, name: str) -> Run | None:
+        plan = catalogue()[name]
+        against = reasons(
+            self.around.preflight.check(plan, wish.scope, Deadline.after(WRITE_TIMEOUT_S))
+        )
+        if against:
+            run.tell(f"{name}: left out. {against[0]}")
+            return None
+        run.enter("fault", name)
+        part = Run(
+            plan,
+            kind="drill",
+            scope=wish.scope,
+            reason=f"{GAME_DAY} {run.id}",
+            requested_by=wish.requested_by,
+            load_per_s=plan.load_per_s,
+        )
+        # Stopping the day stops the drill that is on.
+        part.stopping = run.stopping
+        self._runs[part.id] = part
+        Runner(part, self.around, load_per_s=plan.load_per_s).carry_out()
+        part.ended.set()
+        metrics.drill_runs_total.labels(name, str(part.document()["verdict"]).lower()).inc()
+        return part
+
+    def _write_down(self, document: dict[str, Any]) -> None:
+        deadline = Deadline.after(WRITE_TIMEOUT_S)
+        while True:
+            try:
+                self.around.store.end(document, deadline)
+                return
+            except Busy as error:
+                if deadline.expired:
+                    detail = {"run_id": document["id"], "detail": error.detail}
+                    log.error("rehearsal.report_lost", extra=detail)
+                    return
+                threading.Event().wait(0.5)
+
+
+def _plan_of(wish: Wish, choose: Callable[[tuple[str, ...]], str] | None = None) -> Plan:
+    plan = catalogue().get(wish.name)
+    if plan is None:
+        raise NotFound(f"There is no drill of that name: {', '.join(catalogue())}.")
+    if wish.blind:
+        if not plan.parts:
+            raise WrongState("Only a game day can be blind.")
+        plan = catalogue()[(choose or random.SystemRandom().choice)(plan.parts)]
+    if wish.fault_s is not None and plan.steps:
+        plan = plan.lasting(wish.fault_s)
+    return replace(plan, load_per_s=wish.load_per_s or plan.load_per_s)
+
+
+def _day_verdict(verdicts: list[str], *, stopped: str | None) -> tuple[str, str]:
+    told = ", ".join(f"{verdicts.count(word)} {word}" for word in dict.fromkeys(verdicts))
+    if stopped:
+        return "ABORTED", f"{stopped} Until then: {told or 'nothing'}."
+    if "BROKE" in verdicts:
+        return "BROKE", f"{told}."
+    if verdicts and set(verdicts) == {"HELD"}:
+        return "HELD", f"{told}."
+    return "INCONCLUSIVE", f"{told or 'No drill could be run'}."
+
+
+def _told(run: Run) -> dict[str, Any]:
+    document = run.document()
+    fields = ("kind", "scope", "reason", "requested_by")
+    # `name` is the logger's own.
+    return {
+        "run_id": run.id,
+        "rehearsal": document["name"],
+        **{field: document[field] for field in fields},
+    }

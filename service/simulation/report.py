@@ -1,0 +1,133 @@
+"""A run's report as Markdown for people and as JUnit for a build. Pure."""
+
+from __future__ import annotations
+
+from typing import Any
+from xml.etree import ElementTree
+
+_WRONG = {"BROKE", "NOT_SHOWN"}
+_SKIPPED = {"INCONCLUSIVE", "ABORTED", "REFUSED"}
+
+
+def markdown(document: dict[str, Any]) -> str:
+    """The report as text that a ticket takes."""
+    lines = [
+        f"# {document['title']}: {document['verdict'] or document['phase']}",
+        "",
+        document["summary"] or "It still runs.",
+        "",
+        f"- Run `{document['id']}`, {document['kind']} `{document['name']}`, scope {document['scope']}",
+        f"- {document['started_at']} to {document['ended_at'] or 'now'},"
+        f" {document['load_rps']} payments a second, fault of {document['ttl_s']:g} s",
+        f"- Asked for by key {document['requested_by']}: {document['reason'] or 'no reason given'}",
+        "",
+        f"**Hypothesis.** {document['hypothesis']}",
+        *_checks("Proof that the fault bit", document["bite"]),
+        *_checks("Expectations", document["expectations"]),
+        *_invariants(document["invariants"]),
+    ]
+    for side in document["sides"]:
+        lines += _side(side)
+    lines += ["", "## What happened", ""]
+    lines += [
+        f"- {step['at_s']:6.1f} s · {step['phase']} · {step['text']}"
+        for step in document["progress"]
+    ]
+    for part in document["parts"]:
+        lines.append(f"- {part['name']}: {part['verdict']}. {part['summary']}")
+    return "\n".join(lines) + "\n"
+
+
+def _checks(title: str, checks: list[dict[str, Any]]) -> list[str]:
+    if not checks:
+        return []
+    rows = [
+        f"| {_mark(check)} | {check['text']} | {shown(check['value'])} | {bounds(check)}"
+        f" | `{check['promql'].replace('|', chr(92) + '|')}` |"
+        for check in checks
+    ]
+    return ["", f"## {title}", "", "| | what | measured | bound | PromQL |", "|-|-|-|-|-|", *rows]
+
+
+def _invariants(rules: list[dict[str, Any]]) -> list[str]:
+    rows = [
+        f"| {_mark(rule)} | {rule['book']} | {rule['rule']} | {rule['violations']} |"
+        for rule in rules
+    ]
+    return ["", "## Books", "", "| | book | rule | violations |", "|-|-|-|-|", *rows]
+
+
+def _side(side: dict[str, Any]) -> list[str]:
+    callers = side["callers"]
+    lines = [
+        "",
+        f"## What the {side['name']} showed",
+        "",
+        f"    {side['incident'] or 'no error of the incident'}",
+        "",
+        f"- Callers: {callers['count']} answers, by status {callers['by_status']};"
+        f" p50 {shown(callers['ms']['p50'])} ms, p99 {shown(callers['ms']['p99'])} ms",
+        f"- Payments: {side['payments_by_status']}",
+    ]
+    for chain in side["exception_chains"]:
+        lines += ["", *(f"    {'  ' * depth}{error}" for depth, error in enumerate(chain))]
+    return lines
+
+
+def _mark(check: dict[str, Any]) -> str:
+    return "kept" if check["ok"] else "**BROKEN**"
+
+
+def shown(value: float | None) -> str:
+    """A number as people read it."""
+    return "nothing" if value is None else f"{value:g}"
+
+
+def bounds(check: dict[str, Any]) -> str:
+    """What the number must keep."""
+    words = []
+    if check["min"] is not None:
+        words.append(f"at least {check['min']:g}")
+    if check["max"] is not None:
+        words.append(f"at most {check['max']:g}")
+    return ", ".join(words)
+
+
+def junit(document: dict[str, Any]) -> str:
+    """One test case a promise, so that a build shows which one is broken."""
+    promises = [
+        *((check["text"], check["ok"], _told(check)) for check in document["expectations"]),
+        *(
+            (f"{rule['book']}: {rule['rule']}", rule["ok"], f"{rule['violations']} violations")
+            for rule in document["invariants"]
+        ),
+        *(
+            (part["name"], part["verdict"] == "HELD", f"{part['verdict']}: {part['summary']}")
+            for part in document["parts"]
+        ),
+    ]
+    verdict, summary = str(document["verdict"]), str(document["summary"])
+    suite = ElementTree.Element(
+        "testsuite",
+        name=f"holdfast drill {document['name']}",
+        tests=str(len(promises) + 1),
+        failures=str(sum(not ok for _, ok, _ in promises) + (verdict in _WRONG)),
+        skipped=str(int(verdict in _SKIPPED)),
+        time=f"{document['elapsed_s']:.3f}",
+        timestamp=str(document["started_at"]),
+    )
+    for name, ok, told in promises:
+        case = ElementTree.SubElement(suite, "testcase", name=name, classname=document["name"])
+        if not ok:
+            ElementTree.SubElement(case, "failure", message=told)
+    case = ElementTree.SubElement(suite, "testcase", name="verdict", classname=document["name"])
+    if verdict in _WRONG:
+        ElementTree.SubElement(case, "failure", message=f"{verdict}: {summary}")
+    elif verdict in _SKIPPED:
+        ElementTree.SubElement(case, "skipped", message=f"{verdict}: {summary}")
+    ElementTree.SubElement(suite, "system-out").text = markdown(document)
+    return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True)
+
+
+def _told(check: dict[str, Any]) -> str:
+    return f"measured {shown(check['value'])}, {bounds(check)}; {check['promql']}"

@@ -1,0 +1,292 @@
+"""The addresses of simulations and drills, on the ops plane, where simulation is enabled."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, TypeVar
+
+from flask import Blueprint, Response, request
+from pydantic import BaseModel, ConfigDict, Field
+
+from service.errors import Busy, Forbidden, NotFound
+from service.resilience.deadline import Deadline
+from service.simulation import report
+from service.simulation.page import PAGE_CSP, render_page
+from service.simulation.plan import SIMULATIONS, Plan, catalogue
+from service.simulation.preflight import reasons
+from service.simulation.rehearsals import Rehearsals, Wish
+from service.simulation.run import summary_of
+from service.simulation.strike import ProxyGone, Striker
+
+# A drill's report page waits for nobody; a simulation with `wait=1` is as long as it is.
+WAIT_MAX_S = 600.0
+TTL_S = 30
+REQUEST_TIMEOUT_S = 5.0
+
+Model = TypeVar("Model", bound=BaseModel)
+Scope = Literal["instance", "pair"]
+_Reason = Annotated[str, Field(max_length=200)]
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", hide_input_in_errors=True)
+
+
+class SimulationWish(_Body):
+    """What a simulation's caller may say; nothing need be said."""
+
+    ttl_s: Annotated[int, Field(ge=1, le=300)] = TTL_S
+    load_rps: Annotated[int | None, Field(ge=1, le=20)] = None
+    scope: Scope | None = None
+    reason: _Reason = ""
+
+
+class DrillWish(_Body):
+    """Which drill, and how."""
+
+    drill: Annotated[str, Field(max_length=40)]
+    scope: Scope | None = None
+    dry_run: bool = False
+    blind: bool = False
+    reason: _Reason = ""
+    fault_s: Annotated[int | None, Field(ge=1, le=300)] = None
+    load_rps: Annotated[int | None, Field(ge=1, le=20)] = None
+
+
+class Lever(_Body):
+    """Rehearsals off, or possible again."""
+
+    engaged: bool
+    reason: _Reason = ""
+
+
+class Answer(_Body):
+    """What somebody takes the fault of a blind game day for."""
+
+    name: Annotated[str, Field(max_length=40)]
+
+
+def simulation_blueprint(
+    rehearsals: Rehearsals,
+    *,
+    require_operator: Callable[[], str],
+    read_body: Callable[[type[Any]], Any],
+    hosts: frozenset[str],
+) -> Blueprint:
+    """`require_operator` gives the caller's key id or raises; `read_body` checks a body against a
+    model; `hosts` are the names by which people may reach this plane."""
+    blueprint = Blueprint(
+        "simulation", __name__, static_folder="static", static_url_path="/drills/static"
+    )
+    around = rehearsals.around
+
+    @blueprint.before_request
+    def only_from_here() -> None:
+        require_same_origin(hosts)
+
+    @blueprint.post("/simulate/<name>")
+    def simulate(name: str) -> Response:
+        by = require_operator()
+        if name not in SIMULATIONS:
+            raise NotFound(f"There is no such simulation: {', '.join(SIMULATIONS)}.")
+        body: SimulationWish = read_body(SimulationWish)
+        wish = Wish(
+            name=name,
+            kind="simulation",
+            scope=body.scope or rehearsals.default_scope,
+            reason=body.reason,
+            requested_by=by,
+            fault_s=body.ttl_s,
+            load_per_s=body.load_rps,
+        )
+        run = rehearsals.begin(wish, _deadline())
+        if request.args.get("wait") == "1" and run.ended.wait(WAIT_MAX_S):
+            return _json(run.document())
+        return _accepted(run.document(), "simulate")
+
+    @blueprint.get("/simulate")
+    def overview() -> Response:
+        running = rehearsals.running
+        return _json(
+            {
+                "running": running.document() if running else None,
+                "recent": _or_none(lambda: rehearsals.recent(_deadline())) or [],
+                "lever": _lever(),
+                "links": _links(),
+                "simulations": [_shown_simulation(catalogue()[name]) for name in SIMULATIONS],
+            }
+        )
+
+    @blueprint.get("/simulate/<run_id>")
+    def show_simulation(run_id: str) -> Response:
+        return _json(rehearsals.find(run_id, _deadline()))
+
+    @blueprint.delete("/simulate")
+    def stop_everything() -> Response:
+        by = require_operator()
+        return _json({"stopped": rehearsals.stop_all(by, _deadline())})
+
+    @blueprint.put("/simulate/lever")
+    def pull_lever() -> Response:
+        by = require_operator()
+        body: Lever = read_body(Lever)
+        around.store.set_lever(
+            engaged=body.engaged, reason=body.reason, by=by, deadline=_deadline()
+        )
+        if body.engaged:
+            rehearsals.stop_all(by, _deadline())
+        return _json(around.preflight.lever(_deadline()))
+
+    @blueprint.get("/drills")
+    def list_drills() -> Response:
+        running = rehearsals.running
+        last = _or_none(lambda: around.store.last_verdicts(_deadline())) or {}
+        return _json(
+            {
+                "drills": [
+                    _shown_drill(plan, last.get(plan.name)) for plan in catalogue().values()
+                ],
+                "running": running.document() if running else None,
+                "recent": _or_none(lambda: rehearsals.recent(_deadline(), 50)) or [],
+                "lever": _lever(),
+            }
+        )
+
+    @blueprint.post("/drills")
+    def drill() -> Response:
+        by = require_operator()
+        body: DrillWish = read_body(DrillWish)
+        wish = Wish(
+            name=body.drill,
+            kind="drill",
+            scope=body.scope or rehearsals.default_scope,
+            reason=body.reason,
+            requested_by=by,
+            fault_s=body.fault_s,
+            load_per_s=body.load_rps,
+            blind=body.blind,
+        )
+        if body.dry_run:
+            checks = rehearsals.preflight(wish, _deadline())
+            return _json(
+                {"drill": wish.name, "preflight": checks, "would_begin": not reasons(checks)}
+            )
+        return _accepted(rehearsals.begin(wish, _deadline()).document(), "drills")
+
+    @blueprint.get("/drills/<run_id>")
+    def show_drill(run_id: str) -> Response:
+        document = rehearsals.find(run_id, _deadline())
+        match request.args.get("format", "json"):
+            case "markdown":
+                return Response(report.markdown(document), content_type="text/markdown")
+            case "junit":
+                return Response(report.junit(document), content_type="application/xml")
+            case "html":
+                answer = Response(render_page(document), content_type="text/html; charset=utf-8")
+                answer.headers["Content-Security-Policy"] = PAGE_CSP
+                return answer
+        return _json(document)
+
+    @blueprint.delete("/drills/<run_id>")
+    def stop_drill(run_id: str) -> Response:
+        by = require_operator()
+        run = rehearsals.live(run_id)
+        rehearsals.stop(run, by, _deadline())
+        run.ended.wait(REQUEST_TIMEOUT_S)
+        return _json(run.document())
+
+    @blueprint.post("/drills/<run_id>/answer")
+    def name_fault(run_id: str) -> Response:
+        require_operator()
+        body: Answer = read_body(Answer)
+        return _json(rehearsals.name_fault(rehearsals.live(run_id), body.name))
+
+    def _lever() -> dict[str, Any]:
+        unknown = {"engaged": None, "reason": "The database does not answer.", "by": None}
+        return _or_none(lambda: around.preflight.lever(_deadline())) or {**unknown, "at": None}
+
+    def _links() -> dict[str, Any] | None:
+        control_path = around.preflight.control_path
+        if control_path is None:
+            return None
+        try:
+            with Striker(control_path) as onlooker:
+                return onlooker.describe()
+        except ProxyGone:
+            return None
+
+    return blueprint
+
+
+def require_same_origin(hosts: frozenset[str]) -> None:
+    """Raise Forbidden for a name that is not ours, or a write that another page sends."""
+    name = request.host.rpartition(":")[0] if _has_port(request.host) else request.host
+    if name.lower().strip("[]") not in hosts:
+        raise Forbidden("This name is not one of the ops plane's: see HOLDFAST_OPS_HOSTS.")
+    if request.method in ("GET", "HEAD"):
+        return
+    origin = request.headers.get("Origin")
+    site = request.headers.get("Sec-Fetch-Site", "same-origin")
+    if origin not in (None, request.host_url.rstrip("/")) or site not in ("same-origin", "none"):
+        raise Forbidden("Writes are taken from the console's own pages only.")
+
+
+def _has_port(host: str) -> bool:
+    return ":" in host and not host.endswith("]")
+
+
+def _shown_simulation(plan: Plan) -> dict[str, Any]:
+    return {
+        "name": plan.name,
+        "title": plan.title,
+        "incident": plan.incident,
+        "ttl_s": TTL_S,
+        "load_rps": plan.load_per_s,
+        "scopes": list(plan.scopes),
+    }
+
+
+def _shown_drill(plan: Plan, last: dict[str, Any] | None) -> dict[str, Any]:
+    return {
+        "name": plan.name,
+        "title": plan.title,
+        "hypothesis": plan.hypothesis,
+        "runbook": plan.runbook,
+        "takes_s": round(_takes_s(plan)),
+        "scopes": list(plan.scopes),
+        "last": summary_of(last) if last else None,
+    }
+
+
+def _takes_s(plan: Plan) -> float:
+    if plan.parts:
+        return sum(_takes_s(catalogue()[name]) for name in plan.parts)
+    # Recovery and settling, where they go as they should.
+    return plan.baseline_s + plan.fault_s + 10.0
+
+
+def _accepted(document: dict[str, Any], where: str) -> Response:
+    answer = _json(document, 202)
+    answer.headers["Location"] = f"/{where}/{document['id']}"
+    answer.headers["Retry-After"] = "1"
+    return answer
+
+
+def _json(document: Any, status: int = 200) -> Response:
+    return Response(json.dumps(document) + "\n", status, content_type="application/json")
+
+
+Found = TypeVar("Found")
+
+
+def _or_none(ask: Callable[[], Found]) -> Found | None:
+    """What is also worth showing without; this plane is needed most when the database is away."""
+    try:
+        return ask()
+    except Busy:
+        return None
+
+
+def _deadline() -> Deadline:
+    return Deadline.after(REQUEST_TIMEOUT_S)

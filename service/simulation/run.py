@@ -1,0 +1,172 @@
+"""One rehearsal as people see it, while it runs and afterwards: a document that grows."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from time import monotonic
+from typing import Any
+
+from service.simulation.plan import Plan
+from service.simulation.store import moment, new_run_id
+
+SUMMARY_FIELDS = (
+    *("id", "kind", "name", "title", "scope", "status", "phase", "verdict", "summary"),
+    *("started_at", "ended_at", "reason", "requested_by"),
+)
+# A minute a line would do for an hour; the timeline of the longest run has this many seconds.
+TIMELINE_MAX = 900
+
+
+class Run:
+    """The state of a run: written by its runner, read by any thread."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        *,
+        kind: str,
+        scope: str,
+        reason: str,
+        requested_by: str,
+        load_per_s: int,
+        is_blind: bool = False,
+    ) -> None:
+        self.id = new_run_id()
+        self.plan = plan
+        self.began_at = datetime.now(UTC)
+        self.began_s = monotonic()
+        self.ended = threading.Event()
+        self.stopping = threading.Event()
+        self.stop_reason: str | None = None
+        self._lock = threading.Lock()
+        self._fault_until_s: float | None = None
+        # Until it is named or over, the name of a blind one is nobody's business.
+        self._hidden = is_blind
+        self._document: dict[str, Any] = {
+            "id": self.id,
+            "kind": kind,
+            "name": plan.name,
+            "title": plan.title,
+            "scope": scope,
+            "status": "running",
+            "phase": "starting",
+            "verdict": None,
+            "summary": None,
+            "reason": reason,
+            "requested_by": requested_by,
+            "ttl_s": round(plan.fault_s, 1),
+            "load_rps": load_per_s,
+            "started_at": moment(self.began_at),
+            "fault_began_at": None,
+            "fault_ended_at": None,
+            "ended_at": None,
+            "elapsed_s": 0.0,
+            "fault_left_s": None,
+            "hypothesis": plan.hypothesis,
+            "runbook": plan.runbook,
+            "progress": [],
+            "preflight": [],
+            "sides": [],
+            "timeline": [],
+            "bite": [],
+            "expectations": [],
+            "invariants": [],
+            "parts": [],
+        }
+
+    @property
+    def at_s(self) -> float:
+        """Seconds since it began."""
+        return round(monotonic() - self.began_s, 2)
+
+    def set(self, **fields: Any) -> None:
+        with self._lock:
+            self._document.update(fields)
+
+    def enter(self, phase: str, text: str) -> None:
+        """Begin a phase, and say what happens in it."""
+        with self._lock:
+            self._document["phase"] = phase
+        self.tell(text)
+
+    def tell(self, text: str) -> None:
+        with self._lock:
+            step = {"at_s": self.at_s, "phase": self._document["phase"], "text": text}
+            self._document["progress"].append(step)
+
+    def begin_fault(self, seconds: float) -> None:
+        with self._lock:
+            self._fault_until_s = monotonic() + seconds
+            self._document["fault_began_at"] = moment(datetime.now(UTC))
+
+    def end_fault(self) -> None:
+        with self._lock:
+            if self._fault_until_s is not None and self._document["fault_ended_at"] is None:
+                self._document["fault_ended_at"] = moment(datetime.now(UTC))
+            self._fault_until_s = None
+
+    def add_second(self, point: dict[str, Any]) -> None:
+        with self._lock:
+            point["phase"] = self._document["phase"]
+            if len(self._document["timeline"]) < TIMELINE_MAX:
+                self._document["timeline"].append(point)
+
+    def stop(self, reason: str) -> None:
+        """Ask it to end; what was struck is released, and what was sent is settled."""
+        self.stop_reason = self.stop_reason or reason
+        self.stopping.set()
+
+    def finish(self, verdict: str, summary: str) -> None:
+        with self._lock:
+            self._hidden = False
+            self._document |= {
+                "status": "ended",
+                "phase": "ended",
+                "verdict": verdict,
+                "summary": summary,
+                "ended_at": moment(datetime.now(UTC)),
+                "elapsed_s": self.at_s,
+                "fault_left_s": None,
+            }
+
+    def reveal(self) -> None:
+        self._hidden = False
+
+    @property
+    def is_hidden(self) -> bool:
+        return self._hidden
+
+    def document(self) -> dict[str, Any]:
+        """All of it, as of now."""
+        with self._lock:
+            document = copy.deepcopy(self._document)
+            if document["status"] == "running":
+                document["elapsed_s"] = self.at_s
+                if self._fault_until_s is not None:
+                    left_s = max(0.0, self._fault_until_s - monotonic())
+                    document["fault_left_s"] = round(left_s, 1)
+        return _hide(document) if self._hidden else document
+
+    def summary(self) -> dict[str, Any]:
+        return summary_of(self.document())
+
+
+def summary_of(document: dict[str, Any]) -> dict[str, Any]:
+    """What a list shows of a run."""
+    return {name: document.get(name) for name in SUMMARY_FIELDS}
+
+
+def _hide(document: dict[str, Any]) -> dict[str, Any]:
+    """A blind game day: everything that names the fault is kept back."""
+    kept: Sequence[str] = ("name", "title", "hypothesis")
+    document |= dict.fromkeys(kept, "a blind game day")
+    document |= {"runbook": None, "bite": [], "expectations": [], "preflight": []}
+    for side in document["sides"]:
+        side.clear()
+    document["progress"] = [
+        {**step, "text": step["phase"]} for step in document["progress"] if step["phase"] != "fault"
+    ]
+    return document

@@ -1,0 +1,39 @@
+"""Orders to the sandbox provider: faults above the network, with an end of their own."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import requests
+
+ANSWER_TIMEOUT_S = 3.0
+
+
+class Sandbox:
+    """The sandbox's control address."""
+
+    def __init__(self, url: str, ca_file: Path | None) -> None:
+        self._url = f"{url.rstrip('/')}/_control"
+        self._verify = str(ca_file) if ca_file else True
+
+    def strike(self, plan: Mapping[str, Any]) -> None:
+        """Put a plan in force; with its `ttl_s` it ends by itself."""
+        with self._session() as session:
+            answer = session.post(
+                self._url, json=dict(plan), verify=self._verify, timeout=ANSWER_TIMEOUT_S
+            )
+            answer.raise_for_status()
+
+    def clear(self) -> None:
+        """No faults any more; unreachable, it ends them by itself."""
+        with self._session() as session, contextlib.suppress(requests.RequestException):
+            session.delete(self._url, verify=self._verify, timeout=ANSWER_TIMEOUT_S)
+
+    @staticmethod
+    def _session() -> requests.Session:
+        session = requests.Session()
+        session.trust_env = False
+        return session

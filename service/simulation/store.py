@@ -1,0 +1,248 @@
+"""Rehearsals in PostgreSQL: the reports, who asked for what, and the lease that keeps two apart."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from service.database.pool import ConnectionPool, Statement
+from service.payments.model import new_id
+from service.resilience.deadline import Deadline
+
+# Renewed while a run lives; a run that was killed blocks the next for no longer than this.
+LEASE_S = 15.0
+# Their payments are apart from everybody else's, and their tenant is found at once.
+DRILL_MERCHANT_ID = UUID("00000000-0000-7000-8000-00000000d211")
+_LEASE, _LEVER = "rehearsal", "rehearsal_lever"
+
+_TAKE_LEASE = Statement(
+    "rehearsal_take_lease",
+    """
+    INSERT INTO background_runs (name, fence, leased_until, detail)
+    VALUES (%(name)s::text, 1, now() + %(lease_s)s::float8 * interval '1 second', %(detail)s::jsonb)
+    ON CONFLICT (name) DO UPDATE SET
+        fence = background_runs.fence + 1, detail = excluded.detail,
+        leased_until = excluded.leased_until
+    WHERE background_runs.leased_until <= now()
+       OR background_runs.detail = excluded.detail
+    RETURNING 1
+    """,
+)
+_END_LEASE = Statement(
+    "rehearsal_end_lease",
+    """
+    UPDATE background_runs SET leased_until = now(), last_run_at = now()
+    WHERE name = %(name)s::text AND detail = %(detail)s::jsonb RETURNING 1
+    """,
+)
+_SET_LEVER = Statement(
+    "rehearsal_set_lever",
+    """
+    INSERT INTO background_runs (name, last_run_at, detail)
+    VALUES (%(name)s::text, now(), %(detail)s::jsonb)
+    ON CONFLICT (name) DO UPDATE SET last_run_at = now(), detail = excluded.detail RETURNING 1
+    """,
+)
+_READ_LEVER = Statement(
+    "rehearsal_read_lever",
+    "SELECT detail, last_run_at FROM background_runs WHERE name = %(name)s::text",
+)
+_MAKE_TENANT = Statement(
+    "rehearsal_make_tenant",
+    """
+    INSERT INTO merchants (merchant_id, name) VALUES (%(merchant_id)s::uuid, 'drill')
+    ON CONFLICT (merchant_id) DO NOTHING RETURNING 1
+    """,
+)
+# Whoever holds the lease knows that no other run lives: what has not ended was killed.
+_BEGIN = Statement(
+    "rehearsal_begin",
+    """
+    WITH lost AS (
+        UPDATE rehearsals SET ended_at = now(), verdict = 'ABORTED',
+            report = report || '{"status": "ended", "phase": "ended", "verdict": "ABORTED",
+                "summary": "The process that ran it was killed; its faults ended with it."}'
+        WHERE ended_at IS NULL RETURNING 1
+    )
+    INSERT INTO rehearsals (rehearsal_id, kind, name, scope, requested_by, reason, report)
+    VALUES (%(id)s::uuid, %(kind)s::text, %(name)s::text, %(scope)s::text,
+            %(requested_by)s::text, %(reason)s::text, %(report)s::jsonb)
+    RETURNING 1
+    """,
+)
+_END = Statement(
+    "rehearsal_end",
+    """
+    UPDATE rehearsals SET ended_at = now(), verdict = %(verdict)s::text, report = %(report)s::jsonb
+    WHERE rehearsal_id = %(id)s::uuid RETURNING 1
+    """,
+)
+_AUDIT = Statement(
+    "rehearsal_audit",
+    """
+    INSERT INTO rehearsal_audit (audit_id, action, requested_by, rehearsal_id, detail)
+    VALUES (%(audit_id)s::uuid, %(action)s::text, %(requested_by)s::text, %(id)s::uuid,
+            %(detail)s::jsonb)
+    RETURNING 1
+    """,
+)
+_FIND = Statement(
+    "rehearsal_find", "SELECT report FROM rehearsals WHERE rehearsal_id = %(id)s::uuid"
+)
+_RECENT = Statement(
+    "rehearsal_recent",
+    """
+    SELECT report - 'sides' - 'timeline' - 'progress' - 'preflight' FROM rehearsals
+    ORDER BY started_at DESC LIMIT %(limit)s::integer
+    """,
+)
+_LAST = Statement(
+    "rehearsal_last",
+    """
+    SELECT DISTINCT ON (name) name, report - 'sides' - 'timeline' - 'progress' - 'preflight'
+    FROM rehearsals WHERE kind = 'drill' AND verdict IS NOT NULL ORDER BY name, ended_at DESC
+    """,
+)
+# Ids are ordered by time, so only the tenant's payments since the run began are read.
+_PAYMENTS = Statement(
+    "rehearsal_payments",
+    """
+    SELECT payment_id, status, amount, currency, provider_ref, metadata ->> 'side',
+           idempotency_key
+    FROM payments JOIN idempotency_keys USING (merchant_id, payment_id)
+    WHERE merchant_id = %(merchant_id)s::uuid AND payment_id >= %(since)s::uuid
+      AND metadata ->> 'drill' = %(run)s::text
+    ORDER BY payment_id
+    """,
+)
+_CONNECTIONS = Statement(
+    "rehearsal_connections",
+    """
+    SELECT (SELECT sum(setting::int * CASE name WHEN 'max_connections' THEN 1 ELSE -1 END)
+            FROM pg_settings WHERE name IN
+            ('max_connections', 'superuser_reserved_connections', 'reserved_connections'))
+         - (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend')
+    """,
+)
+
+
+class RehearsalStore:
+    """Used by one ops plane; any number of them may share the database."""
+
+    def __init__(self, pool: ConnectionPool) -> None:
+        self._pool = pool
+
+    def take_lease(self, run_id: str, deadline: Deadline) -> bool:
+        """Take or renew it; False while another run lives, on whatever machine."""
+        params = {"name": _LEASE, "lease_s": LEASE_S, "detail": json.dumps({"run": run_id})}
+        return bool(self._pool.run(_TAKE_LEASE, params, deadline))
+
+    def end_lease(self, run_id: str, deadline: Deadline) -> None:
+        params = {"name": _LEASE, "detail": json.dumps({"run": run_id})}
+        self._pool.run(_END_LEASE, params, deadline)
+
+    def lever(self, deadline: Deadline) -> dict[str, Any]:
+        """Whether rehearsals are blocked everywhere, and by whom."""
+        rows = self._pool.run(_READ_LEVER, {"name": _LEVER}, deadline)
+        if not rows:
+            return {"engaged": False, "reason": None, "by": None, "at": None}
+        detail, at = rows[0]
+        return {**detail, "at": moment(at)}
+
+    def set_lever(self, *, engaged: bool, reason: str, by: str, deadline: Deadline) -> None:
+        detail = {"engaged": engaged, "reason": reason, "by": by}
+        self._pool.run(_SET_LEVER, {"name": _LEVER, "detail": json.dumps(detail)}, deadline)
+        self.audit("lever", by, None, detail, deadline)
+
+    def make_tenant(self, deadline: Deadline) -> None:
+        self._pool.run(_MAKE_TENANT, {"merchant_id": str(DRILL_MERCHANT_ID)}, deadline)
+
+    def begin(self, report: Mapping[str, Any], deadline: Deadline) -> None:
+        """Write the run down with its audit row, before anything is struck."""
+        params = {
+            **{name: report[name] for name in ("kind", "name", "scope", "requested_by", "reason")},
+            "id": str(_uuid_of(report["id"])),
+            "report": json.dumps(report),
+        }
+        self._pool.run(_BEGIN, params, deadline)
+        detail = {name: report[name] for name in ("kind", "name", "scope", "reason")}
+        self.audit("started", report["requested_by"], report["id"], detail, deadline)
+
+    def end(self, report: Mapping[str, Any], deadline: Deadline) -> None:
+        params = {
+            "id": str(_uuid_of(report["id"])),
+            "verdict": report["verdict"],
+            "report": json.dumps(report),
+        }
+        self._pool.run(_END, params, deadline)
+        detail = {"verdict": report["verdict"], "summary": report["summary"]}
+        self.audit("ended", report["requested_by"], report["id"], detail, deadline)
+
+    def audit(
+        self,
+        action: str,
+        by: str,
+        run_id: str | None,
+        detail: Mapping[str, Any],
+        deadline: Deadline,
+    ) -> None:
+        """One row that is never changed."""
+        params = {
+            "audit_id": str(new_id()),
+            "action": action,
+            "requested_by": by,
+            "id": str(_uuid_of(run_id)) if run_id else None,
+            "detail": json.dumps(detail),
+        }
+        self._pool.run(_AUDIT, params, deadline)
+
+    def find(self, run_id: str, deadline: Deadline) -> dict[str, Any] | None:
+        """A run's report as it was written last."""
+        uuid = _uuid_of(run_id)
+        rows = self._pool.run(_FIND, {"id": str(uuid)}, deadline) if uuid else []
+        return rows[0][0] if rows else None
+
+    def recent(self, limit: int, deadline: Deadline) -> list[dict[str, Any]]:
+        """The newest runs, without their evidence."""
+        return [row[0] for row in self._pool.run(_RECENT, {"limit": limit}, deadline)]
+
+    def last_verdicts(self, deadline: Deadline) -> dict[str, dict[str, Any]]:
+        """The newest ended drill of each name, without its evidence."""
+        return dict(self._pool.run(_LAST, {}, deadline))
+
+    def payments(
+        self, run_id: str, since: datetime, deadline: Deadline
+    ) -> list[tuple[UUID, str, int, str, str | None, str, str]]:
+        """(id, status, amount, currency, provider reference, side, key) of a run's payments."""
+        since_ms = int((since - timedelta(seconds=60)).timestamp() * 1000)
+        params = {
+            "merchant_id": str(DRILL_MERCHANT_ID),
+            "since": f"{since_ms:012x}" + "7" + "0" * 19,
+            "run": run_id,
+        }
+        return [
+            (UUID(str(row[0])), row[1], int(row[2]), row[3], row[4], row[5], row[6])
+            for row in self._pool.run(_PAYMENTS, params, deadline)
+        ]
+
+    def connections_free(self, deadline: Deadline) -> int:
+        """How many more connections the database would give to ordinary roles."""
+        return int(self._pool.run(_CONNECTIONS, {}, deadline)[0][0])
+
+
+def moment(at: datetime | None) -> str | None:
+    """A time as every document shows it."""
+    return None if at is None else at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def new_run_id() -> str:
+    return f"run_{new_id().hex}"
+
+
+def _uuid_of(run_id: str) -> UUID | None:
+    digits = run_id.removeprefix("run_")
+    is_ours = len(digits) == 32 and len(run_id) == 36 and set(digits) <= set("0123456789abcdef")
+    return UUID(hex=digits) if is_ours else None
