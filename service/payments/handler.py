@@ -11,7 +11,7 @@ from service.observability import metrics, tracing
 from service.payments.model import ChargeRequest, Payment, Status
 from service.payments.schedule import next_look_up_s
 from service.payments.store import PaymentStore
-from service.providers.base import Charge, Outcome, OutcomeKind, Provider
+from service.providers.base import Charge, Outcome, OutcomeKind, Provider, Stage
 from service.resilience.deadline import Deadline
 
 log = logging.getLogger(__name__)
@@ -90,6 +90,9 @@ class PaymentHandler:
         return self.record(payment, outcome, op="confirm"), outcome
 
     def _prepare(self, payment: Payment, deadline: Deadline) -> Outcome:
+        if payment.provider_ref is not None:
+            # By an earlier try that had no time left to confirm: a second one would be another's.
+            return Outcome(OutcomeKind.PENDING, Stage.NOT_SENT, provider_ref=payment.provider_ref)
         prepared = self._provider.prepare(charge_of(payment), deadline)
         if prepared.kind is OutcomeKind.UNKNOWN:
             # Unconfirmed, it moves no money: doubt about it is no doubt about money.

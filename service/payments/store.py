@@ -29,7 +29,7 @@ from service.payments.model import (
     sources_of,
 )
 from service.payments.outbox import OUTBOX, is_told
-from service.providers.base import Outcome, OutcomeKind
+from service.providers.base import Outcome, OutcomeKind, Stage
 from service.resilience.deadline import Deadline
 
 log = logging.getLogger(__name__)
@@ -298,7 +298,8 @@ class PaymentStore:
                 sources=[Status.ACCEPTED.value],
                 fence=payment.fence,
                 outcome=prepared,
-                op="prepare",
+                # No attempt where nothing was sent: in one call, or prepared by an earlier try.
+                op="prepare" if prepared.stage is Stage.ANSWERED else None,
                 lease=True,
                 sent=True,
             )

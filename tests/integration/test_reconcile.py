@@ -10,7 +10,7 @@ import pytest
 
 from service.database.pool import ConnectionPool, Statement
 from service.payments.forward import Forwarder
-from service.payments.handler import PaymentHandler, charge_of
+from service.payments.handler import CONFIRM_NEEDS_S, PaymentHandler, charge_of
 from service.payments.invariants import check_invariants
 from service.payments.model import ChargeRequest, Payment, Status
 from service.payments.reconcile import Reconciler
@@ -368,3 +368,22 @@ def test_when_the_provider_is_back_doubt_is_looked_at_at_once(pool):
     after = service.read(payment)
     assert after.due_at is not None
     assert (after.due_at - datetime.now(UTC)).total_seconds() < 3
+
+
+def test_a_payment_that_was_prepared_too_late_to_be_confirmed_is_not_prepared_again(pool):
+    provider = BookedProvider()
+    service = Service(pool, provider)
+    no_time_to_confirm = PaymentHandler(
+        service.store, provider, provider_timeout_s=CONFIRM_NEEDS_S * 0.9
+    )
+    service.handler, patient = no_time_to_confirm, service.handler
+    payment = service.pay()
+    service.handler = patient
+    service.make_due()
+
+    service.drain()
+
+    after = service.read(payment)
+    assert (payment.status, after.status) == (Status.ACCEPTED, Status.SUCCEEDED)
+    assert provider.calls == ["prepare", "confirm"]
+    assert after.provider_ref == payment.provider_ref
