@@ -20,6 +20,7 @@ from service.observability.redaction import clean_text
 Status = Literal["pass", "warn", "fail"]
 
 INTERVAL_S = 30.0
+RECHECK_S = 5.0
 # Longer than any single check may take by its own limits; a check that is still out has failed.
 CHECK_LIMIT_S = 5.0
 # People who press the button share one answer for as long.

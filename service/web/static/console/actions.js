@@ -60,7 +60,7 @@ async function checkHealth(title) {
   if (refuseKey(answer)) return tell(title, title, "Not checked: the key was refused.", "bad");
   if (!answer.body?.checks) return tell(title, title, refusal(answer), "bad");
   const tone = { pass: "good", warn: "warn", fail: "bad" }[answer.body.status];
-  drawStage(title, h("article", { class: "card", role: "status" },
+  drawStage(title, h("article", { class: "card", "aria-live": "polite" },
     h("div", { class: "run-head" }, h("h3", {}, title), chip(answer.body.status, tone)),
     h("ul", { class: "marks columns" }, Object.entries(answer.body.checks).map(([name, [check]]) =>
       h("li", { "data-ok": check.status === "pass" }, h("b", {}, name), ` ${check.status}, ${ms(check.latency_ms)}`, check.output ? `: ${check.output}` : "")))));
@@ -90,7 +90,7 @@ function drawPayment(title, { status, answer, failure, ms: took, idempotency_key
     ["Idempotency key", idempotencyKey],
     ["Request", request ?? UNKNOWN],
   ];
-  drawStage(title, h("article", { class: "card", role: "status" },
+  drawStage(title, h("article", { class: "card", "aria-live": "polite" },
     h("div", { class: "run-head" }, h("h3", {}, title), chip(word)),
     answer?.detail ? h("p", {}, answer.detail) : null,
     h("dl", { class: "pairs" }, rows.map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", { class: "mono" }, value)))),

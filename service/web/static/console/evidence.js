@@ -12,7 +12,7 @@ export class RunCard {
     this.head = h("div", { class: "run-head" });
     this.phases = h("ol", { class: "phases" });
     this.left = h("p", { class: "left", role: "timer" });
-    this.log = h("ol", { class: "log", role: "log", "aria-label": "What happens", tabindex: "0" });
+    this.log = h("ol", { class: "log", "aria-live": "polite", "aria-label": "What happens", tabindex: "0" });
     this.charts = h("div", { class: "run-charts" });
     this.evidence = h("div", { class: "evidence" });
     this.stop = h("button", { type: "button", class: "danger", onclick: onStop }, "Stop everything");

@@ -7,7 +7,7 @@ import { needKey, refuseKey } from "./key.js";
 import { drawStage, tell } from "./stage.js";
 
 const RUNNING_MS = 1000, IDLE_MS = 10000;
-let isOn = false, running = null, card = null, timer = 0, isAsking = false;
+let isOn = false, running = null, card = null, timer = 0, isAsking = false, isFirst = true;
 let told = () => {};
 
 export function startRehearsals(onChange) {
@@ -18,6 +18,7 @@ export function startRehearsals(onChange) {
 export function setRehearsals(has) {
   if (has === isOn && timer) return;
   isOn = has;
+  isFirst = true;
   clearTimeout(timer);
   timer = 0;
   if (has) look();
@@ -70,7 +71,8 @@ async function look() {
 }
 
 async function follow(overview) {
-  const before = running?.id ?? null;
+  const before = isFirst ? undefined : running?.id ?? null;
+  isFirst = false;
   running = overview.running;
   if (running) show(running);
   else if (card && card.run.status !== "ended") {

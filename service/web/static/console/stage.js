@@ -16,5 +16,5 @@ export function drawStage(kind, element) {
 
 /** A card that says one sentence. */
 export function tell(kind, title, text, tone = "soft") {
-  drawStage(kind, h("article", { class: "card", "data-kind": kind, role: "status" }, h("h3", {}, title), h("p", { "data-tone": tone, class: "sentence" }, text)));
+  drawStage(kind, h("article", { class: "card", "data-kind": kind, "aria-live": "polite" }, h("h3", {}, title), h("p", { "data-tone": tone, class: "sentence" }, text)));
 }
