@@ -1,0 +1,453 @@
+"""The console in a real Chromium, on a real Holdfast: what people see, press and are kept from."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+from playwright.sync_api import Browser, Error, Page, expect
+
+from tests.shipped.console_browser import Console, ConsoleHouse, chromium, console
+
+HERE = Path(__file__).parent
+PAYMENT = "Process a Test Payment"
+TIMEOUT = "Test Payment Timeout (5000ms)"
+POOL = "Test DB Pool Exhaustion"
+CONNECTION = "Test HTTPSConnectionPool Error"
+HEALTH = "Check Service Health"
+BUTTONS = (TIMEOUT, POOL, CONNECTION, HEALTH, PAYMENT)
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ConsoleHouse]:
+    running = ConsoleHouse(tmp_path_factory.mktemp("console"))
+    yield running
+    running.stop()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture
+def seen(running: ConsoleHouse, browser: Browser) -> Iterator[Console]:
+    """A console in which the browser must not have complained about anything at the end."""
+    with console(browser, running.house) as seen:
+        yield seen
+        assert seen.complaints == []
+
+
+# --- Loading ---------------------------------------------------------------------------------
+
+
+def test_the_page_is_small_and_painted_within_a_second(seen: Console):
+    page = seen.open(with_key=False)
+
+    paint_ms = page.evaluate("performance.getEntriesByType('paint')[0].startTime")
+    loaded = page.evaluate(
+        "[...performance.getEntriesByType('navigation'), ...performance.getEntriesByType('resource')]"
+        ".filter(e => !e.name.includes('/console/state')).map(e => [e.name, e.encodedBodySize])"
+    )
+
+    assert paint_ms < 1000
+    assert sum(size for _, size in loaded) < 150_000, loaded
+
+
+def test_everything_comes_from_the_ops_plane_itself(seen: Console):
+    asked: list[str] = []
+    seen.page.on("request", lambda request: asked.append(request.url))
+
+    seen.open()
+
+    assert asked
+    assert all(url.startswith(seen.house.ops_url) for url in asked)
+
+
+@pytest.mark.parametrize(
+    "planted",
+    [
+        "document.body.innerHTML = '<b>text</b>'",
+        "document.body.setAttribute('onclick', 'window.ran = true')",
+        "document.body.append(Object.assign(document.createElement('script'), {text: '1'}))",
+    ],
+)
+def test_text_can_become_neither_markup_nor_code(
+    running: ConsoleHouse, browser: Browser, planted: str
+):
+    with console(browser, running.house) as seen:
+        page = seen.open(with_key=False)
+
+        with pytest.raises(Error, match="Trusted"):
+            page.evaluate(planted)
+
+
+def test_the_page_may_not_be_framed_stored_or_sniffed(running: ConsoleHouse):
+    answer = requests.get(running.house.ops_url + "/", timeout=10)
+
+    policy = answer.headers["Content-Security-Policy"]
+    for part in ("default-src 'none'", "frame-ancestors 'none'", "require-trusted-types-for"):
+        assert part in policy
+    assert "unsafe" not in policy
+    assert answer.headers["Cache-Control"] == "no-store"
+    assert answer.headers["X-Content-Type-Options"] == "nosniff"
+
+
+# --- The key ---------------------------------------------------------------------------------
+
+
+def test_payments_are_shown_to_nobody_without_an_operators_key(running: ConsoleHouse):
+    for method, path in (("GET", "/console/payments"), ("POST", "/console/payments")):
+        answer = requests.request(method, running.house.ops_url + path, timeout=10)
+
+        assert answer.status_code == 401
+
+
+def test_a_wrong_key_is_refused_in_words_and_the_right_one_goes_on(
+    running: ConsoleHouse, browser: Browser
+):
+    with console(browser, running.house) as seen:
+        page = seen.open(with_key=False)
+        seen.press(PAYMENT)
+        page.get_by_label("API key", exact=True).fill("hf_test_wrong")
+        seen.press("Use this key")
+        expect(page.locator("#key-error")).to_contain_text("not known here")
+
+        page.get_by_label("API key", exact=True).fill(running.house.api_key)
+        seen.press("Use this key")
+
+        # What the key was asked for is done without being asked for again.
+        expect(page.locator("#stage .chip").first).to_have_text("succeeded")
+        expect(page.locator("#key-dialog")).to_be_hidden()
+        # The browser itself reports the 401, and nothing else is wrong.
+        assert all("401" in complaint for complaint in seen.complaints)
+
+
+def test_a_key_that_was_revoked_is_forgotten_and_asked_for(running: ConsoleHouse, browser: Browser):
+    with console(browser, running.house) as seen:
+        seen.page.add_init_script("sessionStorage.setItem('holdfast.operator_key', 'hf_test_old')")
+        page = seen.open(with_key=False)
+
+        expect(page.locator("#key-error")).to_have_text("That key is no longer taken.")
+
+        assert page.evaluate("sessionStorage.getItem('holdfast.operator_key')") is None
+
+
+# --- The buttons -----------------------------------------------------------------------------
+
+
+def test_a_test_payment_goes_through_the_front_door_and_shows_its_timeline(seen: Console):
+    page = seen.open()
+
+    seen.press(PAYMENT)
+
+    expect(page.locator("#stage .steps li")).to_have_count(3)
+    expect(page.locator("#stage .steps li").last).to_contain_text("succeeded")
+    payment = page.locator("#stage dd").nth(1).inner_text()
+    assert seen.house.get(f"/v1/payments/{payment}").json()["status"] == "succeeded"
+    expect(page.locator("#payments tr").first).to_contain_text("USD 1.00")
+
+
+def test_the_health_button_checks_every_component_now(seen: Console):
+    page = seen.open()
+
+    seen.press(HEALTH)
+
+    expect(page.locator("#stage .marks li")).to_have_count(6)
+    expect(page.locator("#stage .marks")).to_contain_text("database pass")
+
+
+def test_a_payment_timeout_shows_what_happens_and_then_the_evidence(seen: Console):
+    page = seen.open()
+    page.get_by_label("Fault lasts").select_option("5")
+
+    seen.press(TIMEOUT)
+
+    expect(page.locator("#simulation")).to_contain_text("Simulation running")
+    expect(page.locator("#stage .log li").first).to_be_visible()
+    # The others say why they do nothing meanwhile.
+    button = page.get_by_role("button", name=POOL, exact=True)
+    expect(button).to_have_attribute("aria-disabled", "true")
+    expect(page.locator("#rehearsal-note")).to_contain_text("A rehearsal is running")
+    verdict = page.locator("#stage .run-head .chip")
+    expect(verdict).to_have_text("SHOWN", timeout=60_000)
+    evidence = page.locator("#stage .evidence")
+    expect(evidence).to_contain_text("Payment service connection failed - timeout after 5000ms")
+    expect(evidence).to_contain_text("HTTPSConnectionPool(")
+    expect(evidence).to_contain_text("holdfast_provider_timeouts_total")
+    expect(evidence).to_contain_text("callers got")
+    expect(page.locator("#simulation")).to_be_hidden()
+    # The live figures of the same moments moved with it.
+    expect(page.locator("#errors tr").first.locator("td").nth(1)).not_to_have_text("0")
+
+
+def test_stop_everything_ends_a_simulation_and_keeps_what_it_showed(seen: Console):
+    page = seen.open()
+    seen.press(CONNECTION)
+    expect(page.locator("#stage .phases [aria-current]")).to_have_text("fault", timeout=30_000)
+    expect(page.locator("#errors [data-some]").first).to_be_visible()
+
+    page.locator("#stop-all").click()
+
+    expect(page.locator("#stage .run-head .chip")).to_have_text("ABORTED", timeout=40_000)
+    expect(page.locator("#simulation")).to_be_hidden()
+    expect(page.locator("#stage .evidence")).to_contain_text(
+        "ConnectionError: HTTPSConnectionPool timeout"
+    )
+
+
+def test_a_second_page_sees_the_same_simulation_without_having_started_it(
+    seen: Console, running: ConsoleHouse, browser: Browser
+):
+    seen.open()
+    seen.press(CONNECTION)
+
+    with console(browser, running.house) as other:
+        page = other.open(with_key=False)
+
+        expect(page.locator("#simulation")).to_contain_text("Simulation running")
+        expect(page.locator("#stage .log li").first).to_be_visible()
+    seen.page.locator("#stop-all").click()
+    expect(seen.page.locator("#simulation")).to_be_hidden(timeout=40_000)
+
+
+# --- What moves ------------------------------------------------------------------------------
+
+
+def test_the_charts_move_with_the_payments_of_all_workers(seen: Console):
+    page = seen.open()
+    rate = page.locator("figure", has_text="Payments by outcome")
+    before = rate.locator("canvas").evaluate("canvas => canvas.toDataURL()")
+
+    for number in range(12):
+        assert seen.house.pay(f"charted-{number}").status_code == 201
+
+    expect(rate.locator("li").first).not_to_have_text(re.compile(r"Succeeded 0/s"))
+    page.wait_for_function(
+        "before => [...document.querySelectorAll('figure')]"
+        ".find(figure => figure.textContent.includes('Payments by outcome'))"
+        ".querySelector('canvas').toDataURL() !== before",
+        arg=before,
+    )
+
+
+def test_a_page_opened_later_shows_what_was_before(seen: Console, running: ConsoleHouse):
+    history = requests.get(running.house.ops_url + "/console/state", timeout=10).json()["history"]
+
+    newest = history["rows"][-1][0]
+    after = requests.get(
+        running.house.ops_url + "/console/state",
+        params={"boot": _boot(running), "after": newest},
+        timeout=10,
+    ).json()["history"]
+
+    assert len(history["rows"]) > 5
+    assert len(after["rows"]) <= 2
+
+
+def test_a_payment_opens_in_place_and_stays_open_while_others_come(seen: Console):
+    first = seen.house.pay(reference="opened").json()["id"]
+    page = seen.open()
+    page.locator(f'#payments button[title="{first}"]').click()
+    expect(page.locator(f"#steps-{first} .steps li")).to_have_count(3)
+
+    second = seen.house.pay().json()["id"]
+
+    expect(page.locator(f'#payments button[title="{second}"]')).to_be_visible()
+    expect(page.locator(f"#steps-{first} .steps li")).to_have_count(3)
+
+
+def test_what_a_caller_wrote_is_shown_as_text(seen: Console):
+    seen.house.pay(reference="<img src=x onerror=alert(1)>")
+
+    page = seen.open()
+
+    expect(page.locator("#payments")).to_contain_text("<img src=x onerror=alert(1)>")
+
+
+def test_the_drills_are_listed_with_a_button_each(seen: Console, running: ConsoleHouse):
+    page = seen.open()
+
+    drills = page.locator("#drills tr")
+    expect(drills.first).to_be_visible()
+    names = _drill_titles(running)
+    assert drills.count() == len(names)
+    expect(page.get_by_role("button", name=f"Run the drill {names[0]}")).to_be_visible()
+
+
+# --- For everybody ---------------------------------------------------------------------------
+
+
+def test_a_phone_shows_everything_without_scrolling_sideways(
+    running: ConsoleHouse, browser: Browser
+):
+    with console(browser, running.house, viewport={"width": 360, "height": 740}) as seen:
+        page = seen.open()
+        seen.press(PAYMENT)
+        expect(page.locator("#stage .steps li")).to_have_count(3)
+
+        width = page.evaluate("document.documentElement.scrollWidth")
+
+        assert width == 360
+        for name in BUTTONS:
+            box = page.get_by_role("button", name=name, exact=True).bounding_box()
+            assert box is not None
+            assert box["x"] >= 0
+            assert box["x"] + box["width"] <= 360
+        assert seen.complaints == []
+
+
+def test_everything_can_be_done_with_the_keyboard_alone(seen: Console):
+    page = seen.open(with_key=False)
+    page.keyboard.press("Tab")
+    expect(page.get_by_role("link", name="Skip to the content")).to_be_focused()
+    page.keyboard.press("Enter")
+
+    _tab_to(page, PAYMENT)
+    page.keyboard.press("Enter")
+    page.keyboard.type(seen.house.api_key)
+    page.keyboard.press("Enter")
+
+    expect(page.locator("#stage .chip").first).to_have_text("succeeded")
+    # Back where the work was, not at the top of the page.
+    expect(page.get_by_role("button", name=PAYMENT, exact=True)).to_be_focused()
+    _tab_to(page, re.compile("pay_"))
+    page.keyboard.press("Enter")
+    expect(page.locator("#payments .steps li").first).to_be_visible()
+    expect(page.locator("#payments button").first).to_be_focused()
+
+
+def test_dark_is_what_the_system_asks_for_and_a_choice_is_remembered(
+    running: ConsoleHouse, browser: Browser
+):
+    with console(browser, running.house, color_scheme="dark") as seen:
+        page = seen.open()
+        assert _background(page) == "rgb(13, 17, 23)"
+
+        seen.press("Use light colours")
+        page.reload()
+        expect(page.locator("#updated")).to_have_text("Live")
+
+        assert _background(page) == "rgb(244, 246, 248)"
+        assert seen.complaints == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing(running: ConsoleHouse, browser: Browser, scheme: str):
+    # axe itself writes markup, which the page's own policy would not let it.
+    with console(browser, running.house, color_scheme=scheme, bypass_csp=True) as seen:
+        page = seen.open()
+        seen.press(PAYMENT)
+        expect(page.locator("#stage .steps li")).to_have_count(3)
+        seen.press(HEALTH)
+        expect(page.locator("#stage .marks li")).to_have_count(6)
+        page.locator("#payments button").first.click()
+        expect(page.locator("#payments .steps li").first).to_be_visible()
+        _show_a_finished_run(page, running)
+        page.evaluate((HERE / "vendor" / "axe.min.js").read_text())
+
+        assert _axe_findings(page) == []
+
+        page.locator("#key-button").click()
+        assert _axe_findings(page) == []
+
+
+# --- Left open, and left alone ---------------------------------------------------------------
+
+
+def test_a_page_left_open_does_not_grow(seen: Console):
+    page = seen.open()
+    page.clock.install()
+    page.reload()
+    expect(page.locator("#updated")).to_have_text("Live")
+    devtools = page.context.new_cdp_session(page)
+    devtools.send("Performance.enable")
+
+    _let_pass(page, polls=10)
+    before = _held(devtools)
+    _let_pass(page, polls=40)
+    after = _held(devtools)
+
+    assert after["JSEventListeners"] <= before["JSEventListeners"] + 5
+    assert after["Nodes"] <= before["Nodes"] + 100
+    assert after["JSHeapUsedSize"] <= before["JSHeapUsedSize"] + 1_000_000
+
+
+def test_the_page_says_when_nobody_answers_and_recovers_by_itself(
+    running: ConsoleHouse, browser: Browser
+):
+    with console(browser, running.house) as seen:
+        page = seen.open()
+        running.stop()
+
+        expect(page.locator("#stale")).to_contain_text("does not answer")
+        expect(page.locator("#state")).to_have_text("Not known whether money is safe")
+        expect(page.locator("#updated")).to_contain_text("As of")
+
+        running.start()
+
+        expect(page.locator("#stale")).to_be_hidden()
+        expect(page.locator("#updated")).to_have_text("Live")
+        expect(page.locator("#state")).not_to_have_text("Not known whether money is safe")
+        assert all("ERR_CONNECTION" in complaint for complaint in seen.complaints)
+
+
+def _boot(running: ConsoleHouse) -> str:
+    return str(requests.get(running.house.ops_url + "/console/state", timeout=10).json()["boot"])
+
+
+def _drill_titles(running: ConsoleHouse) -> list[str]:
+    listed = requests.get(running.house.ops_url + "/drills", timeout=10).json()
+    return [drill["title"] for drill in listed["drills"]]
+
+
+def _tab_to(page: Page, name: str | re.Pattern[str]) -> None:
+    wanted = page.get_by_role("button", name=name, exact=True).first
+    for _ in range(80):
+        if wanted.evaluate("element => element === document.activeElement"):
+            return
+        page.keyboard.press("Tab")
+    raise AssertionError(f"{name} cannot be reached with Tab")
+
+
+def _background(page: Page) -> str:
+    return str(page.evaluate("getComputedStyle(document.body).backgroundColor"))
+
+
+def _show_a_finished_run(page: Page, running: ConsoleHouse) -> None:
+    """A simulation that ends at once, so that its evidence is on the page too."""
+    headers = {"Authorization": f"Bearer {running.house.api_key}"}
+    began = requests.post(
+        running.house.ops_url + "/simulate/connection-error", json={}, headers=headers, timeout=10
+    )
+    assert began.status_code == 202, began.text
+    expect(page.locator("#stage .log li").first).to_be_visible()
+    page.locator("#stop-all").click()
+    expect(page.locator("#simulation")).to_be_hidden(timeout=40_000)
+
+
+def _axe_findings(page: Page) -> list[str]:
+    found: dict[str, Any] = page.evaluate("axe.run(document, {resultTypes: ['violations']})")
+    return [
+        f"{one['id']}: {json.dumps([node['target'] for node in one['nodes']])}"
+        for one in found["violations"]
+    ]
+
+
+def _let_pass(page: Page, *, polls: int) -> None:
+    """Let the page's clock run, waiting for the answer of each poll."""
+    for _ in range(polls):
+        with page.expect_response(re.compile("/console/state")):
+            page.clock.run_for(2100)
+
+
+def _held(devtools: Any) -> dict[str, float]:
+    devtools.send("HeapProfiler.collectGarbage")
+    held = devtools.send("Performance.getMetrics")["metrics"]
+    return {one["name"]: one["value"] for one in held}
