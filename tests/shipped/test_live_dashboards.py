@@ -1,0 +1,256 @@
+"""The incident for real, as Prometheus and Alertmanager saw it: every query answers, the right ones move."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from grafana.draw import picture
+from grafana.series import Source
+from service.simulation.strike import Striker
+from tests.prometheus_process import (
+    Alertmanager,
+    Prometheus,
+    running_alertmanager,
+    running_prometheus,
+    wait_until,
+)
+from tests.running_house import House, running_house
+from tests.shipped_queries import (
+    ShippedQuery,
+    annotation_queries,
+    dashboards,
+    panel_queries,
+    rule_queries,
+    rules,
+)
+from tests.traffic import Traffic
+
+# Small and quick, so that seconds show what minutes show at the real size.
+SMALL = {
+    "HOLDFAST_PROVIDER_TIMEOUT_MS": "1000",
+    "HOLDFAST_PROVIDER_CONNECT_TIMEOUT_MS": "500",
+    "HOLDFAST_DB_POOL_SIZE": "4",
+    "HOLDFAST_DB_POOL_WAITERS": "4",
+    "HOLDFAST_WEB_THREADS": "12",
+}
+WINDOW = "30s"
+# What each incident must move: counters that stood at 0 before it.
+MOVED_BY = {
+    "provider timeout": (
+        "holdfast_provider_timeouts_total",
+        'holdfast_breaker_transitions_total{from_state="closed", to_state="open"}',
+        "holdfast_breaker_open_seconds_total",
+        'holdfast_payments_total{outcome="accepted"}',
+        "holdfast_reconcile_settled_total",
+    ),
+    "HTTPS connection error": (
+        'holdfast_provider_connection_errors_total{kind="reset"}',
+        'holdfast_provider_calls_total{result="unknown"}',
+    ),
+    "connection pool exhausted": (
+        "holdfast_db_pool_timeouts_total",
+        'holdfast_db_pool_refusals_total{reason="waiters_full"}',
+        'holdfast_requests_shed_total{reason="db_pool_exhausted"}',
+        'holdfast_http_requests_total{route="/v1/payments", method="POST", status="503"}',
+    ),
+}
+FIRED_BY = {
+    "provider timeout": {"ProviderTimeouts", "BreakerOpen"},
+    "HTTPS connection error": {"ProviderConnectionErrors"},
+    "connection pool exhausted": {"PoolTimeouts", "PaymentsRefused"},
+}
+# An instance is drilled by its ops plane alone; test_live_queries shows these.
+OF_DRILLS = ("instance:holdfast_drill:active", 'drill="true"', "holdfast_drill_runs_total")
+
+
+@dataclass(frozen=True, slots=True)
+class Aftermath:
+    """What is left to look at when all three incidents are over."""
+
+    house: House
+    prometheus: Prometheus
+    alertmanager: Alertmanager
+    began_s: float
+    # How much each counter grew in its incident, by the incident's name.
+    grown: Mapping[str, Mapping[str, float]]
+    fired: Mapping[str, set[str]]
+
+
+@pytest.fixture(scope="module")
+def aftermath(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Aftermath]:
+    directory = tmp_path_factory.mktemp("live")
+    began_s = time.time()
+    with ExitStack() as stack:
+        house = stack.enter_context(running_house(directory / "house", **SMALL))
+        alertmanager = stack.enter_context(running_alertmanager(directory))
+        prometheus = stack.enter_context(
+            running_prometheus(
+                directory, [urlsplit(house.ops_url).netloc], alertmanager=alertmanager
+            )
+        )
+        prometheus.wait_for("holdfast_payments_good_total")
+        striker = stack.enter_context(Striker(Path(house.fault_proxy_control)))
+        grown, fired = {}, {}
+        with Traffic(house.url, house.api_key, per_s=20):
+            for name, (link, mode) in {
+                "provider timeout": ("provider", "stall"),
+                "HTTPS connection error": ("provider", "reset"),
+                "connection pool exhausted": ("database", "stall"),
+            }.items():
+                grown[name], fired[name] = _suffer(
+                    prometheus, alertmanager, striker, name, link, mode
+                )
+        yield Aftermath(house, prometheus, alertmanager, began_s, grown, fired)
+
+
+def _suffer(
+    prometheus: Prometheus,
+    alertmanager: Alertmanager,
+    striker: Striker,
+    name: str,
+    link: str,
+    mode: str,
+) -> tuple[dict[str, float], set[str]]:
+    """Hold the fault until all that it must move has moved and its alerts have reached somebody."""
+    is_closed = 'holdfast_breaker_state{state="closed"} == 1'
+    prometheus.wait_for(is_closed)
+    before = {counter: prometheus.value(counter) for counter in MOVED_BY[name]}
+    grown: dict[str, float] = {}
+    fired: set[str] = set()
+
+    def is_seen() -> bool:
+        grown.update({one: prometheus.value(one) - before[one] for one in before})
+        received = alertmanager.received().get("pages", [])
+        fired.update(alert["alertname"] for alert in received)
+        return all(grown.values()) and fired >= FIRED_BY[name]
+
+    striker.strike(link, mode, ttl_s=60)
+    # What is missing is said by the tests, one by one; some of it shows only after the fault.
+    for within_s in (15.0, 15.0):
+        with contextlib.suppress(AssertionError):
+            wait_until(is_seen, within_s=within_s, what=name)
+        striker.clear()
+    return grown, fired
+
+
+@pytest.mark.parametrize("incident", MOVED_BY)
+def test_an_incident_moves_what_tells_of_it(aftermath: Aftermath, incident: str) -> None:
+    still = [name for name, growth in aftermath.grown[incident].items() if growth <= 0]
+
+    assert still == []
+
+
+@pytest.mark.parametrize("incident", FIRED_BY)
+def test_an_incident_pages_somebody(aftermath: Aftermath, incident: str) -> None:
+    assert aftermath.fired[incident] >= FIRED_BY[incident]
+
+
+def test_every_query_of_every_panel_has_data(aftermath: Aftermath) -> None:
+    queries = [query for query in panel_queries(window=WINDOW) if not _is_of_drills(query)]
+
+    def without_data() -> list[str]:
+        return [query.where for query in queries if not aftermath.prometheus.query(query.expr)]
+
+    wait_until(lambda: not without_data(), within_s=10, what=f"data for {without_data()}")
+
+
+def test_every_series_that_a_rule_asks_for_is_there(aftermath: Aftermath) -> None:
+    """Alerts are silent by their comparisons, so what they compare is asked for by itself."""
+    asked = {
+        (query.where, selector)
+        for query in rule_queries()
+        for selector in re.findall(r"(?:\w+:)?holdfast_\w+(?::\w+)?(?:\{[^}]*\})?", query.expr)
+        if not _is_of_drills(query)
+    }
+
+    def silent() -> list[tuple[str, str]]:
+        return [one for one in sorted(asked) if not aftermath.prometheus.query(one[1])]
+
+    # The slow groups of rules are evaluated a little later than the quick ones.
+    wait_until(lambda: not silent(), within_s=30, what=f"data for {silent()}")
+
+
+def test_every_recording_rule_records_and_none_fails(aftermath: Aftermath) -> None:
+    recorded = {rule["record"] for rule in rules() if "record" in rule}
+    drilled = {name for name in recorded if OF_DRILLS[0] in name}
+
+    silent = [name for name in recorded - drilled if not aftermath.prometheus.query(name)]
+
+    assert silent == []
+    assert aftermath.prometheus.rule_errors() == []
+
+
+def test_annotations_show_the_breaker_and_the_deploy(aftermath: Aftermath) -> None:
+    source = Source(aftermath.prometheus.url, aftermath.began_s, time.time(), window_s=30)
+
+    shown = {
+        query.where: source.over_time({"expr": query.expr})
+        for query in annotation_queries()
+        if not query.where.endswith("Drill or simulation")
+    }
+
+    assert len(shown) == 2 * len(dashboards())
+    assert all(shown.values())
+
+
+def test_the_incident_dashboard_shows_all_of_it_and_that_no_money_is_lost(
+    aftermath: Aftermath,
+) -> None:
+    source = Source(aftermath.prometheus.url, aftermath.began_s, time.time(), window_s=30)
+
+    highest = {
+        panel["title"]: max(
+            (value for series in source.over_time(target) for value in series.values), default=0
+        )
+        for panel in dashboards()["incident"]["panels"]
+        for target in panel.get("targets", [])
+    }
+
+    at_zero = {title for title, value in highest.items() if value == 0}
+    assert at_zero >= {"Untruthful answers", "Charged twice or lost"}
+    # Whether an answer was lost before the breaker opened is a matter of chance.
+    assert at_zero <= {"Untruthful answers", "Charged twice or lost", "Not known yet"}
+
+
+@pytest.mark.parametrize("name", sorted(dashboards()))
+def test_a_dashboard_is_drawn_with_its_data_and_says_that_it_is_not_grafanas(
+    aftermath: Aftermath, name: str
+) -> None:
+    now_s = time.time()
+    source = Source(aftermath.prometheus.url, aftermath.began_s, now_s, window_s=30)
+
+    figure, without_samples = picture(dashboards()[name], source)
+
+    of_drills = {
+        panel["title"]
+        for panel in dashboards()[name]["panels"]
+        if any(word in json.dumps(panel.get("targets", [])) for word in _escaped(OF_DRILLS))
+    }
+    assert set(without_samples) <= of_drills
+    assert "not Grafana's rendering" in " ".join(text.get_text() for text in figure.texts)
+
+
+def test_the_instance_keeps_to_its_share_of_series(aftermath: Aftermath) -> None:
+    (series,) = aftermath.prometheus.query(
+        'max_over_time(scrape_samples_scraped{job="holdfast"}[5m])'
+    )
+
+    assert series.value <= 2000
+
+
+def _is_of_drills(query: ShippedQuery) -> bool:
+    return any(word in query.expr for word in OF_DRILLS)
+
+
+def _escaped(words: tuple[str, ...]) -> list[str]:
+    return [json.dumps(word)[1:-1] for word in words]

@@ -1,0 +1,113 @@
+"""Callers of a local run: what merchants send in a mix, at a steady rate, whatever comes back."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import threading
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from time import monotonic
+from types import TracebackType
+from typing import Any
+from urllib.parse import urlsplit
+from uuid import uuid4
+
+# A caller waits this long at most for its answer, as many at once; more would measure this program.
+ANSWER_TIMEOUT_S = 10.0
+CALLERS_MAX = 64
+# Merchants differ; the numbers have no common factor, so that the kinds do not come in step.
+DECLINED_EVERY, REPLAYED_EVERY, MISMATCHED_EVERY, REFUNDED_EVERY, HELD_EVERY = 7, 5, 23, 11, 13
+
+
+class Traffic:
+    """Sends `per_s` payments a second from `with` to its end; `answers` counts what was answered."""
+
+    def __init__(self, url: str, api_key: str, *, per_s: float) -> None:
+        parts = urlsplit(url)
+        self._host, self._port = parts.hostname or "", parts.port
+        self._headers = {"Authorization": f"Bearer {api_key}", "Content-Type": "application/json"}
+        self._pause_s = 1 / per_s
+        self._stopping = threading.Event()
+        self._lock = threading.Lock()
+        self._under_way = 0
+        self._clock = threading.Thread(target=self._run, name="traffic")
+        # By status, as text; "none" where no answer came.
+        self.answers: Counter[str] = Counter()
+
+    def __enter__(self) -> Traffic:
+        self._clock.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._stopping.set()
+        self._clock.join()
+
+    def _run(self) -> None:
+        with ThreadPoolExecutor(CALLERS_MAX, thread_name_prefix="caller") as callers:
+            number, next_s = 0, monotonic()
+            while not self._stopping.wait(max(0.0, next_s - monotonic())):
+                next_s += self._pause_s
+                number += 1
+                with self._lock:
+                    is_full = self._under_way >= CALLERS_MAX
+                    self._under_way += not is_full
+                if not is_full:
+                    callers.submit(self._buy, number)
+
+    def _buy(self, number: int) -> None:
+        """One customer at a checkout, and what the merchant does afterwards."""
+        try:
+            self._pay(number)
+        finally:
+            with self._lock:
+                self._under_way -= 1
+
+    def _pay(self, number: int) -> None:
+        key = str(uuid4())
+        order: dict[str, Any] = {
+            "amount": 100 + number % 9900,
+            "currency": "eur" if number % 4 == 0 else "usd",
+            "payment_method": "pm_card_visa",
+        }
+        if number % DECLINED_EVERY == 0:
+            order["payment_method"] = "pm_card_visa_chargeDeclinedInsufficientFunds"
+        if number % HELD_EVERY == 0:
+            order["capture_method"] = "manual"
+        _, payment = self._post("/v1/payments", order, key)
+        if number % REPLAYED_EVERY == 0:
+            self._post("/v1/payments", order, key)
+        if number % MISMATCHED_EVERY == 0:
+            self._post("/v1/payments", {**order, "amount": 99}, key)
+        if payment.get("status") == "succeeded" and number % REFUNDED_EVERY == 0:
+            self._post(f"/v1/payments/{payment['id']}/refunds", {"amount": 50}, str(uuid4()))
+        if payment.get("status") == "requires_capture":
+            self._post(f"/v1/payments/{payment['id']}/capture", {}, str(uuid4()))
+        if "id" in payment:
+            self._exchange("GET", f"/v1/payments/{payment['id']}", None, {})
+
+    def _post(self, path: str, body: dict[str, Any], key: str) -> tuple[int | None, dict[str, Any]]:
+        return self._exchange("POST", path, json.dumps(body), {"Idempotency-Key": key})
+
+    def _exchange(
+        self, method: str, path: str, body: str | None, headers: dict[str, str]
+    ) -> tuple[int | None, dict[str, Any]]:
+        connection = http.client.HTTPConnection(
+            self._host, self._port or 80, timeout=ANSWER_TIMEOUT_S
+        )
+        status, document = None, None
+        with contextlib.suppress(OSError, http.client.HTTPException, ValueError):
+            connection.request(method, path, body, {**self._headers, **headers})
+            answer = connection.getresponse()
+            document = json.loads(answer.read())
+            status = answer.status
+        connection.close()
+        with self._lock:
+            self.answers[str(status or "none")] += 1
+        return status, document if isinstance(document, dict) else {}
