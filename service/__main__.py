@@ -16,6 +16,7 @@ COMMANDS = {
     "serve": "the data plane: gunicorn with /v1, /healthz and /readyz",
     "ops": "the ops plane: metrics, diagnostics, the console",
     "reconcile": "the clock: settle what is in doubt, send what is queued",
+    "drill": "rehearse a fault on a running instance, with a verdict",
     "migrate": "bring the database to this version's schema",
     "payments": "list, show, reconcile and resolve payments",
     "keys": "make, list and revoke API keys",
