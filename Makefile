@@ -1,7 +1,7 @@
 # Two commands: `make run` and `make test`. All paths are relative, so a checkout's own path may hold spaces.
 
 .DEFAULT_GOAL := help
-.PHONY: help run test image-test lint bench lock clean
+.PHONY: help run test image-test lint screenshots dashboards bench lock clean
 .DELETE_ON_ERROR:
 
 # The first Python here that is new enough; a shim that leads nowhere is passed over.
@@ -36,6 +36,12 @@ lint: .venv/test.lock ## format, lint, types and the order of the rooms
 	$(BIN)/python -m mypy
 	$(BIN)/python -m bandit --quiet --recursive service wsgi.py deploy --skip $(NOT_MEANT)
 	@$(BIN)/lint-imports > .venv/lint-imports.log || { cat .venv/lint-imports.log; exit 1; }
+
+screenshots: .venv/test.lock .venv/apt-packages ## draw docs/screenshots anew from a running house
+	@$(BIN)/python -m tests.shipped.screenshots
+
+dashboards: .venv/test.lock ## write grafana/dashboards anew from their code
+	@$(BIN)/python -m grafana.build
 
 bench: .venv/test.lock ## measure speed on this machine (ARGS="...")
 	$(BIN)/python -m tests.bench $(ARGS)
