@@ -13,7 +13,7 @@ PIP := PIP_ROOT_USER_ACTION=ignore $(BIN)/python -m pip -qq --disable-pip-versio
 APT_PACKAGES := $(shell cat .ci/apt-packages)
 
 help: ## list what can be made
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 run: .venv/embedded.lock ## start everything here and print a curl that pays; Ctrl-C stops it
 	@exec $(BIN)/python -m service run --end-with-parent $(ARGS)
