@@ -140,7 +140,9 @@ class HealthChecks:
             # A machine without room for a thread is ill; one round that failed is not the last.
             except Exception:
                 log.exception("health.round_failed")
-            self._stopping.wait(self._interval_s)
+            # What does not pass is looked at again soon, so that nobody waits to see it mended.
+            is_well = _overall(self._states) == "pass"
+            self._stopping.wait(self._interval_s if is_well else min(RECHECK_S, self._interval_s))
 
     def _begin(self, state: _State) -> None:
         if state.thread is not None and state.thread.is_alive():

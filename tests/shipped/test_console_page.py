@@ -165,7 +165,7 @@ def test_the_health_button_checks_every_component_now(seen: Console):
 
 def test_a_payment_timeout_shows_what_happens_and_then_the_evidence(seen: Console):
     page = seen.open()
-    page.get_by_label("Fault lasts").select_option("5")
+    page.get_by_label("Fault lasts").select_option("10")
 
     seen.press(TIMEOUT)
 
