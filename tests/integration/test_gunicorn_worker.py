@@ -343,8 +343,10 @@ def test_workers_are_replaced_without_a_failed_request(
         pids.add(server.get("/echo").pid)
         return len(pids - {first}) >= 3
 
-    eventually(are_replaced)
-    stop.set()
+    try:
+        eventually(are_replaced, within_s=40.0)
+    finally:
+        stop.set()
 
     failures = [failure for load in loads for failure in load.result()]
     assert failures == []
