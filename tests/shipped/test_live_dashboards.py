@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
@@ -30,7 +29,6 @@ from tests.shipped_queries import (
     annotation_queries,
     dashboards,
     panel_queries,
-    rule_queries,
     rules,
 )
 from tests.traffic import Traffic
@@ -162,22 +160,6 @@ def test_every_query_of_every_panel_has_data(aftermath: Aftermath) -> None:
         return [query.where for query in queries if not aftermath.prometheus.query(query.expr)]
 
     wait_until(lambda: not without_data(), within_s=10, what=f"data for {without_data()}")
-
-
-def test_every_series_that_a_rule_asks_for_is_there(aftermath: Aftermath) -> None:
-    """Alerts are silent by their comparisons, so what they compare is asked for by itself."""
-    asked = {
-        (query.where, selector)
-        for query in rule_queries()
-        for selector in re.findall(r"(?:\w+:)?holdfast_\w+(?::\w+)?(?:\{[^}]*\})?", query.expr)
-        if not _is_of_drills(query)
-    }
-
-    def silent() -> list[tuple[str, str]]:
-        return [one for one in sorted(asked) if not aftermath.prometheus.query(one[1])]
-
-    # The slow groups of rules are evaluated a little later than the quick ones.
-    wait_until(lambda: not silent(), within_s=30, what=f"data for {silent()}")
 
 
 def test_every_recording_rule_records_and_none_fails(aftermath: Aftermath) -> None:
