@@ -47,8 +47,11 @@ dashboards: .venv/test.lock ## write grafana/dashboards anew from their code
 bench: .venv/test.lock ## measure speed on this machine (ARGS="...")
 	$(BIN)/python -m tests.bench $(ARGS)
 
+# All but what only `make fuzz` and `make check-supply` need.
+TEST_EXTRAS := embedded otel dashboards test deploy bench
+
 # Hashes for every platform; pip's own index setting is used and not written down.
-lock: .venv/embedded.lock ## compile the three lock files anew from setup.cfg
+lock: .venv/embedded.lock ## compile the lock files anew from setup.cfg
 	$(PIP) install uv
 	@index="$${PIP_INDEX_URL:-$$($(BIN)/python -m pip config get global.index-url 2>/dev/null)}"; \
 	[ -z "$$index" ] || export UV_DEFAULT_INDEX="$$index"; \
@@ -56,7 +59,8 @@ lock: .venv/embedded.lock ## compile the three lock files anew from setup.cfg
 		--no-annotate --no-emit-index-url "$$@" setup.cfg; }; \
 	compile --output-file requirements.lock && \
 	compile --extra embedded --output-file requirements-embedded.lock && \
-	compile --all-extras --output-file requirements-test.lock
+	compile $(TEST_EXTRAS:%=--extra %) --output-file requirements-test.lock && \
+	compile --extra fuzz --extra supply --output-file requirements-audit.lock
 
 clean: ## remove the environment and the caches, not the data of local runs
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
