@@ -5,7 +5,7 @@ from __future__ import annotations
 from service.database.pool import Statement
 from service.payments.movements import Kind
 from service.payments.outbox import OUTBOX
-from service.payments.store import COLUMNS
+from service.payments.payment_statements import COLUMNS
 
 MOVEMENT_COLUMNS = """
     m.merchant_id, m.movement_id, m.payment_id, m.kind, m.status, m.amount, m.reason,

@@ -26,7 +26,8 @@ from service.payments.movements import (
     MovementRequest,
     MovementStatus,
 )
-from service.payments.store import ATTEMPTS_KEPT, RECORD_TIMEOUT_S, payment_of
+from service.payments.steps import attempts_json, detail_json
+from service.payments.store import RECORD_TIMEOUT_S, payment_of
 from service.providers.base import Outcome
 from service.resilience.deadline import Deadline
 
@@ -71,7 +72,7 @@ class MovementStore:
             "lease_s": self._lease_s,
             "event_id": str(new_id()),
             "payment_event_id": str(new_id()),
-            "detail": _detail(request.kind, movement_id, pool_wait_s=pool_wait_s),
+            "detail": detail_json(pool_wait_s=pool_wait_s, **_named(request.kind, movement_id)),
         }
 
     def _read_first(
@@ -134,7 +135,7 @@ class MovementStore:
             op=op,
             outcome=outcome,
             found=found,
-            attempts=_attempts(movement, op, outcome) if is_attempt else None,
+            attempts=attempts_json(movement.attempts, op, outcome) if is_attempt else None,
             due_in_s=None if ends or waits_for_a_person else due_in_s,
         )[:2]
 
@@ -280,12 +281,11 @@ class MovementStore:
                     "event_id": str(new_id()),
                     "payment_event_id": str(new_id()),
                     "event": event or (op if is_no_news else status.value),
-                    "detail": _detail(
-                        movement.kind,
-                        movement.movement_id,
+                    "detail": detail_json(
+                        outcome,
                         pool_wait_s=checkout.wait_s,
                         op=op,
-                        outcome=outcome,
+                        **_named(movement.kind, movement.movement_id),
                     ),
                 },
             )
@@ -372,38 +372,6 @@ def _both_of(row: Sequence[Any]) -> tuple[Movement, Payment]:
     return _movement_of(row[:_WIDTH]), payment_of(row[_WIDTH:])
 
 
-def _attempts(movement: Movement, op: str, outcome: Outcome) -> str:
-    last = movement.attempts[-1]["n"] if movement.attempts else 0
-    attempt = {
-        "n": last + 1,
-        "op": op,
-        "stage": outcome.stage.value,
-        "error": outcome.error,
-        "ms": outcome.ms,
-    }
-    return json.dumps([*movement.attempts, attempt][-ATTEMPTS_KEPT:])
-
-
-def _detail(
-    kind: Kind,
-    movement_id: UUID,
-    *,
-    pool_wait_s: float,
-    op: str | None = None,
-    outcome: Outcome | None = None,
-) -> str:
-    """What the timeline tells of a step; amounts and secrets are not part of it."""
-    detail: dict[str, Any] = {
-        f"{kind.value}_id": movement_id.hex,
-        "pool_wait_ms": round(pool_wait_s * 1000, 1),
-        "op": op,
-    }
-    if outcome is not None:
-        detail |= {
-            "outcome": outcome.kind.value,
-            "stage": outcome.stage.value,
-            "error": outcome.error,
-            "breaker": outcome.breaker,
-            "ms": outcome.ms,
-        }
-    return json.dumps({name: value for name, value in detail.items() if value is not None})
+def _named(kind: Kind, movement_id: UUID) -> dict[str, str]:
+    """How the timeline of the payment tells which movement it was."""
+    return {f"{kind.value}_id": movement_id.hex}

@@ -11,7 +11,8 @@ from uuid import UUID
 
 from service.database.pool import ConnectionPool, Statement
 from service.payments.model import Payment
-from service.payments.store import COLUMNS, payment_of
+from service.payments.payment_statements import COLUMNS
+from service.payments.store import payment_of
 from service.providers.base import ProviderCharge
 from service.resilience.deadline import Deadline
 

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
 import psycopg2
 
-from service.database.pool import Checkout, ConnectionPool, Statement
+from service.database.pool import Checkout, ConnectionPool
 from service.errors import KeyInFlight, KeyReused
+from service.payments import payment_statements as statements
 from service.payments.model import (
     OPEN,
     ChargeRequest,
@@ -28,7 +29,8 @@ from service.payments.model import (
     new_id,
     sources_of,
 )
-from service.payments.outbox import OUTBOX, is_told
+from service.payments.outbox import is_told
+from service.payments.steps import attempts_json, detail_json
 from service.providers.base import Outcome, OutcomeKind, Stage
 from service.resilience.deadline import Deadline
 
@@ -36,173 +38,6 @@ log = logging.getLogger(__name__)
 
 # The write that records moved money has time of its own, however late the request is.
 RECORD_TIMEOUT_S = 2.0
-# Enough to tell the story; a payment that is confirmed again and again keeps the newest.
-ATTEMPTS_KEPT = 20
-
-COLUMNS = """
-    p.merchant_id, p.payment_id, p.status, p.amount, p.currency, p.payment_method, p.reference,
-    p.capture_method, p.customer, p.metadata, p.on_outage, p.expires_at, p.amount_captured,
-    p.amount_refunded, p.provider, p.provider_ref, p.key_series, p.decline, p.next_action,
-    p.attempts, p.fence, p.leased, p.look_ups, p.due_at,
-    extract(epoch FROM now() - p.sent_at)::float8, coalesce(p.expires_at <= now(), false),
-    p.created_at, p.updated_at
-"""
-
-_CLAIM = Statement(
-    "claim",
-    f"""
-    WITH key AS (
-        INSERT INTO idempotency_keys (merchant_id, idempotency_key, fingerprint, payment_id)
-        VALUES (%(merchant_id)s::uuid, %(idempotency_key)s::text, %(fingerprint)s::bytea,
-                %(payment_id)s::uuid)
-        ON CONFLICT (merchant_id, idempotency_key) DO NOTHING
-        RETURNING merchant_id, payment_id
-    ), p AS (
-        INSERT INTO payments (
-            merchant_id, payment_id, status, amount, currency, payment_method, reference,
-            capture_method, customer, metadata, on_outage, expires_at, provider, leased, due_at,
-            sent_at)
-        SELECT merchant_id, payment_id, %(status)s::text, %(amount)s::bigint, %(currency)s::text,
-               %(payment_method)s::text, %(reference)s::text, %(capture_method)s::text,
-               %(customer)s::text, %(metadata)s::jsonb, %(on_outage)s::text,
-               coalesce(%(expires_at)s::timestamptz,
-                        now() + %(queue_expires_s)s::float8 * interval '1 second'),
-               %(provider)s::text, %(leased)s::boolean,
-               now() + %(due_in_s)s::float8 * interval '1 second',
-               CASE WHEN %(status)s::text = 'sending' THEN now() END
-        FROM key
-        RETURNING *
-    ), event AS (
-        INSERT INTO events (merchant_id, event_id, payment_id, type, detail)
-        SELECT merchant_id, %(event_id)s::uuid, payment_id, %(event_type)s::text,
-               %(detail)s::jsonb
-        FROM p
-    )
-    SELECT {COLUMNS} FROM p
-    """,
-)
-
-_READ_BY_KEY = Statement(
-    "read_by_key",
-    f"""
-    SELECT k.fingerprint, p.leased AND p.fence = 1 AND p.due_at > now(), {COLUMNS}
-    FROM idempotency_keys k
-    JOIN payments p ON p.merchant_id = k.merchant_id AND p.payment_id = k.payment_id
-    WHERE k.merchant_id = %(merchant_id)s::uuid AND k.idempotency_key = %(idempotency_key)s::text
-    """,
-)
-
-_GET = Statement(
-    "get",
-    f"""
-    SELECT {COLUMNS} FROM payments p
-    WHERE p.merchant_id = %(merchant_id)s::uuid AND p.payment_id = %(payment_id)s::uuid
-    """,
-)
-
-# Where every status change goes through: one row moves, and its event is written, or nothing is.
-_MOVE_SQL = """
-    WITH p AS (
-        UPDATE payments SET
-            status = %(status)s::text,
-            provider_ref = coalesce(%(provider_ref)s::text, provider_ref),
-            amount_captured = greatest(amount_captured, %(amount_captured)s::bigint),
-            decline = coalesce(%(decline)s::jsonb, decline),
-            next_action = CASE WHEN %(status)s::text = 'requires_action'
-                               THEN coalesce(%(next_action)s::jsonb, next_action) END,
-            attempts = coalesce(%(attempts)s::jsonb, attempts),
-            key_series = key_series + %(next_series)s::integer,
-            look_ups = look_ups + %(looked_up)s::integer,
-            sent_at = CASE WHEN %(sent)s::boolean THEN now() ELSE sent_at END,
-            leased = %(leased)s::boolean,
-            due_at = now() + %(due_in_s)s::float8 * interval '1 second',
-            unknown_since = CASE WHEN %(status)s::text IN ('unknown', 'needs_review')
-                                 THEN coalesce(unknown_since, now()) END,
-            updated_at = now()
-        WHERE merchant_id = %(merchant_id)s::uuid AND payment_id = %(payment_id)s::uuid
-          AND status = ANY(%(sources)s::text[])
-          AND (%(fence)s::bigint IS NULL OR fence = %(fence)s::bigint)
-        RETURNING *
-    ), event AS (
-        INSERT INTO events (merchant_id, event_id, payment_id, type, detail)
-        SELECT merchant_id, %(event_id)s::uuid, payment_id, %(event_type)s::text,
-               %(detail)s::jsonb
-        FROM p
-        RETURNING merchant_id, event_id, payment_id, type, created_at
-    )
-"""
-_MOVE = Statement("move", f"{_MOVE_SQL} SELECT {COLUMNS} FROM p")
-# The same where merchants are told of it; a step on the way does not pay for that.
-_MOVE_AND_TELL = Statement("move_and_tell", f"{_MOVE_SQL}, {OUTBOX} SELECT {COLUMNS} FROM p")
-
-_WITHDRAW = Statement(
-    "withdraw",
-    f"""
-    WITH p AS (
-        UPDATE payments SET status = 'not_executed', leased = false, due_at = NULL,
-            updated_at = now()
-        WHERE merchant_id = %(merchant_id)s::uuid AND payment_id = %(payment_id)s::uuid
-          AND status IN ('accepted', 'sending') AND fence = %(fence)s::bigint
-        RETURNING *
-    ), key AS (
-        DELETE FROM idempotency_keys k USING p
-        WHERE k.merchant_id = p.merchant_id AND k.idempotency_key = %(idempotency_key)s::text
-          AND k.payment_id = p.payment_id
-    ), event AS (
-        INSERT INTO events (merchant_id, event_id, payment_id, type, detail)
-        SELECT merchant_id, %(event_id)s::uuid, payment_id, 'payment.not_executed',
-               %(detail)s::jsonb
-        FROM p
-    )
-    SELECT {COLUMNS} FROM p
-    """,
-)
-
-_LIST = Statement(
-    "list",
-    f"""
-    SELECT {COLUMNS} FROM payments p
-    WHERE p.merchant_id = %(merchant_id)s::uuid
-      AND (%(statuses)s::text[] IS NULL OR p.status = ANY(%(statuses)s::text[]))
-      AND (%(reference)s::text IS NULL OR p.reference = %(reference)s::text)
-      AND (%(created_gte)s::timestamptz IS NULL OR p.created_at >= %(created_gte)s::timestamptz)
-      AND (%(before_at)s::timestamptz IS NULL
-           OR (p.created_at, p.payment_id) < (%(before_at)s::timestamptz, %(before_id)s::uuid))
-    ORDER BY p.created_at DESC, p.payment_id DESC
-    LIMIT %(limit)s::integer
-    """,
-)
-
-_TIMELINE = Statement(
-    "timeline",
-    """
-    SELECT event_id, payment_id, type, detail, created_at FROM events
-    WHERE merchant_id = %(merchant_id)s::uuid AND payment_id = %(payment_id)s::uuid
-    ORDER BY event_id LIMIT 1000
-    """,
-)
-
-# A needs_review payment has no look-up planned any more; a person who asks gets one.
-_LOOK_NOW = Statement(
-    "look_now",
-    """
-    UPDATE payments SET due_at = now()
-    WHERE merchant_id = %(merchant_id)s::uuid AND payment_id = %(payment_id)s::uuid
-      AND NOT leased AND status = ANY(%(statuses)s::text[])
-    RETURNING 1
-    """,
-)
-
-_NUDGE = Statement(
-    "nudge",
-    """
-    UPDATE payments SET due_at = now()
-    WHERE merchant_id = %(merchant_id)s::uuid AND payment_id = %(payment_id)s::uuid
-      AND NOT leased AND due_at > now()
-      AND updated_at < now() - %(at_most_every_s)s::float8 * interval '1 second'
-    RETURNING 1
-    """,
-)
 
 
 class PaymentStore:
@@ -231,7 +66,7 @@ class PaymentStore:
         payment_id = new_id()
         with self._pool.checkout(deadline) as checkout:
             rows = checkout.run(
-                _CLAIM,
+                statements.CLAIM,
                 {
                     "merchant_id": str(request.merchant_id),
                     "payment_id": str(payment_id),
@@ -253,7 +88,7 @@ class PaymentStore:
                     "due_in_s": self._lease_s if due_in_s is None else due_in_s,
                     "event_id": str(new_id()),
                     "event_type": f"payment.{status.value}",
-                    "detail": _detail(pool_wait_s=checkout.wait_s),
+                    "detail": detail_json(pool_wait_s=checkout.wait_s),
                 },
             )
             if rows:
@@ -262,7 +97,7 @@ class PaymentStore:
 
     def _read_first(self, checkout: Checkout, request: ChargeRequest) -> Payment:
         rows = checkout.run(
-            _READ_BY_KEY,
+            statements.READ_BY_KEY,
             {
                 "merchant_id": str(request.merchant_id),
                 "idempotency_key": request.idempotency_key,
@@ -406,14 +241,14 @@ class PaymentStore:
     def withdraw(self, payment: Payment, idempotency_key: str, deadline: Deadline) -> bool:
         """Free the key of a payment that certainly was not executed; False: the lease was lost."""
         rows = self._pool.run(
-            _WITHDRAW,
+            statements.WITHDRAW,
             {
                 "merchant_id": str(payment.merchant_id),
                 "payment_id": str(payment.payment_id),
                 "fence": payment.fence,
                 "idempotency_key": idempotency_key,
                 "event_id": str(new_id()),
-                "detail": _detail(reason="withdrawn: on_outage=reject"),
+                "detail": detail_json(reason="withdrawn: on_outage=reject"),
             },
             deadline,
         )
@@ -422,7 +257,9 @@ class PaymentStore:
     def get(self, merchant_id: UUID, payment_id: UUID, deadline: Deadline) -> Payment | None:
         """The payment as it stands; None for another merchant's."""
         rows = self._pool.run(
-            _GET, {"merchant_id": str(merchant_id), "payment_id": str(payment_id)}, deadline
+            statements.GET,
+            {"merchant_id": str(merchant_id), "payment_id": str(payment_id)},
+            deadline,
         )
         return payment_of(rows[0]) if rows else None
 
@@ -433,7 +270,9 @@ class PaymentStore:
     def timeline(self, merchant_id: UUID, payment_id: UUID, deadline: Deadline) -> list[Event]:
         """Every step of the payment's life, oldest first."""
         rows = self._pool.run(
-            _TIMELINE, {"merchant_id": str(merchant_id), "payment_id": str(payment_id)}, deadline
+            statements.TIMELINE,
+            {"merchant_id": str(merchant_id), "payment_id": str(payment_id)},
+            deadline,
         )
         return [
             Event(UUID(str(event_id)), UUID(str(of_payment)), type_, detail, at)
@@ -443,7 +282,7 @@ class PaymentStore:
     def look_now(self, payment: Payment, deadline: Deadline) -> None:
         """Have the reconciler look at an open payment at once, whatever its schedule says."""
         self._pool.run(
-            _LOOK_NOW,
+            statements.LOOK_NOW,
             {
                 "merchant_id": str(payment.merchant_id),
                 "payment_id": str(payment.payment_id),
@@ -463,7 +302,7 @@ class PaymentStore:
         """Bring the next look-up forward to now, unless somebody is looking already."""
         return bool(
             self._pool.run(
-                _NUDGE,
+                statements.NUDGE,
                 {
                     "merchant_id": str(merchant_id),
                     "payment_id": str(payment_id),
@@ -486,7 +325,7 @@ class PaymentStore:
     ) -> list[Payment]:
         """Newest first, at most `limit`, after the payment that `before` names."""
         rows = self._pool.run(
-            _LIST,
+            statements.LIST,
             {
                 "merchant_id": str(merchant_id),
                 "statuses": [status.value for status in statuses] if statuses else None,
@@ -523,11 +362,10 @@ class PaymentStore:
             amount_captured = outcome.amount_received if outcome is not None else 0
         decline = outcome.decline if outcome is not None else None
         next_action = outcome.next_action if outcome is not None else None
-        is_attempt = outcome is not None and op in ("prepare", "confirm")
         event_type = event_type or f"payment.{status.value}"
         with self._pool.checkout(deadline) as checkout:
             rows = checkout.run(
-                _MOVE_AND_TELL if is_told(event_type) else _MOVE,
+                statements.MOVE_AND_TELL if is_told(event_type) else statements.MOVE,
                 {
                     "merchant_id": str(payment.merchant_id),
                     "payment_id": str(payment.payment_id),
@@ -540,8 +378,8 @@ class PaymentStore:
                     if decline is not None
                     else None,
                     "next_action": json.dumps(dict(next_action)) if next_action else None,
-                    "attempts": json.dumps(_attempts(payment, str(op), outcome))
-                    if is_attempt and outcome is not None
+                    "attempts": attempts_json(payment.attempts, op, outcome)
+                    if outcome is not None and op in ("prepare", "confirm")
                     else None,
                     "next_series": next_series,
                     "looked_up": int(op == "look_up"),
@@ -550,8 +388,8 @@ class PaymentStore:
                     "due_in_s": self._lease_s if lease else due_in_s,
                     "event_id": str(new_id()),
                     "event_type": event_type,
-                    "detail": _detail(
-                        pool_wait_s=checkout.wait_s, op=op, outcome=outcome, reason=reason, by=by
+                    "detail": detail_json(
+                        outcome, pool_wait_s=checkout.wait_s, op=op, reason=reason, by=by
                     ),
                 },
             )
@@ -559,7 +397,7 @@ class PaymentStore:
 
 
 def payment_of(row: Sequence[Any]) -> Payment:
-    """The Payment behind a row of COLUMNS."""
+    """The Payment behind a row of `payment_statements.COLUMNS`."""
     merchant_id, payment_id, status, *rest = row
     return Payment(UUID(str(merchant_id)), UUID(str(payment_id)), Status(status), *rest)
 
@@ -569,41 +407,3 @@ def _log_refused(payment: Payment, error: psycopg2.IntegrityError) -> None:
         "payment.answer_refused",
         extra={"payment_id": payment.id, "constraint": error.diag.constraint_name},
     )
-
-
-def _attempts(payment: Payment, op: str, outcome: Outcome) -> list[Mapping[str, Any]]:
-    last = payment.attempts[-1]["n"] if payment.attempts else 0
-    attempt = {
-        "n": last + 1,
-        "op": op,
-        "stage": outcome.stage.value,
-        "error": outcome.error,
-        "ms": outcome.ms,
-    }
-    return [*payment.attempts, attempt][-ATTEMPTS_KEPT:]
-
-
-def _detail(
-    *,
-    pool_wait_s: float | None = None,
-    op: str | None = None,
-    outcome: Outcome | None = None,
-    reason: str | None = None,
-    by: str | None = None,
-) -> str:
-    """What the timeline tells of a step; amounts and secrets are not part of it."""
-    detail: dict[str, Any] = {
-        "pool_wait_ms": None if pool_wait_s is None else round(pool_wait_s * 1000, 1),
-        "op": op,
-        "reason": reason,
-        "by": by,
-    }
-    if outcome is not None:
-        detail |= {
-            "outcome": outcome.kind.value,
-            "stage": outcome.stage.value,
-            "error": outcome.error,
-            "breaker": outcome.breaker,
-            "ms": outcome.ms,
-        }
-    return json.dumps({name: value for name, value in detail.items() if value is not None})

@@ -1,0 +1,171 @@
+"""The SQL of payments: each a statement that also writes its event, or a read."""
+
+from __future__ import annotations
+
+from service.database.pool import Statement
+from service.payments.outbox import OUTBOX
+
+COLUMNS = """
+    p.merchant_id, p.payment_id, p.status, p.amount, p.currency, p.payment_method, p.reference,
+    p.capture_method, p.customer, p.metadata, p.on_outage, p.expires_at, p.amount_captured,
+    p.amount_refunded, p.provider, p.provider_ref, p.key_series, p.decline, p.next_action,
+    p.attempts, p.fence, p.leased, p.look_ups, p.due_at,
+    extract(epoch FROM now() - p.sent_at)::float8, coalesce(p.expires_at <= now(), false),
+    p.created_at, p.updated_at
+"""
+
+CLAIM = Statement(
+    "claim",
+    f"""
+    WITH key AS (
+        INSERT INTO idempotency_keys (merchant_id, idempotency_key, fingerprint, payment_id)
+        VALUES (%(merchant_id)s::uuid, %(idempotency_key)s::text, %(fingerprint)s::bytea,
+                %(payment_id)s::uuid)
+        ON CONFLICT (merchant_id, idempotency_key) DO NOTHING
+        RETURNING merchant_id, payment_id
+    ), p AS (
+        INSERT INTO payments (
+            merchant_id, payment_id, status, amount, currency, payment_method, reference,
+            capture_method, customer, metadata, on_outage, expires_at, provider, leased, due_at,
+            sent_at)
+        SELECT merchant_id, payment_id, %(status)s::text, %(amount)s::bigint, %(currency)s::text,
+               %(payment_method)s::text, %(reference)s::text, %(capture_method)s::text,
+               %(customer)s::text, %(metadata)s::jsonb, %(on_outage)s::text,
+               coalesce(%(expires_at)s::timestamptz,
+                        now() + %(queue_expires_s)s::float8 * interval '1 second'),
+               %(provider)s::text, %(leased)s::boolean,
+               now() + %(due_in_s)s::float8 * interval '1 second',
+               CASE WHEN %(status)s::text = 'sending' THEN now() END
+        FROM key
+        RETURNING *
+    ), event AS (
+        INSERT INTO events (merchant_id, event_id, payment_id, type, detail)
+        SELECT merchant_id, %(event_id)s::uuid, payment_id, %(event_type)s::text,
+               %(detail)s::jsonb
+        FROM p
+    )
+    SELECT {COLUMNS} FROM p
+    """,
+)
+
+READ_BY_KEY = Statement(
+    "read_by_key",
+    f"""
+    SELECT k.fingerprint, p.leased AND p.fence = 1 AND p.due_at > now(), {COLUMNS}
+    FROM idempotency_keys k
+    JOIN payments p ON p.merchant_id = k.merchant_id AND p.payment_id = k.payment_id
+    WHERE k.merchant_id = %(merchant_id)s::uuid AND k.idempotency_key = %(idempotency_key)s::text
+    """,
+)
+
+GET = Statement(
+    "get",
+    f"""
+    SELECT {COLUMNS} FROM payments p
+    WHERE p.merchant_id = %(merchant_id)s::uuid AND p.payment_id = %(payment_id)s::uuid
+    """,
+)
+
+# Where every status change goes through: one row moves, and its event is written, or nothing is.
+_MOVE_SQL = """
+    WITH p AS (
+        UPDATE payments SET
+            status = %(status)s::text,
+            provider_ref = coalesce(%(provider_ref)s::text, provider_ref),
+            amount_captured = greatest(amount_captured, %(amount_captured)s::bigint),
+            decline = coalesce(%(decline)s::jsonb, decline),
+            next_action = CASE WHEN %(status)s::text = 'requires_action'
+                               THEN coalesce(%(next_action)s::jsonb, next_action) END,
+            attempts = coalesce(%(attempts)s::jsonb, attempts),
+            key_series = key_series + %(next_series)s::integer,
+            look_ups = look_ups + %(looked_up)s::integer,
+            sent_at = CASE WHEN %(sent)s::boolean THEN now() ELSE sent_at END,
+            leased = %(leased)s::boolean,
+            due_at = now() + %(due_in_s)s::float8 * interval '1 second',
+            unknown_since = CASE WHEN %(status)s::text IN ('unknown', 'needs_review')
+                                 THEN coalesce(unknown_since, now()) END,
+            updated_at = now()
+        WHERE merchant_id = %(merchant_id)s::uuid AND payment_id = %(payment_id)s::uuid
+          AND status = ANY(%(sources)s::text[])
+          AND (%(fence)s::bigint IS NULL OR fence = %(fence)s::bigint)
+        RETURNING *
+    ), event AS (
+        INSERT INTO events (merchant_id, event_id, payment_id, type, detail)
+        SELECT merchant_id, %(event_id)s::uuid, payment_id, %(event_type)s::text,
+               %(detail)s::jsonb
+        FROM p
+        RETURNING merchant_id, event_id, payment_id, type, created_at
+    )
+"""
+MOVE = Statement("move", f"{_MOVE_SQL} SELECT {COLUMNS} FROM p")
+# The same where merchants are told of it; a step on the way does not pay for that.
+MOVE_AND_TELL = Statement("move_and_tell", f"{_MOVE_SQL}, {OUTBOX} SELECT {COLUMNS} FROM p")
+
+WITHDRAW = Statement(
+    "withdraw",
+    f"""
+    WITH p AS (
+        UPDATE payments SET status = 'not_executed', leased = false, due_at = NULL,
+            updated_at = now()
+        WHERE merchant_id = %(merchant_id)s::uuid AND payment_id = %(payment_id)s::uuid
+          AND status IN ('accepted', 'sending') AND fence = %(fence)s::bigint
+        RETURNING *
+    ), key AS (
+        DELETE FROM idempotency_keys k USING p
+        WHERE k.merchant_id = p.merchant_id AND k.idempotency_key = %(idempotency_key)s::text
+          AND k.payment_id = p.payment_id
+    ), event AS (
+        INSERT INTO events (merchant_id, event_id, payment_id, type, detail)
+        SELECT merchant_id, %(event_id)s::uuid, payment_id, 'payment.not_executed',
+               %(detail)s::jsonb
+        FROM p
+    )
+    SELECT {COLUMNS} FROM p
+    """,
+)
+
+LIST = Statement(
+    "list",
+    f"""
+    SELECT {COLUMNS} FROM payments p
+    WHERE p.merchant_id = %(merchant_id)s::uuid
+      AND (%(statuses)s::text[] IS NULL OR p.status = ANY(%(statuses)s::text[]))
+      AND (%(reference)s::text IS NULL OR p.reference = %(reference)s::text)
+      AND (%(created_gte)s::timestamptz IS NULL OR p.created_at >= %(created_gte)s::timestamptz)
+      AND (%(before_at)s::timestamptz IS NULL
+           OR (p.created_at, p.payment_id) < (%(before_at)s::timestamptz, %(before_id)s::uuid))
+    ORDER BY p.created_at DESC, p.payment_id DESC
+    LIMIT %(limit)s::integer
+    """,
+)
+
+TIMELINE = Statement(
+    "timeline",
+    """
+    SELECT event_id, payment_id, type, detail, created_at FROM events
+    WHERE merchant_id = %(merchant_id)s::uuid AND payment_id = %(payment_id)s::uuid
+    ORDER BY event_id LIMIT 1000
+    """,
+)
+
+# A needs_review payment has no look-up planned any more; a person who asks gets one.
+LOOK_NOW = Statement(
+    "look_now",
+    """
+    UPDATE payments SET due_at = now()
+    WHERE merchant_id = %(merchant_id)s::uuid AND payment_id = %(payment_id)s::uuid
+      AND NOT leased AND status = ANY(%(statuses)s::text[])
+    RETURNING 1
+    """,
+)
+
+NUDGE = Statement(
+    "nudge",
+    """
+    UPDATE payments SET due_at = now()
+    WHERE merchant_id = %(merchant_id)s::uuid AND payment_id = %(payment_id)s::uuid
+      AND NOT leased AND due_at > now()
+      AND updated_at < now() - %(at_most_every_s)s::float8 * interval '1 second'
+    RETURNING 1
+    """,
+)
