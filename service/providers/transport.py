@@ -22,6 +22,7 @@ from urllib3.exceptions import (
     NameResolutionError,
     NewConnectionError,
     ProtocolError,
+    ReadTimeoutError,
 )
 from urllib3.util.ssl_ import create_urllib3_context
 
@@ -141,6 +142,9 @@ class Transport:
             body = _read(response.raw, deadline)
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
             failure = failure_of(error, exchange)
+            if failure.kind == "timeout":
+                timed_out = self._read_timeout(path, error, deadline)
+                raise SentUnknown("timeout", str(timed_out)) from timed_out
             raise failure from self._named(failure, error)
         finally:
             exchange.release()
@@ -167,6 +171,16 @@ class Transport:
             request.headers["Content-Type"] = "application/x-www-form-urlencoded"
             request.headers["Content-Length"] = str(len(request.body))
         return request
+
+    def _read_timeout(self, path: str, error: Exception, deadline: Deadline) -> Exception:
+        """requests' own words for it, whoever was quicker to end the exchange: the socket's
+        timeout, the watchdog, or our look at the clock."""
+        words = f"Read timed out. (read timeout={_shown_s(deadline)})"
+        timed_out = requests.ReadTimeout(ReadTimeoutError(self._pool, path, words))
+        if isinstance(error, requests.ReadTimeout) and str(error) == str(timed_out):
+            return error
+        timed_out.__cause__ = error
+        return timed_out
 
     def _named(self, failure: TransportError, error: Exception) -> Exception:
         """A lost connection under the name that people search their logs for; others as they are."""

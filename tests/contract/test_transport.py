@@ -24,13 +24,13 @@ from service.providers.transport import (
 from service.resilience.deadline import Deadline
 from service.resilience.watchdog import Watchdog
 from tests.fault_server import FaultServer, Peer, always, answer, certificate, fault_server
+from tests.slow_peers import HEAD, SLOW_ANSWERS, SLOW_HANDSHAKES, hang
 
 BUDGET_S = 0.4
 # What a loaded machine may add before we call a deadline missed.
 SLACK_S = 1.0
 
 OK = answer(200, b'{"ok": true}')
-HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
 
 
 @contextlib.contextmanager
@@ -151,38 +151,7 @@ def test_a_spent_deadline_sends_nothing():
 # --- Doubt ------------------------------------------------------------------------------------
 
 
-def stall(peer: Peer) -> None:
-    peer.hold()
-
-
-def hang(peer: Peer) -> None:
-    peer.read_request()
-    peer.hold()
-
-
-def drip_head(peer: Peer) -> None:
-    peer.read_request()
-    peer.drip(b"HTTP/1.1 200 OK\r\n" + b"X-Drop: 1\r\n" * 1000, every_s=0.02)
-
-
-def drip_body(peer: Peer) -> None:
-    peer.read_request()
-    peer.send(HEAD + b"Content-Length: 10000\r\n\r\n")
-    peer.drip(b" " * 10000, every_s=0.02)
-
-
-def drip_handshake(peer: Peer) -> None:
-    # A TLS record that claims 16 KiB and takes for ever to come.
-    peer.drip(b"\x16\x03\x03\x40\x00" + b"\x02" * 16384, every_s=0.02)
-
-
-def hang_in_body(peer: Peer) -> None:
-    peer.read_request()
-    peer.send(HEAD + b"Content-Length: 100\r\n\r\n{")
-    peer.hold()
-
-
-@pytest.mark.parametrize("behave", [hang, drip_head, drip_body, hang_in_body])
+@pytest.mark.parametrize("behave", SLOW_ANSWERS)
 def test_an_answer_that_does_not_come_is_doubt_at_the_deadline(behave):
     failure = failure_of(behave, BUDGET_S)
 
@@ -190,7 +159,7 @@ def test_an_answer_that_does_not_come_is_doubt_at_the_deadline(behave):
     assert failure.kind == "timeout"
 
 
-@pytest.mark.parametrize("behave", [stall, drip_handshake])
+@pytest.mark.parametrize("behave", SLOW_HANDSHAKES)
 def test_a_handshake_that_does_not_end_is_doubt_at_the_deadline(behave):
     failure = failure_of(behave, BUDGET_S, handshake=False)
 
@@ -198,12 +167,15 @@ def test_a_handshake_that_does_not_end_is_doubt_at_the_deadline(behave):
     assert failure.kind == "timeout"
 
 
-def test_a_read_timeout_speaks_with_the_words_of_requests():
-    with fault_server(hang) as server:
-        failure = failure_at(server.url, budget_s=1)
+@pytest.mark.parametrize("behave", [*SLOW_ANSWERS, *SLOW_HANDSHAKES])
+def test_every_timeout_speaks_with_the_words_of_requests(behave):
+    with fault_server(behave, handshake=behave in SLOW_ANSWERS) as server:
+        failures = [failure_at(server.url, budget_s=0.25) for _ in range(4)]
 
-    expected = f"HTTPSConnectionPool(host='127.0.0.1', port={server.port}): Read timed out. (read timeout=1)"
-    assert failure.detail == expected
+    host = f"HTTPSConnectionPool(host='127.0.0.1', port={server.port})"
+    expected = f"{host}: Read timed out. (read timeout=0.25)"
+    said = [(failure.detail, *map(str, list(causes_of(failure))[1:2])) for failure in failures]
+    assert said == [(expected, expected)] * 4
 
 
 def test_a_lost_connection_is_named_as_in_the_incident():
