@@ -158,6 +158,11 @@ class _Connection(urllib3.connection.HTTPConnection):
         self.timeout = self.exchange.timeout_s
         return super().getresponse()
 
+    @property
+    def has_connected_to_proxy(self) -> bool:
+        """Whether what fails now is the provider's: urllib3 forgets it when the peer hangs up."""
+        return self.exchange.phase is Phase.SENDING or super().has_connected_to_proxy
+
 
 class HTTPConnection(_Connection):
     """Plain, for tests against stand-ins that speak no TLS."""
