@@ -38,6 +38,7 @@ from service.payments.store import RECORD_TIMEOUT_S, PaymentStore
 from service.payments.sweep import Sweep
 from service.providers.base import Provider
 from service.providers.guarded import GuardedProvider
+from service.providers.prober import Prober
 from service.providers.stripe import StripeProvider
 from service.providers.transport import Transport
 from service.providers.webhook_sender import WebhookSender, refusal_of
@@ -135,6 +136,8 @@ def create_app(settings: Settings, *, provider: Provider | None = None) -> Flask
         pool_size=settings.db_pool_size,
         threads=max(1, round(settings.web_threads * share)),
     )
+    # Its host may have no reconciler, and without probes an open breaker would stay open.
+    Prober(parts.provider.probe).start()
     app = _flask(settings.request_timeout_ms / 1000)
     rate_limits.install(app)
     # A file of this instance: its workers count together.
