@@ -12,8 +12,8 @@ from service.observability.metrics import SLO_TARGETS
 from service.observability.window import Window
 from service.resilience.deadline import Deadline
 from service.simulation.expectations import Samples
+from service.simulation.pair import COPY_POOL_SIZE
 from service.simulation.plan import Plan
-from service.simulation.sides import COPY_POOL_SIZE
 from service.simulation.store import RehearsalStore
 
 # The fast burn of the paging alert: at 14.4 times, two days' budget is gone in an hour.
