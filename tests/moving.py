@@ -31,7 +31,12 @@ _REGISTER = Statement(
     """,
 )
 _AGE = Statement(
-    "age", "UPDATE movements SET created_at = created_at - interval '9 days' RETURNING 1"
+    "age",
+    """
+    UPDATE movements SET sent_at = sent_at - interval '9 days',
+        unknown_since = unknown_since - interval '9 days'
+    RETURNING 1
+    """,
 )
 _RESERVED = Statement(
     "reserved",
@@ -95,7 +100,7 @@ class Moving:
         ]
 
     def age(self) -> None:
-        """All movements were asked for nine days earlier."""
+        """All movements were sent, and came into doubt, nine days earlier."""
         self.pool.run(_AGE, {}, soon())
 
     def amounts(self, payment: Payment) -> tuple[int, int, int, int]:

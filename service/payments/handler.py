@@ -113,7 +113,7 @@ class PaymentHandler:
         """Write what a call came to; when that fails, the row stays as it was, and due."""
         try:
             recorded = self._store.record(
-                payment, outcome, op=op, due_in_s=next_look_up_s(payment.look_ups)
+                payment, outcome, op=op, due_in_s=next_look_up_s(payment.doubt_age_s)
             )
         except Busy as error:
             # Harmless: the reconciler asks the provider again when the lease ends.

@@ -167,6 +167,8 @@ class Payment:
     due_at: datetime | None
     # Seconds since the money call was last begun, by the database's clock; None: never.
     sent_age_s: float | None
+    # Seconds since it came into doubt; where it is not, since it was sent.
+    doubt_age_s: float | None
     # By the database's clock: the client's patience with a queued payment is at its end.
     is_expired: bool
     created_at: datetime

@@ -51,7 +51,7 @@ class MovementHandler:
         outcome = self._send(movement, payment, deadline.within(self._provider_timeout_s))
         found = finding(movement, outcome)
         status = None
-        due_in_s = next_look_up_s(movement.look_ups)
+        due_in_s = next_look_up_s(movement.doubt_age_s)
         if found is None and movement.status is MovementStatus.SENDING:
             # Only a first sending can be undone: after a doubt, "not executed" says nothing of it.
             is_unsent = outcome.kind is OutcomeKind.NOT_EXECUTED

@@ -27,9 +27,6 @@ from service.payments.schedule import (
 from service.providers.base import Decline, Outcome, Provider
 from service.resilience.deadline import Deadline
 
-# Callers who ask, and webhooks, bring look-ups forward: their number alone is no end of patience.
-PATIENCE_S = sum(LOOK_UP_PAUSES_S) * (1 - JITTER)
-
 log = logging.getLogger(__name__)
 
 
@@ -73,8 +70,7 @@ class MovementReconciler:
             self._store.postpone(movement, REFUSED_AGAIN_S, deadline)
             return movement
         found = finding(movement, outcome)
-        is_over = movement.age_s > PATIENCE_S and is_exhausted(movement.look_ups + 1)
-        if found is None and is_over:
+        if found is None and is_exhausted(movement.look_ups + 1, movement.doubt_age_s):
             return self._give_up(movement, payment, outcome)
         if found is None and is_absent(movement, outcome):
             at_rest_in_s = self._quiescence_s - (movement.sent_age_s or self._quiescence_s)
@@ -84,7 +80,7 @@ class MovementReconciler:
                 return self._send_again(movement, payment, outcome, deadline)
             # It answered "no" to the call itself, and its books agree that nothing moved.
             found = Finding(MovementStatus.DECLINED, Decline("refused", "The provider refused it."))
-        due_in_s = next_look_up_s(movement.look_ups + 1)
+        due_in_s = next_look_up_s(movement.doubt_age_s)
         return self._record(movement, payment, outcome, found, due_in_s=due_in_s)
 
     def _ask(self, movement: Movement, payment: Payment, deadline: Deadline) -> Outcome:

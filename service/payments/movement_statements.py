@@ -10,7 +10,8 @@ from service.payments.payment_statements import COLUMNS
 MOVEMENT_COLUMNS = """
     m.merchant_id, m.movement_id, m.payment_id, m.kind, m.status, m.amount, m.reason,
     m.provider_ref, m.key_series, m.decline, m.attempts, m.fence, m.leased, m.look_ups, m.due_at,
-    extract(epoch FROM now() - m.sent_at)::float8, extract(epoch FROM now() - m.created_at)::float8,
+    extract(epoch FROM now() - m.sent_at)::float8,
+    extract(epoch FROM now() - coalesce(m.unknown_since, m.sent_at))::float8,
     m.created_at, m.updated_at
 """
 

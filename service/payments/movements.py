@@ -77,8 +77,8 @@ class Movement:
     due_at: datetime | None
     # Seconds since it was last sent, by the database's clock.
     sent_age_s: float | None
-    # Since it was asked for, by the same clock.
-    age_s: float
+    # Since it came into doubt, by the same clock; where it is not, since it was sent.
+    doubt_age_s: float | None
     created_at: datetime
     updated_at: datetime
 

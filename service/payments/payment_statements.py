@@ -10,7 +10,9 @@ COLUMNS = """
     p.capture_method, p.customer, p.metadata, p.on_outage, p.expires_at, p.amount_captured,
     p.amount_refunded, p.provider, p.provider_ref, p.key_series, p.decline, p.next_action,
     p.attempts, p.fence, p.leased, p.look_ups, p.due_at,
-    extract(epoch FROM now() - p.sent_at)::float8, coalesce(p.expires_at <= now(), false),
+    extract(epoch FROM now() - p.sent_at)::float8,
+    extract(epoch FROM now() - coalesce(p.unknown_since, p.sent_at))::float8,
+    coalesce(p.expires_at <= now(), false),
     p.created_at, p.updated_at
 """
 

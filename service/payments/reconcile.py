@@ -55,9 +55,7 @@ class Reconciler:
         proven_absent = outcome.kind is OutcomeKind.NOT_EXECUTED and outcome.stage is Stage.ANSWERED
         if proven_absent:
             settled = self._send_again_or_end(payment, outcome, deadline)
-        elif outcome.kind in (OutcomeKind.UNKNOWN, OutcomeKind.NOT_EXECUTED) and is_exhausted(
-            payment.look_ups + 1
-        ):
+        elif outcome.kind is OutcomeKind.UNKNOWN and _is_over(payment):
             settled = self._store.give_up(
                 payment,
                 Status.NEEDS_REVIEW,
@@ -68,7 +66,7 @@ class Reconciler:
             log.error("payment.needs_review", extra={"payment_id": payment.id})
         else:
             settled = self._store.record(
-                payment, outcome, op="look_up", due_in_s=next_look_up_s(payment.look_ups + 1)
+                payment, outcome, op="look_up", due_in_s=next_look_up_s(payment.doubt_age_s)
             )
         _count(payment, settled)
         return settled
@@ -82,7 +80,7 @@ class Reconciler:
             outcome = self._fence_off(payment, outcome, deadline)
             if outcome.error != CANCELED:
                 return self._store.record(
-                    payment, outcome, op="cancel", due_in_s=next_look_up_s(payment.look_ups + 1)
+                    payment, outcome, op="cancel", due_in_s=next_look_up_s(payment.doubt_age_s)
                 )
         if outcome.error == CANCELED:
             return self._store.give_up(
@@ -99,6 +97,12 @@ class Reconciler:
         if outcome.error == CANCELED or payment.provider_ref is None:
             return dataclasses.replace(outcome, error=CANCELED)
         return self._provider.cancel(charge_of(payment), f"{payment.provider_key}-cancel", deadline)
+
+
+def _is_over(payment: Payment) -> bool:
+    """Whether a person must decide; one who waits for the payer's own action cannot."""
+    is_doubtful = payment.status in (Status.UNKNOWN, Status.NEEDS_REVIEW)
+    return is_doubtful and is_exhausted(payment.look_ups + 1, payment.doubt_age_s)
 
 
 def _count(before: Payment, after: Payment) -> None:

@@ -70,7 +70,7 @@ _POSTPONE = Statement(
     """,
 )
 
-# The outage explains their doubt, so their schedule starts again; spread, so as not to cause another.
+# The outage explains their doubt; spread, so as not to cause another.
 _HASTEN = Statement(
     "hasten",
     """

@@ -8,70 +8,13 @@ from uuid import uuid4
 
 import pytest
 
-from service.database.pool import ConnectionPool, Statement
-from service.payments.forward import Forwarder
 from service.payments.handler import CONFIRM_NEEDS_S, PaymentHandler, charge_of
 from service.payments.invariants import check_invariants
-from service.payments.model import ChargeRequest, Payment, Status
-from service.payments.reconcile import Reconciler
-from service.payments.settling_store import SettlingStore
-from service.payments.store import PaymentStore
-from service.payments.sweep import Sweep
+from service.payments.model import Status
+from service.payments.schedule import PATIENCE_S
 from service.providers.base import Stage
-from service.resilience.deadline import Deadline
 from tests.booked_provider import BookedProvider, absent, refused, unknown
-
-MERCHANT = uuid4()
-HELD_OFF = Statement("due", "UPDATE payments SET due_at = now() RETURNING 1")
-
-
-def soon() -> Deadline:
-    return Deadline.after(2)
-
-
-class Service:
-    """The parts round one fake provider."""
-
-    def __init__(self, pool: ConnectionPool, provider: BookedProvider, quiescence_s: float = 0.0):
-        self.pool = pool
-        self.provider = provider
-        self.store = PaymentStore(pool, lease_s=10, queue_expires_s=3600)
-        self.settling = SettlingStore(pool, lease_s=10)
-        self.handler = PaymentHandler(self.store, provider, provider_timeout_s=5)
-        self.reconciler = Reconciler(
-            self.store, self.settling, self.handler, provider, quiescence_s=quiescence_s
-        )
-        self.forwarder = Forwarder(
-            self.store, self.settling, self.handler, provider, send_timeout_s=2
-        )
-        self.sweep = Sweep(self.store, self.settling, provider)
-
-    def pay(self, **changes: object) -> Payment:
-        whole = ChargeRequest(
-            merchant_id=MERCHANT,
-            idempotency_key=str(uuid4()),
-            fingerprint=b"same",
-            amount_minor=2599,
-            currency="usd",
-            payment_method="pm_card_visa",
-        )
-        return self.handler.process_payment(dataclasses.replace(whole, **changes), soon())[0]
-
-    def make_due(self) -> None:
-        self.pool.run(HELD_OFF, {}, soon())
-
-    def settle(self) -> list[Payment]:
-        self.make_due()
-        return [
-            self.reconciler.settle(payment, soon())
-            for payment in self.settling.lease_look_ups(10, soon())
-        ]
-
-    def drain(self) -> int:
-        return self.forwarder.drain(lambda call, payments: [call(p) for p in payments], soon())
-
-    def read(self, payment: Payment) -> Payment:
-        return self.store.read(payment, soon())
+from tests.settling import MERCHANT, Service, soon
 
 
 def test_an_unknown_that_was_charged_is_found_out_and_not_charged_again(pool):
@@ -138,6 +81,7 @@ def test_no_proof_ever_ends_in_review_and_never_in_failure(pool):
     provider = BookedProvider(unknown(), look_ups=tuple(unknown() for _ in range(40)))
     service = Service(pool, provider)
     payment = service.pay()
+    service.age(by_s=PATIENCE_S + 1)
 
     for _ in range(20):
         service.settle()
@@ -360,6 +304,7 @@ def test_a_settled_payment_cannot_be_resolved_again(pool):
 def test_when_the_provider_is_back_doubt_is_looked_at_at_once(pool):
     service = Service(pool, BookedProvider(unknown(), look_ups=(unknown(), unknown())))
     payment = service.pay()
+    service.age(by_s=100)
     service.settle()
     service.settle()
 

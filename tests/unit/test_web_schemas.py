@@ -46,6 +46,7 @@ def payment(status: Status) -> Payment:
         look_ups=0,
         due_at=now,
         sent_age_s=None,
+        doubt_age_s=None,
         is_expired=False,
         created_at=now,
         updated_at=now,

@@ -1,0 +1,63 @@
+"""What a hostile reader of the protocol tries on the settling: haste, silence, lost commits."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+from service.payments.model import Status
+from service.payments.schedule import PATIENCE_S
+from service.providers.base import Outcome, OutcomeKind, Stage
+from tests.booked_provider import BookedProvider, unknown
+from tests.settling import Service
+
+
+def in_doubt_for_ever() -> BookedProvider:
+    return BookedProvider(unknown(), look_ups=tuple(unknown() for _ in range(100)))
+
+
+# --- Patience -----------------------------------------------------------------------------------
+
+
+def test_callers_who_ask_again_and_again_use_up_no_patience(pool):
+    service = Service(pool, in_doubt_for_ever())
+    payment = service.pay()
+
+    for _ in range(40):
+        service.settle()
+
+    assert service.read(payment).status is Status.UNKNOWN
+
+
+def test_callers_who_ask_again_and_again_do_not_thin_out_the_schedule(pool):
+    service = Service(pool, in_doubt_for_ever())
+    payment = service.pay()
+
+    for _ in range(40):
+        service.settle()
+
+    after = service.read(payment)
+    assert after.due_at is not None
+    assert after.due_at - datetime.now(UTC) < timedelta(minutes=1)
+
+
+def test_one_failed_look_up_after_a_long_silence_of_ours_is_not_the_end(pool):
+    service = Service(pool, in_doubt_for_ever())
+    payment = service.pay()
+    service.age(by_s=PATIENCE_S + 1)
+
+    service.settle()
+
+    assert service.read(payment).status is Status.UNKNOWN
+
+
+def test_a_payer_who_has_not_acted_yet_is_never_handed_to_a_person(pool):
+    wait = Outcome(OutcomeKind.PENDING, Stage.ANSWERED, next_action={"type": "use_stripe_sdk"})
+    provider = BookedProvider(wait, look_ups=tuple(unknown() for _ in range(40)))
+    service = Service(pool, provider)
+    payment = service.pay()
+    service.age(by_s=PATIENCE_S + 1)
+
+    for _ in range(20):
+        service.settle()
+
+    assert service.read(payment).status is Status.REQUIRES_ACTION

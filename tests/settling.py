@@ -1,0 +1,83 @@
+"""The parts that pay and settle, round one booked provider and a real database."""
+
+from __future__ import annotations
+
+import dataclasses
+from uuid import uuid4
+
+from service.database.pool import ConnectionPool, Statement
+from service.payments.forward import Forwarder
+from service.payments.handler import PaymentHandler
+from service.payments.model import ChargeRequest, Payment
+from service.payments.reconcile import Reconciler
+from service.payments.settling_store import SettlingStore
+from service.payments.store import PaymentStore
+from service.payments.sweep import Sweep
+from service.resilience.deadline import Deadline
+from tests.booked_provider import BookedProvider
+
+MERCHANT = uuid4()
+_MAKE_DUE = Statement("make_due", "UPDATE payments SET due_at = now() RETURNING 1")
+_AGE = Statement(
+    "age",
+    """
+    UPDATE payments SET
+        sent_at = sent_at - %(by_s)s::float8 * interval '1 second',
+        unknown_since = unknown_since - %(by_s)s::float8 * interval '1 second'
+    RETURNING 1
+    """,
+)
+
+
+def soon() -> Deadline:
+    return Deadline.after(2)
+
+
+class Service:
+    """Pays and settles as one merchant, as the data plane and the reconciler do."""
+
+    def __init__(self, pool: ConnectionPool, provider: BookedProvider, quiescence_s: float = 0.0):
+        self.pool = pool
+        self.provider = provider
+        self.store = PaymentStore(pool, lease_s=10, queue_expires_s=3600)
+        self.settling = SettlingStore(pool, lease_s=10)
+        self.handler = PaymentHandler(self.store, provider, provider_timeout_s=5)
+        self.reconciler = Reconciler(
+            self.store, self.settling, self.handler, provider, quiescence_s=quiescence_s
+        )
+        self.forwarder = Forwarder(
+            self.store, self.settling, self.handler, provider, send_timeout_s=2, batch_max=8
+        )
+        self.sweep = Sweep(self.store, self.settling, provider)
+
+    def pay(self, **changes: object) -> Payment:
+        whole = ChargeRequest(
+            merchant_id=MERCHANT,
+            idempotency_key=str(uuid4()),
+            fingerprint=b"same",
+            amount_minor=2599,
+            currency="usd",
+            payment_method="pm_card_visa",
+        )
+        return self.handler.process_payment(dataclasses.replace(whole, **changes), soon())[0]
+
+    def make_due(self) -> None:
+        self.pool.run(_MAKE_DUE, {}, soon())
+
+    def age(self, by_s: float) -> None:
+        """All payments were sent, and came into doubt, that much earlier."""
+        self.pool.run(_AGE, {"by_s": by_s}, soon())
+
+    def settle(self) -> list[Payment]:
+        """One round of the reconciler's look-ups, with everything due."""
+        self.make_due()
+        return [
+            self.reconciler.settle(payment, soon())
+            for payment in self.settling.lease_look_ups(10, soon())
+        ]
+
+    def drain(self) -> int:
+        return self.forwarder.drain(lambda call, payments: [call(p) for p in payments], soon())
+
+    def read(self, payment: Payment) -> Payment:
+        return self.store.read(payment, soon())
