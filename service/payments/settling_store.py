@@ -104,12 +104,12 @@ _APPLY_HINTS = Statement(
         FOR UPDATE SKIP LOCKED
     ), known AS (
         SELECT h.provider, h.event_id, p.merchant_id, p.payment_id, p.leased,
-               p.due_at IS NOT NULL AND NOT p.leased AS can_nudge
+               (p.due_at IS NOT NULL OR p.status = 'needs_review') AND NOT p.leased AS can_nudge
         FROM hint h JOIN payments p USING (merchant_id, payment_id)
     ), nudged AS (
         UPDATE payments p SET due_at = now() FROM known k
         WHERE k.can_nudge AND p.merchant_id = k.merchant_id AND p.payment_id = k.payment_id
-          AND NOT p.leased AND p.due_at > now()
+          AND NOT p.leased AND coalesce(p.due_at > now(), true)
         RETURNING p.payment_id
     ), moving AS (
         UPDATE movements m SET due_at = now() FROM known k

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
+from service.payments.handler import charge_of
 from service.payments.model import Status
 from service.payments.schedule import PATIENCE_S
 from service.providers.base import Outcome, OutcomeKind, Stage
 from tests.booked_provider import BookedProvider, unknown
-from tests.settling import Service
+from tests.settling import MERCHANT, Service, soon
 
 
 def in_doubt_for_ever() -> BookedProvider:
@@ -61,3 +62,32 @@ def test_a_payer_who_has_not_acted_yet_is_never_handed_to_a_person(pool):
         service.settle()
 
     assert service.read(payment).status is Status.REQUIRES_ACTION
+
+
+# --- Hints --------------------------------------------------------------------------------------
+
+
+def test_a_webhook_settles_what_was_already_handed_to_a_person(pool):
+    provider = BookedProvider(unknown(), look_ups=tuple(unknown() for _ in range(16)))
+    service = Service(pool, provider)
+    payment = service.pay()
+    service.age(by_s=PATIENCE_S + 1)
+    for _ in range(16):
+        service.settle()
+    assert service.read(payment).status is Status.NEEDS_REVIEW
+    provider.execute(charge_of(payment))
+
+    service.settling.receive_webhook(
+        soon(),
+        provider="fake",
+        event_id="evt_late",
+        type_="payment_intent.succeeded",
+        provider_ref=payment.provider_ref,
+        merchant_id=MERCHANT,
+        payment_id=payment.payment_id,
+    )
+    service.settling.apply_hints(10, soon())
+    for due in service.settling.lease_look_ups(10, soon()):
+        service.reconciler.settle(due, soon())
+
+    assert service.read(payment).status is Status.SUCCEEDED
