@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from service.providers.base import (
@@ -166,12 +167,13 @@ class BookedProvider:
     def listed_charge(self, charge: Charge, *, amount_minor: int | None = None) -> ProviderCharge:
         """The charge as its own books show it."""
         amount = charge.amount_minor if amount_minor is None else amount_minor
+        provider_ref = charge.provider_ref or "pi_unseen"
         return ProviderCharge(
-            provider_ref=charge.provider_ref or "pi_unseen",
+            provider_ref=provider_ref,
             payment_id=charge.payment_id,
             amount_minor=amount,
             currency=charge.currency,
-            outcome=succeeded(amount),
+            outcome=replace(succeeded(amount), provider_ref=provider_ref),
             created_at=datetime.now(UTC),
             merchant_id=charge.merchant_id,
         )

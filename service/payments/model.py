@@ -43,6 +43,9 @@ MOVES: Mapping[Status, frozenset[Status]] = {
     Status.ACCEPTED: frozenset(
         {
             Status.SENDING,
+            # Charged all the same, as the provider's books say: a failover lost our note of it.
+            Status.SUCCEEDED,
+            Status.REQUIRES_CAPTURE,
             Status.DECLINED,  # The provider refused to prepare it.
             Status.NOT_EXECUTED,
             Status.CANCELED,

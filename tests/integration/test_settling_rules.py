@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from datetime import UTC, datetime, timedelta
 
 from service.payments.handler import charge_of
@@ -91,3 +92,24 @@ def test_a_webhook_settles_what_was_already_handed_to_a_person(pool):
         service.reconciler.settle(due, soon())
 
     assert service.read(payment).status is Status.SUCCEEDED
+
+
+# --- Lost commits -------------------------------------------------------------------------------
+
+
+def test_a_charge_whose_sending_was_lost_with_a_failover_is_repaired_and_not_sent_again(pool):
+    provider = BookedProvider()
+    service = Service(pool, provider)
+    provider.available = False
+    queued = service.pay()
+    charged = dataclasses.replace(charge_of(queued), provider_ref="pi_before_the_failover")
+    provider.listed = [provider.listed_charge(charged)]
+
+    service.sweep.run_if_due(soon())
+    provider.available = True
+    service.make_due()
+    service.drain()
+
+    after = service.read(queued)
+    assert (after.status, after.provider_ref) == (Status.SUCCEEDED, "pi_before_the_failover")
+    assert provider.calls == ["list"]
