@@ -280,6 +280,7 @@ def create_background(settings: Settings) -> Background:
             parts.handler,
             parts.provider,
             send_timeout_s=send_timeout_s,
+            batch_max=RECONCILER_THREADS,
         ),
         movements=parts.movements,
         movement_reconciler=MovementReconciler(

@@ -17,9 +17,8 @@ from service.resilience.deadline import Deadline
 log = logging.getLogger(__name__)
 
 # What the provider takes at once after an outage: doubled while all goes well, so that the queue
-# does not bring it down a second time; as many in the end as one reconciler has threads.
+# does not bring it down a second time.
 FIRST_BATCH = 2
-LARGEST_BATCH = 16
 
 
 Item = TypeVar("Item")
@@ -42,23 +41,31 @@ class Forwarder:
         provider: Provider,
         *,
         send_timeout_s: float,
+        # As many as are sent at once: what waits for a thread under its lease could outlive it.
+        batch_max: int,
     ) -> None:
         self._store = store
         self._settling = settling
         self._handler = handler
         self._provider = provider
         self._send_timeout_s = send_timeout_s
+        self._batch_max = batch_max
         self._batch = FIRST_BATCH
 
     def drain(self, run_all: RunAll, deadline: Deadline) -> int:
-        """Send one batch; the number of payments that were due. Raises Busy without a database."""
+        """Send one batch; the number of payments that were due. Raises Busy without a database.
+
+        While the provider is down only what has waited too long is taken, to be ended on time.
+        """
         if not self._provider.available:
             self._batch = FIRST_BATCH
-            return 0
+            expired = self._settling.lease_queued(self._batch_max, deadline, only_expired=True)
+            run_all(self._send, expired)
+            return len(expired)
         queued = self._settling.lease_queued(self._batch, deadline)
         if queued:
             all_taken = all(run_all(self._send, queued))
-            self._batch = min(self._batch * 2, LARGEST_BATCH) if all_taken else FIRST_BATCH
+            self._batch = min(self._batch * 2, self._batch_max) if all_taken else FIRST_BATCH
         return len(queued)
 
     def _send(self, payment: Payment) -> bool:

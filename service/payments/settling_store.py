@@ -48,6 +48,7 @@ _LEASE_QUEUED = Statement(
     WITH oldest AS (
         SELECT merchant_id, payment_id, created_at FROM payments
         WHERE due_at <= now() AND status = 'accepted'
+          AND (expires_at <= now() OR NOT %(only_expired)s::boolean)
         ORDER BY created_at LIMIT 1000
     ), due AS (
         SELECT merchant_id, payment_id FROM (
@@ -235,9 +236,15 @@ class SettlingStore:
         rows = self._pool.run(_LEASE_LOOK_UPS, {"limit": limit, "lease_s": self._lease_s}, deadline)
         return [payment_of(row) for row in rows]
 
-    def lease_queued(self, limit: int, deadline: Deadline) -> list[Payment]:
+    def lease_queued(
+        self, limit: int, deadline: Deadline, *, only_expired: bool = False
+    ) -> list[Payment]:
         """Take up to `limit` queued payments, oldest first, merchants in turn."""
-        rows = self._pool.run(_LEASE_QUEUED, {"limit": limit, "lease_s": self._lease_s}, deadline)
+        rows = self._pool.run(
+            _LEASE_QUEUED,
+            {"limit": limit, "lease_s": self._lease_s, "only_expired": only_expired},
+            deadline,
+        )
         return [payment_of(row) for row in rows]
 
     def postpone(self, payment: Payment, due_in_s: float, deadline: Deadline) -> None:

@@ -113,3 +113,31 @@ def test_a_charge_whose_sending_was_lost_with_a_failover_is_repaired_and_not_sen
     after = service.read(queued)
     assert (after.status, after.provider_ref) == (Status.SUCCEEDED, "pi_before_the_failover")
     assert provider.calls == ["list"]
+
+
+# --- The queue ----------------------------------------------------------------------------------
+
+
+def test_a_queued_payment_expires_on_time_while_the_provider_is_still_down(pool):
+    provider = BookedProvider()
+    service = Service(pool, provider)
+    provider.available = False
+    late = service.pay(expires_at=datetime.now(UTC) - timedelta(seconds=1))
+    patient = service.pay()
+
+    service.drain()
+
+    assert service.read(late).status is Status.EXPIRED
+    assert service.read(patient).status is Status.ACCEPTED
+    assert provider.calls == []
+
+
+def test_no_more_are_leased_than_can_be_sent_at_once(pool):
+    provider = BookedProvider()
+    service = Service(pool, provider)
+    provider.available = False
+    for _ in range(22):
+        service.pay()
+    provider.available = True
+
+    assert [service.drain() for _ in range(4)] == [2, 4, 8, 8]
