@@ -9,6 +9,7 @@ from typing import Protocol, TypeVar
 from service.observability import metrics
 from service.payments.handler import PaymentHandler
 from service.payments.model import Payment, Status
+from service.payments.reconcile import OTHERS_AGAIN_S
 from service.payments.settling_store import SettlingStore
 from service.payments.store import PaymentStore
 from service.providers.base import OutcomeKind, Provider
@@ -74,6 +75,10 @@ class Forwarder:
         if payment.is_expired:
             self._store.give_up(payment, Status.EXPIRED, "not sent before expires_at", deadline)
             log.warning("payment.expired", extra={"payment_id": payment.id})
+            return True
+        if payment.provider != self._provider.name:
+            self._settling.postpone(payment, OTHERS_AGAIN_S, deadline)
+            log.warning("payment.of_another_provider", extra={"payment_id": payment.id})
             return True
         sent, outcome = self._handler.execute(payment, deadline)
         if sent.is_terminal or sent.status is Status.REQUIRES_CAPTURE:

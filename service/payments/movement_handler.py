@@ -10,7 +10,7 @@ from service.payments.model import Payment
 from service.payments.movement_store import MovementStore
 from service.payments.movements import Kind, Movement, MovementRequest, MovementStatus, finding
 from service.payments.schedule import next_look_up_s
-from service.providers.base import Outcome, OutcomeKind, Provider, Refund
+from service.providers.base import Outcome, OutcomeKind, Provider, Refund, Stage
 from service.resilience.deadline import Deadline
 
 log = logging.getLogger(__name__)
@@ -78,6 +78,9 @@ class MovementHandler:
         return recorded
 
     def _send(self, movement: Movement, payment: Payment, deadline: Deadline) -> Outcome:
+        if payment.provider != self._provider.name:
+            # It waits for a reconciler that runs with the payment's own provider.
+            return Outcome(OutcomeKind.NOT_EXECUTED, Stage.NOT_SENT, error="other_provider")
         match movement.kind:
             case Kind.CAPTURE:
                 return self._provider.capture(

@@ -17,13 +17,8 @@ from service.payments.movements import (
     finding,
     is_absent,
 )
-from service.payments.reconcile import QUIESCENCE_S, REFUSED_AGAIN_S
-from service.payments.schedule import (
-    JITTER,
-    LOOK_UP_PAUSES_S,
-    is_exhausted,
-    next_look_up_s,
-)
+from service.payments.reconcile import OTHERS_AGAIN_S, QUIESCENCE_S, REFUSED_AGAIN_S
+from service.payments.schedule import is_exhausted, next_look_up_s
 from service.providers.base import Decline, Outcome, Provider
 from service.resilience.deadline import Deadline
 
@@ -52,6 +47,10 @@ class MovementReconciler:
         The caller holds the lease. Killed anywhere, the lease ends and the next begins at the
         top; raises Busy when the database does not answer, with nothing lost.
         """
+        if payment.provider != self._provider.name:
+            # To another provider what is in doubt would be absent, and be sent a second time.
+            self._store.postpone(movement, OTHERS_AGAIN_S, deadline)
+            return movement
         if movement.status is MovementStatus.ACCEPTED and not self._provider.available:
             self._store.postpone(movement, REFUSED_AGAIN_S, deadline)
             return movement

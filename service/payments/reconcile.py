@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 QUIESCENCE_S = 10.0
 # Our own guard refused the look-up: about when it lets the next probe through.
 REFUSED_AGAIN_S = 1.0
+# Another provider's: whoever runs with that one may be there by then.
+OTHERS_AGAIN_S = 60.0
 # The provider's word that a charge is canceled: nothing can be executed any more.
 CANCELED = "canceled"
 
@@ -48,6 +50,11 @@ class Reconciler:
         The caller holds the lease. Killed anywhere, the lease ends and the next look-up begins
         at the top; raises Busy when the database does not answer, with nothing lost.
         """
+        if payment.provider != self._provider.name:
+            # Only who was asked to charge can say what became of it: to another it is absent.
+            self._settling.postpone(payment, OTHERS_AGAIN_S, deadline)
+            log.warning("payment.of_another_provider", extra={"payment_id": payment.id})
+            return payment
         outcome = self._provider.look_up(charge_of(payment), deadline)
         if outcome.error in ("breaker_open", "bulkhead_full"):
             self._settling.postpone(payment, REFUSED_AGAIN_S, deadline)

@@ -60,7 +60,10 @@ class Sweep:
             payment = self._store.get(merchant_id, payment_id, deadline)
         if payment is None:
             self._report(charge, merchant_id, payment_id, "no payment here", deadline)
-        elif payment.provider_ref not in (None, charge.provider_ref):
+        elif payment.provider != self._provider.name or payment.provider_ref not in (
+            None,
+            charge.provider_ref,
+        ):
             self._report(charge, merchant_id, payment_id, "a second charge", deadline)
         elif (payment.amount_minor, payment.currency) != (charge.amount_minor, charge.currency):
             self._report(charge, merchant_id, payment_id, "another amount", deadline)

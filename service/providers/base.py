@@ -52,7 +52,7 @@ class Outcome:
     next_action: Mapping[str, Any] | None = None
     # A word from a closed set (metrics): timeout, connect_timeout, refused, dns, tls, reset,
     # truncated, garbage, too_large, http_409, http_429, http_4xx, http_5xx, mismatch, breaker_open,
-    # bulkhead_full, deadline, internal; canceled, where not_executed is what was asked for.
+    # bulkhead_full, other_provider, deadline, internal; canceled, where not_executed is what was asked for.
     error: str | None = None
     # The library's own words for the log and the evidence; no secrets.
     error_detail: str | None = None

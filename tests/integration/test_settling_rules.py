@@ -6,10 +6,13 @@ import dataclasses
 from datetime import UTC, datetime, timedelta
 
 from service.payments.handler import charge_of
+from service.payments.invariants import check_invariants
 from service.payments.model import Status
+from service.payments.movements import MovementStatus
 from service.payments.schedule import PATIENCE_S
 from service.providers.base import Outcome, OutcomeKind, Stage
 from tests.booked_provider import BookedProvider, unknown
+from tests.moving import Moving
 from tests.settling import MERCHANT, Service, soon
 
 
@@ -141,3 +144,62 @@ def test_no_more_are_leased_than_can_be_sent_at_once(pool):
     provider.available = True
 
     assert [service.drain() for _ in range(4)] == [2, 4, 8, 8]
+
+
+# --- Another provider ---------------------------------------------------------------------------
+
+
+def test_doubt_about_one_provider_is_never_settled_by_asking_another(pool):
+    service = Service(pool, BookedProvider(unknown()))
+    payment = service.pay()
+    other = BookedProvider()
+    other.name = "other"
+    successor = Service(pool, other)
+
+    successor.settle()
+
+    after = service.read(payment)
+    assert (after.status, after.provider) == (Status.UNKNOWN, "fake")
+    assert other.calls == []
+
+
+def test_what_one_provider_was_to_be_sent_is_not_sent_to_another(pool):
+    service = Service(pool, BookedProvider())
+    service.provider.available = False
+    payment = service.pay()
+    other = BookedProvider()
+    other.name = "other"
+
+    Service(pool, other).drain()
+
+    assert service.read(payment).status is Status.ACCEPTED
+    assert other.calls == []
+
+
+def test_a_refund_goes_to_the_provider_of_its_payment_or_waits_for_it(pool):
+    moving = Moving(pool, BookedProvider())
+    payment = moving.pay()
+    other = BookedProvider()
+    other.name = "other"
+    successor = Moving(pool, other)
+
+    refund = successor.refund(payment, 100)
+    successor.settle()
+
+    assert refund.status is MovementStatus.ACCEPTED
+    assert other.calls == []
+    (settled,) = moving.settle()
+    assert settled.status is MovementStatus.SUCCEEDED
+
+
+def test_a_second_charge_at_another_provider_is_an_orphan(pool):
+    payment = Service(pool, BookedProvider(unknown())).pay()
+    other = BookedProvider()
+    other.name = "other"
+    other.listed = [other.listed_charge(charge_of(payment))]
+    successor = Service(pool, other)
+
+    successor.sweep.run_if_due(soon())
+
+    assert successor.read(payment).status is Status.UNKNOWN
+    assert check_invariants(pool, soon())["charge_has_payment"] == 1
