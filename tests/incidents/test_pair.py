@@ -1,0 +1,205 @@
+"""Scope `pair`: the incident on copies, with the serving workers, their links and their figures untouched."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.simulation.pair import COPY_GRACE_S, Pair
+from service.simulation.sides import CannotStart
+from service.simulation.store import LEASE_S
+from tests.incidents.rehearsing import (
+    TemporaryFiles,
+    begin,
+    ended,
+    faults,
+    ops_worker,
+    rehearsing_house,
+    rows,
+    wait_until_struck,
+)
+from tests.running_house import ROOT, House, wait_for
+
+# Longer than the provider's timeout, so that callers see it pass.
+FAULT_S = 8
+# A copy's grace, its keeper's look for orphans, and a busy machine.
+GONE_WITHIN_S = COPY_GRACE_S + 25.0
+
+
+@pytest.fixture(scope="module")
+def there(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[House, TemporaryFiles]]:
+    with rehearsing_house(tmp_path_factory.mktemp("house")) as there:
+        yield there
+
+
+@pytest.fixture(scope="module")
+def house(there) -> House:
+    return there[0]
+
+
+@pytest.fixture(scope="module")
+def temporary(there) -> TemporaryFiles:
+    return there[1]
+
+
+@dataclass
+class Seen:
+    """One rehearsal on a pair: its document, and what the serving workers showed around it."""
+
+    run: dict[str, Any]
+    faults_meanwhile: set[str]
+    marked_meanwhile: float
+    paid_meanwhile: int
+    before: dict[str, float]
+    after: dict[str, float]
+
+    @property
+    def experiment(self) -> dict[str, Any]:
+        return self.run["sides"][0]
+
+    @property
+    def control(self) -> dict[str, Any]:
+        return self.run["sides"][1]
+
+
+@pytest.fixture(scope="module")
+def seen(house, temporary) -> Seen:
+    before = serving_figures(house)
+    where = begin(house, "payment-timeout", scope="pair", ttl_s=FAULT_S)
+    wait_until_struck(house, where)
+    meanwhile = faults(house), house.metric("holdfast_simulation_active")
+    paid = house.pay().status_code
+    run = ended(house, where)
+    return Seen(run, *meanwhile, paid, before, serving_figures(house))
+
+
+def serving_figures(house: House) -> dict[str, float]:
+    """What the payments of a rehearsal would move, were they the serving workers'."""
+    return {
+        name: house.metric(f"holdfast_{name}", **labels)
+        for name, labels in {
+            "http_requests_total": {"route": "/v1/payments"},
+            "payments_total": {},
+            "payments_good_total": {},
+            "payments_bad_total": {},
+            "provider_timeouts_total": {},
+            "breaker_transitions_total": {},
+        }.items()
+    }
+
+
+def test_the_experiment_shows_the_incident_and_the_control_does_not(seen):
+    assert seen.run["verdict"] == "SHOWN", seen.run["summary"]
+    assert [side["name"] for side in seen.run["sides"]] == ["experiment", "control"]
+    assert "timeout after 5000ms" in seen.experiment["incident"]
+    assert seen.control["incident"] is None
+
+
+def test_the_control_stays_healthy_while_the_experiment_suffers(seen):
+    count = seen.control["callers"]["count"]
+
+    assert seen.control["callers"]["by_outcome"] == {"succeeded": count}
+    assert seen.experiment["callers"]["count"] == count
+    assert seen.experiment["callers"]["by_outcome"].get("succeeded", 0) < count
+    assert seen.control["callers"]["ms"]["max"] < 5000 <= seen.experiment["callers"]["ms"]["max"]
+
+
+def test_the_experiment_recovers_though_no_reconciler_is_its_own(seen):
+    steps = [step["text"] for step in seen.run["progress"] if step["phase"] == "recovery"]
+
+    assert any("succeed again" in text for text in steps), steps
+
+
+def test_the_figures_of_the_serving_workers_move_by_real_payments_only(seen):
+    moved = {name: seen.after[name] - value for name, value in seen.before.items()}
+
+    # The one payment that was made meanwhile.
+    assert seen.paid_meanwhile == 201
+    assert moved == {
+        "http_requests_total": 1,
+        "payments_total": 1,
+        "payments_good_total": 1,
+        "payments_bad_total": 0,
+        "provider_timeouts_total": 0,
+        "breaker_transitions_total": 0,
+    }
+
+
+def test_the_links_of_the_serving_workers_are_not_struck(seen):
+    assert seen.faults_meanwhile == set()
+    assert seen.marked_meanwhile == 0
+
+
+def test_its_payments_are_one_minor_unit_each_and_the_tenants_drill(house, seen):
+    paid = rows(
+        house,
+        "SELECT DISTINCT m.name, p.amount, p.metadata ->> 'drill', p.metadata ->> 'side'"
+        " FROM payments p JOIN merchants m USING (merchant_id) WHERE p.metadata ? 'drill'"
+        " ORDER BY 4",
+    )
+
+    run_id = seen.run["id"]
+    assert paid == [("drill", 1, run_id, "control"), ("drill", 1, run_id, "experiment")]
+
+
+def test_its_key_is_a_test_key_that_ends(house, seen):
+    keys = rows(
+        house,
+        "SELECT k.mode, k.scopes, k.expires_at < now() + interval '21 minutes'"
+        " FROM api_keys k JOIN merchants m USING (merchant_id) WHERE m.name = 'drill'",
+    )
+
+    assert keys == [("test", ["payments", "read"], True)]
+
+
+def test_every_payment_of_it_ends_and_both_books_agree(seen):
+    assert [rule for rule in seen.run["invariants"] if not rule["ok"]] == []
+    for side in seen.run["sides"]:
+        assert {payment["status"] for payment in side["payments"]} == {"succeeded"}
+        assert {payment["charges"] for payment in side["payments"]} == {1}
+
+
+def test_afterwards_nothing_of_it_is_left(seen, temporary):
+    assert temporary.processes() == []
+    assert temporary.pairs() == []
+
+
+def test_a_killed_ops_plane_takes_the_copies_with_it_and_its_files_are_swept(house, temporary):
+    where = begin(house, "payment-timeout", scope="pair", ttl_s=60)
+    wait_until_struck(house, where)
+    assert temporary.processes()
+    assert len(temporary.pairs()) == 1
+
+    os.kill(ops_worker(house), signal.SIGKILL)
+
+    wait_for(lambda: not temporary.processes(), timeout_s=GONE_WITHIN_S)
+    wait_for(lambda: not temporary.pairs(), timeout_s=GONE_WITHIN_S)
+    # The ops plane is back, and says what became of the run as soon as its lease has passed.
+    lost = ended(house, where, timeout_s=LEASE_S + 20)
+    assert (lost["verdict"], "killed" in lost["summary"]) == ("ABORTED", True)
+    assert house.pay().status_code == 201
+
+
+def test_a_copy_that_cannot_start_leaves_neither_files_nor_processes(
+    tmp_path, sandbox, monkeypatch
+):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    pair = Pair(
+        provider_url=sandbox.url,
+        # There is no such server: the copies end before they serve.
+        database_url="postgresql://holdfast@127.0.0.1:1/nowhere",
+        environ=dict(os.environ),
+        root=ROOT,
+    )
+
+    with pytest.raises(CannotStart, match="did not start"), pair.sides():
+        pytest.fail("it started")
+
+    left = TemporaryFiles(Path(tmp_path))
+    assert (left.processes(), left.pairs()) == ([], [])
