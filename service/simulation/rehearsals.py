@@ -77,8 +77,10 @@ class Rehearsals:
         )
         checks = self.preflight(wish, deadline)
         against = reasons(checks)
-        if not against and not self._take(run, deadline):
-            against = ["another_rehearsal: One runs on another instance."]
+        if not against:
+            # Of a process that was killed; a run that lives is known by its lease.
+            self.around.store.close_lost(deadline)
+            against = self._take(run, deadline)
         if against:
             self._refuse(wish, against, deadline)
         run.set(preflight=checks)
@@ -114,6 +116,10 @@ class Rehearsals:
         """A run's document; raises NotFound."""
         run = self._runs.get(run_id)
         document = run.document() if run else self.around.store.find(run_id, deadline)
+        if run is None and document is not None and document["status"] == "running":
+            # Here it does not run: elsewhere, or nowhere any more.
+            self.around.store.close_lost(deadline)
+            document = self.around.store.find(run_id, deadline)
         if document is None:
             raise NotFound("There is no such rehearsal.")
         return document
@@ -128,6 +134,7 @@ class Rehearsals:
         return run
 
     def recent(self, deadline: Deadline, limit: int = 20) -> list[dict[str, Any]]:
+        self.around.store.close_lost(deadline)
         documents = self.around.store.recent(limit, deadline)
         live = {run.id: run.summary() for run in list(self._runs.values())}
         return [live.get(document["id"]) or summary_of(document) for document in documents]
@@ -142,10 +149,11 @@ class Rehearsals:
             run.reveal()
         return {"right": right, "after_s": run.at_s}
 
-    def _take(self, run: Run, deadline: Deadline) -> bool:
+    def _take(self, run: Run, deadline: Deadline) -> list[str]:
+        """Have the run be the only one, here and everywhere; what is against it."""
         with self._lock:
             if self._running is not None:
-                return False
+                return ["another_rehearsal: Another rehearsal runs."]
             self._running = run
         try:
             has_lease = self.around.store.take_lease(run.id, deadline)
@@ -154,11 +162,11 @@ class Rehearsals:
             raise
         if not has_lease:
             self._running = None
-            return False
+            return ["another_rehearsal: One runs on another instance."]
         self._runs[run.id] = run
         while len(self._runs) > REMEMBERED:
             del self._runs[next(iter(self._runs))]
-        return True
+        return []
 
     def _let_go(self, run: Run) -> None:
         try:

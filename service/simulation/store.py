@@ -57,16 +57,22 @@ _MAKE_TENANT = Statement(
     ON CONFLICT (merchant_id) DO NOTHING RETURNING 1
     """,
 )
-# Whoever holds the lease knows that no other run lives: what has not ended was killed.
+# While nobody holds the lease no run lives: what has not ended was killed.
+_CLOSE_LOST = Statement(
+    "rehearsal_close_lost",
+    """
+    UPDATE rehearsals SET ended_at = now(), verdict = 'ABORTED',
+        report = report || '{"status": "ended", "phase": "ended", "verdict": "ABORTED",
+            "summary": "The process that ran it was killed; its faults ended with it."}'
+    WHERE ended_at IS NULL AND NOT EXISTS (
+        SELECT 1 FROM background_runs WHERE name = %(name)s::text AND leased_until > now()
+    )
+    RETURNING 1
+    """,
+)
 _BEGIN = Statement(
     "rehearsal_begin",
     """
-    WITH lost AS (
-        UPDATE rehearsals SET ended_at = now(), verdict = 'ABORTED',
-            report = report || '{"status": "ended", "phase": "ended", "verdict": "ABORTED",
-                "summary": "The process that ran it was killed; its faults ended with it."}'
-        WHERE ended_at IS NULL RETURNING 1
-    )
     INSERT INTO rehearsals (rehearsal_id, kind, name, scope, requested_by, reason, report)
     VALUES (%(id)s::uuid, %(kind)s::text, %(name)s::text, %(scope)s::text,
             %(requested_by)s::text, %(reason)s::text, %(report)s::jsonb)
@@ -170,6 +176,10 @@ class RehearsalStore:
         self._pool.run(_BEGIN, params, deadline)
         detail = {name: report[name] for name in ("kind", "name", "scope", "reason")}
         self.audit("started", report["requested_by"], report["id"], detail, deadline)
+
+    def close_lost(self, deadline: Deadline) -> int:
+        """End the runs whose process was killed, once their lease has passed; how many there were."""
+        return len(self._pool.run(_CLOSE_LOST, {"name": _LEASE}, deadline))
 
     def end(self, report: Mapping[str, Any], deadline: Deadline) -> None:
         params = {

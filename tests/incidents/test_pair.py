@@ -14,7 +14,7 @@ import pytest
 from service.simulation.pair import COPY_GRACE_S, Pair
 from service.simulation.sides import CannotStart
 from service.simulation.store import LEASE_S
-from tests.incidents.rehearsing import (
+from tests.rehearsing import (
     TemporaryFiles,
     begin,
     ended,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -104,7 +103,7 @@ def rehearsing_house(home: Path, **settings: str) -> Iterator[tuple[House, Tempo
     """A small running house with a directory of its own for temporary files."""
     # Short, for sockets are in it; open to the user that PostgreSQL runs as.
     path = Path(tempfile.mkdtemp(prefix="t-"))
-    os.chmod(path, 0o1777)
+    path.chmod(0o711)
     try:
         with running_house(home, **{**SMALL, "TMPDIR": str(path), **settings}) as house:
             yield house, TemporaryFiles(path)
