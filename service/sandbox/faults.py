@@ -48,6 +48,8 @@ class Plan:
     mix: Mapping[Fault, float] = field(default_factory=lambda: {Fault.OK: 1.0})
     # Only calls about the payment with this metadata[reference] or metadata[payment_id].
     reference: str | None = None
+    # The same, for all payments whose reference or id begins so.
+    reference_prefix: str | None = None
     operations: tuple[str, ...] = MONEY_OPERATIONS
     # Only the first so many calls that the plan is for; None: until it is changed.
     times: int | None = None
@@ -59,6 +61,17 @@ class Plan:
     late_s: float = 3.0
     # From when it is set; a rehearsal that is killed must not leave its faults behind. None: stays.
     ttl_s: float | None = None
+
+    def is_for(self, names: Callable[[], tuple[str | None, ...]]) -> bool:
+        """Whether a payment known by these references is meant."""
+        if self.reference is None and self.reference_prefix is None:
+            return True
+        return any(
+            name == self.reference
+            or (self.reference_prefix is not None and name.startswith(self.reference_prefix))
+            for name in names()
+            if name is not None
+        )
 
 
 class BadPlan(ValueError):
@@ -137,6 +150,7 @@ def _boolean(name: str, value: Any) -> bool:
 _READERS: dict[str, Callable[[str, Any], Any]] = {
     "mix": _mix,
     "reference": _reference,
+    "reference_prefix": _reference,
     "operations": _operations,
     "times": _times,
     "honour_keys": _boolean,
@@ -182,9 +196,7 @@ class Faults:
         """What strikes this call. `names` (asked only when the plan is for one payment) tells the
         references by which the call's payment is known."""
         plan = self._plan if monotonic() < self._ends_at_s else Plan()
-        is_meant = not set(operations).isdisjoint(plan.operations) and (
-            plan.reference is None or plan.reference in names()
-        )
+        is_meant = not set(operations).isdisjoint(plan.operations) and plan.is_for(names)
         with self._lock:
             self._calls[operations[0]] += 1
             if not is_meant or self._left == 0:
