@@ -48,7 +48,7 @@ from service.resilience.deadline import Deadline
 from service.resilience.rate_limit import RateLimit
 from service.resilience.retry import Retry
 from service.resilience.watchdog import Watchdog
-from service.settings import Settings, environ_of
+from service.settings import Settings, SettingsError, environ_of
 from service.web import lifecycle, rate_limits, request_scope
 from service.web.api_keys import api_keys_blueprint
 from service.web.auth import Authenticator
@@ -327,7 +327,12 @@ def _simulation(
     from service.simulation import assembly, plan, routes
 
     host, port = reachable(settings.bind)
+    try:
+        catalogue = plan.read_catalogue(settings.drills_dir)
+    except ValueError as error:
+        raise SettingsError(f"HOLDFAST_DRILLS_DIR: {error}.") from error
     rehearsals = assembly.assemble(
+        catalogue=catalogue,
         pool=pool,
         keys=KeyStore(pool),
         list_charges=stripe.list_since,
@@ -353,7 +358,7 @@ def _simulation(
         read_body=lambda model: validated(model, parse_object(read_body() or b"{}")),
         hosts=frozenset({*names, own, "localhost", "127.0.0.1", "::1"}),
     )
-    return blueprint, tuple(plan.catalogue())
+    return blueprint, tuple(catalogue)
 
 
 def _flask(request_timeout_s: float) -> Flask:

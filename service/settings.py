@@ -178,6 +178,11 @@ class Settings:
         False,
         "production may strike its own live links; else only a pair of copies",
     )
+    drills_dir: Path | None = _setting(
+        "HOLDFAST_DRILLS_DIR",
+        None,
+        "drills of your own, a TOML file each, beside ours: docs/drills.md",
+    )
     fault_proxy_control: Path | None = _setting(
         "HOLDFAST_FAULT_PROXY_CONTROL",
         None,

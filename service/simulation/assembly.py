@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,13 @@ from service.database.pool import ConnectionPool
 from service.payments.merchants import KeyStore
 from service.simulation.books import ListCharges, standing_rules
 from service.simulation.expectations import Samples
-from service.simulation.pair import Pair, sweep_leftovers
+from service.simulation.plan import Catalogue
 from service.simulation.preflight import Preflight
 from service.simulation.rehearsals import Rehearsals
+from service.simulation.restart import DatabaseRestart
 from service.simulation.runner import Surroundings
 from service.simulation.sandbox import Sandbox
-from service.simulation.sides import Instance
+from service.simulation.sides import Instance, Pair
 from service.simulation.store import RehearsalStore
 from service.simulation.webhooks import WebhookDisorder
 
@@ -28,6 +28,7 @@ SANDBOX_KEY = "sk_test_sandbox"
 
 def assemble(
     *,
+    catalogue: Catalogue,
     pool: ConnectionPool,
     keys: KeyStore,
     list_charges: ListCharges,
@@ -58,7 +59,13 @@ def assemble(
         instance_allowed=instance_allowed,
         off_file=home / OFF_FILE,
     )
-    instance = Instance(url=data_plane_url, home=home, control_path=control_path, read=read)
+    instance = Instance(
+        url=data_plane_url,
+        home=home,
+        control_path=control_path,
+        read=read,
+        restart_database=DatabaseRestart(store, home).carry_out,
+    )
     pair = Pair(provider_url=provider_url, database_url=database_url, environ=environ, root=root)
     around = Surroundings(
         store=store,
@@ -70,8 +77,6 @@ def assemble(
         sandbox=Sandbox(provider_url, provider_ca_file) if has_sandbox else None,
         webhooks=WebhookDisorder(webhook_secret),
     )
-    # A pair that lives elsewhere on this machine is waited for, so not by us.
-    threading.Thread(target=sweep_leftovers, name="pair-sweep", daemon=True).start()
     # Where the links can be struck, the real thing is shown; else what harms nobody.
     can_strike = control_path is not None and instance_allowed
-    return Rehearsals(around, default_scope="instance" if can_strike else "pair")
+    return Rehearsals(around, catalogue, default_scope="instance" if can_strike else "pair")

@@ -1,16 +1,17 @@
-"""Measures a check on the service's own registry, and says the same in PromQL. Pure."""
+"""Measures a check on the service's registry, on its callers and on the run. Pure."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from service.observability.metrics import NAMESPACE
 from service.observability.registry import SampleKey
 from service.observability.window import Window
+from service.simulation.load import Call
 from service.simulation.plan import Check
+from service.simulation.promql import promql
 
 Samples = Mapping[SampleKey, float]
 
@@ -23,34 +24,42 @@ class Reading:
     samples: Samples
 
 
-@dataclass(frozen=True, slots=True)
+Span = tuple[Reading, Reading]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Readings:
     """What a run read of one side: at its turns, and once a second in between."""
 
     fault_began: Reading
     fault_ended: Reading
     ended: Reading
-    every_second: Sequence[Reading]
+    every_second: Sequence[Reading] = ()
+    # The named faults of the plan, each with its first and last reading.
+    faults: Mapping[str, Span] = field(default_factory=dict)
+    # What the run's own callers of this side got; the same key again is not among them.
+    calls: Sequence[Call] = ()
     # From the end of the fault to the first success of a payment sent after it; None: never.
-    recovery_s: float | None
+    recovery_s: float | None = None
+    # From the end of the fault until no payment of the run was in doubt; None: never.
+    settled_s: float | None = None
+    # How often a link, a signal or a webhook struck.
+    struck: int = 0
 
-    def window(self, during: str) -> Window:
-        first, last = {
+    def span(self, during: str) -> Span | None:
+        """The first and last reading; None where the run did not come to it."""
+        return {
+            **self.faults,
             "fault": (self.fault_began, self.fault_ended),
             "recovery": (self.fault_ended, self.ended),
             "all": (self.fault_began, self.ended),
-        }[during]
-        return Window(first.samples, last.samples, last.at_s - first.at_s)
-
-    def within(self, during: str) -> list[Reading]:
-        first = self.fault_ended if during == "recovery" else self.fault_began
-        last = self.fault_ended if during == "fault" else self.ended
-        return [one for one in self.every_second if first.at_s <= one.at_s <= last.at_s]
+        }.get(during)
 
 
 def evaluate(check: Check, readings: Readings) -> dict[str, Any]:
     """The check as people are shown it; a number that cannot be had fails it."""
-    value = _value(check, readings)
+    span = readings.span(check.during)
+    value = None if span is None else _value(check, readings, *span)
     is_kept = (
         value is not None
         and (check.min is None or value >= check.min)
@@ -58,7 +67,7 @@ def evaluate(check: Check, readings: Readings) -> dict[str, Any]:
     )
     return {
         "text": check.text,
-        "promql": promql(check, readings.window(check.during).seconds),
+        "promql": promql(check, 0.0 if span is None else span[1].at_s - span[0].at_s),
         "value": None if value is None else round(value, 4),
         "min": check.min,
         "max": check.max,
@@ -67,78 +76,73 @@ def evaluate(check: Check, readings: Readings) -> dict[str, Any]:
     }
 
 
-def _value(check: Check, readings: Readings) -> float | None:
-    window = readings.window(check.during)
+def _value(check: Check, readings: Readings, first: Reading, last: Reading) -> float | None:
+    window = Window(first.samples, last.samples, last.at_s - first.at_s)
     match check.measure:
         case "delta":
-            return _ratio(window.delta(check.metric, **check.labels), check, window)
+            return _ratio(check, window)
         case "rate":
-            return window.rate(check.metric, **check.labels)
+            grown = _delta(window, check.metric, check.labels)
+            return grown / window.seconds if window.seconds > 0 else 0.0
         case "quantile":
             return window.quantile(check.at, check.metric, **check.labels)
         case "share_over":
             return _share_over(check, window)
         case "peak" | "low":
-            seen = [
-                value
-                for one in readings.within(check.during)
-                if (value := Window({}, one.samples, 0.0).value(check.metric, **check.labels))
-                is not None
-            ]
-            return (max if check.measure == "peak" else min)(seen, default=None)
+            return _extreme(check, readings, first, last)
         case "after":
             return window.value(check.metric, **check.labels)
+        case "callers" | "waited":
+            calls = [call for call in readings.calls if first.at_s <= call.at_s <= last.at_s]
+            return _of_callers(check, calls)
+        case "struck":
+            return float(readings.struck)
+        case "settled":
+            return readings.settled_s
     return readings.recovery_s
 
 
-def _ratio(delta: float, check: Check, window: Window) -> float | None:
+def _delta(window: Window, metric: str, labels: Mapping[str, str]) -> float:
+    """Growth over all series with these labels; a word after `!` is left out."""
+    wanted = {name: word for name, word in labels.items() if not word.startswith("!")}
+    left_out = [
+        window.delta(metric, **wanted, **{name: word[1:]})
+        for name, word in labels.items()
+        if word.startswith("!")
+    ]
+    return window.delta(metric, **wanted) - sum(left_out)
+
+
+def _ratio(check: Check, window: Window) -> float | None:
+    delta = _delta(window, check.metric, check.labels)
     if check.per is None:
         return delta
-    whole = window.delta(check.per)
+    whole = _delta(window, check.per, check.per_labels)
     return delta / whole if whole else None
 
 
 def _share_over(check: Check, window: Window) -> float | None:
     count = window.delta(f"{check.metric}_count", **check.labels)
-    quick = window.delta(f"{check.metric}_bucket", le=_edge(check.at), **check.labels)
+    quick = window.delta(f"{check.metric}_bucket", le=str(check.at), **check.labels)
     return 1 - quick / count if count else None
 
 
-def _edge(seconds: float) -> str:
-    return "+Inf" if math.isinf(seconds) else str(float(seconds))
+def _extreme(check: Check, readings: Readings, first: Reading, last: Reading) -> float | None:
+    """The highest or lowest value that a gauge was seen at."""
+    windows = [
+        Window({}, one.samples, 0.0)
+        for one in readings.every_second
+        if first.at_s <= one.at_s <= last.at_s
+    ]
+    values = [window.value(check.metric, **check.labels) for window in windows]
+    seen = [value for value in values if value is not None]
+    return (max if check.measure == "peak" else min)(seen, default=None)
 
 
-def promql(check: Check, seconds: float) -> str:
-    """The same question for Prometheus, over the run's own length."""
-    span = f"[{max(1, math.ceil(seconds))}s]"
-    name = f"{NAMESPACE}_{check.metric}"
-    series = name + _braces(check.labels)
-    match check.measure:
-        case "delta" if check.per is not None:
-            whole = f"sum(increase({NAMESPACE}_{check.per}{span}))"
-            return f"sum(increase({series}{span})) / {whole}"
-        case "delta":
-            return f"sum(increase({series}{span}))"
-        case "rate":
-            return f"sum(rate({series}{span}))"
-        case "quantile":
-            buckets = f"{name}_bucket{_braces(check.labels)}{span}"
-            return f"histogram_quantile({check.at:g}, sum by (le) (rate({buckets})))"
-        case "share_over":
-            quick = _braces({**check.labels, "le": _edge(check.at)})
-            return (
-                f"1 - sum(increase({name}_bucket{quick}{span}))"
-                f" / sum(increase({name}_count{_braces(check.labels)}{span}))"
-            )
-        case "peak" | "low":
-            function = "max" if check.measure == "peak" else "min"
-            return f"{function}_over_time(sum({series}){span[:-1]}:1s])"
-        case "after":
-            return f"sum({series})"
-    return ""
-
-
-def _braces(labels: Mapping[str, str]) -> str:
-    if not labels:
-        return ""
-    return "{" + ", ".join(f'{name}="{value}"' for name, value in labels.items()) + "}"
+def _of_callers(check: Check, calls: Sequence[Call]) -> float | None:
+    if not calls:
+        return None
+    if check.measure == "callers":
+        return sum(call.got(check.word) for call in calls) / len(calls)
+    waits_s = sorted(call.ms / 1000 for call in calls)
+    return waits_s[max(0, math.ceil(check.at * len(waits_s)) - 1)]

@@ -40,6 +40,13 @@ class Call:
         """Nothing was accepted, says the contract: the same key again is safe."""
         return self.status is None or self.status >= 500 or self.status in (409, 429)
 
+    def got(self, word: str) -> bool:
+        """Whether the answer was this status (`503`, or `5xx`), code or outcome, or `no_answer`."""
+        if self.status is None:
+            return word == "no_answer"
+        status = str(self.status)
+        return word in (status, f"{status[0]}xx", self.code, self.outcome)
+
     def shown(self) -> dict[str, Any]:
         call = asdict(self)
         del call["side"], call["n"]
@@ -59,6 +66,8 @@ class Load:
         self._began_s = began_s
         self._calls: list[Call] = []
         self._lock = threading.Lock()
+        self._n = 0
+        self._under_way = 0
         self._local = threading.local()
         self._sessions: list[requests.Session] = []
         self._executor = ThreadPoolExecutor(CALLERS_MAX, thread_name_prefix="drill-caller")
@@ -75,6 +84,11 @@ class Load:
         """All answers so far, in the order in which they came."""
         with self._lock:
             return list(self._calls)
+
+    def burst(self, count: int) -> None:
+        """So many more payments at this moment."""
+        for _ in range(count):
+            self._send_one()
 
     def stop(self) -> None:
         """Send no more, and wait for the answers that are still to come."""
@@ -98,20 +112,26 @@ class Load:
         for session in self._sessions:
             session.close()
 
-    def key_of(self, side: str, n: int) -> str:
+    def key_of(self, side: str, n: int | str) -> str:
+        """Key and reference of a payment; with no number, how all of a side's begin."""
         return f"{self._run_id}-{side}-{n}"
 
     def _run(self) -> None:
-        n = 0
         next_s = monotonic()
         while not self._stopping.wait(max(0.0, next_s - monotonic())):
             next_s += self._pause_s
-            n += 1
+            self._send_one()
+
+    def _send_one(self) -> None:
+        """The next payment to every side; left out where too many callers wait already."""
+        with self._lock:
+            if self._under_way + len(self._urls) > CALLERS_MAX:
+                self.not_sent += 1
+                return
+            self._n += 1
+            n = self._n
             for side in self._urls:
-                under_way = self.sent[side] * len(self._urls) - len(self._calls)
-                if under_way >= CALLERS_MAX:
-                    self.not_sent += 1
-                    continue
+                self._under_way += 1
                 self.sent[side] += 1
                 self._futures.append(self._executor.submit(self._pay, side, n))
 
@@ -131,6 +151,7 @@ class Load:
         )
         with self._lock:
             self._calls.append(call)
+            self._under_way -= not is_retry
 
     def _send(self, side: str, n: int) -> tuple[int | None, dict[str, Any]]:
         key = self.key_of(side, n)

@@ -1,30 +1,44 @@
-"""What a rehearsal does and what must hold meanwhile: the TOML files in `drills/`, read and checked."""
+"""What a rehearsal does and what must hold meanwhile: one TOML file each, read and checked."""
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from service.simulation.faults import Mode
 
-DIRECTORY = Path(__file__).parent / "drills"
+OURS = Path(__file__).parent / "drills"
 # The three errors of the incident, each a button.
 SIMULATIONS = ("payment-timeout", "connection-error", "pool-exhaustion")
 GAME_DAY = "game-day"
-# What is counted between which readings.
-During = Literal["fault", "recovery", "all"]
-_MEASURES = ("delta", "rate", "quantile", "share_over", "peak", "low", "after", "recovery")
+# Each is a label of a metric, five times: the series of an instance are bounded.
+PLANS_MAX = 40
+# What is counted between which readings; besides, each named fault of the plan.
+DURING = ("fault", "recovery", "all")
+_MEASURES = {
+    # On the service's own registry: a counter's growth, a histogram's, a gauge's values.
+    **dict.fromkeys(("delta", "rate", "peak", "low", "after"), "metric"),
+    **dict.fromkeys(("quantile", "share_over"), "at"),
+    # On the drill's own callers: the share that got a word, and a quantile of their waiting.
+    "callers": "word",
+    "waited": "at",
+    # On the run itself.
+    **dict.fromkeys(("recovery", "settled", "struck"), ""),
+}
+_NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """One fault and how long it lasts. Exactly one of its kinds is given."""
+    """A fault and how long it lasts; what it names happens together."""
 
     seconds: float
+    # By this a check can be about this fault alone.
+    name: str = ""
     link: str | None = None
     mode: Mode | None = None
     pause_ms: float = 100.0
@@ -32,8 +46,19 @@ class Step:
     sandbox: Mapping[str, Any] | None = None
     # Kill -9 of a worker of the data plane, so often.
     kills: int = 0
-    # The provider's webhooks, twice each and in the wrong order.
+    # End every connection to the database at once, as its restart does.
+    restart: bool = False
+    # The provider's webhooks, twice each and in the wrong order, once a second.
     webhooks: bool = False
+    # So many more callers at one moment, once a second.
+    burst: int = 0
+
+    @property
+    def beats(self) -> int:
+        """How often something is done while it lasts."""
+        if self.kills:
+            return self.kills
+        return max(1, round(self.seconds)) if self.webhooks or self.burst else 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,10 +70,14 @@ class Check:
     metric: str = ""
     # The quantile, or the edge in seconds.
     at: float = 0.0
+    # A caller's status, code or outcome.
+    word: str = ""
+    # `!word`: any other than it.
+    labels: Mapping[str, str]
     # Divide by the growth of this counter.
     per: str | None = None
-    labels: Mapping[str, str] = frozenset()  # type: ignore[assignment]
-    during: During = "all"
+    per_labels: Mapping[str, str]
+    during: str = "all"
     min: float | None = None
     max: float | None = None
 
@@ -68,6 +97,8 @@ class Plan:
     baseline_s: float = 3.0
     recovery_max_s: float = 15.0
     settling_max_s: float = 45.0
+    # How long a fault lasts where somebody is to find out which it is.
+    blind_fault_s: float = 60.0
     steps: tuple[Step, ...] = ()
     bite: tuple[Check, ...] = ()
     expect: tuple[Check, ...] = ()
@@ -95,52 +126,98 @@ class Plan:
         return replace(self, steps=steps)
 
 
-@cache
-def catalogue() -> Mapping[str, Plan]:
-    """All plans by name, in the order of their files' `order`; raises ValueError for a bad file."""
-    files = [(tomllib.loads(path.read_text()), path) for path in sorted(DIRECTORY.glob("*.toml"))]
-    files.sort(key=lambda one: one[0]["order"])
-    return {path.stem: _plan(path.stem, content) for content, path in files}
+Catalogue = Mapping[str, Plan]
+
+
+def read_catalogue(own: Path | None = None) -> Catalogue:
+    """Our plans and those in the directory `own`, in their order; raises ValueError for a bad one."""
+    directories = [OURS, *([own] if own else [])]
+    paths = [path for directory in directories for path in sorted(directory.glob("*.toml"))]
+    if own is not None and not own.is_dir():
+        raise ValueError(f"{own} is no directory")
+    if len(paths) > PLANS_MAX:
+        raise ValueError(f"{len(paths)} drills: at most {PLANS_MAX} are kept apart in the metrics")
+    read = [_read(path) for path in paths]
+    plans: dict[str, Plan] = {}
+    for _, plan in sorted(read, key=lambda one: one[0]):
+        if plan.name in plans:
+            raise ValueError(f"{plan.name}.toml: there is a drill of that name already")
+        plans[plan.name] = plan
+    for plan in plans.values():
+        if unknown := set(plan.parts) - {name for name, one in plans.items() if not one.parts}:
+            raise ValueError(f"{plan.name}.toml: no such parts: {', '.join(sorted(unknown))}")
+    return plans
+
+
+def _read(path: Path) -> tuple[float, Plan]:
+    name = path.stem
+    if not _NAME.fullmatch(name) or len(name) > 40:
+        raise ValueError(f"{path.name}: a drill's name is made of a-z, 0-9 and single hyphens")
+    try:
+        content = tomllib.loads(path.read_text())
+        return float(content.pop("order", 100)), _plan(name, content)
+    except (OSError, TypeError, ValueError, KeyError, AttributeError) as error:
+        raise ValueError(f"{path.name}: {error}") from error
 
 
 def _plan(name: str, content: dict[str, Any]) -> Plan:
-    content = dict(content)
-    del content["order"]
-    steps = tuple(_step(name, step) for step in content.pop("faults", []))
-    bite = tuple(_check(name, check) for check in content.pop("bite", []))
-    expect = tuple(_check(name, check) for check in content.pop("expect", []))
+    steps = tuple(_step(step) for step in content.pop("faults", []))
+    bite = tuple(_check(check) for check in content.pop("bite", []))
+    expect = tuple(_check(check) for check in content.pop("expect", []))
     for field in ("scopes", "parts"):
         if field in content:
             content[field] = tuple(content[field])
-    try:
-        return Plan(name=name, steps=steps, bite=bite, expect=expect, **content)
-    except TypeError as error:
-        raise ValueError(f"{name}.toml: {error}") from error
+    plan = Plan(name=name, steps=steps, bite=bite, expect=expect, **content)
+    if bool(plan.parts) == bool(plan.steps):
+        raise ValueError("it needs faults, or parts")
+    if plan.steps and not (plan.bite and plan.expect):
+        raise ValueError("it needs a proof that the fault bit, and something to expect")
+    known = {*DURING, *(step.name for step in plan.steps if step.name)}
+    for check in (*plan.bite, *plan.expect):
+        if check.during not in known:
+            raise ValueError(f"{check.text}: during must be one of {', '.join(sorted(known))}")
+    return plan
 
 
-def _step(name: str, content: dict[str, Any]) -> Step:
-    try:
-        if "mode" in content:
-            content = {**content, "mode": Mode(content["mode"])}
-        return Step(**content)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{name}.toml: a fault: {error}") from error
+def _step(content: dict[str, Any]) -> Step:
+    if "mode" in content:
+        content = {**content, "mode": Mode(content["mode"])}
+    step = Step(**content)
+    if (step.link is None) != (step.mode is None):
+        raise ValueError("a fault on a link needs both link and mode")
+    if step.name in DURING:
+        raise ValueError(f"a fault cannot be named {step.name}")
+    if step.restart and step.link is not None:
+        raise ValueError("a restart needs the link for itself: make them two faults")
+    acts = (step.link, step.sandbox, step.kills, step.restart, step.webhooks, step.burst)
+    if not any(acts) or step.seconds <= 0:
+        raise ValueError("a fault needs seconds, and something that happens")
+    return step
 
 
-def _check(name: str, content: dict[str, Any]) -> Check:
+def _check(content: Mapping[str, Any]) -> Check:
     """`delta = "x"`, `quantile = 0.95` with `of = "x"`, and so on: exactly one measure."""
-    content = dict(content)
-    measures = [word for word in _MEASURES if word in content]
+    given: dict[str, Any] = {"labels": {}, "per_labels": {}, **content}
+    measures = [word for word in _MEASURES if word in given]
     if len(measures) != 1:
-        raise ValueError(f"{name}.toml: {content.get('text')}: exactly one of {_MEASURES}")
-    measure = measures[0]
-    value = content.pop(measure)
-    given: dict[str, Any] = {"measure": measure}
+        raise ValueError(f"{given.get('text')}: exactly one of {', '.join(_MEASURES)}")
+    [measure] = measures
+    value, field = given.pop(measure), _MEASURES[measure]
+    if field:
+        given[field] = float(value) if field == "at" else value
     if measure in ("quantile", "share_over"):
-        given |= {"at": float(value), "metric": content.pop("of")}
-    elif measure != "recovery":
-        given["metric"] = value
-    try:
-        return Check(**given, **{"labels": {}, **content})
-    except TypeError as error:
-        raise ValueError(f"{name}.toml: {content.get('text')}: {error}") from error
+        given["metric"] = given.pop("of")
+    if "min" not in given and "max" not in given:
+        raise ValueError(f"{given.get('text')}: it needs min or max")
+    excludes = any(str(word).startswith("!") for word in given["labels"].values())
+    if excludes and measure not in ("delta", "rate"):
+        raise ValueError(f"{given.get('text')}: !word is for delta and rate")
+    return Check(measure=measure, **given)
+
+
+def takes_s(plan: Plan, catalogue: Catalogue) -> float:
+    """About how long it takes where all goes as it should."""
+    if plan.parts:
+        return sum(takes_s(catalogue[name], catalogue) for name in plan.parts)
+    # Recovery and settling.
+    return plan.baseline_s + plan.fault_s + 10.0

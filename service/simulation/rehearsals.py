@@ -5,17 +5,17 @@ from __future__ import annotations
 import logging
 import random
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 from service.errors import Busy, NotFound, PreflightRefused, WrongState
 from service.observability import metrics
 from service.resilience.deadline import Deadline
-from service.simulation.plan import GAME_DAY, Plan, catalogue
+from service.simulation.plan import GAME_DAY, Catalogue, Plan
 from service.simulation.preflight import reasons
 from service.simulation.run import Run, summary_of
 from service.simulation.runner import Runner, Surroundings
+from service.simulation.verdict import judge_day
 
 log = logging.getLogger(__name__)
 
@@ -41,8 +41,9 @@ class Wish:
 class Rehearsals:
     """All rehearsals of this ops plane. Safe in many threads."""
 
-    def __init__(self, around: Surroundings, *, default_scope: str) -> None:
+    def __init__(self, around: Surroundings, catalogue: Catalogue, *, default_scope: str) -> None:
         self.around = around
+        self.catalogue = catalogue
         self.default_scope = default_scope
         self._lock = threading.Lock()
         self._runs: dict[str, Run] = {}
@@ -54,8 +55,10 @@ class Rehearsals:
 
     def preflight(self, wish: Wish, deadline: Deadline) -> list[dict[str, Any]]:
         """What is looked at before it begins; changes nothing."""
-        plan = _plan_of(wish)
-        parts = [catalogue()[name] for name in plan.parts] or [plan]
+        return self._preflight(self._plan_of(wish), wish, deadline)
+
+    def _preflight(self, plan: Plan, wish: Wish, deadline: Deadline) -> list[dict[str, Any]]:
+        parts = [self.catalogue[name] for name in plan.parts] or [plan]
         checks = self.around.preflight.check(parts[0], wish.scope, deadline)
         free = self._running is None
         found = {"name": "another_rehearsal", "ok": free, "detail": "None runs here."}
@@ -65,7 +68,7 @@ class Rehearsals:
 
     def begin(self, wish: Wish, deadline: Deadline) -> Run:
         """Start it in a thread of its own; raises PreflightRefused, or Busy without a database."""
-        plan = _plan_of(wish)
+        plan = self._plan_of(wish)
         run = Run(
             plan,
             kind=wish.kind,
@@ -75,7 +78,7 @@ class Rehearsals:
             load_per_s=wish.load_per_s or plan.load_per_s,
             is_blind=wish.blind,
         )
-        checks = self.preflight(wish, deadline)
+        checks = self._preflight(plan, wish, deadline)
         against = reasons(checks)
         if not against:
             # Of a process that was killed; a run that lives is known by its lease.
@@ -143,11 +146,34 @@ class Rehearsals:
         """Somebody says which fault a blind game day chose."""
         if not run.is_hidden:
             raise WrongState("There is nothing to be named.")
-        right = name == run.plan.name
-        run.tell(f"Somebody named {name}: {'right' if right else 'wrong'}")
-        if right:
-            run.reveal()
-        return {"right": right, "after_s": run.at_s}
+        if name not in self.catalogue:
+            raise NotFound(f"There is no drill of that name: {', '.join(self.catalogue)}.")
+        return run.answer(name)
+
+    def _plan_of(self, wish: Wish) -> Plan:
+        plan = self.catalogue.get(wish.name)
+        if plan is None:
+            raise NotFound(f"There is no drill of that name: {', '.join(self.catalogue)}.")
+        if wish.blind:
+            plan = self._chosen_blindly(plan, wish)
+        return self._lasting(plan, wish)
+
+    def _chosen_blindly(self, day: Plan, wish: Wish) -> Plan:
+        """One drill of the day that the scope allows; long enough for somebody to find it out."""
+        if not day.parts:
+            raise WrongState("Only a game day can be blind.")
+        parts = [self.catalogue[name] for name in day.parts]
+        allowed = [part for part in parts if wish.scope in part.scopes]
+        if not allowed:
+            raise WrongState(f"No drill of the day has the scope {wish.scope}.")
+        chosen = random.SystemRandom().choice(allowed)
+        return chosen.lasting(max(chosen.fault_s, day.blind_fault_s))
+
+    @staticmethod
+    def _lasting(plan: Plan, wish: Wish) -> Plan:
+        if wish.fault_s is not None and plan.steps:
+            plan = plan.lasting(wish.fault_s)
+        return replace(plan, load_per_s=wish.load_per_s or plan.load_per_s)
 
     def _take(self, run: Run, deadline: Deadline) -> list[str]:
         """Have the run be the only one, here and everywhere; what is against it."""
@@ -232,10 +258,10 @@ class Rehearsals:
             run.tell(f"{name}: {summary['verdict']}")
             if run.stopping.is_set():
                 break
-        run.finish(*_day_verdict(verdicts, stopped=run.stop_reason))
+        run.finish(*judge_day(verdicts, stopped=run.stop_reason))
 
     def _part(self, run: Run, wish: Wish, name: str) -> Run | None:
-        plan = catalogue()[name]
+        plan = self._lasting(self.catalogue[name], wish)
         against = reasons(
             self.around.preflight.check(plan, wish.scope, Deadline.after(WRITE_TIMEOUT_S))
         )
@@ -271,30 +297,6 @@ class Rehearsals:
                     log.error("rehearsal.report_lost", extra=detail)
                     return
                 threading.Event().wait(0.5)
-
-
-def _plan_of(wish: Wish, choose: Callable[[tuple[str, ...]], str] | None = None) -> Plan:
-    plan = catalogue().get(wish.name)
-    if plan is None:
-        raise NotFound(f"There is no drill of that name: {', '.join(catalogue())}.")
-    if wish.blind:
-        if not plan.parts:
-            raise WrongState("Only a game day can be blind.")
-        plan = catalogue()[(choose or random.SystemRandom().choice)(plan.parts)]
-    if wish.fault_s is not None and plan.steps:
-        plan = plan.lasting(wish.fault_s)
-    return replace(plan, load_per_s=wish.load_per_s or plan.load_per_s)
-
-
-def _day_verdict(verdicts: list[str], *, stopped: str | None) -> tuple[str, str]:
-    told = ", ".join(f"{verdicts.count(word)} {word}" for word in dict.fromkeys(verdicts))
-    if stopped:
-        return "ABORTED", f"{stopped} Until then: {told or 'nothing'}."
-    if "BROKE" in verdicts:
-        return "BROKE", f"{told}."
-    if verdicts and set(verdicts) == {"HELD"}:
-        return "HELD", f"{told}."
-    return "INCONCLUSIVE", f"{told or 'No drill could be run'}."
 
 
 def _told(run: Run) -> dict[str, Any]:

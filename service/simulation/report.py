@@ -18,7 +18,7 @@ def markdown(document: dict[str, Any]) -> str:
         "",
         f"- Run `{document['id']}`, {document['kind']} `{document['name']}`, scope {document['scope']}",
         f"- {document['started_at']} to {document['ended_at'] or 'now'},"
-        f" {document['load_rps']} payments a second, fault of {document['ttl_s']:g} s",
+        f" {shown(document['load_rps'])} payments a second, fault of {shown(document['ttl_s'])} s",
         f"- Asked for by key {document['requested_by']}: {document['reason'] or 'no reason given'}",
         "",
         f"**Hypothesis.** {document['hypothesis']}",

@@ -13,7 +13,7 @@ from service.errors import Busy, Forbidden, NotFound
 from service.resilience.deadline import Deadline
 from service.simulation import report
 from service.simulation.page import PAGE_CSP, render_page
-from service.simulation.plan import SIMULATIONS, Plan, catalogue
+from service.simulation.plan import SIMULATIONS, Plan, takes_s
 from service.simulation.preflight import reasons
 from service.simulation.rehearsals import Rehearsals, Wish
 from service.simulation.run import summary_of
@@ -114,7 +114,9 @@ def simulation_blueprint(
                 "recent": _or_none(lambda: rehearsals.recent(_deadline())) or [],
                 "lever": _lever(),
                 "links": _links(),
-                "simulations": [_shown_simulation(catalogue()[name]) for name in SIMULATIONS],
+                "simulations": [
+                    _shown_simulation(rehearsals.catalogue[name]) for name in SIMULATIONS
+                ],
             }
         )
 
@@ -145,7 +147,8 @@ def simulation_blueprint(
         return _json(
             {
                 "drills": [
-                    _shown_drill(plan, last.get(plan.name)) for plan in catalogue().values()
+                    _shown_drill(plan, takes_s(plan, rehearsals.catalogue), last.get(plan.name))
+                    for plan in rehearsals.catalogue.values()
                 ],
                 "running": running.document() if running else None,
                 "recent": _or_none(lambda: rehearsals.recent(_deadline(), 50)) or [],
@@ -207,8 +210,9 @@ def simulation_blueprint(
         return _or_none(lambda: around.preflight.lever(_deadline())) or {**unknown, "at": None}
 
     def _links() -> dict[str, Any] | None:
-        control_path = around.preflight.control_path
-        if control_path is None:
+        control_path, running = around.preflight.control_path, rehearsals.running
+        # A blind game day is not given away by its own links.
+        if control_path is None or (running is not None and running.is_hidden):
             return None
         try:
             with Striker(control_path) as onlooker:
@@ -247,23 +251,16 @@ def _shown_simulation(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _shown_drill(plan: Plan, last: dict[str, Any] | None) -> dict[str, Any]:
+def _shown_drill(plan: Plan, seconds: float, last: dict[str, Any] | None) -> dict[str, Any]:
     return {
         "name": plan.name,
         "title": plan.title,
         "hypothesis": plan.hypothesis,
         "runbook": plan.runbook,
-        "takes_s": round(_takes_s(plan)),
+        "takes_s": round(seconds),
         "scopes": list(plan.scopes),
         "last": summary_of(last) if last else None,
     }
-
-
-def _takes_s(plan: Plan) -> float:
-    if plan.parts:
-        return sum(_takes_s(catalogue()[name]) for name in plan.parts)
-    # Recovery and settling, where they go as they should.
-    return plan.baseline_s + plan.fault_s + 10.0
 
 
 def _accepted(document: dict[str, Any], where: str) -> Response:

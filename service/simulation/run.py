@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from time import monotonic
 from typing import Any
 
-from service.simulation.plan import Plan
+from service.simulation.plan import GAME_DAY, Plan
 from service.simulation.store import moment, new_run_id
 
 SUMMARY_FIELDS = (
@@ -36,12 +37,14 @@ class Run:
     ) -> None:
         self.id = new_run_id()
         self.plan = plan
+        self.scope = scope
         self.began_at = datetime.now(UTC)
         self.began_s = monotonic()
         self.ended = threading.Event()
         self.stopping = threading.Event()
         self.stop_reason: str | None = None
         self._lock = threading.Lock()
+        self._fault_began_s: float | None = None
         self._fault_until_s: float | None = None
         # Until it is named or over, the name of a blind one is nobody's business.
         self._hidden = is_blind
@@ -65,6 +68,8 @@ class Run:
             "ended_at": None,
             "elapsed_s": 0.0,
             "fault_left_s": None,
+            # Each fault with the seconds of the run between which it was on; `to_s` None: it is.
+            "faults": [],
             "hypothesis": plan.hypothesis,
             "runbook": plan.runbook,
             "progress": [],
@@ -75,6 +80,8 @@ class Run:
             "expectations": [],
             "invariants": [],
             "parts": [],
+            # What somebody took the fault of a blind game day for; None: it is not blind.
+            "answers": [] if is_blind else None,
         }
 
     @property
@@ -97,9 +104,22 @@ class Run:
             step = {"at_s": self.at_s, "phase": self._document["phase"], "text": text}
             self._document["progress"].append(step)
 
+    @contextlib.contextmanager
+    def fault(self, text: str) -> Iterator[None]:
+        """One fault is on for as long as the block lasts."""
+        fault = {"text": text, "from_s": self.at_s, "to_s": None}
+        with self._lock:
+            self._document["faults"].append(fault)
+        try:
+            yield
+        finally:
+            with self._lock:
+                fault["to_s"] = self.at_s
+
     def begin_fault(self, seconds: float) -> None:
         with self._lock:
-            self._fault_until_s = monotonic() + seconds
+            self._fault_began_s = monotonic()
+            self._fault_until_s = self._fault_began_s + seconds
             self._document["fault_began_at"] = moment(datetime.now(UTC))
 
     def end_fault(self) -> None:
@@ -126,21 +146,38 @@ class Run:
                 "status": "ended",
                 "phase": "ended",
                 "verdict": verdict,
-                "summary": summary,
+                "summary": summary + _named(self._document["answers"]),
                 "ended_at": moment(datetime.now(UTC)),
                 "elapsed_s": self.at_s,
                 "fault_left_s": None,
             }
 
-    def reveal(self) -> None:
-        self._hidden = False
+    def answer(self, name: str) -> dict[str, Any]:
+        """Somebody says what the fault of a blind game day is; the first right answer reveals it."""
+        answer = {"name": name, "right": name == self.plan.name, "after_s": None}
+        with self._lock:
+            if self._fault_began_s is not None:
+                answer["after_s"] = round(monotonic() - self._fault_began_s, 1)
+            self._document["answers"].append(answer)
+            if answer["right"]:
+                self._hidden = False
+        self.tell(f"Somebody named {name}: {'right' if answer['right'] else 'wrong'}")
+        return answer
 
     @property
     def is_hidden(self) -> bool:
         return self._hidden
 
+    @property
+    def phase(self) -> str:
+        return str(self._document["phase"])
+
     def document(self) -> dict[str, Any]:
-        """All of it, as of now."""
+        """What people may see of it, as of now."""
+        return _hide(self.whole()) if self._hidden else self.whole()
+
+    def whole(self) -> dict[str, Any]:
+        """All of it, whoever may know."""
         with self._lock:
             document = copy.deepcopy(self._document)
             if document["status"] == "running":
@@ -148,10 +185,21 @@ class Run:
                 if self._fault_until_s is not None:
                     left_s = max(0.0, self._fault_until_s - monotonic())
                     document["fault_left_s"] = round(left_s, 1)
-        return _hide(document) if self._hidden else document
+        return document
 
     def summary(self) -> dict[str, Any]:
         return summary_of(self.document())
+
+
+def _named(answers: list[dict[str, Any]] | None) -> str:
+    """How a blind game day went for those who looked."""
+    if answers is None:
+        return ""
+    right = next((answer for answer in answers if answer["right"]), None)
+    wrong = f", {sum(not one['right'] for one in answers)} wrong answers" if answers else ""
+    if right is None:
+        return f" Nobody named the fault{wrong}."
+    return f" Named {right['after_s']:g} s after it began{wrong}."
 
 
 def summary_of(document: dict[str, Any]) -> dict[str, Any]:
@@ -160,13 +208,16 @@ def summary_of(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def _hide(document: dict[str, Any]) -> dict[str, Any]:
-    """A blind game day: everything that names the fault is kept back."""
-    kept: Sequence[str] = ("name", "title", "hypothesis")
-    document |= dict.fromkeys(kept, "a blind game day")
-    document |= {"runbook": None, "bite": [], "expectations": [], "preflight": []}
-    for side in document["sides"]:
-        side.clear()
+    """A blind game day: everything that names the fault is kept back, its length and load too."""
+    document |= {"name": GAME_DAY, "title": "A blind game day"}
+    document |= dict.fromkeys(("runbook", "ttl_s", "load_rps", "fault_left_s"))
+    document |= {name: [] for name in ("bite", "expectations", "preflight", "faults", "sides")}
+    document["hypothesis"] = "Something is wrong on purpose: find out what, and name it."
+    document["answers"] = [{**answer, "right": False} for answer in document["answers"]]
     document["progress"] = [
         {**step, "text": step["phase"]} for step in document["progress"] if step["phase"] != "fault"
     ]
+    for point in document["timeline"]:
+        for side in point["sides"].values():
+            del side["struck"]
     return document

@@ -27,6 +27,13 @@ class Sandbox:
             )
             answer.raise_for_status()
 
+    def struck(self) -> int:
+        """How many calls the plan in force has struck so far."""
+        with self._session() as session, contextlib.suppress(requests.RequestException, ValueError):
+            answer = session.get(self._url, verify=self._verify, timeout=ANSWER_TIMEOUT_S)
+            return sum(answer.json()["struck"].values())
+        return 0
+
     def clear(self) -> None:
         """No faults any more; unreachable, it ends them by itself."""
         with self._session() as session, contextlib.suppress(requests.RequestException):

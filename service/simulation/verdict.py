@@ -1,0 +1,64 @@
+"""What a run's document comes to: the verdict, and the sentence that says why. Pure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from service.simulation.load import Call
+
+# So many payments in a row, sent after the fault, and the service is back.
+RECOVERED_AFTER = 3
+
+
+def judge(document: dict[str, Any], *, payments_min: int) -> tuple[str, str]:
+    """Money first, then whether anything was proven, then what was expected."""
+    broken = [rule["rule"] for rule in document["invariants"] if not rule["ok"]]
+    if broken:
+        return "BROKE", "Broken: " + ", ".join(broken) + "."
+    count = document["sides"][0]["callers"]["count"]
+    if document["kind"] == "simulation":
+        return _judge_simulation(document, count)
+    unproven = [check["text"] for check in document["bite"] if not check["ok"]]
+    if unproven:
+        return "INCONCLUSIVE", f"The fault is not proven: {unproven[0]}."
+    if count < payments_min:
+        return "INCONCLUSIVE", f"Only {count} payments were answered, {payments_min} are needed."
+    failed = [check["text"] for check in document["expectations"] if not check["ok"]]
+    if failed:
+        return "BROKE", "Not kept: " + "; ".join(failed) + "."
+    kept = len(document["expectations"]) + len(document["invariants"])
+    return "HELD", f"All {kept} promises were kept over {count} payments."
+
+
+def _judge_simulation(document: dict[str, Any], count: int) -> tuple[str, str]:
+    side = document["sides"][0]
+    shown = side["incident"] is not None or all(check["ok"] for check in document["bite"])
+    if not shown:
+        return "NOT_SHOWN", "The incident's error did not appear."
+    return "SHOWN", f"The incident's error appeared; {count} payments, none lost or charged twice."
+
+
+def judge_day(verdicts: list[str], *, stopped: str | None) -> tuple[str, str]:
+    """A game day's, from those of its drills."""
+    told = ", ".join(f"{verdicts.count(word)} {word}" for word in dict.fromkeys(verdicts))
+    if stopped:
+        return "ABORTED", f"{stopped} Until then: {told or 'nothing'}."
+    if "BROKE" in verdicts:
+        return "BROKE", f"{told}."
+    if verdicts and set(verdicts) == {"HELD"}:
+        return "HELD", f"{told}."
+    return "INCONCLUSIVE", f"{told or 'No drill could be run'}."
+
+
+def recovery_s(calls: list[Call], side: str, fault_ended_s: float) -> float | None:
+    """When the first of enough successes in a row was answered, after the fault."""
+    later = sorted(
+        (call for call in calls if call.side == side and call.at_s >= fault_ended_s),
+        key=lambda call: call.at_s,
+    )
+    row: list[Call] = []
+    for call in later:
+        row = [*row, call] if call.outcome == "succeeded" else []
+        if len(row) == RECOVERED_AFTER:
+            return round(max(0.0, row[0].at_s + row[0].ms / 1000 - fault_ended_s), 2)
+    return None

@@ -1,0 +1,149 @@
+"""Reads the sides of a run once a second, for its charts and its checks, and stops it where it harms."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from time import monotonic
+from typing import Any
+
+from service.errors import Busy
+from service.observability.window import Window
+from service.resilience.deadline import Deadline
+from service.simulation import guards
+from service.simulation.expectations import Reading, Readings, Span
+from service.simulation.load import Load
+from service.simulation.preflight import Preflight
+from service.simulation.run import Run
+from service.simulation.sides import Side
+from service.simulation.store import RehearsalStore
+from service.simulation.strike import ProxyGone, StrikeRefused
+
+log = logging.getLogger(__name__)
+
+DATABASE_TIMEOUT_S = 4.0
+SECOND_S = 1.0
+# Renewed long before it ends, so that one slow statement does not let another run begin.
+LEASE_EVERY_S = 4.0
+
+
+class Watch:
+    """Begin it once, end it once; `turn` may be called before and after."""
+
+    def __init__(
+        self,
+        run: Run,
+        sides: list[Side],
+        load: Load,
+        *,
+        store: RehearsalStore,
+        preflight: Preflight,
+        struck: Callable[[], int],
+    ) -> None:
+        self._run = run
+        self._sides = sides
+        self._load = load
+        self._store = store
+        self._preflight = preflight
+        self._struck = struck
+        self._readings: dict[str, list[Reading]] = {side.name: [] for side in sides}
+        self._turns: dict[str, dict[str, Reading]] = {}
+        self._seen = dict.fromkeys(self._readings, 0)
+        self._ends = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="drill-watch", daemon=True)
+
+    def begin(self) -> None:
+        self._thread.start()
+
+    def end(self) -> None:
+        self._ends.set()
+        if self._thread.is_alive():
+            self._thread.join(5.0)
+
+    def turn(self, name: str) -> None:
+        """Read every side at this moment of the run, and keep it under a name."""
+        self._turns[name] = {side.name: self._read(side) for side in self._sides}
+
+    def at(self, name: str, side: Side) -> Reading:
+        """What was read at a turn; where the run did not come to it, at its start."""
+        return self._turns.get(name, self._turns["start"])[side.name]
+
+    def readings(self, side: Side, **measured: Any) -> Readings:
+        """All of it for the checks, with what else was `measured`."""
+        steps = [step.name for step in self._run.plan.steps if step.name]
+        return Readings(
+            fault_began=self.at("fault_began", side),
+            fault_ended=self.at("fault_ended", side),
+            ended=self.at("ended", side),
+            every_second=self._readings[side.name],
+            faults={name: span for name in steps if (span := self._span(name, side))},
+            calls=[c for c in self._load.calls() if c.side == side.name and not c.is_retry],
+            struck=self._struck(),
+            **measured,
+        )
+
+    def _span(self, name: str, side: Side) -> Span | None:
+        began, ended = (self._turns.get(f"{name} {word}") for word in ("began", "ended"))
+        return (began[side.name], ended[side.name]) if began and ended else None
+
+    def _read(self, side: Side) -> Reading:
+        reading = Reading(self._run.at_s, side.read())
+        self._readings[side.name].append(reading)
+        return reading
+
+    def _watch(self) -> None:
+        lease_due_s = 0.0
+        while not self._ends.wait(SECOND_S):
+            try:
+                points = {side.name: self._point(side) for side in self._sides}
+                self._run.add_second({"at_s": self._run.at_s, "sides": points})
+                if self._run.phase in ("baseline", "fault"):
+                    self._guard(self._sides[0])
+                if monotonic() >= lease_due_s:
+                    lease_due_s = monotonic() + LEASE_EVERY_S
+                    self._store.take_lease(self._run.id, _deadline())
+            except (ProxyGone, StrikeRefused) as error:
+                self._run.stop(str(error))
+            except Busy as error:
+                log.warning("rehearsal.watch_busy", extra={"detail": error.detail})
+            except Exception:
+                # Unwatched, nobody would see real payments suffer.
+                log.exception("rehearsal.watch_failed")
+                self._run.stop("The guards failed.")
+
+    def _guard(self, side: Side) -> None:
+        if self._preflight.lever(_deadline())["engaged"]:
+            self._run.stop("The lever was engaged.")
+        if side.striker is not None:
+            side.striker.describe()
+        if side.name != "instance":
+            return
+        before = self.at("start", side).samples
+        harm = guards.harm(before, self._readings[side.name][-1].samples, self._load.calls())
+        if harm is not None:
+            self._run.stop(f"Live traffic: {harm}")
+
+    def _point(self, side: Side) -> dict[str, Any]:
+        """What happened in the last second, for the charts."""
+        now = Window({}, self._read(side).samples, 0.0)
+        states = now.values_by("state", "breaker_state")
+        ours = [call for call in self._load.calls() if call.side == side.name]
+        new, self._seen[side.name] = ours[self._seen[side.name] :], len(ours)
+        return {
+            "sent": self._load.sent[side.name],
+            "answered": len(new),
+            "succeeded": sum(call.outcome == "succeeded" for call in new),
+            "failed": sum(call.is_refused for call in new),
+            "unknown": sum(call.outcome == "unknown" for call in new),
+            "queued": sum(call.outcome == "pending" for call in new),
+            "ms_max": max((call.ms for call in new), default=None),
+            "pool_in_use": now.value("db_pool_in_use"),
+            "pool_waiting": now.value("db_pool_waiting"),
+            "breaker": next((s for s in ("open", "half_open", "closed") if states.get(s)), None),
+            "struck": self._struck(),
+        }
+
+
+def _deadline() -> Deadline:
+    return Deadline.after(DATABASE_TIMEOUT_S)
