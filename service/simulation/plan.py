@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from service.simulation.faults import Mode
+from service.simulation.measurable import require_measurable
 
 OURS = Path(__file__).parent / "drills"
 # The three errors of the incident, each a button.
@@ -212,6 +213,10 @@ def _check(content: Mapping[str, Any]) -> Check:
     excludes = any(str(word).startswith("!") for word in given["labels"].values())
     if excludes and measure not in ("delta", "rate"):
         raise ValueError(f"{given.get('text')}: !word is for delta and rate")
+    if "metric" in given:
+        require_measurable(measure, given["metric"], given["labels"])
+    if given.get("per"):
+        require_measurable("delta", given["per"], given["per_labels"])
     return Check(measure=measure, **given)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from time import monotonic
 
 from service.simulation.books import Row
 from service.simulation.faults import TTL_MAX_S
@@ -20,6 +21,8 @@ from service.simulation.webhooks import WebhookDisorder
 TTL_MARGIN_S = 2.0
 # Long enough for the proxy to break what is there, too short for a retry to meet a refusal.
 BREAK_S = 0.1
+# A round of webhooks is to be over within its second.
+WEBHOOK_PAYMENTS_MAX = 4
 
 
 class Aborted(Exception):
@@ -83,16 +86,19 @@ class Strikes:
         return {"reference_prefix": self.load.key_of(self.side.name, "")}
 
     def _last(self, step: Step) -> None:
-        """Let it last; what is done while it lasts is spread over it."""
-        pause_s = step.seconds / step.beats
-        for _ in range(step.beats):
-            self.wait(pause_s / 2)
+        """Let it last, no longer than it says; what is done while it lasts is spread over it."""
+        began_s = monotonic()
+        for beat in range(step.beats):
+            due_s = began_s + step.seconds * (beat + 0.5) / step.beats
+            if beat and monotonic() > due_s + step.seconds / step.beats:
+                continue  # What took too long is not caught up with.
+            self.wait(max(0.0, due_s - monotonic()))
             if step.kills:
                 self._kill()
             if step.webhooks:
                 self._send_webhooks()
             self.load.burst(step.burst)
-            self.wait(pause_s / 2)
+        self.wait(max(0.0, began_s + step.seconds - monotonic()))
 
     def _end(self, step: Step) -> None:
         """Faults follow each other, they do not add up."""
@@ -131,10 +137,6 @@ class Strikes:
         if self.side.striker is None:
             raise Aborted("Nothing stands on the links of this side.")
         return self.side.striker
-
-
-# A round of webhooks must be over within its second.
-WEBHOOK_PAYMENTS_MAX = 10
 
 
 def described(step: Step) -> str:

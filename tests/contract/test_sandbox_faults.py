@@ -154,6 +154,17 @@ def test_a_plan_for_one_payment_leaves_the_others_alone(sandbox, payment_id):
     assert (struck.status_code, spared.status_code) == (503, 200)
 
 
+def test_a_plan_for_one_callers_payments_leaves_those_of_others_alone(sandbox, payment_id):
+    sandbox.control(mix={"error_503": 1}, reference_prefix="drill-7-")
+
+    struck = [
+        pay(sandbox, f"{payment_id}{n}", **{"metadata[reference]": f"drill-7-{n}"}) for n in "ab"
+    ]
+    spared = pay(sandbox, f"{payment_id}c", **{"metadata[reference]": "drill-8-a"})
+
+    assert [answer.status_code for answer in (*struck, spared)] == [503, 503, 200]
+
+
 def test_a_plan_for_one_payment_finds_its_confirm_by_the_stored_metadata(sandbox, payment_id):
     intent = pay(sandbox, payment_id, confirm="false").json()
     sandbox.control(mix={"error_503": 1}, reference=payment_id, operations=["confirm"])
