@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sys import _getframe
-from time import monotonic
+from time import monotonic, sleep
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -18,10 +18,12 @@ from service.database.statements import (
     count_error,
     execute,
     in_our_words,
+    is_collision,
     is_sign_of_failover,
     is_stale_plan,
     statement_duration,
 )
+from service.errors import DatabaseUnavailable
 from service.resilience.deadline import Deadline
 
 if TYPE_CHECKING:
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 
 # A ROLLBACK that takes longer is not worth the wait: losing the connection rolls back as well.
 ROLLBACK_S = 0.25
+# Collisions go away at the second try; the third is for bad luck.
+TRIES = 3
 
 
 class Checkout:
@@ -37,6 +41,7 @@ class Checkout:
     __slots__ = ("_deadline", "_pool", "connection")
 
     connection: Connection
+    _tries = TRIES
 
     def __init__(self, pool: ConnectionPool, deadline: Deadline) -> None:
         self._pool = pool
@@ -65,11 +70,20 @@ class Checkout:
     def run(self, statement: Statement, params: Params = ()) -> list[Row]:
         """All rows of the statement; at the deadline DatabaseUnavailable, whatever the peer does.
 
+        Repeated where it collided with another's and so did nothing; not within a transaction.
         IntegrityError and what is a bug in the SQL pass as psycopg2 raised them. When the
         connection is lost, nobody can say whether the statement was carried out.
         """
-        self._deadline.require()
-        return self._run(statement, params, self._deadline, prepared=self._pool.prepared)
+        for tries_left in reversed(range(self._tries)):
+            self._deadline.require()
+            try:
+                return self._run(statement, params, self._deadline, prepared=self._pool.prepared)
+            except DatabaseUnavailable as error:
+                if not tries_left or not is_collision(error.__cause__):
+                    raise
+                # Those who collided must not collide again.
+                sleep(min(self._deadline.remaining_s(), 0.005 * (TRIES - tries_left)))
+        raise AssertionError("the last try returns or raises")
 
     def _run(
         self, statement: Statement, params: Params, deadline: Deadline, *, prepared: bool
@@ -119,6 +133,8 @@ class Transaction(Checkout):
     """
 
     __slots__ = ()
+    # What collided took the whole transaction with it: only its owner can begin again.
+    _tries = 1
 
     def __enter__(self) -> Self:
         self._deadline.require()

@@ -12,7 +12,7 @@ import contextlib
 import logging
 from collections import deque
 from sys import _getframe
-from time import monotonic, sleep
+from time import monotonic
 from types import FrameType
 from typing import Any
 
@@ -31,7 +31,7 @@ from service.database.connection import (
 from service.database.figures import Figures, PoolStatistics
 from service.database.line import Line, Waiter
 from service.database.refill import Refill
-from service.database.statements import Params, Row, Statement, is_worth_repeating
+from service.database.statements import Params, Row, Statement, is_stale_plan
 from service.errors import (
     Busy,
     DatabaseUnavailable,
@@ -49,8 +49,6 @@ log = logging.getLogger(__name__)
 
 # For psycopg2's own names, which know no deadlines: the pool's limit is the only one.
 _FOREVER = Deadline(float("inf"))
-# Deadlocks and serialization failures go away at the second try; the third is for bad luck.
-TRIES = 3
 
 
 class ConnectionPool(psycopg2.pool.ThreadedConnectionPool):
@@ -116,17 +114,16 @@ class ConnectionPool(psycopg2.pool.ThreadedConnectionPool):
         return Transaction(self, deadline)
 
     def run(self, statement: Statement, params: Params, deadline: Deadline) -> list[Row]:
-        """One statement as a transaction of its own, repeated where it certainly did nothing."""
-        for tries_left in reversed(range(TRIES)):
-            try:
-                with Checkout(self, deadline) as checkout:
-                    return checkout.run(statement, params)
-            except DatabaseUnavailable as error:
-                if not tries_left or not is_worth_repeating(error.__cause__):
-                    raise
-                # Those who collided must not collide again.
-                sleep(min(deadline.remaining_s(), 0.005 * (TRIES - tries_left)))
-        raise AssertionError("the last try returns or raises")
+        """One statement as a transaction of its own."""
+        try:
+            with Checkout(self, deadline) as checkout:
+                return checkout.run(statement, params)
+        except DatabaseUnavailable as error:
+            if not is_stale_plan(error.__cause__, prepared=self.prepared):
+                raise
+        # The connections that had the old plan are dropped: a new one makes its own.
+        with Checkout(self, deadline) as checkout:
+            return checkout.run(statement, params)
 
     @property
     def size(self) -> int:

@@ -27,7 +27,7 @@ class Statement:
     sql: str
 
 
-# Nothing of the statement has happened; run again, it may well succeed.
+# Deadlocks and serialization failures: nothing of the statement has happened.
 SERIALIZATION = frozenset({"40001", "40P01"})
 # The server goes down, comes up, or became a standby: the other connections share its fate.
 FAILOVER = frozenset({"57P01", "57P02", "57P03", "25006"})
@@ -92,8 +92,10 @@ def statement_duration(name: str) -> Histogram:
     return metrics.db_statement_duration_seconds.labels(family if family in FAMILIES else name)
 
 
-def is_stale_plan(error: psycopg2.Error, *, prepared: bool) -> bool:
+def is_stale_plan(error: BaseException | None, *, prepared: bool) -> bool:
     """True when what was prepared is gone or no longer fits the schema; a new connection cures it."""
+    if not isinstance(error, psycopg2.Error):
+        return False
     if error.pgcode == "0A000":
         return prepared and "cached plan" in str(error)
     return prepared and error.pgcode == "26000"
@@ -105,11 +107,9 @@ def is_sign_of_failover(error: psycopg2.Error, *, is_closed: bool) -> bool:
     return is_closed or code in FAILOVER or code.startswith("08")
 
 
-def is_worth_repeating(error: BaseException | None) -> bool:
-    """True when the statement certainly did nothing and may well succeed the next time."""
-    return isinstance(error, psycopg2.Error) and (
-        error.pgcode in SERIALIZATION or is_stale_plan(error, prepared=True)
-    )
+def is_collision(error: BaseException | None) -> bool:
+    """True when the statement certainly did nothing, and would most likely succeed right now."""
+    return isinstance(error, psycopg2.Error) and error.pgcode in SERIALIZATION
 
 
 def in_our_words(
