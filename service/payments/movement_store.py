@@ -7,6 +7,7 @@ anybody from any open status, a guess only under the fence of the lease.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
@@ -28,8 +29,10 @@ from service.payments.movements import (
 )
 from service.payments.steps import attempts_json, detail_json
 from service.payments.store import RECORD_TIMEOUT_S, payment_of
-from service.providers.base import Outcome
+from service.providers.base import Outcome, OutcomeKind
 from service.resilience.deadline import Deadline
+
+log = logging.getLogger(__name__)
 
 _WIDTH = len(fields(Movement))
 
@@ -126,18 +129,27 @@ class MovementStore:
         is_attempt = op == movement.kind.value
         ends = found is not None and target is not MovementStatus.PENDING
         waits_for_a_person = target is MovementStatus.NEEDS_REVIEW
-        return self._move(
-            movement,
-            target,
-            deadline,
-            sources=sources,
-            fence=fence,
-            op=op,
-            outcome=outcome,
-            found=found,
-            attempts=attempts_json(movement.attempts, op, outcome) if is_attempt else None,
-            due_in_s=None if ends or waits_for_a_person else due_in_s,
-        )[:2]
+        try:
+            return self._move(
+                movement,
+                target,
+                deadline,
+                sources=sources,
+                fence=fence,
+                op=op,
+                outcome=outcome,
+                found=found,
+                attempts=attempts_json(movement.attempts, op, outcome) if is_attempt else None,
+                due_in_s=None if ends or waits_for_a_person else due_in_s,
+            )[:2]
+        except psycopg2.IntegrityError as error:
+            # Another refund's reference, more than was authorised: the answer is wrong somehow,
+            # and the money in doubt.
+            _log_refused(movement, error)
+            lie = Outcome(OutcomeKind.UNKNOWN, outcome.stage, error="mismatch", ms=outcome.ms)
+            is_first = movement.status is MovementStatus.SENDING
+            doubt = MovementStatus.UNKNOWN if is_first else None
+            return self.record(movement, lie, None, op=op, due_in_s=due_in_s, status=doubt)
 
     def begin_again(
         self,
@@ -353,6 +365,14 @@ _ALLOWED = {
 def _too_much(reason: str) -> ValidationFailed:
     return ValidationFailed(
         "Refused: amount.", fields=[{"field": "amount", "reason": f"is {reason}"}]
+    )
+
+
+def _log_refused(movement: Movement, error: psycopg2.IntegrityError) -> None:
+    log.error(
+        "%s.answer_refused",
+        movement.kind.value,
+        extra={"movement_id": movement.id, "constraint": error.diag.constraint_name},
     )
 
 

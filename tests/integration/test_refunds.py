@@ -13,7 +13,7 @@ from service.database.pool import Statement
 from service.errors import KeyInFlight, KeyReused, NotFound, ValidationFailed, WrongState
 from service.payments.movement_handler import refund_of
 from service.payments.movements import Kind, MovementStatus, finding
-from service.providers.base import OutcomeKind, Stage
+from service.providers.base import Outcome, OutcomeKind, Stage
 from tests.booked_provider import BookedProvider, declined, refused, succeeded, unknown
 from tests.moving import Moving, request, soon
 
@@ -368,3 +368,16 @@ def test_a_broken_sum_is_seen_by_the_invariants(pool):
     pool.run(cook, {}, soon())
 
     assert moving.broken_promises() == {"refunds_add_up": 1}
+
+
+def test_a_reference_that_is_another_refunds_leaves_the_money_in_doubt(pool):
+    moving = Moving(pool, BookedProvider())
+    payment = moving.pay()
+    same = Outcome(OutcomeKind.SUCCEEDED, Stage.ANSWERED, provider_ref="re_same")
+    moving.provider.next_answers["refund"] = [same, same]
+
+    first = moving.refund(payment, 100)
+    second = moving.refund(payment, 200)
+
+    assert (first.status, second.status) == (MovementStatus.SUCCEEDED, MovementStatus.UNKNOWN)
+    assert moving.amounts(payment) == (2599, 100, 200, 0)
