@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -52,114 +51,48 @@ def parse(answer: Answer) -> Object:
     return found
 
 
-# --- PaymentIntents -------------------------------------------------------------------------
+# --- Charges, in either shape ---------------------------------------------------------------
 
 
-def of_intent(intent: Object, charge: Charge) -> Outcome:
-    """What became of our charge, after comparing that it is ours."""
-    difference = _difference(intent, charge)
-    if difference is not None:
-        return mismatch(difference, provider_ref=charge.provider_ref)
-    return _by_status(intent)
+def difference(found: Object, charge: Charge, *, kind: str) -> str | None:
+    """The first thing in which an object of that kind is not the one that we asked for."""
+    expected = (
+        ("object", kind),
+        ("amount", charge.amount_minor),
+        ("currency", charge.currency),
+        ("id", charge.provider_ref or found.get("id")),
+    )
+    if _metadata(found).get("payment_id") != charge.payment_id:
+        return "payment_id differs"
+    if not is_reference(found.get("id")):
+        return "id is no reference"
+    return first_difference(found, expected)
 
 
-def of_prepared(intent: Object, charge: Charge) -> Outcome:
-    """As `of_intent`, when nothing was to move yet: a success at this point is a lie."""
-    difference = _difference(intent, charge)
-    if difference is None and intent.get("status") == "requires_confirmation":
-        return Outcome(OutcomeKind.PENDING, Stage.ANSWERED, provider_ref=intent["id"])
-    return mismatch(difference or f"prepared, but {_word(intent.get('status'))}")
+def first_difference(found: Object, expected: Iterable[tuple[str, Any]]) -> str | None:
+    """The first field that is not as expected, in words; None: all are."""
+    for name, wanted in expected:
+        # The type as well: to Python, true is 1 and 1.0 is 1.
+        if type(found.get(name)) is not type(wanted) or found[name] != wanted:
+            return f"{name} differs"
+    return None
 
 
-def of_captured(intent: Object, charge: Charge, amount_minor: int) -> Outcome:
-    """As `of_intent`, after a capture of `amount_minor`: another amount taken is a mismatch."""
-    outcome = of_intent({"amount_received": amount_minor, **intent}, charge)
-    if outcome.kind is OutcomeKind.SUCCEEDED and outcome.amount_received != amount_minor:
-        return mismatch("amount_received differs", provider_ref=charge.provider_ref)
-    return outcome
-
-
-def of_charge_listed(intent: Object) -> ProviderCharge:
-    """A PaymentIntent as the provider's books show it; raises Garbage."""
-    amount, created = intent.get("amount"), intent.get("created")
-    if type(amount) is not int or type(created) is not int or not _is_reference(intent.get("id")):
-        raise Garbage("a listed PaymentIntent without id, amount or time")
-    metadata = _metadata(intent)
+def listed(found: Object, by_status: Callable[[Object], Outcome]) -> ProviderCharge:
+    """A charge as the provider's books show it; raises Garbage."""
+    amount, created = found.get("amount"), found.get("created")
+    if type(amount) is not int or type(created) is not int or not is_reference(found.get("id")):
+        raise Garbage("a listed charge without id, amount or time")
+    metadata = _metadata(found)
     return ProviderCharge(
-        provider_ref=intent["id"],
+        provider_ref=found["id"],
         payment_id=metadata.get("payment_id"),
         merchant_id=metadata.get("merchant_id"),
         amount_minor=amount,
-        currency=_word(intent.get("currency")),
-        outcome=_by_status(intent),
+        currency=word(found.get("currency")),
+        outcome=by_status(found),
         created_at=datetime.fromtimestamp(created, UTC),
     )
-
-
-def _difference(intent: Object, charge: Charge) -> str | None:
-    """The first thing in which the PaymentIntent is not the one that we asked for."""
-    expected = (
-        (intent.get("object"), "payment_intent", "object"),
-        (_metadata(intent).get("payment_id"), charge.payment_id, "payment_id"),
-        (intent.get("amount"), charge.amount_minor, "amount"),
-        (intent.get("currency"), charge.currency, "currency"),
-        (intent.get("id"), charge.provider_ref or intent.get("id"), "id"),
-    )
-    for found, wanted, name in expected:
-        # The type as well: to Python, true is 1 and 1.0 is 1.
-        if type(found) is not type(wanted) or found != wanted:
-            return f"{name} differs"
-    return None if _is_reference(intent["id"]) else "id is no reference"
-
-
-def _by_status(intent: Object) -> Outcome:
-    reading = _STATUSES.get(str(intent.get("status")))
-    if reading is None:
-        return mismatch(f"status {_word(intent.get('status'))} is none of Stripe's")
-    return replace(reading(intent), provider_ref=intent["id"])
-
-
-def _succeeded(intent: Object) -> Outcome:
-    received = intent.get("amount_received", intent["amount"])
-    if not _is_part(received, intent["amount"]):
-        return mismatch("amount_received is not within the amount")
-    return Outcome(OutcomeKind.SUCCEEDED, Stage.ANSWERED, amount_received=received)
-
-
-def _reserved(intent: Object) -> Outcome:
-    capturable = intent.get("amount_capturable", intent["amount"])
-    if not _is_part(capturable, intent["amount"]):
-        return mismatch("amount_capturable is not within the amount")
-    return Outcome(OutcomeKind.SUCCEEDED, Stage.ANSWERED, amount_capturable=capturable)
-
-
-def _waiting_for_method(intent: Object) -> Outcome:
-    error = intent.get("last_payment_error")
-    if not isinstance(error, dict):
-        # We always give a method along: this is a state that ours cannot be in.
-        return mismatch("no payment method, and none was refused")
-    return Outcome(OutcomeKind.DECLINED, Stage.ANSWERED, decline=_decline(error))
-
-
-def _waiting_for_payer(intent: Object) -> Outcome:
-    action = intent.get("next_action")
-    return Outcome(
-        OutcomeKind.PENDING,
-        Stage.ANSWERED,
-        next_action=action if isinstance(action, dict) else {"type": "unknown"},
-    )
-
-
-_STATUSES: Mapping[str, Callable[[Object], Outcome]] = {
-    "succeeded": _succeeded,
-    "requires_capture": _reserved,
-    "requires_payment_method": _waiting_for_method,
-    "requires_action": _waiting_for_payer,
-    "processing": lambda _: Outcome(OutcomeKind.PENDING, Stage.ANSWERED),
-    # Never confirmed, as the provider itself says: proof that nothing moved by then.
-    "requires_confirmation": lambda _: Outcome(OutcomeKind.NOT_EXECUTED, Stage.ANSWERED),
-    "canceled": lambda _: Outcome(OutcomeKind.NOT_EXECUTED, Stage.ANSWERED, error="canceled"),
-}
 
 
 # --- Refunds --------------------------------------------------------------------------------
@@ -173,26 +106,27 @@ _REFUND_STATUSES = {
 }
 
 
-def of_refund(found: Object, refund: Refund) -> Outcome:
+def of_refund(found: Object, refund: Refund, charge_field: str) -> Outcome:
     """What became of our refund, after comparing that it is ours."""
     expected = (
-        (found.get("object"), "refund", "object"),
-        (_metadata(found).get("refund_id"), refund.refund_id, "refund_id"),
-        (found.get("payment_intent"), refund.provider_ref, "payment_intent"),
-        (found.get("amount"), refund.amount_minor, "amount"),
-        (found.get("currency"), refund.currency, "currency"),
+        ("object", "refund"),
+        (charge_field, refund.provider_ref),
+        ("amount", refund.amount_minor),
+        ("currency", refund.currency),
     )
-    for got, wanted, name in expected:
-        if type(got) is not type(wanted) or got != wanted:
-            return mismatch(f"{name} differs")
+    differs = first_difference(found, expected)
+    if differs is None and not is_for(found, refund):
+        differs = "refund_id differs"
+    if differs is not None:
+        return mismatch(differs)
     kind = _REFUND_STATUSES.get(str(found.get("status")))
-    if kind is None or not _is_reference(found.get("id")):
+    if kind is None or not is_reference(found.get("id")):
         return mismatch("the refund's status or id is none of Stripe's")
-    decline = None
+    failure = None
     if kind is OutcomeKind.DECLINED:
-        code = _word(found.get("failure_reason") or found["status"])
-        decline = Decline(code, "The refund failed.")
-    return Outcome(kind, Stage.ANSWERED, provider_ref=found["id"], decline=decline)
+        code = word(found.get("failure_reason") or found["status"])
+        failure = Decline(code, "The refund failed.")
+    return Outcome(kind, Stage.ANSWERED, provider_ref=found["id"], decline=failure)
 
 
 def is_for(found: Object, refund: Refund) -> bool:
@@ -203,51 +137,41 @@ def is_for(found: Object, refund: Refund) -> bool:
 # --- Errors ---------------------------------------------------------------------------------
 
 
-def of_error(answer: Answer, charge: Charge | None = None, *, is_first: bool = False) -> Outcome:
+def of_error(answer: Answer, *, provider_ref: str | None = None, is_first: bool = False) -> Outcome:
     """What an answer other than 200 means; `is_first`: nothing can have moved before this call.
 
     Only then is "this request is invalid" a definite no. After that it may just as well mean that
     the money has already moved.
     """
-    status, error = answer.status, _error(answer)
-    if status == 402 and (error.get("type") == "card_error" or error.get("code") == _DECLINED):
-        return _declined(error, charge)
+    status, error = answer.status, error_of(answer)
+    is_decline = error.get("type") == "card_error" or error.get("code") == _DECLINED
     is_refusal = is_first and 400 <= status < 500 and status not in (401, 403, 409, 429)
-    if is_refusal and error.get("type") == "invalid_request_error":
-        return Outcome(OutcomeKind.DECLINED, Stage.ANSWERED, decline=_decline(error))
+    is_invalid = is_refusal and error.get("type") == "invalid_request_error"
+    if (status == 402 and is_decline) or is_invalid:
+        return Outcome(
+            OutcomeKind.DECLINED, Stage.ANSWERED, provider_ref=provider_ref, decline=decline(error)
+        )
     kind = OutcomeKind.NOT_EXECUTED if status in (401, 403, 429) else OutcomeKind.UNKNOWN
-    named = " ".join(_word(error[name]) for name in ("type", "code") if error.get(name))
+    named = " ".join(word(error[name]) for name in ("type", "code") if error.get(name))
     return Outcome(
         kind,
         Stage.ANSWERED,
-        provider_ref=charge.provider_ref if charge else None,
+        provider_ref=provider_ref,
         error=_error_word(status),
         error_detail=f"status {status} {named}".strip(),
         retry_after_s=_retry_after_s(answer),
     )
 
 
-def _declined(error: Object, charge: Charge | None) -> Outcome:
-    intent = error.get("payment_intent")
-    provider_ref = charge.provider_ref if charge else None
-    if isinstance(intent, dict) and charge is not None:
-        difference = _difference(intent, charge)
-        if difference is not None:
-            return mismatch(difference, provider_ref=provider_ref)
-        provider_ref = intent["id"]
-    return Outcome(
-        OutcomeKind.DECLINED, Stage.ANSWERED, provider_ref=provider_ref, decline=_decline(error)
-    )
-
-
-def _decline(error: Object) -> Decline:
+def decline(error: Object) -> Decline:
     """The provider's own code, and a message without what could harm a log or a page."""
     code = error.get("decline_code") or error.get("code") or error.get("type")
     message = _UNPRINTABLE.sub(" ", str(error.get("message") or "The payment was declined."))
-    return Decline(_word(code), message[:MESSAGE_LENGTH_MAX])
+    return Decline(word(code), message[:MESSAGE_LENGTH_MAX])
 
 
-def _error(answer: Answer) -> Object:
+def error_of(answer: Answer) -> Object:
+    """The error in an answer; empty where there is none to be read."""
     try:
         error = parse(answer).get("error")
     except Garbage:
@@ -290,13 +214,13 @@ def _metadata(found: Object) -> Mapping[str, str]:
     return {key: value for key, value in metadata.items() if isinstance(value, str)}
 
 
-def _is_reference(found: Any) -> bool:
+def is_reference(found: Any) -> bool:
     return isinstance(found, str) and _REFERENCE.fullmatch(found) is not None
 
 
-def _is_part(found: Any, whole: int) -> bool:
+def is_part(found: Any, whole: int) -> bool:
     return type(found) is int and 0 < found <= whole
 
 
-def _word(found: Any) -> str:
+def word(found: Any) -> str:
     return found if isinstance(found, str) and _WORD.fullmatch(found) else "unreadable"

@@ -408,7 +408,7 @@ def test_a_pending_refund_is_pending(provider):
 
 
 def test_the_books_list_every_charge_over_all_pages(provider, monkeypatch):
-    monkeypatch.setattr("service.providers.stripe.PAGE_SIZES", (2,))
+    monkeypatch.setattr("service.providers.stripe_api.PAGE_SIZES", (2,))
     began = datetime.now(UTC) - timedelta(seconds=2)
     made = [charged(provider, a_charge()) for _ in range(5)]
 

@@ -1,0 +1,179 @@
+"""Calls to Stripe's API, whatever they are about: headers, keys, pages, and how each one ended."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from time import monotonic
+from urllib.parse import urlencode
+
+from service.providers import incident
+from service.providers import stripe_answers as answers
+from service.providers.base import Charge, Outcome, OutcomeKind, Stage
+from service.providers.stripe_answers import Garbage, Object
+from service.providers.transport import Answer, NotSent, SentUnknown, Transport, TransportError
+from service.resilience.deadline import Deadline
+
+log = logging.getLogger(__name__)
+
+# The shape of the answers that the adapters were written against.
+STRIPE_VERSION = "2024-06-20"
+# Stripe's largest page, and what to ask for when metadata makes one larger than we take.
+PAGE_SIZES = (100, 10, 1)
+
+
+class StripeApi:
+    """One account of Stripe's, as the adapter called `name` calls it. For many threads."""
+
+    def __init__(self, transport: Transport, *, name: str, api_key: str) -> None:
+        self._name = name
+        self._transport = transport
+        self._headers = {
+            "Authorization": f"Bearer {api_key}",
+            "Stripe-Version": STRIPE_VERSION,
+            "User-Agent": "holdfast",
+        }
+
+    def post(
+        self,
+        operation: str,
+        path: str,
+        form: Mapping[str, str],
+        key: str | None,
+        deadline: Deadline,
+    ) -> Answer:
+        """Send a form, under an idempotency key or without; raises TransportError."""
+        headers = self._headers if key is None else {**self._headers, "Idempotency-Key": key}
+        return self._exchange(operation, "POST", path, form, headers, deadline)
+
+    def get(self, operation: str, path: str, deadline: Deadline) -> Answer:
+        """Read one object or page; raises TransportError."""
+        return self._exchange(operation, "GET", path, None, self._headers, deadline)
+
+    def _exchange(
+        self,
+        operation: str,
+        method: str,
+        path: str,
+        form: Mapping[str, str] | None,
+        headers: Mapping[str, str],
+        deadline: Deadline,
+    ) -> Answer:
+        try:
+            answer = self._transport.exchange(
+                method, path, form=form, headers=headers, deadline=deadline
+            )
+        except TransportError as failure:
+            incident.report(self._name, operation, failure, deadline)
+            raise
+        if answer.status in (401, 403):
+            log.error(
+                "provider.key_refused",
+                extra={"provider": self._name, "operation": operation, "status": answer.status},
+            )
+        return answer
+
+    # --- Lists ----------------------------------------------------------------------------------
+
+    def listed(
+        self, operation: str, path: str, query: Mapping[str, str], deadline: Deadline
+    ) -> Iterator[Object]:
+        """The objects of a list, over all its pages; raises TransportError or Garbage."""
+        after: Mapping[str, str] = {}
+        while True:
+            page = self._page(operation, path, {**query, **after}, deadline)
+            items = page.get("data")
+            if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+                raise Garbage("a list without its items")
+            yield from items
+            if page.get("has_more") is not True or not items:
+                return
+            last = {"starting_after": str(items[-1].get("id"))}
+            if last == after:
+                raise Garbage("a list that does not end")
+            after = last
+
+    def _page(
+        self, operation: str, path: str, query: Mapping[str, str], deadline: Deadline
+    ) -> Object:
+        for size in PAGE_SIZES:
+            address = f"{path}?{urlencode({'limit': size, **query})}"
+            try:
+                answer = self.get(operation, address, deadline)
+            except SentUnknown as failure:
+                if failure.kind == "too_large" and size > 1:
+                    continue
+                raise
+            if answer.status != 200:
+                raise Garbage(f"a list with status {answer.status}")
+            return answers.parse(answer)
+        raise AssertionError("The last page size returns or raises.")
+
+    # --- Endings --------------------------------------------------------------------------------
+
+    def look_up(self, work: Callable[[], Outcome]) -> Outcome:
+        """As `outcome`, of a question: one that failed proves nothing."""
+        return _without_false_proof(self.outcome("look_up", work))
+
+    def outcome(self, operation: str, work: Callable[[], Outcome]) -> Outcome:
+        """The outcome of an operation, whatever happens in it, with the time that it took."""
+        began_s = monotonic()
+        try:
+            outcome = work()
+        except NotSent as failure:
+            outcome = _failed(OutcomeKind.NOT_EXECUTED, Stage.NOT_SENT, failure)
+        except SentUnknown as failure:
+            outcome = _failed(OutcomeKind.UNKNOWN, Stage.SENT_UNKNOWN, failure)
+        except Garbage as garbage:
+            log.error(
+                "provider.bad_answer",
+                extra={"provider": self._name, "operation": operation, "detail": str(garbage)},
+            )
+            outcome = Outcome(
+                OutcomeKind.UNKNOWN,
+                Stage.SENT_UNKNOWN,
+                error="garbage",
+                error_detail=str(garbage),
+            )
+        except Exception as error:
+            # A fault of ours, and the money may have moved before it: doubt, and loud.
+            log.exception("provider.adapter_failed", extra={"operation": operation})
+            outcome = Outcome(
+                OutcomeKind.UNKNOWN,
+                Stage.SENT_UNKNOWN,
+                error="internal",
+                error_detail=type(error).__name__,
+            )
+        if outcome.error == "mismatch":
+            log.error(
+                "provider.mismatch",
+                extra={
+                    "provider": self._name,
+                    "operation": operation,
+                    "detail": outcome.error_detail,
+                },
+            )
+        return replace(outcome, ms=round((monotonic() - began_s) * 1000))
+
+
+def metadata_form(charge: Charge) -> dict[str, str]:
+    """What leads from the provider's books back to ours, as fields of a form."""
+    ours = {"payment_id": charge.payment_id, "merchant_id": charge.merchant_id}
+    if charge.reference is not None:
+        ours["reference"] = charge.reference
+    # Ours last: the sweep must be able to believe them, whatever the caller wrote.
+    metadata = {**charge.metadata, **ours}
+    return {f"metadata[{name}]": metadata[name] for name in sorted(metadata)}
+
+
+def _without_false_proof(outcome: Outcome) -> Outcome:
+    """A look-up that failed proves nothing: `not_executed` would send the charge again."""
+    is_proof = outcome.stage is Stage.ANSWERED and outcome.error in (None, "canceled")
+    if outcome.kind is OutcomeKind.NOT_EXECUTED and not is_proof:
+        return replace(outcome, kind=OutcomeKind.UNKNOWN)
+    return outcome
+
+
+def _failed(kind: OutcomeKind, stage: Stage, failure: TransportError) -> Outcome:
+    return Outcome(kind, stage, error=failure.kind, error_detail=failure.detail)
