@@ -62,8 +62,10 @@ def _by_status(intent: Object) -> Outcome:
 
 
 def _succeeded(intent: Object) -> Outcome:
-    received = intent.get("amount_received", intent["amount"])
-    if not answers.is_part(received, intent["amount"]):
+    received = intent.get("amount_received")
+    if received is None and intent.get("capture_method") != "manual":
+        received = intent["amount"]  # Nothing but the whole can have been taken.
+    if received is None or not answers.is_part(received, intent["amount"]):
         return mismatch("amount_received is not within the amount")
     return Outcome(OutcomeKind.SUCCEEDED, Stage.ANSWERED, amount_received=received)
 

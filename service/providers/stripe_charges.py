@@ -1,0 +1,137 @@
+"""Stripe's Charges, the older shape of its API: one call makes the charge and moves the money.
+
+A charge cannot be made known without moving money, so the flow is one_shot, and everything hangs
+on the idempotency key: only for an account (or a provider of this shape) that honours it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime
+from functools import partial
+
+from service.providers import stripe_answers as answers
+from service.providers import stripe_charge_answers as charges
+from service.providers.base import Charge, Outcome, OutcomeKind, ProviderCharge, Refund, Stage
+from service.providers.stripe_api import StripeApi, metadata_form
+from service.providers.stripe_books import StripeBooks
+from service.providers.stripe_refunds import REFUNDS, StripeRefunds
+from service.providers.transport import Answer, Transport
+from service.resilience.deadline import Deadline
+
+_CHARGES = "/v1/charges"
+
+
+class StripeChargesProvider:
+    """A Provider on Stripe's Charges, paid with a `source` token. For many threads.
+
+    As with StripeProvider, every method answers by its deadline and none raises.
+    """
+
+    name = "stripe_charges"
+    two_phase = False
+
+    def __init__(self, transport: Transport, *, api_key: str) -> None:
+        self._api = StripeApi(transport, name=self.name, api_key=api_key)
+        self._books = StripeBooks(
+            self._api,
+            _CHARGES,
+            of_answer=charges.of_answer,
+            of_object=charges.of_charge,
+            of_listed=charges.of_listed,
+        )
+        self._refunds = StripeRefunds(self._api, charge_field="charge")
+
+    @property
+    def available(self) -> bool:
+        """Always: refusing beforehand is the guard's work."""
+        return True
+
+    # --- Charges --------------------------------------------------------------------------------
+
+    def prepare(self, charge: Charge, deadline: Deadline) -> Outcome:
+        """Nothing is sent: this shape knows no charge that moves no money."""
+        return Outcome(OutcomeKind.PENDING, Stage.NOT_SENT, provider_ref=charge.provider_ref)
+
+    def confirm(self, charge: Charge, deadline: Deadline) -> Outcome:
+        """Move or reserve the money, once for each key."""
+
+        def move() -> Outcome:
+            if charge.provider_ref is not None:
+                # It was made before: under another key this would be a second one.
+                return self._books.retrieve("confirm", charge, deadline)
+            answer = self._create("confirm", charge, deadline)
+            return charges.of_answer(answer, charge, is_first=True)
+
+        return self._api.outcome("confirm", move)
+
+    def look_up(self, charge: Charge, deadline: Deadline) -> Outcome:
+        """What became of the charge, by its reference, its key, or its place in the books."""
+        again = partial(self._create, "look_up", charge, deadline)
+        return self._api.look_up(lambda: self._books.look_up(charge, deadline, send_again=again))
+
+    def _create(self, operation: str, charge: Charge, deadline: Deadline) -> Answer:
+        return self._api.post(operation, _CHARGES, _creation(charge), charge.provider_key, deadline)
+
+    def capture(self, charge: Charge, amount_minor: int, key: str, deadline: Deadline) -> Outcome:
+        """Take the reserved money, or a part of it (the rest is released); once for each key."""
+
+        def take() -> Outcome:
+            path = f"{_CHARGES}/{charge.provider_ref}/capture"
+            answer = self._api.post("capture", path, {"amount": str(amount_minor)}, key, deadline)
+            if answer.status == 200:
+                return charges.of_captured(answers.parse(answer), charge, amount_minor)
+            return charges.of_answer(answer, charge)
+
+        return self._api.outcome("capture", take)
+
+    def cancel(self, charge: Charge, key: str, deadline: Deadline) -> Outcome:
+        """Release the reserved money: `not_executed` with error "canceled" is the success.
+
+        Here that is a refund of the whole, uncaptured charge. Of a captured one it would give
+        earned money back, so the charge is read first, and what is no longer reserved stays.
+        """
+
+        def release() -> Outcome:
+            now = self._books.retrieve("cancel", charge, deadline)
+            if now.kind is not OutcomeKind.SUCCEEDED or now.amount_capturable == 0:
+                return now
+            form = {
+                "charge": str(charge.provider_ref),
+                # All of it: refused where a part was captured since we looked.
+                "amount": str(charge.amount_minor),
+                **metadata_form(charge),
+            }
+            answer = self._api.post("cancel", REFUNDS, form, key, deadline)
+            if answer.status == 200:
+                return charges.of_released(answers.parse(answer), charge)
+            return charges.of_answer(answer, charge)
+
+        return self._api.outcome("cancel", release)
+
+    # --- Refunds and the provider's books -------------------------------------------------------
+
+    def refund(self, refund: Refund, deadline: Deadline) -> Outcome:
+        """Give money back. A refusal is believed only when the books do not show the refund."""
+        return self._refunds.refund(refund, deadline)
+
+    def look_up_refund(self, refund: Refund, deadline: Deadline) -> Outcome:
+        """What became of the refund. Moves nothing. `not_executed` when the books lack it."""
+        return self._refunds.look_up(refund, deadline)
+
+    def list_since(self, since: datetime, deadline: Deadline) -> Iterator[ProviderCharge]:
+        """All charges made since but those of PaymentIntents; raises ProviderUnavailable."""
+        return self._books.list_since(since, deadline)
+
+
+def _creation(charge: Charge) -> dict[str, str]:
+    """The form of a new charge: for one charge always the same, as its key demands."""
+    form = {
+        "amount": str(charge.amount_minor),
+        "currency": charge.currency,
+        "source": charge.payment_method,
+        "capture": "true" if charge.capture_automatically else "false",
+    }
+    if charge.customer is not None:
+        form["customer"] = charge.customer
+    return form | metadata_form(charge)
