@@ -20,7 +20,7 @@ run: .venv/embedded.lock ## start everything here and print a curl that pays; Ct
 
 # Most tests wait for real processes and real timeouts, so more of them than cores run side by side.
 # A machine that is shared may stand still for a second: what fails is tried once more, and the summary says so.
-test: .venv/test.lock .venv/apt-packages lint ## check everything that CI checks
+test: .venv/test.lock .venv/apt-packages .venv/stripe-mock.lock lint ## check everything that CI checks
 	$(BIN)/python -m pytest -q -n 4 --dist loadfile --reruns 1 $(ARGS)
 
 image-test: .venv/test.lock ## build the container image and pay with it (root; BASE=image to build on)
@@ -77,9 +77,10 @@ clean: ## remove the environment and the caches, not the data of local runs
 	@cp requirements-test.lock $@
 	@cp requirements-embedded.lock .venv/embedded.lock
 
+# A command of the package's name will do, however it came here: npm often comes with a node of its own.
 .venv/apt-packages: .ci/apt-packages | $(BIN)/python
 	@missing=; for package in $(APT_PACKAGES); do \
-		dpkg -s "$$package" >/dev/null 2>&1 || missing="$$missing $$package"; done; \
+		dpkg -s "$$package" >/dev/null 2>&1 || command -v "$$package" >/dev/null || missing="$$missing $$package"; done; \
 	if [ -n "$$missing" ]; then \
 		if ! command -v apt-get >/dev/null; then \
 			echo "The tests need$$missing (names as in Debian), and there is no apt-get here: use a Debian or Ubuntu machine." >&2; exit 2; \
@@ -90,6 +91,13 @@ clean: ## remove the environment and the caches, not the data of local runs
 		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $$missing >/dev/null; \
 	fi
 	@cp .ci/apt-packages $@
+
+# The provider of Charges that the contract suite runs against; npm's own registry setting is used and not written down.
+.venv/stripe-mock.lock: tests/stripe_mock/package-lock.json | .venv/apt-packages
+	@echo "Installing the provider of Charges that the tests run against ..."
+	@rm -rf .venv/stripe-mock && mkdir .venv/stripe-mock && cp tests/stripe_mock/package.json tests/stripe_mock/package-lock.json .venv/stripe-mock
+	@cd .venv/stripe-mock && npm ci --ignore-scripts --no-audit --no-fund --silent
+	@cp tests/stripe_mock/package-lock.json $@
 
 $(BIN)/python:
 	@if [ -z "$(PYTHON)" ]; then \
