@@ -36,10 +36,10 @@ from service.payments.reconcile import Reconciler
 from service.payments.settling_store import SettlingStore
 from service.payments.store import RECORD_TIMEOUT_S, PaymentStore
 from service.payments.sweep import Sweep
+from service.providers.adapters import adapter
 from service.providers.base import Provider
 from service.providers.guarded import GuardedProvider
 from service.providers.prober import Prober
-from service.providers.stripe import StripeProvider
 from service.providers.transport import Transport
 from service.providers.webhook_sender import WebhookSender, refusal_of
 from service.resilience.breaker import NEVER_OPENS, Breaker
@@ -98,16 +98,17 @@ def build_parts(
     watchdog = Watchdog()
     pool = _pool(settings, watchdog, size=pool_size)
     provider_timeout_s = settings.provider_timeout_ms / 1000
+    provider = provider or _adapter(settings, watchdog, connections=threads)
     guarded = GuardedProvider(
-        provider or _stripe(settings, watchdog, connections=threads),
+        provider,
         bulkhead=Bulkhead(limit_max=threads),
         # A file of this instance: its workers and its reconciler open and close as one.
         breaker=Breaker(
-            "stripe",
+            provider.name,
             rules=None if settings.breaker_enabled else NEVER_OPENS,
-            board_path=settings.metrics_path / "breaker.board",
+            board_path=settings.metrics_path / f"breaker-{provider.name}.board",
         ),
-        retry=Retry("stripe"),
+        retry=Retry(provider.name),
         timeout_s=provider_timeout_s,
     )
     # Longer than what one holder may still do with a payment: its call, then its record.
@@ -115,7 +116,7 @@ def build_parts(
     movements = MovementStore(pool, lease_s=lease_s)
     store = PaymentStore(pool, lease_s=lease_s, queue_expires_s=settings.queue_expires_s)
     zeros.begin_pool()
-    zeros.begin_provider("stripe")
+    zeros.begin_provider(provider.name)
     return Parts(
         pool=pool,
         provider=guarded,
@@ -189,13 +190,13 @@ def create_ops_app(settings: Settings) -> Flask:
     """The ops plane: metrics over all workers, health and statistics, on threads of its own."""
     watchdog = Watchdog()
     pool = _pool(settings, watchdog, size=OPS_POOL_SIZE)
-    stripe = _stripe(settings, watchdog, connections=1)
+    provider = _adapter(settings, watchdog, connections=1)
     settling = SettlingStore(pool, lease_s=0.0)
     authenticate = Authenticator(KeyStore(pool))
     health = HealthChecks(
         [
             check.database(lambda: pool.run(_NOW, {}, _check_deadline())),
-            check.provider(lambda: _reach(stripe)),
+            check.provider(lambda: _reach(provider)),
             check.reconciler(lambda: settling.last_heartbeat("reconciler", _check_deadline())),
             check.disk(settings.metrics_path),
             check.clock(lambda: pool.run(_NOW, {}, _check_deadline())[0][0]),
@@ -236,6 +237,7 @@ def create_ops_app(settings: Settings) -> Flask:
                 payments_host=payments_host,
                 payments_port=payments_port,
                 has_rehearsals=settings.simulation_enabled,
+                test_payment_method=settings.test_payment_method,
             ),
             history=history,
             statistics=statistics,
@@ -249,7 +251,7 @@ def create_ops_app(settings: Settings) -> Flask:
         rehearsals, drills = _simulation(
             settings,
             pool,
-            stripe,
+            provider,
             read=lambda: read_samples(registry),
             statistics=statistics,
             authenticate=authenticate,
@@ -317,7 +319,7 @@ def _routes(app: Flask) -> list[tuple[str, str]]:
 def _simulation(
     settings: Settings,
     pool: ConnectionPool,
-    stripe: StripeProvider,
+    provider: Provider,
     *,
     read: Callable[[], Mapping[SampleKey, float]],
     statistics: Statistics,
@@ -335,7 +337,7 @@ def _simulation(
         catalogue=catalogue,
         pool=pool,
         keys=KeyStore(pool),
-        list_charges=stripe.list_since,
+        list_charges=provider.list_since,
         read=read,
         statistics=statistics.report,
         data_plane_url=f"http://{host}:{port}",
@@ -379,7 +381,7 @@ def _pool(settings: Settings, watchdog: Watchdog, *, size: int) -> ConnectionPoo
     )
 
 
-def _stripe(settings: Settings, watchdog: Watchdog, *, connections: int) -> StripeProvider:
+def _adapter(settings: Settings, watchdog: Watchdog, *, connections: int) -> Provider:
     transport = Transport(
         base_url=settings.stripe_api_base or "https://api.stripe.com",
         ca_file=settings.provider_ca_file,
@@ -388,8 +390,11 @@ def _stripe(settings: Settings, watchdog: Watchdog, *, connections: int) -> Stri
         watchdog=watchdog,
         proxy_url=settings.provider_proxy_url,
     )
-    return StripeProvider(
-        transport, api_key=settings.stripe_api_key or "", flow=settings.provider_flow
+    return adapter(
+        settings.provider,
+        transport,
+        api_key=settings.stripe_api_key or "",
+        flow=settings.provider_flow,
     )
 
 

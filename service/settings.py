@@ -103,6 +103,11 @@ class Settings:
         "PREPARE each statement once a connection: less CPU, but not through pgbouncer",
     )
 
+    provider: Literal["stripe", "stripe_charges"] = _setting(
+        "HOLDFAST_PROVIDER",
+        "stripe",
+        "the adapter of new payments: PaymentIntents, or the older Charges (one_shot only)",
+    )
     stripe_api_base: str | None = _setting(
         "STRIPE_API_BASE", None, "the provider; none: the sandbox in a local run"
     )
@@ -227,6 +232,8 @@ class Settings:
             raise SettingsError(
                 "HOLDFAST_PROVIDER_CONNECT_TIMEOUT_MS cannot exceed HOLDFAST_PROVIDER_TIMEOUT_MS."
             )
+        if self.provider == "stripe_charges":
+            self._check_charges()
         if self.simulation_enabled and (self.stripe_api_key or "").startswith(LIVE_KEYS):
             raise SettingsError(
                 "STRIPE_API_KEY is a live key and HOLDFAST_SIMULATION_ENABLED is on: faults are"
@@ -236,6 +243,23 @@ class Settings:
             host, _, port = bind.rpartition(":")
             if not host or not port.isdigit() or int(port) > 65535:
                 raise SettingsError(f"{env} must look like 127.0.0.1:8080, not {bind!r}.")
+
+    def _check_charges(self) -> None:
+        if self.provider_flow == "two_phase":
+            raise SettingsError(
+                "HOLDFAST_PROVIDER=stripe_charges knows one call only, which hangs on the idempotency"
+                " key: set HOLDFAST_PROVIDER_FLOW=one_shot where the provider honours keys."
+            )
+        if self.simulation_enabled:
+            raise SettingsError(
+                "HOLDFAST_SIMULATION_ENABLED rehearses with PaymentIntents: turn it off, or set"
+                " HOLDFAST_PROVIDER=stripe."
+            )
+
+    @property
+    def test_payment_method(self) -> str:
+        """What the provider's test mode takes as a card that pays."""
+        return "tok_visa" if self.provider == "stripe_charges" else "pm_card_visa"
 
     @property
     def is_open_to_others(self) -> bool:

@@ -18,6 +18,7 @@ PARAMETERS: dict[str, Any] = {
     "PageTopicArn": f"arn:aws:sns:{REGION}:123456789012:page",
     "TicketTopicArn": f"arn:aws:sns:{REGION}:123456789012:ticket",
     "RetentionDays": 30,
+    "Provider": "stripe",
 }
 
 
@@ -87,5 +88,6 @@ def _filled(value: Any, given: dict[str, Any]) -> Any:
     if set(value) == {"Ref"}:
         return given[value["Ref"]]
     if set(value) == {"Sub"}:
-        return value["Sub"].replace("${AWS::Region}", REGION)
+        text: str = value["Sub"].replace("${AWS::Region}", REGION)
+        return text.replace("${Provider}", given["Provider"])
     return {name: _filled(each, given) for name, each in value.items()}

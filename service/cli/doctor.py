@@ -108,7 +108,7 @@ def _settings(settings: Settings) -> Finding:
 
 def _provider(settings: Settings) -> Finding:
     """Ask for a list of nothing: it moves no money."""
-    from service.providers.stripe import StripeProvider
+    from service.providers.adapters import adapter
     from service.providers.transport import Transport
     from service.resilience.deadline import Deadline
     from service.resilience.watchdog import Watchdog
@@ -124,8 +124,8 @@ def _provider(settings: Settings) -> Finding:
         watchdog=Watchdog(),
         proxy_url=settings.provider_proxy_url,
     )
-    provider = StripeProvider(
-        transport, api_key=settings.stripe_api_key, flow=settings.provider_flow
+    provider = adapter(
+        settings.provider, transport, api_key=settings.stripe_api_key, flow=settings.provider_flow
     )
     began_s = monotonic()
     try:
@@ -135,7 +135,8 @@ def _provider(settings: Settings) -> Finding:
         return Finding("provider", "fail", f"{base_url}: {error}", todo)
     finally:
         transport.close()
-    return Finding("provider", "pass", f"{base_url} answers in {_ms_since(began_s)} ms")
+    found = f"{settings.provider} at {base_url} answers in {_ms_since(began_s)} ms"
+    return Finding("provider", "pass", found)
 
 
 def _database(pool: ConnectionPool) -> Finding:

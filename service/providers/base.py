@@ -129,7 +129,8 @@ class Provider(Protocol):
         """Move (or reserve) the money, once for each `provider_key`."""
 
     def look_up(self, charge: Charge, deadline: Deadline) -> Outcome:
-        """What became of the charge. Moves nothing. `not_executed` only with proof of absence."""
+        """What became of the charge. Begins nothing: at most it completes the attempt in doubt
+        (one_shot, the same key again). `not_executed` only with proof of absence."""
 
     def capture(self, charge: Charge, amount_minor: int, key: str, deadline: Deadline) -> Outcome:
         """Take reserved money, or a part of it, once for each `key`; in doubt: `look_up`."""

@@ -23,6 +23,6 @@ Pay:
     -H "Authorization: Bearer {key}" \\
     -H 'Content-Type: application/json' \\
     -H "Idempotency-Key: $(date +%s%N)" \\
-    -d '{{"amount": 2599, "currency": "usd", "payment_method": "pm_card_visa"}}'
+    -d '{{"amount": 2599, "currency": "usd", "payment_method": "{settings.test_payment_method}"}}'
 
 Ctrl-C stops everything."""

@@ -106,11 +106,12 @@ class _House:
             bootstrap_api_key=self._settings.bootstrap_api_key or keys.api_key,
             stripe_webhook_secret=self._settings.stripe_webhook_secret or keys.webhook_secret,
             metrics_dir=_fresh(self._home / "metrics"),
-            simulation_enabled=_unless_said(self._environ, "HOLDFAST_SIMULATION_ENABLED"),
+            simulation_enabled=self._may_simulate(),
             # On this machine merchants' programs run beside it.
             webhook_allow_private=_unless_said(self._environ, "HOLDFAST_WEBHOOK_ALLOW_PRIVATE"),
         )
         if self._settings.stripe_api_base is None:
+            self._require_sandbox_speaks()
             self._start_sandbox()
         if self._settings.database_url is None:
             self._start_postgres()
@@ -146,6 +147,17 @@ class _House:
                 self._parts[name].stop()
         if self._links is not None:
             self._links.close()
+
+    def _may_simulate(self) -> bool:
+        is_wanted = _unless_said(self._environ, "HOLDFAST_SIMULATION_ENABLED")
+        return is_wanted and self._settings.provider == "stripe"
+
+    def _require_sandbox_speaks(self) -> None:
+        if self._settings.provider != "stripe":
+            raise SettingsError(
+                f"The sandbox serves PaymentIntents: HOLDFAST_PROVIDER={self._settings.provider}"
+                " needs STRIPE_API_BASE (and STRIPE_API_KEY) of a provider that serves Charges."
+            )
 
     def _start_sandbox(self) -> None:
         home = self._home / "sandbox"

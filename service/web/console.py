@@ -57,6 +57,8 @@ class Instance:
     payments_host: str
     payments_port: int
     has_rehearsals: bool
+    # What the provider's test mode takes as a card that pays.
+    test_payment_method: str
 
 
 def console_blueprint(
@@ -177,7 +179,7 @@ def _pay(instance: Instance, authorization: str) -> dict[str, Any]:
     body = {
         "amount": 100,
         "currency": "usd",
-        "payment_method": "pm_card_visa",
+        "payment_method": instance.test_payment_method,
         "reference": key,
         "metadata": {"made_by": "console"},
     }

@@ -47,6 +47,7 @@ def test_an_empty_variable_means_the_default():
         ("HOLDFAST_BIND", "127.0.0.1:99999"),
         ("HOLDFAST_ENV", "staging"),
         ("HOLDFAST_SIMULATION_ENABLED", "maybe"),
+        ("HOLDFAST_PROVIDER", "paypal"),
         ("HOLDFAST_PROVIDER_CONCURRENCY_RATIO", "1.5"),
         ("HOLDFAST_PROVIDER_CONNECT_TIMEOUT_MS", "6000"),
     ],
@@ -54,6 +55,21 @@ def test_an_empty_variable_means_the_default():
 def test_a_wrong_value_is_refused_and_the_setting_is_named(name, text):
     with pytest.raises(SettingsError, match=name):
         Settings.from_environ({name: text})
+
+
+CHARGES = {"HOLDFAST_PROVIDER": "stripe_charges", "HOLDFAST_PROVIDER_FLOW": "one_shot"}
+
+
+def test_charges_are_made_in_one_call_and_that_has_to_be_said():
+    with pytest.raises(SettingsError, match="HOLDFAST_PROVIDER_FLOW=one_shot"):
+        Settings.from_environ({"HOLDFAST_PROVIDER": "stripe_charges"})
+
+    assert Settings.from_environ(CHARGES).provider == "stripe_charges"
+
+
+def test_charges_are_not_rehearsed_with():
+    with pytest.raises(SettingsError, match="HOLDFAST_SIMULATION_ENABLED"):
+        Settings.from_environ({**CHARGES, "HOLDFAST_SIMULATION_ENABLED": "true"})
 
 
 def test_a_secret_in_the_wrong_variable_is_not_repeated():
