@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from prometheus_client import Histogram
 
-from service.observability import metrics
+from service.observability import metrics, tracing
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,13 @@ class Figures:
         """One caller was served after standing in line."""
         self.queued += 1
         self.wait_s += wait_s
-        metrics.db_pool_wait_seconds.observe(wait_s)
+        # From here a long wait leads to the request that had it.
+        metrics.db_pool_wait_seconds.observe(wait_s, tracing.exemplar())
+
+    def timed_out(self, wait_s: float) -> None:
+        """One caller stood in line for nothing: the longest waits of all are those that failed."""
+        self.timeouts += 1
+        metrics.db_pool_wait_seconds.observe(wait_s, tracing.exemplar())
 
     def add_up(self) -> None:
         """Bring the sums and Prometheus up to date."""

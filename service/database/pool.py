@@ -201,7 +201,7 @@ class ConnectionPool(psycopg2.pool.ThreadedConnectionPool):
             # Whoever was handed a dead connection keeps the place at the head of the line.
             at_head = waiter is not None
             waiter = waiter or Waiter()
-            connection = self._stand_in_line(waiter, until, at_head=at_head)
+            connection = self._stand_in_line(waiter, until, started_s, at_head=at_head)
         connection.taken_at_s = monotonic()
         connection.wait_s = connection.taken_at_s - started_s if waiter else 0.0
         if waiter:
@@ -209,7 +209,9 @@ class ConnectionPool(psycopg2.pool.ThreadedConnectionPool):
                 self._figures.waited(connection.wait_s)
         return connection
 
-    def _stand_in_line(self, waiter: Waiter, until: Deadline, *, at_head: bool) -> Connection:
+    def _stand_in_line(
+        self, waiter: Waiter, until: Deadline, started_s: float, *, at_head: bool
+    ) -> Connection:
         with self._lock:
             refusal = self._refusal(until, at_head=at_head)
             if refusal is None:
@@ -222,7 +224,7 @@ class ConnectionPool(psycopg2.pool.ThreadedConnectionPool):
             with self._lock:
                 has_left = self._line.leave(waiter)
             if has_left:
-                raise self._timed_out()
+                raise self._timed_out(monotonic() - started_s)
         if waiter.connection is None:
             raise waiter.error or AssertionError("a waiter is served or refused")
         return waiter.connection
@@ -252,9 +254,9 @@ class ConnectionPool(psycopg2.pool.ThreadedConnectionPool):
             return DeadlineExceeded("The time for this request was spent before work began.")
         return self._exhausted(PoolRefused, reason)
 
-    def _timed_out(self) -> Busy:
+    def _timed_out(self, wait_s: float) -> Busy:
         with self._lock:
-            self._figures.timeouts += 1
+            self._figures.timed_out(wait_s)
         metrics.db_pool_timeouts_total.inc()
         return self._exhausted(PoolTimeout, "timeout")
 

@@ -136,7 +136,7 @@ def count_answer(route: str, method: str, status: str, took_s: float) -> str:
     """Count one answer, whoever gave it; returns the method as counted, from a closed set."""
     method = method if method in _METHODS else "OTHER"
     _answers(route, method, status).inc()
-    _durations(route, method).observe(took_s)
+    _durations(route, method).observe(took_s, tracing.exemplar())
     if route == _PAYMENTS_ROUTE and method == "POST":
         # Refused with a reason is a promise kept; what nobody foresaw is not.
         good = status != "500"

@@ -132,6 +132,25 @@ def test_a_spent_deadline_is_refused_without_a_place_in_line(database_url: str) 
         assert pool.waiting == 0
 
 
+def test_a_wait_for_nothing_is_counted_among_the_waits(database_url: str) -> None:
+    def waited_longer() -> float:
+        name = "holdfast_db_pool_wait_seconds_bucket"
+        up_to_it = REGISTRY.get_sample_value(name, {"le": "0.05"}) or 0
+        return (REGISTRY.get_sample_value(name, {"le": "+Inf"}) or 0) - up_to_it
+
+    before = waited_longer()
+
+    with (
+        pool_of(1, database_url, wait_s=0.06) as pool,
+        pool.checkout(Deadline.after(5)),
+        pytest.raises(PoolTimeout),
+        pool.checkout(Deadline.after(5)),
+    ):
+        pass
+
+    assert waited_longer() - before == 1
+
+
 def test_whoever_gives_up_leaves_no_gap_in_the_line(database_url: str) -> None:
     with open_pool_of(1, database_url, wait_s=0.05) as pool:
         connection = pool.getconn()
