@@ -1,7 +1,7 @@
 # Two commands: `make run` and `make test`. All paths are relative, so a checkout's own path may hold spaces.
 
 .DEFAULT_GOAL := help
-.PHONY: help run test image-test lint screenshots dashboards bench lock clean
+.PHONY: help run observe test image-test lint screenshots dashboards bench lock clean
 .DELETE_ON_ERROR:
 
 # The first Python here that is new enough; a shim that leads nowhere is passed over.
@@ -17,6 +17,9 @@ help: ## list what can be made
 
 run: .venv/embedded.lock ## start everything here and print a curl that pays; Ctrl-C stops it
 	@exec $(BIN)/python -m service run --end-with-parent $(ARGS)
+
+observe: .venv/embedded.lock ## run it watched by Prometheus and Alertmanager, with the incident to look at
+	@exec $(BIN)/python -m service observe --end-with-parent $(ARGS)
 
 # Most tests wait for real processes and real timeouts, so more of them than cores run side by side.
 # A machine that is shared may stand still for a second: what fails is tried once more, and the summary says so.

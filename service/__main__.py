@@ -13,6 +13,7 @@ from service.settings import SettingsError
 # imported only when it is called: what one command needs must not slow down another.
 COMMANDS = {
     "run": "start everything on this machine, and stop it together (the default)",
+    "observe": "the same, watched by Prometheus and Alertmanager, with the incident to look at",
     "serve": "the data plane: gunicorn with /v1, /healthz and /readyz",
     "ops": "the ops plane: metrics, diagnostics, the console",
     "reconcile": "the clock: settle what is in doubt, send what is queued",

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
-import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,11 +11,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import requests
-import yaml
 
-DEPLOY = Path(__file__).parents[1] / "deploy"
-RULES = DEPLOY / "prometheus" / "rules"
-ALERTMANAGER_YML = DEPLOY / "alertmanager" / "alertmanager.yml"
+from service.lookout import programs
+from service.supervisor.ports import free_bind
 
 T = TypeVar("T")
 
@@ -61,6 +56,12 @@ class Prometheus:
             for rule in group["rules"]
             if rule.get("lastError")
         ]
+
+    def traces(self, expr: str) -> set[str]:
+        """The trace ids of the exemplars on the series of `expr` in the last hour."""
+        now_s = time.time()
+        found = self._get("query_exemplars", query=expr, start=str(now_s - 3600), end=str(now_s))
+        return {one["labels"]["trace_id"] for series in found for one in series["exemplars"]}
 
     def wait_for(self, expr: str, *, within_s: float = 30.0) -> list[Sample]:
         """The samples of `expr` as soon as there are any."""
@@ -105,89 +106,48 @@ def running_prometheus(
     directory: Path,
     targets: Sequence[str],
     *,
-    rules: Path = RULES,
     alertmanager: Alertmanager | None = None,
-    interval_s: float = 0.5,
-    is_hurried: bool = True,
+    hurry_s: float = 0.5,
 ) -> Iterator[Prometheus]:
     """Scrape `targets` (host:port of ops planes) as job "holdfast", with the shipped rules.
 
-    Hurried, rules wait 1 s before they fire, and slow groups are evaluated as often as the others;
+    Hurried, rules wait five scrapes before they fire, and slow groups are evaluated as often as the others;
     a test could not see them otherwise.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    copied = directory / "rules"
-    shutil.copytree(rules, copied, dirs_exist_ok=True)
-    if is_hurried:
-        for path in copied.glob("*.yml"):
-            text = re.sub(r"(?m)^( +for): .*$", r"\1: 1s", path.read_text())
-            path.write_text(re.sub(r"(?m)^( +)interval: .*\n", "", text))
-    milliseconds = f"{round(interval_s * 1000)}ms"
-    config: dict[str, Any] = {
-        "global": {"scrape_interval": milliseconds, "evaluation_interval": milliseconds},
-        "rule_files": [str(copied / "*.yml")],
-        "scrape_configs": [
-            {
-                "job_name": "holdfast",
-                "scrape_timeout": milliseconds,
-                "static_configs": [{"targets": list(targets)}],
-            }
-        ],
-    }
-    if alertmanager is not None:
-        at = alertmanager.url.removeprefix("http://")
-        config["alerting"] = {"alertmanagers": [{"static_configs": [{"targets": [at]}]}]}
-    (directory / "prometheus.yml").write_text(yaml.safe_dump(config))
-    address = f"127.0.0.1:{_free_port()}"
-    command = [
-        "prometheus",
-        f"--config.file={directory / 'prometheus.yml'}",
-        f"--storage.tsdb.path={directory / 'tsdb'}",
-        f"--web.listen-address={address}",
-        # Rules may look back 30 days; the default keeps 15.
-        "--storage.tsdb.retention.time=40d",
-        # Tests resend a resolved alert at once.
-        "--rules.alert.resend-delay=1s",
-    ]
-    with _running(command, directory / "prometheus.log", f"http://{address}/-/ready"):
-        yield Prometheus(f"http://{address}", interval_s)
+    program = programs.prometheus(
+        directory / "prometheus",
+        free_bind(),
+        targets=targets,
+        alertmanager=alertmanager and alertmanager.url.removeprefix("http://"),
+        hurry_s=hurry_s,
+    )
+    with _running(program, directory):
+        yield Prometheus(program.url, hurry_s)
 
 
 @contextlib.contextmanager
-def running_alertmanager(
-    directory: Path, *, config: Path = ALERTMANAGER_YML
-) -> Iterator[Alertmanager]:
+def running_alertmanager(directory: Path) -> Iterator[Alertmanager]:
     """The shipped routes on a free port; groups wait for a second at most."""
-    directory.mkdir(parents=True, exist_ok=True)
-    hastened = re.sub(r"group_(wait|interval): .*", r"group_\1: 1s", config.read_text())
-    (directory / "alertmanager.yml").write_text(hastened)
-    address = f"127.0.0.1:{_free_port()}"
-    command = [
-        "prometheus-alertmanager",
-        f"--config.file={directory / 'alertmanager.yml'}",
-        f"--storage.path={directory / 'alertmanager'}",
-        f"--web.listen-address={address}",
-        # Alone: without an address it joins no cluster and opens no second port.
-        "--cluster.listen-address=",
-    ]
-    with _running(command, directory / "alertmanager.log", f"http://{address}/-/ready"):
-        yield Alertmanager(f"http://{address}")
+    program = programs.alertmanager(directory / "alertmanager", free_bind(), hurry_s=1.0)
+    with _running(program, directory):
+        yield Alertmanager(program.url)
 
 
 @contextlib.contextmanager
-def _running(command: list[str], log: Path, ready_url: str) -> Iterator[None]:
+def _running(program: programs.Program, directory: Path) -> Iterator[None]:
+    log = directory / f"{program.name}.log"
     with log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output)
+        process = subprocess.Popen(program.command, stdout=output, stderr=output)
     try:
 
         def is_ready() -> bool:
             if process.poll() is not None:
-                raise AssertionError(f"{command[0]} ended: {log.read_text()[-2000:]}")
+                raise AssertionError(f"{program.name} ended: {log.read_text()[-2000:]}")
             with contextlib.suppress(requests.RequestException):
-                return requests.get(ready_url, timeout=5).status_code == 200
+                return requests.get(program.url + program.ready_path, timeout=5).ok
             return False
 
-        wait_until(is_ready, within_s=30, what=f"{command[0]} ready")
+        wait_until(is_ready, within_s=30, what=f"{program.name} ready")
         yield
     finally:
         process.terminate()
@@ -196,11 +156,3 @@ def _running(command: list[str], log: Path, ready_url: str) -> Iterator[None]:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-
-
-def _free_port() -> int:
-    """A port that was free a moment ago; neither program can say which port it took for 0."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from pathlib import Path
 
@@ -23,6 +24,16 @@ def require_free(env: str, bind: str) -> None:
     listener = _listener(int(port))
     who = f"{listener} listens there" if listener else reason
     raise SettingsError(f"{bind} cannot be used ({who}): set {env} to another host:port.")
+
+
+def free_bind(port: int = 0) -> str:
+    """host:port on loopback: this port, or any that is free where somebody listens on it."""
+    for wanted in (port, 0):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", wanted))
+            return f"127.0.0.1:{probe.getsockname()[1]}"
+    raise SettingsError("No port is free on this machine.")
 
 
 def _listener(port: int) -> str | None:

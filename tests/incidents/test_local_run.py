@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.process_family import family, parent, read, runs
 from tests.running_house import ROOT, running_house, wait_for
 
 # As small as it gets: what is tested here does not depend on numbers.
@@ -45,11 +46,11 @@ def test_after_a_kill_of_any_part_nothing_runs_and_nothing_is_lost(home, paid_be
     with running_house(home, **SMALL) as house:
         known = [house.get(f"/v1/payments/{payment}").json() for payment in paid_before]
         paid_before.append(house.pay().json()["id"])
-        everyone = _family(house.process.pid)
+        everyone = family(house.process.pid)
 
         os.kill(house.pids[part], signal.SIGKILL)
 
-        wait_for(lambda: not any(map(_runs, everyone)), timeout_s=30)
+        wait_for(lambda: not any(map(runs, everyone)), timeout_s=30)
         assert len(everyone) > 12
         assert [payment["status"] for payment in known] == ["succeeded"] * len(known)
         if part != "supervisor":
@@ -60,19 +61,19 @@ def test_after_a_kill_of_any_part_nothing_runs_and_nothing_is_lost(home, paid_be
 
 def test_after_a_kill_of_a_keeper_nothing_runs_either(home):
     with running_house(home, **SMALL) as house:
-        everyone = _family(house.process.pid)
-        keeper_pid = _parent(house.pids["data_plane"])
+        everyone = family(house.process.pid)
+        keeper_pid = parent(house.pids["data_plane"])
         assert keeper_pid in everyone
 
         os.kill(keeper_pid, signal.SIGKILL)
 
-        wait_for(lambda: not any(map(_runs, everyone)), timeout_s=30)
+        wait_for(lambda: not any(map(runs, everyone)), timeout_s=30)
 
 
 def test_no_secret_is_on_a_command_line_or_open_to_others(home):
     with running_house(home, **SMALL) as house:
         keys = json.loads((home / "keys.json").read_text()).values()
-        command_lines = [_read(f"/proc/{pid}/cmdline") for pid in _family(house.process.pid)]
+        command_lines = [read(f"/proc/{pid}/cmdline") for pid in family(house.process.pid)]
         modes = [stat.S_IMODE((home / name).stat().st_mode) for name in ("keys.json", "run.json")]
 
     assert len(keys) == 2
@@ -83,12 +84,12 @@ def test_no_secret_is_on_a_command_line_or_open_to_others(home):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_asked_to_stop_it_stops_everything_and_calls_that_a_success(home, number):
     with running_house(home, **SMALL) as house:
-        everyone = _family(house.process.pid)
+        everyone = family(house.process.pid)
 
         house.process.send_signal(number)
 
         assert house.process.wait(30) == 0
-        assert not any(map(_runs, everyone))
+        assert not any(map(runs, everyone))
         assert not (home / "run.json").exists()
 
 
@@ -177,30 +178,3 @@ def _run_until_it_ends(settings: dict[str, str]) -> subprocess.CompletedProcess[
         timeout=60,
         check=False,
     )
-
-
-def _family(pid: int) -> set[int]:
-    """A process and everything that descends from it."""
-    found = {pid}
-    for stat_file in sorted(Path("/proc").glob("[0-9]*"), key=lambda path: int(path.name)):
-        if _parent(int(stat_file.name)) in found:
-            found.add(int(stat_file.name))
-    return found
-
-
-def _parent(pid: int) -> int:
-    fields = _read(f"/proc/{pid}/stat").rpartition(")")[2].split()
-    return int(fields[1]) if fields else 0
-
-
-def _runs(pid: int) -> bool:
-    """Whether a process is there; a zombie that nobody has buried yet is not."""
-    fields = _read(f"/proc/{pid}/stat").rpartition(")")[2].split()
-    return bool(fields) and fields[0] != "Z"
-
-
-def _read(path: str) -> str:
-    try:
-        return Path(path).read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return ""

@@ -15,6 +15,8 @@ import pytest
 
 from grafana.draw import picture
 from grafana.series import Source
+from service.lookout.incidents import INCIDENTS, Incident
+from service.lookout.traffic import Traffic
 from service.simulation.strike import Striker
 from tests.prometheus_process import (
     Alertmanager,
@@ -31,7 +33,6 @@ from tests.shipped_queries import (
     panel_queries,
     rules,
 )
-from tests.traffic import Traffic
 
 # Small and quick, so that seconds show what minutes show at the real size.
 SMALL = {
@@ -44,7 +45,7 @@ SMALL = {
 WINDOW = "30s"
 # What each incident must move: counters that stood at 0 before it.
 MOVED_BY = {
-    "provider timeout": (
+    "Provider timeout": (
         "holdfast_provider_timeouts_total",
         'holdfast_breaker_transitions_total{from_state="closed", to_state="open"}',
         "holdfast_breaker_open_seconds_total",
@@ -55,7 +56,7 @@ MOVED_BY = {
         'holdfast_provider_connection_errors_total{kind="reset"}',
         'holdfast_provider_calls_total{result="unknown"}',
     ),
-    "connection pool exhausted": (
+    "Connection pool exhausted": (
         "holdfast_db_pool_timeouts_total",
         'holdfast_db_pool_refusals_total{reason="waiters_full"}',
         'holdfast_requests_shed_total{reason="db_pool_exhausted"}',
@@ -63,9 +64,9 @@ MOVED_BY = {
     ),
 }
 FIRED_BY = {
-    "provider timeout": {"ProviderTimeouts", "BreakerOpen"},
+    "Provider timeout": {"ProviderTimeouts", "BreakerOpen"},
     "HTTPS connection error": {"ProviderConnectionErrors"},
-    "connection pool exhausted": {"PoolTimeouts", "PaymentsRefused"},
+    "Connection pool exhausted": {"PoolTimeouts", "PaymentsRefused"},
 }
 # An instance is drilled by its ops plane alone; test_live_queries shows these.
 OF_DRILLS = ("instance:holdfast_drill:active", 'drill="true"', "holdfast_drill_runs_total")
@@ -100,13 +101,9 @@ def aftermath(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Aftermath]:
         striker = stack.enter_context(Striker(Path(house.fault_proxy_control)))
         grown, fired = {}, {}
         with Traffic(house.url, house.api_key, per_s=20):
-            for name, (link, mode) in {
-                "provider timeout": ("provider", "stall"),
-                "HTTPS connection error": ("provider", "reset"),
-                "connection pool exhausted": ("database", "stall"),
-            }.items():
-                grown[name], fired[name] = _suffer(
-                    prometheus, alertmanager, striker, name, link, mode
+            for incident in INCIDENTS:
+                grown[incident.title], fired[incident.title] = _suffer(
+                    prometheus, alertmanager, striker, incident
                 )
         yield Aftermath(house, prometheus, alertmanager, began_s, grown, fired)
 
@@ -115,11 +112,10 @@ def _suffer(
     prometheus: Prometheus,
     alertmanager: Alertmanager,
     striker: Striker,
-    name: str,
-    link: str,
-    mode: str,
+    incident: Incident,
 ) -> tuple[dict[str, float], set[str]]:
     """Hold the fault until all that it must move has moved and its alerts have reached somebody."""
+    name = incident.title
     is_closed = 'holdfast_breaker_state{state="closed"} == 1'
     prometheus.wait_for(is_closed)
     before = {counter: prometheus.value(counter) for counter in MOVED_BY[name]}
@@ -132,7 +128,7 @@ def _suffer(
         fired.update(alert["alertname"] for alert in received)
         return all(grown.values()) and fired >= FIRED_BY[name]
 
-    striker.strike(link, mode, ttl_s=60)
+    striker.strike(incident.link, incident.mode, ttl_s=60)
     # What is missing is said by the tests, one by one; some of it shows only after the fault.
     for within_s in (15.0, 15.0):
         with contextlib.suppress(AssertionError):
@@ -170,6 +166,24 @@ def test_every_recording_rule_records_and_none_fails(aftermath: Aftermath) -> No
 
     assert silent == []
     assert aftermath.prometheus.rule_errors() == []
+
+
+@pytest.mark.parametrize(
+    "bucket",
+    [
+        'holdfast_payment_duration_seconds_bucket{outcome="unknown"}',
+        'holdfast_http_request_duration_seconds_bucket{route="/v1/payments", le="2.5"}',
+        'holdfast_db_pool_wait_seconds_bucket{le="0.5"}',
+    ],
+)
+def test_a_bucket_leads_to_the_log_events_of_one_that_fell_in_it(
+    aftermath: Aftermath, bucket: str
+) -> None:
+    traces = aftermath.prometheus.traces(bucket)
+
+    logged = {event.get("trace_id") for event in aftermath.house.log_events()}
+    assert traces
+    assert traces & logged
 
 
 def test_annotations_show_the_breaker_and_the_deploy(aftermath: Aftermath) -> None:

@@ -1,0 +1,57 @@
+"""Show the incident: everything as `run` starts it, watched by Prometheus, Alertmanager and Grafana.
+
+Starts those that are installed with the rules, routes and dashboards as shipped, sends payments, and
+makes the three errors of the incident one after the other, each until its alert has paged. The pages
+are printed here. Ctrl-C stops everything; the data is below HOLDFAST_HOME/lookout.
+
+example:
+  python -m service observe
+  python -m service observe --hurry --once
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+
+from service.settings import Settings
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--payments-per-s", type=_rate, default=12.0, metavar="N", help="how much traffic (12)"
+    )
+    parser.add_argument(
+        "--hurry",
+        action="store_true",
+        help="scrape every second and let alerts wait for seconds: two minutes instead of ten",
+    )
+    parser.add_argument("--once", action="store_true", help="end after the third incident")
+    parser.add_argument(
+        "--end-with-parent",
+        action="store_true",
+        help="stop when the program that started this one ends, however it ends (Linux)",
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from service.lookout.tour import Wish, observe
+    from service.resilience.lifeline import end_with_parent
+
+    if arguments.end_with_parent:
+        end_with_parent(signal.SIGTERM)
+    wish = Wish(
+        payments_per_s=arguments.payments_per_s,
+        is_hurried=arguments.hurry,
+        is_once=arguments.once,
+    )
+    return observe(Settings.from_environ(), dict(os.environ), wish)
+
+
+def _rate(text: str) -> float:
+    rate = float(text)
+    # More would measure the machine that sends them.
+    if not 0 < rate <= 100:
+        raise ValueError
+    return rate

@@ -1,0 +1,167 @@
+"""A local run and everything that watches it: started together, watched together, stopped together."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import monotonic, sleep
+from typing import Any
+from urllib.parse import urlsplit
+
+from service.lookout import programs
+from service.lookout.pager import Pager
+from service.lookout.programs import Program
+from service.resilience.lifeline import Kept
+from service.settings import Settings, SettingsError
+from service.supervisor.house import PartDied
+from service.supervisor.planes import ROOT
+from service.supervisor.ports import free_bind
+
+# A cold start installs a database; Grafana makes one of its own.
+START_WAIT_S = 90.0
+# The house stops part after part, each with a grace of its own.
+HOUSE_GRACE_S = 60.0
+# Where people look for them first.
+PORTS = {"prometheus": 9090, "alertmanager": 9093, "grafana": 3000}
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """What runs, and where it is."""
+
+    # What the local run wrote of itself: addresses, key, the fault proxy's control.
+    run: Mapping[str, Any]
+    pager: Pager
+    # Of those that are installed, by name.
+    urls: Mapping[str, str]
+    parts: dict[str, Kept] = field(default_factory=dict)
+
+    def require_alive(self) -> None:
+        """Raise PartDied when a part has ended by itself."""
+        for name, part in self.parts.items():
+            if part.poll() is not None:
+                raise PartDied(name, part)
+
+    def metric(self, series: str) -> float:
+        """The sum of the series that begin like this (`holdfast_x{label="..`) on the ops plane."""
+        text = _get(urlsplit(self.run["ops_url"]).netloc, "/metrics")[1]
+        values = (line.rpartition(" ") for line in text.splitlines() if line.startswith(series))
+        return sum(float(value) for _, _, value in values)
+
+
+@contextlib.contextmanager
+def watched_house(
+    settings: Settings,
+    environ: Mapping[str, str],
+    tell: Callable[[str], None],
+    *,
+    hurry_s: float | None = None,
+) -> Iterator[Site]:
+    """Start a local run, and what is installed of Prometheus, Alertmanager and Grafana beside it."""
+    home = settings.home.absolute()
+    parts: dict[str, Kept] = {}
+    with contextlib.ExitStack() as stack:
+        pager = stack.enter_context(Pager(tell))
+        # The last that was started is stopped first.
+        stack.callback(lambda: [part.stop() for part in reversed(parts.values())])
+        parts["house"] = _keep_house(home, environ)
+        run = _wait_for_house(home, parts["house"])
+        watchers = _watchers(home / "lookout", run, pager, hurry_s)
+        for watcher in watchers:
+            parts[watcher.name] = _keep(watcher, home, environ)
+        for watcher in watchers:
+            _wait_until_ready(watcher, parts[watcher.name])
+        yield Site(run, pager, {watcher.name: watcher.url for watcher in watchers}, parts)
+
+
+def _keep_house(home: Path, environ: Mapping[str, str]) -> Kept:
+    return Kept(
+        [sys.executable, "-m", "service", "run", "--end-with-parent"],
+        log_path=home / "logs" / "house.log",
+        env={**environ, "HOLDFAST_HOME": str(home)},
+        cwd=ROOT,
+        grace_s=HOUSE_GRACE_S,
+    )
+
+
+def _keep(program: Program, home: Path, environ: Mapping[str, str]) -> Kept:
+    return Kept(
+        program.command,
+        log_path=home / "logs" / f"{program.name}.log",
+        env={**environ, **program.env},
+        cwd=home,
+    )
+
+
+def _watchers(
+    directory: Path, run: Mapping[str, Any], pager: Pager, hurry_s: float | None
+) -> list[Program]:
+    """What is installed, each on its usual port, or on another where somebody listens there."""
+    started: list[Program] = []
+    alertmanager: Program | None = None
+    prometheus: Program | None = None
+    if programs.found(programs.ALERTMANAGER):
+        alertmanager = programs.alertmanager(
+            directory / "alertmanager",
+            free_bind(PORTS["alertmanager"]),
+            receivers=pager.bind,
+            hurry_s=hurry_s,
+        )
+        started.append(alertmanager)
+    if programs.found(programs.PROMETHEUS):
+        prometheus = programs.prometheus(
+            directory / "prometheus",
+            free_bind(PORTS["prometheus"]),
+            targets=[urlsplit(run["ops_url"]).netloc],
+            alertmanager=alertmanager.bind if alertmanager else None,
+            hurry_s=hurry_s,
+        )
+        started.append(prometheus)
+    if prometheus and programs.found(programs.GRAFANA_SERVER):
+        started.append(
+            programs.grafana(
+                directory / "grafana",
+                free_bind(PORTS["grafana"]),
+                prometheus_url=prometheus.url,
+            )
+        )
+    return started
+
+
+def _wait_for_house(home: Path, house: Kept) -> Mapping[str, Any]:
+    """What this run wrote of itself; a file that another one left is not it."""
+    give_up_at_s = monotonic() + START_WAIT_S
+    while monotonic() < give_up_at_s:
+        if house.poll() is not None:
+            raise SettingsError("\n".join(house.lines()[-10:]))
+        with contextlib.suppress(OSError, ValueError):
+            run: dict[str, Any] = json.loads((home / "run.json").read_text())
+            if run["pids"]["supervisor"] == house.pid:
+                return run
+        sleep(0.05)
+    raise SettingsError(f"The house did not start in {START_WAIT_S:.0f} s: {house.log_path}")
+
+
+def _wait_until_ready(program: Program, part: Kept) -> None:
+    give_up_at_s = monotonic() + START_WAIT_S
+    while monotonic() < give_up_at_s:
+        if part.poll() is not None:
+            raise PartDied(program.name, part)
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            if _get(program.bind, program.ready_path)[0] == 200:
+                return
+        sleep(0.1)
+    raise SettingsError(f"{program.name} did not start in {START_WAIT_S:.0f} s: {part.log_path}")
+
+
+def _get(bind: str, path: str) -> tuple[int, str]:
+    connection = http.client.HTTPConnection(bind, timeout=5.0)
+    with contextlib.closing(connection):
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode()

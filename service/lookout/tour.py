@@ -1,0 +1,197 @@
+"""The tour of a watched house: traffic, the three incidents in turn, and what to look at in each."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic, sleep, strftime
+from typing import NoReturn
+
+from service.lookout.incidents import INCIDENTS, Incident
+from service.lookout.site import Site, watched_house
+from service.lookout.traffic import Traffic
+from service.settings import Settings, SettingsError
+from service.simulation.strike import ProxyGone, Striker
+from service.supervisor.house import PartDied
+
+# Until a fault has paged somebody, or to see it on the console where nobody can be paged. The
+# shipped rules wait a minute or two, and a fault's own bound is 300 s.
+HOLD_S, HOLD_UNWATCHED_S = 240.0, 30.0
+# Long enough to see what good looks like: two scrapes and a rate.
+QUIET_S, QUIET_HURRIED_S = 45.0, 5.0
+# A half-open probe a second, and a queue that drains.
+RECOVERY_S = 60.0
+HURRY_S = 1.0
+LOOK_EVERY_S = 0.5
+TO_INSTALL = (
+    "apt-get install --no-install-recommends prometheus prometheus-alertmanager"
+    "   (Debian, Ubuntu; brew install prometheus alertmanager)"
+)
+# A payment that is sent at once is queued for milliseconds; one that waits is older.
+QUEUED_S = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wish:
+    """How the tour is wanted."""
+
+    payments_per_s: float
+    # Rules wait seconds instead of minutes.
+    is_hurried: bool = False
+    # End after the last incident instead of going on until Ctrl-C.
+    is_once: bool = False
+
+
+class _Told(Exception):
+    """Somebody asked us to stop, by Ctrl-C or a signal."""
+
+
+def observe(settings: Settings, environ: Mapping[str, str], wish: Wish) -> int:
+    """Start all of it and show it; 0 when told to stop, or when each incident woke somebody."""
+    _require_playground(settings)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _told)
+    _say("Starting Holdfast and what watches it ...")
+    hurry_s = HURRY_S if wish.is_hurried else None
+    try:
+        with contextlib.ExitStack() as stack:
+            site = stack.enter_context(watched_house(settings, environ, _news, hurry_s=hurry_s))
+            stack.callback(_deaf)
+            _say(_addresses(site, environ))
+            return _tour(site, wish)
+    except _Told:
+        return 0
+    except (PartDied, ProxyGone) as error:
+        _say(str(error))
+        return 1
+
+
+def _require_playground(settings: Settings) -> None:
+    if settings.stripe_api_base is not None:
+        raise SettingsError("observe pays all the time: unset STRIPE_API_BASE to use the sandbox.")
+
+
+def _told(number: int, frame: object) -> NoReturn:
+    raise _Told
+
+
+def _deaf() -> None:
+    # A second Ctrl-C ends only this process; the parts then end by themselves.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+    _say("\nStopping everything ...")
+
+
+def _tour(site: Site, wish: Wish) -> int:
+    is_watched = site.urls.keys() >= {"prometheus", "alertmanager"}
+    quiet_s = QUIET_HURRIED_S if wish.is_hurried else QUIET_S
+    silent: list[str] = []
+    with Traffic(site.run["url"], site.run["api_key"], per_s=wish.payments_per_s) as traffic:
+        _say(
+            f"{wish.payments_per_s:g} payments a second from now on; {quiet_s:.0f} s without a fault."
+        )
+        _wait(lambda: False, site, quiet_s)
+        for number, incident in enumerate(INCIDENTS, start=1):
+            _say(_chapter(number, incident))
+            before = Counter(traffic.answers)
+            began_s = monotonic()
+            is_paged = suffer(site, incident, hold_s=HOLD_S if is_watched else HOLD_UNWATCHED_S)
+            _say(_end_of(incident, is_paged, monotonic() - began_s, traffic.answers - before))
+            if not is_paged:
+                silent.append(incident.title)
+            is_well = recover(site)
+            _say(_money(site, is_well))
+        if wish.is_once:
+            return 1 if is_watched and silent else 0
+        _say("\nThat was all three. Traffic goes on; look around. Ctrl-C stops everything.")
+        while True:
+            site.require_alive()
+            sleep(LOOK_EVERY_S)
+
+
+def suffer(site: Site, incident: Incident, *, hold_s: float) -> bool:
+    """Make the fault until it has woken somebody, or for `hold_s`; whether it has."""
+    site.pager.forget()
+    with Striker(Path(site.run["fault_proxy_control"])) as striker:
+        striker.strike(incident.link, incident.mode, ttl_s=hold_s + LOOK_EVERY_S)
+        return _wait(lambda: bool(site.pager.woken_by() & incident.pages), site, hold_s)
+
+
+def recover(site: Site, *, within_s: float = RECOVERY_S) -> bool:
+    """Wait until the breaker is closed and no payment is in doubt or waits; whether it is so."""
+    return _wait(lambda: _is_well(site), site, within_s)
+
+
+def _is_well(site: Site) -> bool:
+    return (
+        site.metric('holdfast_breaker_state{provider="stripe",state="closed"}') == 1
+        and site.metric("holdfast_unknown_oldest_age_seconds") == 0
+        and site.metric("holdfast_queued_oldest_age_seconds") < QUEUED_S
+    )
+
+
+def _wait(is_so: Callable[[], bool], site: Site, within_s: float) -> bool:
+    end_s = monotonic() + within_s
+    while not is_so():
+        site.require_alive()
+        if monotonic() >= end_s:
+            return False
+        sleep(LOOK_EVERY_S)
+    return True
+
+
+def _addresses(site: Site, environ: Mapping[str, str]) -> str:
+    key = site.run["api_key"]
+    if "HOLDFAST_BOOTSTRAP_API_KEY" in environ:
+        key = "$HOLDFAST_BOOTSTRAP_API_KEY"
+    lines = [f"console       {site.run['ops_url']}/   (API key {key})"]
+    if "prometheus" in site.urls:
+        lines.append(f"Prometheus    {site.urls['prometheus']}/alerts")
+    if "alertmanager" in site.urls:
+        lines.append(f"Alertmanager  {site.urls['alertmanager']}/#/alerts")
+    if "grafana" in site.urls:
+        lines.append(f"Grafana       {site.urls['grafana']}/d/holdfast-incident")
+    missing = [name for name in ("prometheus", "alertmanager") if name not in site.urls]
+    if missing:
+        lines.append(f"Not installed: {', '.join(missing)}. {TO_INSTALL}")
+    elif "grafana" not in site.urls:
+        lines.append(
+            "Grafana is not installed (grafana.com/grafana/download); docs/dashboards.md has pictures"
+        )
+    return "\n" + "\n".join(f"  {line}" for line in lines) + "\n"
+
+
+def _chapter(number: int, incident: Incident) -> str:
+    return (
+        f"\n{number} of {len(INCIDENTS)}  {incident.title}: {incident.what_happens}.\n"
+        f"  the log says  {incident.words}\n"
+        f"  look at       dashboard Incident, {incident.look}\n"
+        f"  should wake   you, by {' or '.join(sorted(incident.pages))}"
+    )
+
+
+def _end_of(incident: Incident, is_paged: bool, after_s: float, answers: Counter[str]) -> str:
+    told = ", ".join(f"{count} x {status}" for status, count in sorted(answers.items()))
+    how = "You were woken" if is_paged else "Nobody was woken"
+    return f"  {how} after {after_s:.0f} s; the fault ends. Answers meanwhile: {told or 'none'}."
+
+
+def _money(site: Site, is_well: bool) -> str:
+    violations = site.metric("holdfast_invariant_violations")
+    doubt = site.metric('holdfast_payments_open{status="unknown"}')
+    queued = site.metric("holdfast_queued_payments")
+    open_ones = f"{doubt:.0f} are still in doubt, {queued:.0f} queued"
+    state = "all is settled" if is_well else open_ones
+    return f"  Afterwards {state}; promises about money broken: {violations:.0f}."
+
+
+def _news(line: str) -> None:
+    _say(f"  {strftime('%H:%M:%S')}  {line}")
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)  # noqa: T201

@@ -1,0 +1,204 @@
+"""`python -m service observe`: all of it for real, Grafana apart, and nothing left afterwards."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from service.lookout.incidents import INCIDENTS
+from tests.process_family import family, runs
+from tests.running_house import ROOT, free_port, wait_for
+from tests.shipped_queries import rules
+
+# As small and quick as in the test of the dashboards: seconds show what minutes show at the real size.
+SMALL = {
+    "HOLDFAST_PROVIDER_TIMEOUT_MS": "1000",
+    "HOLDFAST_PROVIDER_CONNECT_TIMEOUT_MS": "500",
+    "HOLDFAST_DB_POOL_SIZE": "4",
+    "HOLDFAST_WEB_THREADS": "12",
+}
+# Grafana is packaged nowhere that a test could take it from. This stands in its place: it answers the
+# one question that is asked, and leaves behind how it was started.
+GRAFANA = """
+    import http.server, json, os, pathlib
+
+    class Healthy(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
+
+    address = os.environ["GF_SERVER_HTTP_ADDR"], int(os.environ["GF_SERVER_HTTP_PORT"])
+    server = http.server.HTTPServer(address, Healthy)
+    pathlib.Path(__file__).with_name("environ.json").write_text(json.dumps(dict(os.environ)))
+    server.serve_forever()
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Show:
+    """A running `observe`, and what it prints."""
+
+    process: subprocess.Popen[bytes]
+    home: Path
+    out: Path
+
+    def said(self) -> str:
+        return self.out.read_text()
+
+    def wait_until_said(self, words: str, *, timeout_s: float) -> str:
+        wait_for(
+            lambda: words in self.said() or self.process.poll() is not None, timeout_s=timeout_s
+        )
+        assert words in self.said(), self.said()
+        return self.said()
+
+    def url(self, name: str) -> str:
+        match = re.search(rf"^ +{name} +(http://[^/ ]+)", self.said(), re.MULTILINE)
+        assert match, self.said()
+        return match[1]
+
+
+@contextmanager
+def show(*arguments: str, **environ: str) -> Iterator[Show]:
+    directory = Path(tempfile.mkdtemp(prefix="holdfast-test-"))
+    # PostgreSQL runs as another user where we are root.
+    directory.chmod(0o711)
+    home, out = directory / "home", directory / "out"
+    addresses = {
+        "HOLDFAST_BIND": f"127.0.0.1:{free_port()}",
+        "HOLDFAST_OPS_BIND": f"127.0.0.1:{free_port()}",
+    }
+    with out.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "service", "observe", "--end-with-parent", *arguments],
+            cwd=ROOT,
+            env={**os.environ, **SMALL, **addresses, "HOLDFAST_HOME": str(home), **environ},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        yield Show(process, home, out)
+    finally:
+        if process.poll() is None:
+            process.terminate()
+        process.wait(60)
+        shutil.rmtree(directory)
+
+
+@pytest.fixture(scope="module")
+def grafana(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with a program of Grafana's name."""
+    directory = tmp_path_factory.mktemp("grafana")
+    program = directory / "grafana-server"
+    program.write_text(f"#!{sys.executable}\n{textwrap.dedent(GRAFANA)}")
+    program.chmod(0o755)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def whole(grafana: Path) -> Iterator[Show]:
+    """A hurried tour that has come to its end."""
+    with show("--hurry", PATH=f"{grafana}:{os.environ['PATH']}") as one:
+        one.wait_until_said("That was all three", timeout_s=180)
+        yield one
+
+
+@pytest.mark.slow
+def test_each_of_the_three_incidents_wakes_somebody_and_breaks_no_promise(whole: Show) -> None:
+    said = whole.said()
+
+    assert said.count("You were woken after") == len(INCIDENTS)
+    assert said.count("promises about money broken: 0") == len(INCIDENTS)
+    for incident in INCIDENTS:
+        assert incident.words in said
+        assert re.search(rf"PAGE +({'|'.join(incident.pages)}): ", said)
+
+
+@pytest.mark.slow
+def test_prometheus_scrapes_the_house_under_every_rule_that_is_shipped(whole: Show) -> None:
+    def ask(what: str, **parameters: str) -> Any:
+        url = f"{whole.url('Prometheus')}/api/v1/{what}"
+        return requests.get(url, params=parameters, timeout=10).json()["data"]
+
+    up = [series["value"][1] for series in ask("query", query='up{job="holdfast"}')["result"]]
+    loaded = [rule["name"] for group in ask("rules")["groups"] for rule in group["rules"]]
+
+    assert up == ["1"]
+    assert sorted(loaded) == sorted(rule.get("alert") or rule["record"] for rule in rules())
+
+
+@pytest.mark.slow
+def test_the_alerts_are_in_alertmanager(whole: Show) -> None:
+    alerts = requests.get(f"{whole.url('Alertmanager')}/api/v2/alerts", timeout=10).json()
+
+    # It fires for as long as nobody has rehearsed; the others end soon after their incident.
+    assert "NoDrillHeld" in {alert["labels"]["alertname"] for alert in alerts}
+
+
+@pytest.mark.slow
+def test_grafana_is_given_our_dashboards_and_that_prometheus(whole: Show, grafana: Path) -> None:
+    environ = json.loads((grafana / "environ.json").read_text())
+
+    assert environ["PROMETHEUS_URL"] == whole.url("Prometheus")
+    assert (Path(environ["HOLDFAST_DASHBOARDS"]) / "incident.json").is_file()
+    assert (Path(environ["GF_PATHS_PROVISIONING"]) / "dashboards" / "holdfast.yml").is_file()
+    assert whole.url("Grafana").endswith(f":{environ['GF_SERVER_HTTP_PORT']}")
+
+
+@pytest.mark.slow
+def test_all_data_is_below_its_home(whole: Show, grafana: Path) -> None:
+    environ = json.loads((grafana / "environ.json").read_text())
+
+    kept = {path.parent.name for path in (whole.home / "lookout").glob("*/data")}
+
+    assert kept == {"prometheus", "alertmanager"}
+    assert Path(environ["GF_PATHS_DATA"]).parent == whole.home / "lookout" / "grafana"
+
+
+@pytest.mark.slow
+def test_ctrl_c_stops_everything(whole: Show) -> None:
+    everyone = family(whole.process.pid)
+
+    whole.process.send_signal(signal.SIGINT)
+
+    assert whole.process.wait(60) == 0
+    assert len(everyone) > 15
+    assert not any(map(runs, everyone))
+
+
+@pytest.mark.slow
+def test_without_prometheus_it_shows_the_incident_and_says_in_one_line_how_to_install_it() -> None:
+    with show(PATH="/nowhere") as one:
+        said = one.wait_until_said("12 payments a second", timeout_s=60)
+        everyone = family(one.process.pid)
+
+        one.process.send_signal(signal.SIGTERM)
+
+        assert one.process.wait(60) == 0
+
+    (line,) = (line for line in said.splitlines() if "apt-get install" in line)
+    assert "prometheus, alertmanager" in line
+    assert not any(map(runs, everyone))
+
+
+def test_it_never_pays_at_a_real_provider() -> None:
+    with show(STRIPE_API_BASE="https://api.stripe.com", STRIPE_API_KEY="sk_test_x") as one:
+        status = one.process.wait(30)
+
+        assert status == 2
+        assert "STRIPE_API_BASE" in one.said()
