@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import socket
 import struct
@@ -36,7 +37,8 @@ backlog = 1024
 # Longer than the idle time of common clients and balancers would be 60 s and more; a client that
 # comes back later connects anew.
 keepalive = 20
-graceful_timeout = round(_settings.graceful_stop_s)
+# The master counts from SIGTERM, and workers go on accepting while they drain.
+graceful_timeout = math.ceil(_settings.drain_s + _settings.graceful_stop_s)
 # Only for a main loop that hangs; a request's own end is its deadline.
 timeout = 30
 # A leak of a kilobyte a request stays under 100 MB; jitter keeps workers from going together.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import socket
 from typing import Any
 
@@ -18,7 +19,7 @@ bind = _settings.ops_bind
 workers = 1
 worker_class = "gthread"
 threads = 8
-graceful_timeout = round(_settings.graceful_stop_s)
+graceful_timeout = math.ceil(_settings.graceful_stop_s)
 timeout = 30
 keepalive = 20
 

@@ -244,7 +244,7 @@ class _House:
             env=environ_of(replace(self._settings, **(changed or {})), self._environ),
             cwd=ROOT,
             # gunicorn's own patience, and a little for the master to notice.
-            grace_s=self._settings.graceful_stop_s + 2,
+            grace_s=self._settings.drain_s + self._settings.graceful_stop_s + 2,
             # What is in flight when we are killed can still be recorded.
             outlived_by=list(self._parts.values()) if on_foundations else [],
             inherited_fds=[self._lock_fd, *inherited_fds],

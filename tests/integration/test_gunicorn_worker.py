@@ -326,6 +326,22 @@ def test_sigterm_shows_on_readyz_first_and_finishes_what_is_in_flight(
     assert server.process.returncode == 0
 
 
+def test_what_came_in_while_draining_keeps_its_whole_time_to_finish(
+    start: Start, clients: ThreadPoolExecutor
+) -> None:
+    server = start(HOLDFAST_DRAIN_S="2", HOLDFAST_GRACEFUL_STOP_S="4")
+    server.process.send_signal(signal.SIGTERM)
+    stopping_s = time.monotonic()
+    eventually(lambda: server.get("/readyz").status == 503)
+    late = server.hold(clients, 1)
+
+    eventually(lambda: time.monotonic() > stopping_s + 4.5)
+    server.release()
+
+    assert late[0].result(10).status == 200
+    server.process.wait(15)
+
+
 @pytest.mark.parametrize("how", ["hup", "max_requests"])
 def test_workers_are_replaced_without_a_failed_request(
     start: Start, clients: ThreadPoolExecutor, how: str
