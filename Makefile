@@ -62,6 +62,7 @@ lock: .venv/embedded.lock ## compile the lock files anew from setup.cfg
 		--no-annotate --no-emit-index-url "$$@" setup.cfg; }; \
 	compile --output-file requirements.lock && \
 	compile --extra embedded --output-file requirements-embedded.lock && \
+	compile --extra sandbox --output-file deploy/sandbox.lock && \
 	compile $(TEST_EXTRAS:%=--extra %) --output-file requirements-test.lock && \
 	compile --extra fuzz --extra supply --output-file requirements-audit.lock
 
