@@ -161,7 +161,8 @@ needs_review = _gauge("needs_review", "Payments that only a person can settle.",
 # Plain companions of the SLOs, without labels and made at 0: what reaches CloudWatch through EMF
 # loses histograms and each counter's first value.
 payments_good_total = _counter(
-    "payments_good_total", "POST /v1/payments accepted, or refused truthfully (no 500)."
+    "payments_good_total",
+    "POST /v1/payments accepted, or refused truthfully (no 500). Without rehearsals, as the next two.",
 )
 payments_bad_total = _counter(
     "payments_bad_total", "POST /v1/payments answered with a 500 or a broken promise."

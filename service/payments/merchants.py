@@ -22,6 +22,8 @@ Mode = Literal["test", "live"]
 SCOPES = ("payments", "refunds", "read", "operator")
 # Fixed, so that two instances that start together make the same one.
 DEFAULT_MERCHANT_ID = UUID("00000000-0000-7000-8000-000000000001")
+# The tenant of rehearsals: what happens to its payments is no service level of anybody's.
+DRILL_MERCHANT_ID = UUID("00000000-0000-7000-8000-00000000d211")
 
 # As many as a list shows; each of a merchant's programs has one, and two while it is replaced.
 LIVE_KEYS_MAX = 50

@@ -9,13 +9,12 @@ from typing import Any
 from uuid import UUID
 
 from service.database.pool import ConnectionPool, Statement
+from service.payments.merchants import DRILL_MERCHANT_ID
 from service.payments.model import new_id
 from service.resilience.deadline import Deadline
 
 # Renewed while a run lives; a run that was killed blocks the next for no longer than this.
 LEASE_S = 15.0
-# Their payments are apart from everybody else's, and their tenant is found at once.
-DRILL_MERCHANT_ID = UUID("00000000-0000-7000-8000-00000000d211")
 _LEASE, _LEVER = "rehearsal", "rehearsal_lever"
 
 _TAKE_LEASE = Statement(

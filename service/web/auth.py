@@ -11,8 +11,15 @@ from uuid import UUID
 from flask import request
 
 from service.errors import Busy, Forbidden, Unauthenticated
-from service.payments.merchants import ApiKey, KeyStore, hash_key, parse_key
+from service.payments.merchants import (
+    DRILL_MERCHANT_ID,
+    ApiKey,
+    KeyStore,
+    hash_key,
+    parse_key,
+)
 from service.resilience.deadline import Deadline
+from service.web import request_scope
 from service.web.rate_limits import RateLimits
 
 # A revoked key stops working within this time; authentication costs no round trip meanwhile.
@@ -55,6 +62,8 @@ class Authenticator:
             raise Unauthenticated("The API key is unknown, revoked or expired.")
         if self._limits is not None:
             self._limits.take(key.key_id)
+        if key.merchant_id == DRILL_MERCHANT_ID:
+            request_scope.note_rehearsal()
         if scope not in key.scopes:
             raise Forbidden(f"The API key lacks the scope {scope!r}.")
         if is_fresh and key.touch_due:
