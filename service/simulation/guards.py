@@ -8,7 +8,7 @@ from service.simulation.load import Call
 
 # Real requests since the fault began: fewer prove nothing, and one unlucky caller stops no drill.
 LIVE_REQUESTS_MIN = 20
-LIVE_FAILED_MAX = 0.10
+LIVE_HARMED_MAX = 0.10
 _WRITES = {"method": "POST", "route": "/v1/payments"}
 
 
@@ -22,11 +22,17 @@ def harm(before: Samples, now: Samples, calls: list[Call]) -> str | None:
         return "A promise about money is broken."
     ours = [call for call in calls if call.status is not None]
     answered = window.delta("http_requests_total", **_WRITES) - len(ours)
-    failed = sum(
+    if answered < LIVE_REQUESTS_MIN:
+        return None
+    refused = sum(
         count
         for status, count in window.by("status", "http_requests_total", **_WRITES).items()
         if status >= "500"
     ) - sum((call.status or 0) >= 500 for call in ours)
-    if answered >= LIVE_REQUESTS_MIN and failed / answered > LIVE_FAILED_MAX:
-        return f"{failed:.0f} of {answered:.0f} real payments were refused."
+    in_doubt = window.delta("payments_total", outcome="unknown") - sum(
+        call.outcome == "unknown" for call in ours
+    )
+    for harmed, words in ((refused, "were refused"), (in_doubt, "were left in doubt")):
+        if harmed / answered > LIVE_HARMED_MAX:
+            return f"{harmed:.0f} of {answered:.0f} real payments {words}."
     return None
