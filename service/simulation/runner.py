@@ -13,7 +13,7 @@ from typing import Any
 
 from service.errors import Busy
 from service.observability import metrics
-from service.payments.merchants import KeyStore
+from service.payments.merchants import DRILL_MERCHANT_ID, KeyStore
 from service.resilience.deadline import Deadline
 from service.simulation import books, evidence
 from service.simulation.expectations import evaluate
@@ -23,7 +23,7 @@ from service.simulation.preflight import Preflight
 from service.simulation.run import Run
 from service.simulation.sandbox import Sandbox
 from service.simulation.sides import CannotStart, Side
-from service.simulation.store import DRILL_MERCHANT_ID, RehearsalStore
+from service.simulation.store import RehearsalStore
 from service.simulation.strike import ProxyGone, StrikeRefused
 from service.simulation.strikes import Aborted, Inconclusive, Strikes
 from service.simulation.verdict import judge, recovery_s

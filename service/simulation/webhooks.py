@@ -12,9 +12,9 @@ from uuid import uuid4
 
 import requests
 
+from service.payments.merchants import DRILL_MERCHANT_ID
 from service.payments.model import payment_id_text
 from service.simulation.books import Row
-from service.simulation.store import DRILL_MERCHANT_ID
 
 ANSWER_TIMEOUT_S = 5.0
 # As they must not come: the end before the beginning, and a failure that nothing in the provider's
