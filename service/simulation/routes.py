@@ -23,6 +23,8 @@ from service.simulation.strike import ProxyGone, Striker
 WAIT_MAX_S = 600.0
 TTL_S = 30
 REQUEST_TIMEOUT_S = 5.0
+# As many verdicts of a drill tell whether it gets better or worse.
+TREND_RUNS = 8
 
 Model = TypeVar("Model", bound=BaseModel)
 Scope = Literal["instance", "pair"]
@@ -114,6 +116,7 @@ def simulation_blueprint(
                 "recent": _or_none(lambda: rehearsals.recent(_deadline())) or [],
                 "lever": _lever(),
                 "links": _links(),
+                "default_scope": rehearsals.default_scope,
                 "simulations": [
                     _shown_simulation(rehearsals.catalogue[name]) for name in SIMULATIONS
                 ],
@@ -144,10 +147,15 @@ def simulation_blueprint(
     def list_drills() -> Response:
         running = rehearsals.running
         last = _or_none(lambda: around.store.last_verdicts(_deadline())) or {}
+        trends = _or_none(lambda: around.store.trends(TREND_RUNS, _deadline())) or {}
         return _json(
             {
                 "drills": [
-                    _shown_drill(plan, takes_s(plan, rehearsals.catalogue), last.get(plan.name))
+                    {
+                        **_shown_drill(plan, takes_s(plan, rehearsals.catalogue)),
+                        "last": summary_of(last[plan.name]) if plan.name in last else None,
+                        "trend": trends.get(plan.name, []),
+                    }
                     for plan in rehearsals.catalogue.values()
                 ],
                 "running": running.document() if running else None,
@@ -251,7 +259,7 @@ def _shown_simulation(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _shown_drill(plan: Plan, seconds: float, last: dict[str, Any] | None) -> dict[str, Any]:
+def _shown_drill(plan: Plan, seconds: float) -> dict[str, Any]:
     return {
         "name": plan.name,
         "title": plan.title,
@@ -259,7 +267,6 @@ def _shown_drill(plan: Plan, seconds: float, last: dict[str, Any] | None) -> dic
         "runbook": plan.runbook,
         "takes_s": round(seconds),
         "scopes": list(plan.scopes),
-        "last": summary_of(last) if last else None,
     }
 
 

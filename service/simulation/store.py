@@ -111,6 +111,17 @@ _LAST = Statement(
     FROM rehearsals WHERE kind = 'drill' AND verdict IS NOT NULL ORDER BY name, ended_at DESC
     """,
 )
+_TREND = Statement(
+    "rehearsal_trend",
+    """
+    SELECT name, verdict, started_at FROM (
+        SELECT name, verdict, started_at,
+               row_number() OVER (PARTITION BY name ORDER BY started_at DESC) AS back
+        FROM rehearsals WHERE kind = 'drill' AND verdict IS NOT NULL
+    ) AS runs
+    WHERE back <= %(most)s::integer ORDER BY name, started_at
+    """,
+)
 # Ids are ordered by time, so only the tenant's payments since the run began are read.
 _PAYMENTS = Statement(
     "rehearsal_payments",
@@ -229,6 +240,13 @@ class RehearsalStore:
     def last_verdicts(self, deadline: Deadline) -> dict[str, dict[str, Any]]:
         """The newest ended drill of each name, without its evidence."""
         return dict(self._pool.run(_LAST, {}, deadline))
+
+    def trends(self, most: int, deadline: Deadline) -> dict[str, list[dict[str, Any]]]:
+        """The newest verdicts of each drill, oldest first."""
+        trends: dict[str, list[dict[str, Any]]] = {}
+        for name, verdict, at in self._pool.run(_TREND, {"most": most}, deadline):
+            trends.setdefault(name, []).append({"verdict": verdict, "at": moment(at)})
+        return trends
 
     def payments(
         self, run_id: str, since: datetime, deadline: Deadline

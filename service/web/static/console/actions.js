@@ -1,6 +1,6 @@
 /** The five buttons of the incident: each shows live what happens, then the evidence. */
 import { NoAnswer, call, refusal } from "./api.js";
-import { byId, h, setText } from "./dom.js";
+import { byId, h, setText, whenChanged } from "./dom.js";
 import { UNKNOWN, money, ms } from "./format.js";
 import { needKey, refuseKey } from "./key.js";
 import { start } from "./rehearsal.js";
@@ -28,6 +28,15 @@ export function startActions() {
   }));
 }
 
+const SCOPES = { instance: "this instance", pair: "two copies" };
+
+/** What a fault may be put on here; the service's own default is chosen first. */
+export function offerScopes(scopes, chosen) {
+  const select = byId("scope");
+  whenChanged(select, scopes, () => select.replaceChildren(...scopes.map((scope) =>
+    h("option", { value: scope, selected: scope === chosen }, SCOPES[scope] ?? scope))));
+}
+
 /** Whether faults can be made now, and the sentence why not. */
 export function allowFaults({ isOn, running, lever }) {
   const why = !isOn ? OFF : running ? BUSY : lever?.engaged ? `Rehearsals are blocked: ${lever.reason ?? "the lever is engaged"}.` : "";
@@ -37,14 +46,14 @@ export function allowFaults({ isOn, running, lever }) {
     button.setAttribute("aria-disabled", why ? "true" : "false");
     button.title = why;
   }
-  byId("ttl").closest("label").hidden = !isOn;
+  for (const name of ["ttl", "scope"]) byId(name).closest("label").hidden = !isOn;
 }
 
 async function press(button, one) {
   if (button.getAttribute("aria-disabled") === "true" || button.dataset.busy === "true") return;
   button.dataset.busy = "true";
   try {
-    if (one.path) await start(one.path, { ttl_s: Number(byId("ttl").value), reason: "console" }, one.name);
+    if (one.path) await start(one.path, { ttl_s: Number(byId("ttl").value), scope: byId("scope").value || undefined, reason: "console" }, one.name);
     else if (await needKey()) await one.act(one.name);
   } catch (error) {
     if (!(error instanceof NoAnswer)) throw error;

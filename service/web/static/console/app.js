@@ -1,5 +1,5 @@
 /** Polls the ops plane and hands what it says to the parts of the page. */
-import { allowFaults, startActions } from "./actions.js";
+import { allowFaults, offerScopes, startActions } from "./actions.js";
 import { NoAnswer, call } from "./api.js";
 import { addRows, redrawCharts, startCharts } from "./charts.js";
 import { byId, h, setText } from "./dom.js";
@@ -97,6 +97,7 @@ startTheme();
 allowFaults({ isOn: false });
 startRehearsals((rehearsal) => {
   allowFaults(rehearsal);
+  if (rehearsal.scopes) offerScopes(rehearsal.scopes, rehearsal.scope);
   if (rehearsal.drillsChanged) refreshDrills(rehearsal.isOn).catch(() => {});
 });
 startKey(() => refreshPayments().catch(() => {}));

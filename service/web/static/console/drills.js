@@ -16,11 +16,7 @@ export async function refreshDrills(isOn) {
   if (!answer.ok) return tellEmpty(empty, refusal(answer));
   tellEmpty(empty, answer.body.drills.length ? "" : "No drill is in the catalogue.");
   const isBusy = Boolean(answer.body.running);
-  const items = answer.body.drills.map((drill) => ({
-    ...drill, isBusy,
-    trend: answer.body.recent.filter((run) => run.kind === "drill" && run.name === drill.name && run.verdict).slice(0, 8)
-      .map(({ verdict, started_at: at }) => ({ verdict, at })).reverse(),
-  }));
+  const items = answer.body.drills.map((drill) => ({ ...drill, isBusy }));
   keyedRows(byId("drills"), items, (drill) => drill.name, draw);
 }
 

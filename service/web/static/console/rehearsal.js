@@ -81,7 +81,8 @@ async function follow(overview) {
     if (answer.ok) show(answer.body);
   }
   drawBanner(overview);
-  told({ isOn, running, lever: overview.lever, drillsChanged: before !== (running?.id ?? null) });
+  const scopes = [...new Set(overview.simulations.flatMap((one) => one.scopes))];
+  told({ isOn, running, lever: overview.lever, scopes, scope: overview.default_scope, drillsChanged: before !== (running?.id ?? null) });
 }
 
 function show(run) {
