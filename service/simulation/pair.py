@@ -32,6 +32,8 @@ COPY_THREADS = 12
 START_TIMEOUT_S = 20.0
 # What a copy still does is answered or refused by then; nobody waits for it longer.
 COPY_GRACE_S = 5.0
+# Real payments want the cores first, above all while the copies start.
+COPY_NICENESS = 10
 HOME_PREFIX = "holdfast-pair-"
 # Not a copy's: what belongs to the instance it stands beside, or would be read from a file instead.
 _NOT_INHERITED = (
@@ -100,7 +102,7 @@ class Pair:
         home.mkdir()
         bind = f"127.0.0.1:{_free_port()}"
         kept = Kept(
-            [sys.executable, "-m", "service", "serve"],
+            _gently([sys.executable, "-m", "service", "serve"]),
             log_path=home / "data-plane.log",
             env={
                 **{
@@ -123,6 +125,12 @@ class Pair:
             inherited_fds=[lock_fd],
         )
         return kept, f"http://{bind}"
+
+
+def _gently(command: list[str]) -> list[str]:
+    """The command at a lower priority, where the machine has the program for it."""
+    nice = shutil.which("nice")
+    return [nice, "-n", str(COPY_NICENESS), *command] if nice else command
 
 
 def sweep_leftovers() -> None:
