@@ -48,7 +48,7 @@ class Load:
 
     def __init__(self, house: House, began_s: float) -> None:
         self._house = house
-        self._began_s = began_s
+        self.began_s = began_s
         self._local = threading.local()
         self.answers: list[Answer] = []
 
@@ -101,9 +101,7 @@ class Load:
                 self._local.connection = None
         took_s = time.monotonic() - at_s
         self.answers.append(
-            Answer(
-                kind, at_s - self._began_s, took_s, status, document.get("status", ""), reference
-            )
+            Answer(kind, at_s - self.began_s, took_s, status, document.get("status", ""), reference)
         )
 
 
