@@ -1,46 +1,218 @@
-"""A run's report as a page to read, print and keep: charts drawn here, no script, nothing inline."""
+"""A run's report as a page to read, print and show: charts without script, nothing inline."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
 
-from service.simulation.report import bounds, shown
+from service.simulation.charts import (
+    answers_chart,
+    breaker_chart,
+    gauge,
+    pool_chart,
+    timeline_of,
+    waits_chart,
+)
+from service.simulation.report import RULES, bounds, shown
 
 # Style only from our own file; SVG is coloured by classes.
-PAGE_CSP = "default-src 'none'; style-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
-WIDTH, HEIGHT, MARGIN = 720, 180, 36
+PAGE_CSP = (
+    "default-src 'none'; style-src 'self'; img-src 'self'; frame-ancestors 'none';"
+    " base-uri 'none'; form-action 'none'"
+)
+_STAMPS = {
+    "HELD": "Every promise was kept.",
+    "SHOWN": "The incident appeared, and no money was touched.",
+    "BROKE": "A promise was not kept.",
+    "NOT_SHOWN": "The incident did not appear.",
+    "INCONCLUSIVE": "Nothing was proven.",
+    "ABORTED": "It was stopped before its end.",
+    "REFUSED": "It was not begun.",
+}
 
 
 def render_page(document: dict[str, Any]) -> str:
     """HTML; every text of the document is escaped."""
-    sides = "".join(_side(side, document) for side in document["sides"])
+    verdict = str(document["verdict"] or document["phase"])
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(document["title"])}: {escape(str(document["verdict"]))}</title>
-<link rel="stylesheet" href="/drills/static/report.css"></head><body>
-<header><p>Holdfast {escape(document["kind"])} · {escape(document["id"])}</p>
+<title>{escape(verdict)}: {escape(document["title"])}</title>
+<link rel="icon" href="/console/static/favicon.svg"><link rel="stylesheet" href="/drills/static/report.css"></head><body>
+<header class="{escape(verdict.lower())}">
+<p class="kind">Holdfast · {escape(document["kind"])} · {escape(document["name"])}</p>
 <h1>{escape(document["title"])}</h1>
-<p class="verdict {escape(str(document["verdict"]).lower())}">{escape(str(document["verdict"] or document["phase"]))}</p>
-<p>{escape(document["summary"] or "It still runs.")}</p></header>
+<p class="verdict"><strong>{escape(verdict)}</strong> <span>{escape(_STAMPS.get(verdict, ""))}</span></p>
+<p class="summary">{escape(document["summary"] or "It still runs.")}</p>
+{_glance(document)}</header>
 <main>
-<dl>{_facts(document)}</dl>
-<h2>Hypothesis</h2><p>{escape(document["hypothesis"])}</p>
-{_checks("Proof that the fault bit", document["bite"])}
-{_checks("Expectations", document["expectations"])}
-{_books(document["invariants"])}
+<section><h2>Hypothesis</h2><blockquote>{escape(document["hypothesis"])}</blockquote></section>
 {_parts(document["parts"])}
-{sides}
-<h2>What happened</h2><ol class="steps">{_steps(document["progress"])}</ol>
+{"".join(_charts(side, document) for side in document["sides"])}
+{_checks("Expectations", "What had to hold, with the bounds that were set beforehand.", document["expectations"])}
+{_checks("Proof of the bite", "Without it the verdict would be INCONCLUSIVE.", document["bite"])}
+{_books(document["invariants"])}
+{"".join(_side(side) for side in document["sides"])}
+{_steps(document)}
+{_facts(document)}
 </main></body></html>
 """
 
 
+def _glance(document: dict[str, Any]) -> str:
+    """The figures that people ask for first."""
+    if not document["sides"]:
+        return ""
+    side, violated = (
+        document["sides"][0],
+        {r["rule"]: r["violations"] for r in document["invariants"]},
+    )
+    callers = side["callers"]
+    figures = {
+        "payments": str(callers["count"]),
+        "charged twice": str(violated.get("charged_once", "?")),
+        "charges not in our books": str(violated.get("charge_is_recorded", "?")),
+        "left in doubt": str(violated.get("nothing_left_in_doubt", "?")),
+        "slowest answer": _seconds(callers["ms"]["max"]),
+    }
+    cells = "".join(
+        f"<div><dd>{escape(value)}</dd><dt>{escape(name)}</dt></div>"
+        for name, value in figures.items()
+    )
+    return f'<dl class="glance">{cells}</dl>'
+
+
+def _seconds(ms: float | None) -> str:
+    if ms is None:
+        return "none"
+    return f"{ms:.0f} ms" if ms < 1000 else f"{ms / 1000:.1f} s"
+
+
+def _charts(side: dict[str, Any], document: dict[str, Any]) -> str:
+    """The same seconds four times, one above the other."""
+    timeline = timeline_of(document, side)
+    if not timeline.seconds:
+        return ""
+    samples = side["callers"]["samples"]
+    left_out = side["callers"]["count"] - len(samples)
+    note = f'<p class="note">The first {len(samples)} payments are drawn.</p>' if left_out else ""
+    faults = "".join(
+        f"<li>{escape(fault['text'])} <span>{fault['from_s']:.0f} to"
+        f" {fault['to_s'] or timeline.end_s:.0f} s</span></li>"
+        for fault in timeline.faults
+    )
+    return f"""<section class="charts"><h2>{escape(_side_title(side, document))}</h2>
+{f'<ol class="faults">{faults}</ol>' if faults else ""}
+{answers_chart(timeline)}{waits_chart(timeline, samples)}{note}
+{breaker_chart(timeline)}{pool_chart(timeline)}</section>"""
+
+
+def _side_title(side: dict[str, Any], document: dict[str, Any]) -> str:
+    if len(document["sides"]) == 1:
+        return "What happened, second by second"
+    behind = {"experiment": "behind the fault", "control": "without it"}
+    return f"The {side['name']}, {behind.get(side['name'], '')}"
+
+
+def _checks(title: str, told: str, checks: list[dict[str, Any]]) -> str:
+    if not checks:
+        return ""
+    rows = "".join(
+        f'<tr class="{_word(check)}"><td>{_mark(check)}</td><th scope="row">{escape(check["text"])}'
+        f"{_promql(check)}</th><td>{escape(shown(check['value']))}"
+        f"{gauge(check['value'], check['min'], check['max'])}</td>"
+        f"<td>{escape(bounds(check))}</td><td>{escape(_when(check))}</td></tr>"
+        for check in checks
+    )
+    head = _head("", "What", "Measured", "Bound", "When")
+    return (
+        f"<section><h2>{escape(title)}</h2><p class='note'>{escape(told)}</p>"
+        f"<div class='wide' tabindex='0'><table class='checks'>{head}{rows}</table></div></section>"
+    )
+
+
+def _promql(check: dict[str, Any]) -> str:
+    return f"<code>{escape(check['promql'])}</code>" if check["promql"] else ""
+
+
+def _when(check: dict[str, Any]) -> str:
+    during = str(check.get("during", "all"))
+    return {"all": "fault and after", "fault": "fault", "recovery": "after it"}.get(during, during)
+
+
+def _books(rules: list[dict[str, Any]]) -> str:
+    if not rules:
+        return ""
+    rows = "".join(
+        f'<tr class="{_word(rule)}"><td>{_mark(rule)}</td>'
+        f'<th scope="row">{escape(RULES.get(rule["rule"], rule["rule"]))}</th>'
+        f"<td>{escape(_book(rule['book']))}</td><td>{rule['violations']}</td></tr>"
+        for rule in rules
+    )
+    return (
+        "<section><h2>Both books</h2><p class='note'>Ours by SQL, the provider's by its own"
+        f" listing, compared payment by payment.</p><div class='wide' tabindex='0'><table class='checks'>"
+        f"{_head('', 'Promise', 'Read in', 'Broken by')}{rows}</table></div></section>"
+    )
+
+
+def _book(book: str) -> str:
+    return {"both": "both books", "ours": "ours", "provider": "the provider's"}.get(book, book)
+
+
+def _parts(parts: Sequence[dict[str, Any]]) -> str:
+    if not parts:
+        return ""
+    cards = "".join(
+        f'<li class="{escape(str(part["verdict"]).lower())}"><a'
+        f' href="/drills/{escape(part["id"])}?format=html"><strong>{escape(str(part["verdict"]))}'
+        f"</strong> {escape(part['title'])}</a><p>{escape(part['summary'] or '')}</p></li>"
+        for part in parts
+    )
+    return f'<section><h2>The drills of the day</h2><ol class="parts">{cards}</ol></section>'
+
+
+def _side(side: dict[str, Any]) -> str:
+    """What the log and the callers say, as evidence."""
+    callers = side["callers"]
+    chains = "".join(
+        "<pre>" + escape("\n".join(f"{'  ' * i}{e}" for i, e in enumerate(chain))) + "</pre>"
+        for chain in side["exception_chains"]
+    )
+    incident = f'<pre class="incident">{escape(side["incident"])}</pre>' if side["incident"] else ""
+    told = {
+        "Status": callers["by_status"],
+        "Outcome": callers["by_outcome"],
+        "Refused because of": callers["by_code"],
+        "Payments in our books": side["payments_by_status"],
+    }
+    lines = "".join(
+        f"<dt>{escape(name)}</dt><dd>{escape(_counted(counts))}</dd>"
+        for name, counts in told.items()
+        if counts
+    )
+    waits = ", ".join(f"{name} {_seconds(ms)}" for name, ms in callers["ms"].items())
+    return f"""<section><h2>Evidence: the {escape(side["name"])}</h2>
+<dl class="facts">{lines}<dt>Callers waited</dt><dd>{escape(waits)}</dd></dl>
+{incident}{chains}</section>"""
+
+
+def _counted(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count} x {word}" for word, count in counts.items())
+
+
+def _steps(document: dict[str, Any]) -> str:
+    steps = "".join(
+        f"<li><b>{step['at_s']:.1f} s</b> <i>{escape(step['phase'])}</i> {escape(step['text'])}</li>"
+        for step in document["progress"]
+    )
+    return f'<section><h2>Log of the run</h2><ol class="steps">{steps}</ol></section>'
+
+
 def _facts(document: dict[str, Any]) -> str:
     facts = {
-        "Drill": document["name"],
+        "Run": document["id"],
         "Scope": document["scope"],
         "Began": document["started_at"],
         "Ended": document["ended_at"] or "it still runs",
@@ -50,142 +222,26 @@ def _facts(document: dict[str, Any]) -> str:
         "Reason": document["reason"] or "none given",
         "Runbook": document["runbook"] or "none",
     }
-    return "".join(f"<dt>{escape(k)}</dt><dd>{escape(str(v))}</dd>" for k, v in facts.items())
-
-
-def _checks(title: str, checks: list[dict[str, Any]]) -> str:
-    if not checks:
-        return ""
-    rows = (
-        (_mark(check), check["text"], shown(check["value"]), bounds(check), check["promql"])
-        for check in checks
+    lines = "".join(f"<dt>{escape(k)}</dt><dd>{escape(str(v))}</dd>" for k, v in facts.items())
+    run = escape(document["id"])
+    forms = " · ".join(
+        f'<a href="/drills/{run}?format={form}">{name}</a>'
+        for form, name in (("json", "JSON"), ("markdown", "Markdown"), ("junit", "JUnit"))
     )
-    return f"<h2>{escape(title)}</h2>" + _table(
-        ("", "What", "Measured", "Bound", "PromQL"), rows, code_last=True
+    return (
+        f'<section><h2>The run</h2><dl class="facts">{lines}</dl>'
+        f'<p class="note">The same report as {forms}.</p></section>'
     )
 
 
-def _books(rules: list[dict[str, Any]]) -> str:
-    rows = ((_mark(r), r["book"], r["rule"], str(r["violations"])) for r in rules)
-    return "<h2>Both books</h2>" + _table(("", "Book", "Rule", "Violations"), rows)
+def _head(*words: str) -> str:
+    cells: Iterable[str] = (f"<th scope='col'>{escape(word)}</th>" for word in words)
+    return f"<thead><tr>{''.join(cells)}</tr></thead>"
 
 
-def _parts(parts: list[dict[str, Any]]) -> str:
-    if not parts:
-        return ""
-    rows = ((p["verdict"], p["name"], p["summary"]) for p in parts)
-    return "<h2>Drills of the day</h2>" + _table(("Verdict", "Drill", "Why"), rows)
-
-
-def _table(head: Iterable[str], rows: Iterable[Iterable[str]], *, code_last: bool = False) -> str:
-    def cells(row: list[str]) -> str:
-        shown_cells = [f"<td>{escape(cell)}</td>" for cell in row]
-        if code_last:
-            shown_cells[-1] = f"<td><code>{escape(row[-1])}</code></td>"
-        return "".join(shown_cells)
-
-    heads = "".join(f"<th>{escape(word)}</th>" for word in head)
-    body = "".join(f"<tr>{cells(list(row))}</tr>" for row in rows)
-    return f"<div class='wide'><table><tr>{heads}</tr>{body}</table></div>"
+def _word(check: dict[str, Any]) -> str:
+    return "kept" if check["ok"] else "broken"
 
 
 def _mark(check: dict[str, Any]) -> str:
-    return "kept" if check["ok"] else "BROKEN"
-
-
-def _steps(progress: list[dict[str, Any]]) -> str:
-    return "".join(
-        f"<li><b>{step['at_s']:.1f} s</b> {escape(step['phase'])}: {escape(step['text'])}</li>"
-        for step in progress
-    )
-
-
-def _side(side: dict[str, Any], document: dict[str, Any]) -> str:
-    if not side:
-        return ""
-    name = side["name"]
-    seconds = [point for point in document["timeline"] if name in point["sides"]]
-    chains = "".join(
-        "<pre>" + escape("\n".join(f"{'  ' * i}{e}" for i, e in enumerate(chain))) + "</pre>"
-        for chain in side["exception_chains"]
-    )
-    statuses = ", ".join(f"{k}: {v}" for k, v in side["callers"]["by_status"].items())
-    finals = ", ".join(f"{k}: {v}" for k, v in side["payments_by_status"].items())
-    return f"""<section><h2>The {escape(name)}</h2>
-<pre class="incident">{escape(side["incident"] or "No error of the incident.")}</pre>{chains}
-<p>Callers got: {escape(statuses)}. The payments ended: {escape(finals)}.</p>
-{_latency_chart(side["callers"]["samples"], seconds)}
-{_lines_chart(seconds, name)}
-</section>"""
-
-
-def _latency_chart(samples: list[dict[str, Any]], seconds: list[dict[str, Any]]) -> str:
-    """Each payment a dot: when it was sent, and how long its caller waited."""
-    if not samples:
-        return ""
-    end_s = max(s["at_s"] for s in samples) + 1
-    most_ms = max(100.0, *(s["ms"] for s in samples))
-    dots = "".join(
-        f'<circle class="{_dot_class(s)}" cx="{_x(s["at_s"], end_s):.1f}"'
-        f' cy="{_y(s["ms"], most_ms):.1f}" r="3"><title>{s["ms"]:g} ms,'
-        f" {escape(str(s['status']))}</title></circle>"
-        for s in samples
-    )
-    return _chart(
-        "Each payment: how long its caller waited (ms)", dots, seconds, end_s, f"{most_ms:.0f} ms"
-    )
-
-
-def _dot_class(sample: dict[str, Any]) -> str:
-    if sample["status"] is None or sample["status"] >= 500:
-        return "refused"
-    return {"succeeded": "good", "pending": "queued", "unknown": "unknown"}.get(
-        sample["outcome"] or "", "refused"
-    )
-
-
-def _lines_chart(seconds: list[dict[str, Any]], name: str) -> str:
-    """The pool's connections in use and callers in line, second by second."""
-    if not seconds:
-        return ""
-    end_s = seconds[-1]["at_s"] + 1
-    values = {
-        field: [(p["at_s"], p["sides"][name][field] or 0.0) for p in seconds]
-        for field in ("pool_in_use", "pool_waiting", "succeeded")
-    }
-    most = max(4.0, *(v for points in values.values() for _, v in points))
-    lines = "".join(
-        f'<polyline class="{field}" points="'
-        + " ".join(f"{_x(t, end_s):.1f},{_y(v, most):.1f}" for t, v in points)
-        + '"/>'
-        for field, points in values.items()
-    )
-    title = "Connections in use, callers waiting for one, payments succeeded a second"
-    return _chart(title, lines, seconds, end_s, f"{most:.0f}")
-
-
-def _chart(title: str, marks: str, seconds: list[dict[str, Any]], end_s: float, top: str) -> str:
-    struck = [point["at_s"] for point in seconds if point["phase"] == "fault"]
-    band = ""
-    if struck:
-        left, right = _x(struck[0] - 1, end_s), _x(struck[-1], end_s)
-        band = (
-            f'<rect class="fault" x="{left:.1f}" y="{MARGIN / 2}" width="{right - left:.1f}"'
-            f' height="{HEIGHT - 1.5 * MARGIN}"/>'
-        )
-    base = HEIGHT - MARGIN
-    return (
-        f'<figure><figcaption>{escape(title)}</figcaption><svg viewBox="0 0 {WIDTH} {HEIGHT}"'
-        f' role="img" aria-label="{escape(title)}">{band}<line class="axis" x1="{MARGIN}"'
-        f' y1="{base}" x2="{WIDTH}" y2="{base}"/>{marks}<text x="2" y="{MARGIN / 2 + 4}">'
-        f'{escape(top)}</text><text x="{WIDTH - MARGIN}" y="{HEIGHT - 12}">{end_s:.0f} s</text>'
-        "</svg></figure>"
-    )
-
-
-def _x(at_s: float, end_s: float) -> float:
-    return MARGIN + max(0.0, at_s) / end_s * (WIDTH - MARGIN)
-
-
-def _y(value: float, most: float) -> float:
-    return HEIGHT - MARGIN - value / most * (HEIGHT - 1.5 * MARGIN)
+    return "<b>kept</b>" if check["ok"] else "<b>BROKEN</b>"

@@ -5,6 +5,26 @@ from __future__ import annotations
 from typing import Any
 from xml.etree import ElementTree
 
+# The promises about money as people say them; those that stand in SQL too.
+RULES = {
+    "charged_once": "No payment was charged twice",
+    "succeeded_is_charged": "What we call succeeded, the provider charged",
+    "charge_is_recorded": "What the provider charged, we call succeeded",
+    "answered_succeeded_is_charged": "Who was told that it succeeded was charged",
+    "charged_what_was_asked": "The amount charged is the amount asked for",
+    "accepted_is_kept": "What was accepted is in our books",
+    "one_payment_a_key": "One idempotency key, one payment",
+    "nothing_left_in_doubt": "No payment is left in doubt",
+    "one_payment_a_reference": "One charge belongs to one payment",
+    "captured_within_authorised": "Nothing was captured beyond what was authorised",
+    "refunded_within_captured": "Nothing was refunded beyond what was captured",
+    "refunds_add_up": "A payment's refunds add up to what it says",
+    "captured_once": "Nothing was captured twice",
+    "payment_has_events": "Each payment has its events",
+    "terminal_stays": "What is final stays as it is",
+    "charge_has_payment": "Each charge has its payment",
+    "readable": "The provider's books can be read",
+}
 _WRONG = {"BROKE", "NOT_SHOWN"}
 _SKIPPED = {"INCONCLUSIVE", "ABORTED", "REFUSED"}
 

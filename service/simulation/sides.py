@@ -19,6 +19,7 @@ from typing import Any
 import requests
 
 from service.observability.registry import SharedRegistry, read_samples
+from service.observability.window import Window
 from service.resilience.lifeline import Kept
 from service.simulation.expectations import Samples
 from service.simulation.links import Links
@@ -80,6 +81,11 @@ class Side:
     master_pid: int | None = None
     # Ends every connection to its database; what was done, in words. None: only the link can.
     restart_database: Callable[[], str] | None = None
+
+    def workers_ready(self) -> int:
+        """How many workers have their pool: the last thing before one serves."""
+        pools = Window({}, self.read(), 0.0).values_by("worker", "db_pool_size")
+        return sum(worker.startswith("web-") for worker in pools)
 
     def kill_a_worker(self) -> int | None:
         """Kill -9 of one worker; its process id, None where there is none to be seen."""

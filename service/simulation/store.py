@@ -126,9 +126,8 @@ _TREND = Statement(
 _PAYMENTS = Statement(
     "rehearsal_payments",
     """
-    SELECT payment_id, status, amount, currency, provider_ref, metadata ->> 'side',
-           idempotency_key
-    FROM payments JOIN idempotency_keys USING (merchant_id, payment_id)
+    SELECT payment_id, status, amount, currency, provider_ref, metadata ->> 'side'
+    FROM payments
     WHERE merchant_id = %(merchant_id)s::uuid AND payment_id >= %(since)s::uuid
       AND metadata ->> 'drill' = %(run)s::text
     ORDER BY payment_id
@@ -250,8 +249,8 @@ class RehearsalStore:
 
     def payments(
         self, run_id: str, since: datetime, deadline: Deadline
-    ) -> list[tuple[UUID, str, int, str, str | None, str, str]]:
-        """(id, status, amount, currency, provider reference, side, key) of a run's payments."""
+    ) -> list[tuple[UUID, str, int, str, str | None, str]]:
+        """(id, status, amount, currency, provider reference, side) of a run's payments."""
         since_ms = int((since - timedelta(seconds=60)).timestamp() * 1000)
         params = {
             "merchant_id": str(DRILL_MERCHANT_ID),
@@ -259,7 +258,7 @@ class RehearsalStore:
             "run": run_id,
         }
         return [
-            (UUID(str(row[0])), row[1], int(row[2]), row[3], row[4], row[5], row[6])
+            (UUID(str(row[0])), row[1], int(row[2]), row[3], row[4], row[5])
             for row in self._pool.run(_PAYMENTS, params, deadline)
         ]
 

@@ -19,6 +19,8 @@ from service.simulation.webhooks import WebhookDisorder
 
 # The fault ends in the proxy a little later than told here, in case telling fails.
 TTL_MARGIN_S = 2.0
+# A worker's start is mostly imports: on a machine with other things to do, several times a second's work.
+REPLACED_WITHIN_S = 10.0
 # Long enough for the proxy to break what is there, too short for a retry to meet a refusal.
 BREAK_S = 0.1
 # A round of webhooks is to be over within its second.
@@ -48,6 +50,8 @@ class Strikes:
     turn: Callable[[str], None]
     # How often a link, a signal or a webhook struck.
     struck: int = 0
+    # Most workers that were ever seen ready.
+    _workers: int = 1
 
     def carry_out(self, plan: Plan) -> None:
         """All faults in turn."""
@@ -71,7 +75,8 @@ class Strikes:
         self.run.end_fault()
 
     def _begin(self, step: Step) -> None:
-        ttl_s = min(TTL_MAX_S, step.seconds + TTL_MARGIN_S)
+        waits_s = TTL_MARGIN_S + step.kills * REPLACED_WITHIN_S
+        ttl_s = min(TTL_MAX_S, step.seconds + waits_s)
         if step.link is not None and step.mode is not None:
             self._striker().strike(step.link, step.mode, ttl_s=ttl_s, pause_ms=step.pause_ms)
         if step.sandbox is not None and self.sandbox is not None:
@@ -111,6 +116,14 @@ class Strikes:
             self.sandbox.clear()
 
     def _kill(self) -> None:
+        """Kill a worker while all are there: live traffic needs those that serve."""
+        give_up_at_s = monotonic() + REPLACED_WITHIN_S
+        while (there := self.side.workers_ready()) < self._workers:
+            if monotonic() > give_up_at_s:
+                self.run.tell(f"Only {there} workers serve: no other one is killed")
+                return
+            self.wait(0.1)
+        self._workers = there
         pid = self.side.kill_a_worker()
         if pid is None:
             raise Inconclusive("No worker of the data plane can be seen from here.")
