@@ -16,8 +16,8 @@ from service.providers.stripe_charges import StripeChargesProvider
 from service.providers.transport import Transport
 from service.resilience.deadline import Deadline
 from service.resilience.watchdog import Watchdog
-from tests.contract.conftest import Localstripe, StripeMock
 from tests.fault_server import Peer, answer, certificate, fault_server
+from tests.provider_rigs import Localstripe, StripeMock
 
 
 def soon() -> Deadline:
