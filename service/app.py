@@ -113,7 +113,7 @@ def build_parts(
     )
     # Longer than what one holder may still do with a payment: its call, then its record.
     lease_s = provider_timeout_s + 2 * RECORD_TIMEOUT_S
-    movements = MovementStore(pool, lease_s=lease_s)
+    movements = MovementStore(pool, lease_s=lease_s, provider=provider.name)
     store = PaymentStore(pool, lease_s=lease_s, queue_expires_s=settings.queue_expires_s)
     zeros.begin_pool()
     zeros.begin_provider(provider.name)
@@ -121,7 +121,7 @@ def build_parts(
         pool=pool,
         provider=guarded,
         store=store,
-        settling=SettlingStore(pool, lease_s=lease_s),
+        settling=SettlingStore(pool, lease_s=lease_s, provider=provider.name),
         handler=PaymentHandler(store, guarded, provider_timeout_s=provider_timeout_s),
         movements=movements,
         movement_handler=MovementHandler(movements, guarded, provider_timeout_s=provider_timeout_s),

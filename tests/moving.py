@@ -19,7 +19,7 @@ from tests.booked_provider import BookedProvider
 
 MERCHANT = uuid4()
 
-_MAKE_DUE = Statement(
+MAKE_DUE = Statement(
     "make_due", "UPDATE movements SET due_at = now() WHERE due_at IS NOT NULL RETURNING 1"
 )
 # The invariants are counted merchant by merchant.
@@ -93,7 +93,7 @@ class Moving:
 
     def settle(self) -> list[Movement]:
         """One round of the reconciler, with everything due."""
-        self.pool.run(_MAKE_DUE, {}, soon())
+        self.pool.run(MAKE_DUE, {}, soon())
         return [
             self.reconciler.settle(movement, payment, soon())
             for movement, payment in self.store.lease_due(10, soon())

@@ -196,9 +196,11 @@ LEASE = Statement(
     "lease_movements",
     f"""
     WITH due AS (
-        SELECT merchant_id, movement_id FROM movements
-        WHERE due_at <= now() ORDER BY due_at LIMIT %(limit)s::integer
-        FOR UPDATE SKIP LOCKED
+        SELECT m.merchant_id, m.movement_id
+        FROM movements m JOIN payments p USING (merchant_id, payment_id)
+        WHERE m.due_at <= now() AND p.provider = coalesce(%(provider)s::text, p.provider)
+        ORDER BY m.due_at LIMIT %(limit)s::integer
+        FOR UPDATE OF m SKIP LOCKED
     ), m AS (
         UPDATE movements SET fence = fence + 1, leased = true,
             due_at = now() + %(lease_s)s::float8 * interval '1 second'

@@ -38,10 +38,16 @@ _WIDTH = len(fields(Movement))
 
 
 class MovementStore:
-    """Reads and writes movements; each method takes one connection, for one statement or two."""
+    """Reads and writes movements; each method takes one connection, for one statement or two.
 
-    def __init__(self, pool: ConnectionPool, *, lease_s: float) -> None:
+    As with SettlingStore, only what belongs to `provider` is leased.
+    """
+
+    def __init__(
+        self, pool: ConnectionPool, *, lease_s: float, provider: str | None = None
+    ) -> None:
         self._pool = pool
+        self._provider = provider
         self._lease_s = lease_s
 
     def claim(self, request: MovementRequest, deadline: Deadline) -> tuple[Movement, Payment, bool]:
@@ -215,7 +221,9 @@ class MovementStore:
     def lease_due(self, limit: int, deadline: Deadline) -> list[tuple[Movement, Payment]]:
         """Take up to `limit` movements that are due, for the time of one call and its record."""
         rows = self._pool.run(
-            statements.LEASE, {"limit": limit, "lease_s": self._lease_s}, deadline
+            statements.LEASE,
+            {"limit": limit, "lease_s": self._lease_s, "provider": self._provider},
+            deadline,
         )
         return [_both_of(row) for row in rows]
 

@@ -35,6 +35,7 @@ _LEASE_LOOK_UPS = Statement(
     WITH due AS (
         SELECT merchant_id, payment_id FROM payments
         WHERE due_at <= now() AND status <> 'accepted'
+          AND provider = coalesce(%(provider)s::text, provider)
         ORDER BY due_at LIMIT %(limit)s::integer
         FOR UPDATE SKIP LOCKED
     ), {_LEASE.strip().removeprefix("WITH ")}
@@ -42,13 +43,15 @@ _LEASE_LOOK_UPS = Statement(
 )
 
 # Oldest first, merchants in turn: each merchant's oldest comes before any merchant's second.
+# Another provider's only to end them in time: nothing is sent for that.
 _LEASE_QUEUED = Statement(
     "lease_queued",
     f"""
     WITH oldest AS (
         SELECT merchant_id, payment_id, created_at FROM payments
         WHERE due_at <= now() AND status = 'accepted'
-          AND (expires_at <= now() OR NOT %(only_expired)s::boolean)
+          AND (expires_at <= now() OR NOT %(only_expired)s::boolean
+               AND provider = coalesce(%(provider)s::text, provider))
         ORDER BY created_at LIMIT 1000
     ), due AS (
         SELECT merchant_id, payment_id FROM (
@@ -225,15 +228,21 @@ class Run:
 
 
 class SettlingStore:
-    """Leases and bulk reads. A lease is committed before any call to the provider."""
+    """Leases and bulk reads. A lease is committed before any call to the provider.
 
-    def __init__(self, pool: ConnectionPool, *, lease_s: float) -> None:
+    Only what was made with `provider` is leased (None: whatever is due): the rest is left to
+    whoever runs with its own.
+    """
+
+    def __init__(
+        self, pool: ConnectionPool, *, lease_s: float, provider: str | None = None
+    ) -> None:
         self._pool = pool
-        self._lease_s = lease_s
+        self._leasing = {"lease_s": lease_s, "provider": provider}
 
     def lease_look_ups(self, limit: int, deadline: Deadline) -> list[Payment]:
         """Take up to `limit` payments whose look-up is due, for `lease_s`."""
-        rows = self._pool.run(_LEASE_LOOK_UPS, {"limit": limit, "lease_s": self._lease_s}, deadline)
+        rows = self._pool.run(_LEASE_LOOK_UPS, {"limit": limit, **self._leasing}, deadline)
         return [payment_of(row) for row in rows]
 
     def lease_queued(
@@ -242,7 +251,7 @@ class SettlingStore:
         """Take up to `limit` queued payments, oldest first, merchants in turn."""
         rows = self._pool.run(
             _LEASE_QUEUED,
-            {"limit": limit, "lease_s": self._lease_s, "only_expired": only_expired},
+            {"limit": limit, "only_expired": only_expired, **self._leasing},
             deadline,
         )
         return [payment_of(row) for row in rows]

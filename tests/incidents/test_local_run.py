@@ -156,6 +156,7 @@ def test_more_connections_than_the_server_has_are_refused_in_numbers(home):
         ("DATABASE_URL", "postgresql://nobody@127.0.0.1:1/nowhere"),
         ("HOLDFAST_BOOTSTRAP_API_KEY", "hunter2"),
         ("HOLDFAST_ENV", "production"),
+        ("HOLDFAST_PROVIDER", "stripe_charges"),
     ],
 )
 def test_what_cannot_be_started_is_said_without_a_traceback(home, setting, text):
@@ -165,6 +166,15 @@ def test_what_cannot_be_started_is_said_without_a_traceback(home, setting, text)
     assert refused.stderr
     assert "Traceback" not in refused.stderr
     assert "hunter2" not in refused.stderr
+
+
+def test_the_sandbox_is_not_started_for_an_adapter_that_it_does_not_serve(home):
+    charges = {"HOLDFAST_PROVIDER": "stripe_charges", "HOLDFAST_PROVIDER_FLOW": "one_shot"}
+
+    refused = _run_until_it_ends({"HOLDFAST_HOME": str(home), **charges})
+
+    assert refused.returncode == 2
+    assert "STRIPE_API_BASE" in refused.stderr
 
 
 def _run_until_it_ends(settings: dict[str, str]) -> subprocess.CompletedProcess[str]:

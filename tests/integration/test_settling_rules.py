@@ -8,11 +8,13 @@ from datetime import UTC, datetime, timedelta
 from service.payments.handler import charge_of
 from service.payments.invariants import check_invariants
 from service.payments.model import Status
+from service.payments.movement_store import MovementStore
 from service.payments.movements import MovementStatus
 from service.payments.schedule import PATIENCE_S
+from service.payments.settling_store import SettlingStore
 from service.providers.base import Outcome, OutcomeKind, Stage
 from tests.booked_provider import BookedProvider, unknown
-from tests.moving import Moving
+from tests.moving import MAKE_DUE, Moving
 from tests.settling import MERCHANT, Service, soon
 
 
@@ -203,3 +205,42 @@ def test_a_second_charge_at_another_provider_is_an_orphan(pool):
 
     assert successor.read(payment).status is Status.UNKNOWN
     assert check_invariants(pool, soon())["charge_has_payment"] == 1
+
+
+def test_a_reconciler_leases_only_what_its_own_provider_can_settle(pool):
+    service = Service(pool, BookedProvider(unknown()))
+    in_doubt = service.pay()
+    service.provider.available = False
+    queued = service.pay()
+    service.make_due()
+
+    others = SettlingStore(pool, lease_s=10, provider="other")
+    own = SettlingStore(pool, lease_s=10, provider="fake")
+
+    assert others.lease_look_ups(10, soon()) == others.lease_queued(10, soon()) == []
+    assert [payment.id for payment in own.lease_look_ups(10, soon())] == [in_doubt.id]
+    assert [payment.id for payment in own.lease_queued(10, soon())] == [queued.id]
+
+
+def test_what_is_queued_for_another_provider_is_still_ended_in_time(pool):
+    service = Service(pool, BookedProvider())
+    service.provider.available = False
+    service.pay(expires_at=datetime.now(UTC) - timedelta(seconds=1))
+    service.make_due()
+
+    others = SettlingStore(pool, lease_s=10, provider="other")
+
+    assert [payment.is_expired for payment in others.lease_queued(10, soon())] == [True]
+
+
+def test_a_refund_is_leased_by_who_runs_with_the_provider_of_its_payment(pool):
+    moving = Moving(pool, BookedProvider())
+    moving.provider.next_answers["refund"] = [unknown()]
+    refund = moving.refund(moving.pay(), 100)
+    pool.run(MAKE_DUE, {}, soon())
+
+    others = MovementStore(pool, lease_s=10, provider="other")
+    own = MovementStore(pool, lease_s=10, provider="fake")
+
+    assert others.lease_due(10, soon()) == []
+    assert [movement.id for movement, _ in own.lease_due(10, soon())] == [refund.id]
