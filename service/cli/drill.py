@@ -8,6 +8,8 @@ example:
   python -m service drill --list
   python -m service drill payment-timeout
   python -m service drill connection-error --scope pair --junit drill.xml
+  python -m service drill game-day --blind
+  python -m service drill --answer slow-drip
 """
 
 from __future__ import annotations
@@ -37,6 +39,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--scope", choices=["instance", "pair"], help="this instance, or two copies"
     )
+    parser.add_argument(
+        "--blind",
+        action="store_true",
+        help="of a game day: one drill of it, and you find out which",
+    )
+    parser.add_argument(
+        "--answer", metavar="DRILL", help="say which fault the blind game day is that runs now"
+    )
     parser.add_argument("--dry-run", action="store_true", help="only look whether it may begin")
     parser.add_argument("--fault-s", type=float, help="how long the fault lasts")
     parser.add_argument("--load-rps", type=int, help="synthetic payments a second")
@@ -47,12 +57,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     plane = _OpsPlane()
+    if arguments.answer:
+        return _answer(plane, arguments.answer)
     if arguments.list or not arguments.name:
         return _list(plane, as_json=arguments.json)
     wish = {
         "drill": arguments.name,
         "scope": arguments.scope,
         "dry_run": arguments.dry_run,
+        "blind": arguments.blind,
         "fault_s": arguments.fault_s,
         "load_rps": arguments.load_rps,
         "reason": arguments.reason,
@@ -64,6 +77,8 @@ def run(arguments: argparse.Namespace) -> int:
         print(begun.get("detail", begun))
         print("\n".join(f"  {reason}" for reason in begun.get("reasons", [])))
         return 2
+    if arguments.blind and not arguments.json:
+        print("Something will be wrong soon. Name it: python -m service drill --answer NAME")
     if arguments.dry_run:
         print(json.dumps(begun, indent=2))
         return 0
@@ -138,6 +153,22 @@ def _list(plane: _OpsPlane, *, as_json: bool) -> int:
     return 0
 
 
+def _answer(plane: _OpsPlane, name: str) -> int:
+    """Status 0: that is it; 1: it is not."""
+    _, overview = plane.ask("GET", "/drills")
+    running = overview.get("running")
+    if running is None:
+        print("Nothing is rehearsed now.")
+        return 2
+    status, answer = plane.ask("POST", f"/drills/{running['id']}/answer", {"name": name})
+    if status >= 400:
+        print(answer.get("detail", answer))
+        return 2
+    after = f", {answer['after_s']:g} s after it began" if answer["after_s"] is not None else ""
+    print(f"{'Right' if answer['right'] else 'Wrong'}: {name}{after}.")
+    return 0 if answer["right"] else 1
+
+
 def _follow(plane: _OpsPlane, path: str, *, is_quiet: bool) -> dict[str, Any]:
     """Print each step as it happens, until the verdict; Ctrl-C stops the drill itself."""
     told = 0
@@ -157,6 +188,8 @@ def _follow(plane: _OpsPlane, path: str, *, is_quiet: bool) -> dict[str, Any]:
 
 
 def _tell(report: dict[str, Any], plane: _OpsPlane) -> None:
+    for part in report["parts"]:
+        print(f"  {part['verdict']:<13} {part['name']}: {part['summary']}")
     for kind in ("bite", "expectations", "invariants"):
         for check in report[kind]:
             text = check.get("text") or f"{check['book']}: {check['rule']}"

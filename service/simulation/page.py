@@ -31,6 +31,11 @@ _STAMPS = {
     "REFUSED": "It was not begun.",
 }
 
+_ICONS = {
+    **dict.fromkeys(("HELD", "SHOWN"), "safe"),
+    **dict.fromkeys(("BROKE", "NOT_SHOWN"), "act"),
+}
+
 
 def render_page(document: dict[str, Any]) -> str:
     """HTML; every text of the document is escaped."""
@@ -39,7 +44,8 @@ def render_page(document: dict[str, Any]) -> str:
 <html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{escape(verdict)}: {escape(document["title"])}</title>
-<link rel="icon" href="/console/static/favicon.svg"><link rel="stylesheet" href="/drills/static/report.css"></head><body>
+<link rel="icon" type="image/svg+xml" href="/console/static/icon-{_ICONS.get(verdict, "watch")}.svg">
+<link rel="stylesheet" href="/drills/static/report.css"></head><body>
 <header class="{escape(verdict.lower())}">
 <p class="kind">Holdfast · {escape(document["kind"])} · {escape(document["name"])}</p>
 <h1>{escape(document["title"])}</h1>

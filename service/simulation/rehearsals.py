@@ -11,11 +11,11 @@ from typing import Any
 from service.errors import Busy, NotFound, PreflightRefused, WrongState
 from service.observability import metrics
 from service.resilience.deadline import Deadline
-from service.simulation.plan import GAME_DAY, Catalogue, Plan
+from service.simulation.gameday import GameDay
+from service.simulation.plan import Catalogue, Plan
 from service.simulation.preflight import reasons
 from service.simulation.run import Run, summary_of
 from service.simulation.runner import Runner, Surroundings
-from service.simulation.verdict import judge_day
 
 log = logging.getLogger(__name__)
 
@@ -224,7 +224,8 @@ class Rehearsals:
     def _carry_out(self, run: Run, wish: Wish) -> None:
         try:
             if run.plan.parts:
-                self._play_game_day(run, wish)
+                plans = [self._lasting(self.catalogue[name], wish) for name in run.plan.parts]
+                GameDay(run=run, around=self.around, plans=plans, kept=self._keep).play()
             else:
                 load_per_s = wish.load_per_s or run.plan.load_per_s
                 Runner(run, self.around, load_per_s=load_per_s).carry_out()
@@ -245,45 +246,17 @@ class Rehearsals:
             self._let_go(run)
             run.ended.set()
 
-    def _play_game_day(self, run: Run, wish: Wish) -> None:
-        """Every drill of the day in turn, each as a run of its own."""
-        verdicts = []
-        for name in run.plan.parts:
-            part = self._part(run, wish, name)
-            if part is None:
-                continue
-            summary = part.summary()
-            verdicts.append(summary["verdict"])
-            run.set(parts=[*run.document()["parts"], summary])
-            run.tell(f"{name}: {summary['verdict']}")
-            if run.stopping.is_set():
-                break
-        run.finish(*judge_day(verdicts, stopped=run.stop_reason))
-
-    def _part(self, run: Run, wish: Wish, name: str) -> Run | None:
-        plan = self._lasting(self.catalogue[name], wish)
-        against = reasons(
-            self.around.preflight.check(plan, wish.scope, Deadline.after(WRITE_TIMEOUT_S))
-        )
-        if against:
-            run.tell(f"{name}: left out. {against[0]}")
-            return None
-        run.enter("fault", name)
-        part = Run(
-            plan,
-            kind="drill",
-            scope=wish.scope,
-            reason=f"{GAME_DAY} {run.id}",
-            requested_by=wish.requested_by,
-            load_per_s=plan.load_per_s,
-        )
-        # Stopping the day stops the drill that is on.
-        part.stopping = run.stopping
+    def _keep(self, part: Run) -> None:
+        """A drill of a game day begins or has ended: it is found and kept as any other."""
         self._runs[part.id] = part
-        Runner(part, self.around, load_per_s=plan.load_per_s).carry_out()
-        part.ended.set()
-        metrics.drill_runs_total.labels(name, str(part.document()["verdict"]).lower()).inc()
-        return part
+        document = part.whole()
+        if document["verdict"] is not None:
+            self._write_down(document)
+            return
+        try:
+            self.around.store.begin(document, Deadline.after(WRITE_TIMEOUT_S))
+        except Busy as error:
+            log.warning("rehearsal.not_kept", extra={"run_id": part.id, "detail": error.detail})
 
     def _write_down(self, document: dict[str, Any]) -> None:
         deadline = Deadline.after(WRITE_TIMEOUT_S)

@@ -52,7 +52,7 @@ class DrillWish(_Body):
     dry_run: bool = False
     blind: bool = False
     reason: _Reason = ""
-    fault_s: Annotated[int | None, Field(ge=1, le=300)] = None
+    fault_s: Annotated[float | None, Field(ge=1, le=300)] = None
     load_rps: Annotated[int | None, Field(ge=1, le=20)] = None
 
 

@@ -34,14 +34,19 @@ class Run:
         requested_by: str,
         load_per_s: int,
         is_blind: bool = False,
+        day: Run | None = None,
     ) -> None:
         self.id = new_run_id()
         self.plan = plan
         self.scope = scope
         self.began_at = datetime.now(UTC)
         self.began_s = monotonic()
+        self.requested_by = requested_by
         self.ended = threading.Event()
-        self.stopping = threading.Event()
+        # Stopping a game day stops the drill that is on, and the other way round.
+        self.stopping: threading.Event = day.stopping if day else threading.Event()
+        # Under whose name nobody else may rehearse.
+        self.lease_id = day.id if day else self.id
         self.stop_reason: str | None = None
         self._lock = threading.Lock()
         self._fault_began_s: float | None = None
@@ -214,9 +219,8 @@ def _hide(document: dict[str, Any]) -> dict[str, Any]:
     document |= {name: [] for name in ("bite", "expectations", "preflight", "faults", "sides")}
     document["hypothesis"] = "Something is wrong on purpose: find out what, and name it."
     document["answers"] = [{**answer, "right": False} for answer in document["answers"]]
-    document["progress"] = [
-        {**step, "text": step["phase"]} for step in document["progress"] if step["phase"] != "fault"
-    ]
+    # As many lines as there are, for those who read on from where they were.
+    document["progress"] = [{**step, "text": "(kept back)"} for step in document["progress"]]
     for point in document["timeline"]:
         for side in point["sides"].values():
             del side["struck"]

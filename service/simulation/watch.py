@@ -102,7 +102,7 @@ class Watch:
                     self._guard(self._sides[0])
                 if monotonic() >= lease_due_s:
                     lease_due_s = monotonic() + LEASE_EVERY_S
-                    self._store.take_lease(self._run.id, _deadline())
+                    self._store.take_lease(self._run.lease_id, _deadline())
             except (ProxyGone, StrikeRefused) as error:
                 self._run.stop(str(error))
             except Busy as error:

@@ -1,0 +1,77 @@
+"""A game day: every drill in turn, each a run of its own with its own report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from time import monotonic
+
+from service.observability import metrics
+from service.resilience.deadline import Deadline
+from service.simulation.plan import Plan
+from service.simulation.preflight import reasons
+from service.simulation.run import Run
+from service.simulation.runner import Runner, Surroundings
+from service.simulation.verdict import judge_day
+
+PREFLIGHT_TIMEOUT_S = 10.0
+# What a drill leaves behind is settled by its end; the gauges that say so are read every 5 s.
+CALM_WITHIN_S = 15.0
+LOOK_AGAIN_S = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class GameDay:
+    """Plays the day of `run` in the calling thread. `kept` is told of each drill's run, at its
+    beginning and at its end."""
+
+    run: Run
+    around: Surroundings
+    plans: list[Plan]
+    kept: Callable[[Run], None]
+
+    def play(self) -> None:
+        """Until its end, or until it is stopped: what stops one drill stops the day."""
+        verdicts, stopped = [], None
+        for plan in self.plans:
+            part = self._part(plan)
+            summary = part.summary()
+            verdicts.append(summary["verdict"])
+            self.run.set(parts=[*self.run.whole()["parts"], summary])
+            self.run.tell(f"{plan.name}: {summary['verdict']}. {summary['summary']}")
+            if self.run.stopping.is_set():
+                stopped = self.run.stop_reason or part.stop_reason or "It was stopped."
+                break
+        self.run.finish(*judge_day(verdicts, stopped=stopped))
+
+    def _part(self, plan: Plan) -> Run:
+        day = self.run
+        part = Run(
+            plan,
+            kind="drill",
+            scope=day.scope,
+            reason=f"{day.plan.name} {day.id}",
+            requested_by=day.requested_by,
+            load_per_s=plan.load_per_s,
+            day=day,
+        )
+        day.enter("fault", f"{plan.name}: {plan.title}")
+        self.kept(part)
+        against = self._against(plan)
+        if against:
+            part.finish("REFUSED", against[0])
+        else:
+            Runner(part, self.around, load_per_s=plan.load_per_s).carry_out()
+        self.kept(part)
+        part.ended.set()
+        metrics.drill_runs_total.labels(plan.name, str(part.whole()["verdict"]).lower()).inc()
+        return part
+
+    def _against(self, plan: Plan) -> list[str]:
+        """Why it may not begin, once what the drill before it left behind had time to settle."""
+        give_up_at_s = monotonic() + CALM_WITHIN_S
+        while True:
+            deadline = Deadline.after(PREFLIGHT_TIMEOUT_S)
+            against = reasons(self.around.preflight.check(plan, self.run.scope, deadline))
+            if not against or monotonic() > give_up_at_s or self.run.stopping.wait(LOOK_AGAIN_S):
+                return against
