@@ -1,0 +1,39 @@
+"""Drills whose fault is on our own side: the database, the workers, and what others tell us."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.rehearsing import begin_drill, ended
+from tests.running_house import House, running_house
+
+SHORTENED_S = {
+    "pool-exhaustion": 5,
+    "database-restart": 6,
+    "slow-database": 5,
+    "worker-kill": 8,
+    "webhook-disorder": 5,
+}
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    with running_house(tmp_path_factory.mktemp("house")) as house:
+        yield house
+
+
+@pytest.mark.parametrize("name", SHORTENED_S)
+def test_a_healthy_service_holds(house: House, name: str):
+    run = ended(house, begin_drill(house, name, fault_s=SHORTENED_S[name]))
+
+    assert run["verdict"] == "HELD", (run["summary"], run["expectations"], run["bite"])
+
+
+def test_the_database_of_a_local_run_really_restarts(house: House):
+    run = ended(house, begin_drill(house, "database-restart", fault_s=6))
+
+    told = " ".join(step["text"] for step in run["progress"])
+    assert "PostgreSQL crashed and began again" in told
+    assert house.pay().status_code == 201

@@ -1,0 +1,35 @@
+"""Drills whose fault is the provider's, each on the real thing until its verdict: all promises kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.rehearsing import begin_drill, ended
+from tests.running_house import House, running_house
+
+# Each as short as its hypothesis allows; the deadline of five seconds must pass where it is one.
+SHORTENED_S = {
+    "payment-timeout": 12,
+    "connection-error": 8,
+    "charged-but-answer-lost": 5,
+    "slow-drip": 12,
+    "provider-429-500": 5,
+    "half-open-stampede": 12,
+    "long-outage": 20,
+}
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    with running_house(tmp_path_factory.mktemp("house")) as house:
+        yield house
+
+
+@pytest.mark.parametrize("name", SHORTENED_S)
+def test_a_healthy_service_holds(house: House, name: str):
+    run = ended(house, begin_drill(house, name, fault_s=SHORTENED_S[name]))
+
+    assert run["verdict"] == "HELD", (run["summary"], run["expectations"], run["bite"])
+    assert house.metric("holdfast_drill_runs_total", drill=name, verdict="held") == 1

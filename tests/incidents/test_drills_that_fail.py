@@ -1,0 +1,162 @@
+"""A drill that should fail does fail, one that proves nothing says so, and nobody is told in advance."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.rehearsing import ask, begin_drill, ended, wait_until_struck
+from tests.running_house import ROOT, House, running_house, wait_for
+
+SHORT_DRILL = """
+title = "{name}"
+hypothesis = "It holds."
+[[faults]]
+link = "database"
+mode = "latency"
+pause_ms = {pause_ms}
+seconds = 2
+[[bite]]
+text = "Answers came later"
+struck = true
+min = 1
+[[expect]]
+text = "Nobody noticed"
+callers = "5xx"
+max = 0
+"""
+OWN_DAY = """
+title = "Our own day"
+hypothesis = "Two of ours in a row."
+parts = ["a-little-slow", "slower"]
+blind_fault_s = 12
+"""
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    own = tmp_path_factory.mktemp("drills")
+    for name, pause_ms in (("a-little-slow", 20), ("slower", 60)):
+        (own / f"{name}.toml").write_text(SHORT_DRILL.format(name=name, pause_ms=pause_ms))
+    (own / "our-day.toml").write_text(OWN_DAY)
+    with running_house(tmp_path_factory.mktemp("house"), HOLDFAST_DRILLS_DIR=str(own)) as house:
+        yield house
+
+
+@pytest.mark.parametrize(
+    ("name", "fault_s", "guard_off", "told"),
+    [
+        ("payment-timeout", 12, {"HOLDFAST_BREAKER_ENABLED": "false"}, "The breaker opened"),
+        # Asked again in doubt, a provider that ignores keys charges again.
+        (
+            "charged-but-answer-lost",
+            5,
+            {"HOLDFAST_PROVIDER_FLOW": "one_shot"},
+            "charged_once",
+        ),
+        ("slow-drip", 12, {"HOLDFAST_PROVIDER_TIMEOUT_MS": "20000"}, "callers waited less than"),
+    ],
+)
+def test_with_its_guard_off_a_drill_breaks_and_says_at_what(
+    tmp_path: Path, name: str, fault_s: int, guard_off: dict[str, str], told: str
+):
+    with running_house(tmp_path / "house", **guard_off) as house:
+        run = ended(house, begin_drill(house, name, fault_s=fault_s))
+
+    assert run["verdict"] == "BROKE", run["summary"]
+    assert told in run["summary"]
+
+
+def test_a_fault_that_nobody_felt_proves_nothing(house: House):
+    # A stall that ends before the deadline is no timeout.
+    run = ended(house, begin_drill(house, "payment-timeout", fault_s=1))
+
+    assert run["verdict"] == "INCONCLUSIVE"
+    assert "Calls to the provider timed out" in run["summary"]
+
+
+def test_a_drill_that_is_stopped_ends_its_fault_and_settles_what_it_sent(house: House):
+    where = begin_drill(house, "payment-timeout", fault_s=60)
+    wait_until_struck(house, where)
+
+    ask(house, "DELETE", where)
+    run = ended(house, where)
+
+    assert (run["verdict"], run["fault_ended_at"] is not None) == ("ABORTED", True)
+    assert run["invariants"]
+    assert [rule for rule in run["invariants"] if not rule["ok"]] == []
+
+
+def test_a_game_day_plays_every_part_and_keeps_each_report(house: House):
+    run = ended(house, begin_drill(house, "our-day"))
+
+    assert run["verdict"] == "HELD", run["summary"]
+    assert [part["name"] for part in run["parts"]] == ["a-little-slow", "slower"]
+    kept = [ask(house, "GET", f"/drills/{part['id']}").json() for part in run["parts"]]
+    assert [part["reason"] for part in kept] == [f"our-day {run['id']}"] * 2
+    page = ask(house, "GET", f"/drills/{run['id']}?format=html").text
+    assert all(f"/drills/{part['id']}?format=html" in page for part in run["parts"])
+
+
+def test_a_blind_day_tells_nobody_until_somebody_names_it(house: House):
+    where = begin_drill(house, "our-day", blind=True)
+    wait_until_struck(house, where)
+    hidden = ask(house, "GET", where)
+    links = ask(house, "GET", "/simulate").json()["links"]
+
+    wrong = name_it(house, where, "payment-timeout")
+    right = next(
+        answer
+        for name in ("a-little-slow", "slower")
+        if (answer := name_it(house, where, name))["right"]
+    )
+    run = ended(house, where)
+
+    assert "latency" not in hidden.text
+    assert "slow" not in hidden.text
+    assert links is None
+    assert not wrong["right"]
+    assert run["name"] == right["name"]
+    assert run["answers"][0] == wrong
+    assert run["answers"][-1] == right
+    assert f"Named {right['after_s']:g} s after it began" in run["summary"]
+    assert run["verdict"] == "HELD"
+
+
+def name_it(house: House, where: str, name: str) -> dict[str, Any]:
+    answer: dict[str, Any] = ask(house, "POST", f"{where}/answer", json={"name": name}).json()
+    return answer
+
+
+def test_a_blind_day_is_played_from_the_command_line(house: House):
+    player = start(house, "our-day", "--blind")
+    answer = wait_for(lambda: _answered(house, "slower"), timeout_s=30)
+    said, _ = player.communicate(timeout=90)
+
+    assert answer.split()[0] in ("Right:", "Wrong:")
+    assert "python -m service drill --answer NAME" in said
+    assert "HELD" in said
+    assert player.returncode == 0
+
+
+def _answered(house: House, name: str) -> str | None:
+    """What the command says to an answer, once there is something to be named."""
+    done = start(house, "--answer", name)
+    said, _ = done.communicate(timeout=30)
+    return said if done.returncode in (0, 1) else None
+
+
+def start(house: House, *words: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "service", "drill", *words],
+        cwd=ROOT,
+        env={"HOLDFAST_HOME": house.home, "PATH": "/usr/bin:/bin"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
