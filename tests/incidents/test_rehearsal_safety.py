@@ -1,0 +1,262 @@
+"""Who may cause a fault, where, beside whom, and what is written down of it: on a real house."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import requests
+
+from service.database.pool import ConnectionPool
+from service.lookout.traffic import Traffic
+from service.resilience.deadline import Deadline
+from service.resilience.watchdog import Watchdog
+from service.simulation.store import RehearsalStore, new_run_id
+from tests.rehearsing import ask, begin, ended, faults, rehearsing_house, rows, wait_until_struck
+from tests.running_house import ROOT, House, wait_for
+
+WRITES = [
+    ("POST", "/simulate/payment-timeout"),
+    ("POST", "/simulate/connection-error"),
+    ("POST", "/simulate/pool-exhaustion"),
+    ("DELETE", "/simulate"),
+    ("PUT", "/simulate/lever"),
+    ("POST", "/drills"),
+    ("DELETE", "/drills/run_0"),
+    ("POST", "/drills/run_0/answer"),
+]
+READS = [("GET", "/simulate"), ("GET", "/drills"), ("GET", "/simulate/run_0")]
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    home = tmp_path_factory.mktemp("house")
+    with rehearsing_house(home, HOLDFAST_OPS_HOSTS="console.example") as (house, _):
+        yield house
+
+
+@pytest.fixture(scope="module")
+def others_key(house) -> str:
+    """A key of the same merchant that may pay, but is no operator's."""
+    made = house.request("POST", "/v1/api_keys", json={"scopes": ["payments", "read"]})
+    assert made.status_code == 201, made.text
+    return str(made.json()["key"])
+
+
+# --- Where it is off -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("plane", ["create_app", "create_ops_app"])
+def test_in_production_it_is_off_unless_set_and_not_even_imported(plane, database_url, tmp_path):
+    program = f"""
+import json, sys
+from service.app import {plane}
+from service.settings import Settings
+app = {plane}(Settings.from_environ())
+ask = app.test_client().open
+print(json.dumps({{
+    "imported": [name for name in sys.modules if name.startswith("service.simulation")],
+    "statuses": [ask(path, method=method).status_code for method, path in {WRITES + READS!r}],
+}}))
+"""
+    found = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        env={
+            **os.environ,
+            "HOLDFAST_ENV": "production",
+            "HOLDFAST_HOME": str(tmp_path),
+            "DATABASE_URL": database_url,
+            "STRIPE_API_BASE": "https://127.0.0.1:1",
+            "STRIPE_API_KEY": "sk_test_x",
+            "STRIPE_WEBHOOK_SECRET": "whsec_x",
+        },
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert found.returncode == 0, found.stderr
+    said = json.loads(found.stdout.splitlines()[-1])
+    assert said["imported"] == []
+    assert set(said["statuses"]) == {404}
+
+
+# --- Who may ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("method", "path"), WRITES)
+def test_a_write_needs_a_key_and_the_operators_scope(house, others_key, method, path):
+    nobody = requests.request(method, house.ops_url + path, json={}, timeout=10)
+    other = ask(house, method, path, json={}, headers={"Authorization": f"Bearer {others_key}"})
+
+    assert (nobody.status_code, other.status_code) == (401, 403)
+    assert other.json()["code"] == "forbidden"
+
+
+@pytest.mark.parametrize(("method", "path"), WRITES + READS)
+def test_a_name_that_is_not_ours_reaches_nothing(house, method, path):
+    """A page that has its own name resolved to this machine sends that name along."""
+    answer = ask(house, method, path, json={}, headers={"Host": "rebound.example"})
+
+    assert answer.status_code == 403
+
+
+@pytest.mark.parametrize("name", ["localhost:8081", "127.0.0.1", "[::1]:8081", "console.example"])
+def test_loopback_and_the_names_that_were_set_do(house, name):
+    assert ask(house, "GET", "/simulate", headers={"Host": name}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Origin": "https://evil.example"},
+        {"Origin": "null"},
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "same-site"},
+    ],
+)
+@pytest.mark.parametrize(("method", "path"), WRITES)
+def test_a_write_that_another_page_sends_is_refused(house, method, path, headers):
+    assert ask(house, method, path, json={}, headers=headers).status_code == 403
+
+
+def test_a_write_of_the_consoles_own_page_is_taken(house):
+    headers = {"Origin": house.ops_url, "Sec-Fetch-Site": "same-origin"}
+
+    assert ask(house, "DELETE", "/simulate", headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "wish", [{"ttl_s": 301}, {"ttl_s": 0}, {"load_rps": 21}, {"scope": "fleet"}, {"speed": 1}]
+)
+def test_no_fault_is_longer_larger_or_wider_than_it_may_be(house, wish):
+    answer = ask(house, "POST", "/simulate/payment-timeout", json=wish)
+
+    assert (answer.status_code, answer.json()["code"]) == (422, "validation_failed")
+
+
+# --- One at a time, written down, and stopped by one call ------------------------------------
+
+
+def test_of_two_that_begin_at_once_one_begins_and_one_call_stops_it(house):
+    with ThreadPoolExecutor(2) as operators:
+        begun, refused = sorted(
+            operators.map(
+                lambda reason: ask(
+                    house, "POST", "/simulate/payment-timeout", json={"reason": reason, "ttl_s": 60}
+                ),
+                ("the first", "the second"),
+            ),
+            key=lambda answer: answer.status_code,
+        )
+    assert (begun.status_code, refused.status_code) == (202, 409)
+    assert refused.json()["reasons"] == ["another_rehearsal: Another rehearsal runs."]
+    where = begun.headers["Location"]
+    wait_until_struck(house, where)
+
+    stopped = ask(house, "DELETE", "/simulate").json()["stopped"]
+
+    wait_for(lambda: not faults(house), timeout_s=5)
+    run = ended(house, where)
+    assert stopped == [run["id"]]
+    assert (run["verdict"], run["summary"][:10]) == ("ABORTED", "Stopped by")
+    assert {payment["status"] for payment in run["sides"][0]["payments"]} <= {"succeeded"}
+    assert audited(house, run["id"]) == ["started", "stopped", "ended"]
+    assert told(house, run["id"]) == [
+        "rehearsal.started",
+        "rehearsal.stopped",
+        "rehearsal.ended",
+    ]
+
+
+def test_what_is_refused_is_written_down_with_its_reasons(house):
+    Path(house.home, "drills.off").touch()
+    try:
+        refused = ask(house, "POST", "/drills", json={"drill": "payment-timeout"})
+    finally:
+        Path(house.home, "drills.off").unlink()
+
+    reason = f"lever: Engaged: the file {house.home}/drills.off exists"
+    assert (refused.status_code, refused.json()["reasons"]) == (409, [reason])
+    ((action, by, detail),) = rows(
+        house,
+        "SELECT action, requested_by, detail FROM rehearsal_audit ORDER BY audit_id DESC LIMIT 1",
+    )
+    assert (action, detail["reasons"]) == ("refused", [reason])
+    assert by in house.api_key
+    events = [one for one in house.log_events("ops-plane") if one["event"] == "rehearsal.refused"]
+    assert events[-1]["reasons"] == [reason]
+
+
+def test_a_file_made_by_hand_stops_what_runs(house):
+    where = begin(house, "payment-timeout", ttl_s=60)
+    wait_until_struck(house, where)
+
+    Path(house.home, "drills.off").touch()
+    try:
+        run = ended(house, where)
+    finally:
+        Path(house.home, "drills.off").unlink()
+
+    assert (run["verdict"], run["summary"]) == ("ABORTED", "The lever was engaged.")
+    assert faults(house) == set()
+
+
+def test_one_on_another_instance_keeps_this_one_from_beginning(house):
+    pool = ConnectionPool(
+        house.database_url, size=1, wait_s=1.0, max_waiters=1, watchdog=Watchdog()
+    )
+    elsewhere, run_id = RehearsalStore(pool), new_run_id()
+    try:
+        assert elsewhere.take_lease(run_id, Deadline.after(5))
+        refused = ask(house, "POST", "/simulate/payment-timeout", json={})
+        elsewhere.end_lease(run_id, Deadline.after(5))
+    finally:
+        pool.close()
+
+    assert refused.status_code == 409
+    assert refused.json()["reasons"] == ["another_rehearsal: One runs on another instance."]
+
+
+# --- Beside real payments --------------------------------------------------------------------
+
+
+def test_it_ends_as_soon_as_real_payments_suffer(house):
+    with Traffic(house.url, house.api_key, per_s=30):
+        where = begin(house, "pool-exhaustion", ttl_s=120, scope="instance", load_rps=1)
+        run = ended(house, where, timeout_s=100)
+
+    assert run["verdict"] == "ABORTED", run["summary"]
+    assert run["summary"].startswith("Live traffic: ")
+    assert "real payments were refused" in run["summary"]
+    # By the guard, long before its time.
+    struck = [point["at_s"] for point in run["timeline"] if point["phase"] == "fault"]
+    assert struck[-1] - struck[0] < 60
+    assert faults(house) == set()
+
+
+def audited(house: House, run_id: str) -> list[str]:
+    """What was written down about a run, oldest first."""
+    digits = run_id.removeprefix("run_")
+    found = rows(
+        house,
+        "SELECT action FROM rehearsal_audit WHERE replace(rehearsal_id::text, '-', '') = %s"
+        " ORDER BY audit_id",
+        digits,
+    )
+    return [action for (action,) in found]
+
+
+def told(house: House, run_id: str) -> list[str]:
+    """The events about a run in the ops plane's log."""
+    return [
+        event["event"] for event in house.log_events("ops-plane") if event.get("run_id") == run_id
+    ]
