@@ -32,6 +32,17 @@ def pay(sandbox: SandboxProcess, key: str) -> requests.Response:
     )
 
 
+def test_the_service_hands_every_option_on_to_the_sandbox(tmp_path):
+    command = [sys.executable, "-m", "service", "sandbox", "--home", str(tmp_path), "--port", "0"]
+
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        said = process.stdout.readline()
+        process.terminate()
+
+    assert str(tmp_path).encode() in said
+
+
 def test_books_keys_and_certificate_outlive_kill_9(tmp_path):
     with running_sandbox(tmp_path) as sandbox:
         paid = [pay(sandbox, f"pay_{n}") for n in range(3)]
