@@ -170,6 +170,23 @@ def test_afterwards_nothing_of_it_is_left(seen, temporary):
     assert temporary.pairs() == []
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("connection-error", "ConnectionError: HTTPSConnectionPool timeout"),
+        ("pool-exhaustion", "connection pool exhausted"),
+    ],
+)
+def test_the_other_two_show_themselves_on_a_pair_as_well(house, name, words):
+    run = ended(house, begin(house, name, scope="pair", ttl_s=FAULT_S))
+
+    experiment, control = run["sides"]
+    assert run["verdict"] == "SHOWN", run["summary"]
+    assert words in experiment["incident"]
+    assert control["incident"] is None
+    assert set(control["callers"]["by_outcome"]) == {"succeeded"}
+
+
 def test_a_killed_ops_plane_takes_the_copies_with_it_and_its_files_are_swept(house, temporary):
     where = begin(house, "payment-timeout", scope="pair", ttl_s=60)
     wait_until_struck(house, where)

@@ -29,7 +29,9 @@ class Instance:
         self._images = images
         self._secrets = secrets
         self._ports = ports
-        self._prefix = Path(tempfile.mkdtemp(prefix="holdfast-image-")).name
+        # Their names begin as the directory's, and memory file systems are mounted in it.
+        self._home = Path(tempfile.mkdtemp(prefix="holdfast-image-"))
+        self._mounted: list[Path] = []
         self.started: list[str] = []
 
     @classmethod
@@ -40,11 +42,7 @@ class Instance:
         """With its volumes, and nothing started; everything is removed at the end."""
         instance = cls(images, secrets, ports)
         try:
-            for name, volume in instance._whole["volumes"].items():
-                options = [
-                    f"--opt={key}={text}" for key, text in volume.get("driver_opts", {}).items()
-                ]
-                run("podman", "volume", "create", *options, instance._named(name))
+            instance._make_volumes()
             yield instance
         except BaseException:
             for name in instance.started:
@@ -60,7 +58,7 @@ class Instance:
         words = ["--rm"] if is_once else ["--detach", f"--name={self._named(name)}"]
         entrypoint, *arguments = service.get("entrypoint", ENTRYPOINT)
         command = [*arguments, *service.get("command", [])]
-        options = [*self._options(service), f"--entrypoint={entrypoint}"]
+        options = [*self._options(name, service), f"--entrypoint={entrypoint}"]
         self.started += [] if is_once else [name]
         run("podman", "run", *words, *options, self._images[service["image"]], *command)
 
@@ -109,7 +107,7 @@ class Instance:
             }
         return service
 
-    def _options(self, service: dict[str, Any]) -> list[str]:
+    def _options(self, name: str, service: dict[str, Any]) -> list[str]:
         limits = service["deploy"]["resources"]["limits"]
         options = ["--runtime=runc", "--network=host", *AS_A_BUILD_AGENT, "--read-only-tmpfs=false"]
         options += [f"--read-only={str(service['read_only']).lower()}", f"--user={service['user']}"]
@@ -117,8 +115,12 @@ class Instance:
         options += ["--security-opt=no-new-privileges"]
         options += [f"--memory={limits['memory']}", f"--pids-limit={limits['pids']}"]
         options += [f"--env={name}={text}" for name, text in service.get("environment", {}).items()]
-        options += [f"--tmpfs={each}" for each in service.get("tmpfs", [])]
-        options += [f"--volume={self._named(each)}" for each in service.get("volumes", [])]
+        for number, each in enumerate(service.get("tmpfs", [])):
+            path, _, how = each.partition(":")
+            place = self._home / f"{name}-{number}"
+            self._mount("tmpfs", how, "tmpfs", place)
+            options += [f"--volume={place}:{path}"]
+        options += [f"--volume={self._volume(each)}" for each in service.get("volumes", [])]
         options += [
             f"--volume={self._secrets / each}:/run/secrets/{each}:ro"
             for each in service.get("secrets", [])
@@ -127,15 +129,36 @@ class Instance:
             options += [f"--pid=container:{self._named('instance')}"]
         return options
 
+    def _make_volumes(self) -> None:
+        for name, volume in self._whole["volumes"].items():
+            if "driver_opts" in volume:
+                how = volume["driver_opts"]
+                self._mount(how["type"], how["o"], how["device"], self._home / name)
+            else:
+                run("podman", "volume", "create", self._named(name))
+
+    def _mount(self, kind: str, how: str, device: str, place: Path) -> None:
+        """As Docker mounts it; Debian's podman takes neither a size nor an owner for memory."""
+        place.mkdir()
+        run("mount", "-t", kind, "-o", how, device, str(place))
+        self._mounted.append(place)
+
+    def _volume(self, mount: str) -> str:
+        name, _, rest = mount.partition(":")
+        place = self._home / name
+        return f"{place if place in self._mounted else self._named(name)}:{rest}"
+
     def _named(self, name: str) -> str:
-        return f"{self._prefix}-{name}"
+        return f"{self._home.name}-{name}"
 
     def _remove(self) -> None:
         for name in reversed(self.started):
             run("podman", "rm", "--force", "--time=0", self._named(name))
+        for place in self._mounted:
+            run("umount", str(place))
         for name in self._whole["volumes"]:
             run("podman", "volume", "rm", "--force", self._named(name))
-        shutil.rmtree(Path(tempfile.gettempdir(), self._prefix))
+        shutil.rmtree(self._home)
 
 
 def run(*command: str, environ: dict[str, str] | None = None) -> str:
@@ -147,12 +170,12 @@ def run(*command: str, environ: dict[str, str] | None = None) -> str:
 
 
 def _replaced(value: Any, ports: dict[str, int]) -> Any:
-    """The same, with the file's ports exchanged for this machine's."""
+    """The same, with the file's ports exchanged for this machine's, and `$$` read as compose does."""
     if isinstance(value, dict):
         return {key: _replaced(each, ports) for key, each in value.items()}
     if isinstance(value, list):
         return [_replaced(each, ports) for each in value]
     if isinstance(value, str):
         for port, free in ports.items():
-            value = value.replace(port, str(free))
+            value = value.replace(port, str(free)).replace("$$", "$")
     return value

@@ -1,4 +1,4 @@
-"""Draws docs/screenshots from a running house: `make screenshots`."""
+"""Draws docs/screenshots from a running house that takes payments: `make screenshots`."""
 
 from __future__ import annotations
 
@@ -6,16 +6,22 @@ import io
 import tempfile
 from pathlib import Path
 
-import requests
 from PIL import Image
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
+from service.lookout.traffic import Traffic
 from tests.running_house import House, running_house
-from tests.shipped.console_browser import CHROMIUM, FLAGS, console
+from tests.shipped.console_browser import chromium, console
 
 SHOTS = Path(__file__).parents[2] / "docs" / "screenshots"
 # A reader looks at them beside the text; more colours would only be more bytes.
 COLOURS = 128
+WIDE = {"viewport": {"width": 1440, "height": 900}}
+PHONE = {"viewport": {"width": 360, "height": 740}}
+PAYMENTS_PER_S = 3
+# So that the charts have something to tell.
+LIVED_MS = 45_000
+RUN_WITHIN_MS = 120_000
 
 
 def main() -> None:
@@ -23,37 +29,48 @@ def main() -> None:
     with (
         tempfile.TemporaryDirectory() as home,
         running_house(Path(home) / "house") as house,
-        sync_playwright() as playwright,
+        chromium() as browser,
+        Traffic(house.url, house.api_key, per_s=PAYMENTS_PER_S),
     ):
-        _live_a_little(house)
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
-        for name, options in {
-            "console": {"viewport": {"width": 1440, "height": 900}},
-            "console-dark": {"viewport": {"width": 1440, "height": 900}, "color_scheme": "dark"},
-            "console-phone": {"viewport": {"width": 360, "height": 740}},
-        }.items():
-            with console(browser, house, **options) as seen:
-                page = seen.open()
-                seen.press("Process a Test Payment")
-                page.locator("#stage .steps li").nth(2).wait_for()
-                page.evaluate("scrollTo(0, 0)")
-                _save(page.screenshot(full_page=name == "console"), name)
-        browser.close()
+        _by_day(browser, house)
+        _by_night(browser, house)
+        with console(browser, house, **PHONE) as seen:
+            seen.open()
+            _save(seen.page, "console-phone")
 
 
-def _live_a_little(house: House) -> None:
-    for number in range(12):
-        house.pay(reference=f"order-{number}")
-    house.pay(payment_method="pm_card_chargeDeclined", reference="order-12")
-    requests.post(
-        f"{house.ops_url}/simulate/connection-error?wait=1",
-        json={"ttl_s": 6},
-        headers={"Authorization": f"Bearer {house.api_key}"},
-        timeout=120,
-    ).raise_for_status()
+def _by_day(browser: Browser, house: House) -> None:
+    """The whole page after a rehearsal, and the rehearsal's evidence alone."""
+    with console(browser, house, **WIDE) as seen:
+        page = seen.open()
+        page.wait_for_timeout(LIVED_MS)
+        page.get_by_label("Fault lasts").select_option("10")
+        seen.press("Test Payment Timeout (5000ms)")
+        verdict = page.locator("#stage .run-head .chip")
+        expect(verdict).to_have_text("SHOWN", timeout=RUN_WITHIN_MS)
+        _save(page, "console-evidence", of="#stage")
+        expect(page.locator("#state")).to_have_text("Money is safe", timeout=RUN_WITHIN_MS)
+        seen.press("Process a Test Payment")
+        expect(page.locator("#stage .steps li")).to_have_count(3)
+        _save(page, "console", full_page=True)
 
 
-def _save(png: bytes, name: str) -> None:
+def _by_night(browser: Browser, house: House) -> None:
+    """The dark page while a fault is on: the banner, the breaker, the queue."""
+    with console(browser, house, **WIDE, color_scheme="dark") as seen:
+        page = seen.open()
+        seen.press("Test HTTPSConnectionPool Error")
+        phase = page.locator("#stage .phases [aria-current]")
+        expect(phase).to_have_text("fault", timeout=RUN_WITHIN_MS)
+        page.wait_for_timeout(8000)
+        page.evaluate("scrollTo(0, 0)")
+        _save(page, "console-dark")
+        page.locator("#stop-all").click()
+        expect(page.locator("#simulation")).to_be_hidden(timeout=RUN_WITHIN_MS)
+
+
+def _save(page: Page, name: str, *, of: str | None = None, full_page: bool = False) -> None:
+    png = page.locator(of).screenshot() if of else page.screenshot(full_page=full_page)
     path = SHOTS / f"{name}.png"
     Image.open(io.BytesIO(png)).convert("RGB").quantize(COLOURS).save(path, optimize=True)
     print(f"{path.relative_to(SHOTS.parents[1])}  {path.stat().st_size // 1024} kB")

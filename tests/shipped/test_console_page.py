@@ -187,6 +187,80 @@ def test_a_payment_timeout_shows_what_happens_and_then_the_evidence(seen: Consol
     expect(page.locator("#errors tr").first.locator("td").nth(1)).not_to_have_text("0")
 
 
+@pytest.mark.parametrize(
+    ("button", "words", "counter"),
+    [
+        (
+            CONNECTION,
+            "ConnectionError: HTTPSConnectionPool timeout",
+            "holdfast_provider_connection_errors_total",
+        ),
+        (POOL, "connection pool exhausted", "holdfast_db_pool_timeouts_total"),
+    ],
+)
+def test_the_other_two_errors_show_their_words_and_figures_too(
+    seen: Console, button: str, words: str, counter: str
+):
+    page = seen.open()
+    page.get_by_label("Fault lasts").select_option("10")
+
+    seen.press(button)
+
+    expect(page.locator("#stage .run-head .chip")).to_have_text("SHOWN", timeout=90_000)
+    expect(page.locator("#stage .incident")).to_contain_text(words)
+    expect(page.locator("#stage .evidence")).to_contain_text(counter)
+    expect(page.locator("#stage .evidence")).to_contain_text("callers got")
+
+
+def test_an_outage_is_seen_in_every_chart_and_so_is_its_end(seen: Console):
+    page = seen.open()
+    page.get_by_label("Fault lasts").select_option("15")
+
+    seen.press(TIMEOUT)
+
+    # The breaker opens, payments queue, answers take the whole timeout.
+    expect(legend(page, "Circuit breaker")).to_contain_text("open", timeout=40_000)
+    expect(legend(page, "Queue and doubt")).not_to_contain_text("Queued 0")
+    expect(legend(page, "Answer times")).to_contain_text(re.compile(r"p99 [2-9]\d{3}"))
+    expect(legend(page, "Payments by outcome")).not_to_contain_text("Queued 0/s")
+    expect(page.locator("#state")).not_to_have_text("Money is safe")
+
+    expect(page.locator("#stage .run-head .chip")).to_have_text("SHOWN", timeout=90_000)
+    expect(legend(page, "Circuit breaker")).to_contain_text("closed", timeout=40_000)
+    expect(legend(page, "Queue and doubt")).to_contain_text("Queued 0", timeout=40_000)
+
+
+def test_a_fault_can_be_put_on_two_copies_and_the_page_shows_both(seen: Console):
+    page = seen.open()
+    page.get_by_label("On", exact=True).select_option("pair")
+    page.get_by_label("Fault lasts").select_option("10")
+
+    seen.press(CONNECTION)
+
+    expect(page.locator("#simulation")).to_contain_text("scope pair")
+    expect(page.locator("#stage .run-head .chip")).to_have_text("SHOWN", timeout=120_000)
+    sides = page.locator("#stage .side h4")
+    expect(sides).to_have_text(["Evidence: experiment", "Evidence: control"])
+    expect(page.locator("#stage .side").nth(1).locator(".incident")).to_have_count(0)
+
+
+def test_a_drill_can_be_run_and_stopped_and_its_verdict_stays_in_the_table(
+    seen: Console, running: ConsoleHouse
+):
+    page = seen.open()
+    title = _drill_titles(running)[0]
+
+    page.get_by_role("button", name=f"Run the drill {title}").click()
+
+    expect(page.locator("#simulation")).to_contain_text(f"Drill running: {title}")
+    page.locator("#stop-all").click()
+    expect(page.locator("#stage .run-head .chip")).to_have_text("ABORTED", timeout=60_000)
+    row = page.locator("#drills tr", has_text=title).first
+    expect(row.locator(".chip")).to_have_text("ABORTED")
+    expect(row.locator(".dots i")).not_to_have_count(0)
+    expect(row.get_by_role("link")).to_have_attribute("href", re.compile(r"/drills/run_\w+\?"))
+
+
 def test_stop_everything_ends_a_simulation_and_keeps_what_it_showed(seen: Console):
     page = seen.open()
     seen.press(CONNECTION)
@@ -295,8 +369,9 @@ def test_a_phone_shows_everything_without_scrolling_sideways(
         width = page.evaluate("document.documentElement.scrollWidth")
 
         assert width == 360
-        for name in BUTTONS:
-            box = page.get_by_role("button", name=name, exact=True).bounding_box()
+        buttons = [page.get_by_role("button", name=name, exact=True) for name in BUTTONS]
+        for button in (*buttons, page.locator("#drills button").first):
+            box = button.bounding_box()
             assert box is not None
             assert box["x"] >= 0
             assert box["x"] + box["width"] <= 360
@@ -338,10 +413,13 @@ def test_dark_is_what_the_system_asks_for_and_a_choice_is_remembered(
         assert seen.complaints == []
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_nothing(running: ConsoleHouse, browser: Browser, scheme: str):
+@pytest.mark.parametrize(
+    ("scheme", "width"), [("light", 1440), ("dark", 1440), ("light", 360), ("dark", 360)]
+)
+def test_axe_finds_nothing(running: ConsoleHouse, browser: Browser, scheme: str, width: int):
+    looks = {"color_scheme": scheme, "viewport": {"width": width, "height": 800}}
     # axe itself writes markup, which the page's own policy would not let it.
-    with console(browser, running.house, color_scheme=scheme, bypass_csp=True) as seen:
+    with console(browser, running.house, **looks, bypass_csp=True) as seen:
         page = seen.open()
         seen.press(PAYMENT)
         expect(page.locator("#stage .steps li")).to_have_count(3)
@@ -396,6 +474,11 @@ def test_the_page_says_when_nobody_answers_and_recovers_by_itself(
         expect(page.locator("#updated")).to_have_text("Live")
         expect(page.locator("#state")).not_to_have_text("Not known whether money is safe")
         assert all("ERR_CONNECTION" in complaint for complaint in seen.complaints)
+
+
+def legend(page: Page, title: str) -> Any:
+    """What a chart says in words of its newest row."""
+    return page.locator("figure", has=page.locator("figcaption", has_text=title)).locator(".legend")
 
 
 def _boot(running: ConsoleHouse) -> str:

@@ -1,0 +1,103 @@
+"""A fault ends in time, whoever is killed or stuck: the ops plane, the runner, the proxy, the command."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from service.simulation.faults import BEAT_EVERY_S, BEATS_MISSED_MAX
+from service.simulation.store import LEASE_S
+from service.simulation.strike import ProxyGone, Striker
+from tests.rehearsing import ask, begin, ended, ops_worker, rehearsing_house, wait_until_struck
+from tests.running_house import ROOT, House, wait_for
+
+# Far longer than any of these tests waits for a fault to end.
+TTL_S = 120
+# Half a beat of grace is the proxy's own; the rest is for a busy machine.
+MISSED_WITHIN_S = BEAT_EVERY_S * (BEATS_MISSED_MAX + 0.5) + 5.0
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    with rehearsing_house(tmp_path_factory.mktemp("house")) as (house, _):
+        yield house
+
+
+def modes(house: House) -> set[str | None]:
+    """What is on the links, asked of the proxy itself: the ops plane may be the one that is gone."""
+    try:
+        with Striker(house.fault_proxy_control) as onlooker:  # type: ignore[arg-type]
+            return {link["mode"] for link in onlooker.describe().values()}
+    except ProxyGone:
+        return {"gone"}
+
+
+def strike(house: House) -> str:
+    where = begin(house, "payment-timeout", ttl_s=TTL_S, load_rps=1)
+    wait_until_struck(house, where)
+    assert modes(house) == {"stall", None}
+    return where
+
+
+def test_when_the_ops_plane_is_killed_its_faults_end_at_once(house):
+    where = strike(house)
+
+    os.kill(ops_worker(house), signal.SIGKILL)
+
+    # Its end closes the connection that held the fault.
+    wait_for(lambda: modes(house) == {None}, timeout_s=5)
+    wait_for(lambda: house.pay().status_code == 201, timeout_s=20)
+    lost = ended(house, where, timeout_s=LEASE_S + 20)
+    assert lost["verdict"] == "ABORTED"
+    assert "killed" in lost["summary"]
+
+
+def test_when_the_runner_is_stuck_three_missed_heartbeats_end_its_faults(house):
+    where = strike(house)
+    worker = ops_worker(house)
+
+    os.kill(worker, signal.SIGSTOP)
+    try:
+        wait_for(lambda: modes(house) == {None}, timeout_s=MISSED_WITHIN_S)
+    finally:
+        os.kill(worker, signal.SIGCONT)
+
+    # Awake again it goes on without a fault, until somebody ends it.
+    assert modes(house) == {None}
+    assert ask(house, "DELETE", "/simulate").json()["stopped"] == [where.rpartition("/")[2]]
+    ended(house, where)
+
+
+def test_when_the_proxy_is_killed_the_next_one_has_no_fault_and_the_rehearsal_ends(house):
+    where = strike(house)
+
+    os.kill(house.pids["fault_proxy"], signal.SIGKILL)
+
+    wait_for(lambda: modes(house) == {None}, timeout_s=10)
+    wait_for(lambda: house.pay().status_code == 201, timeout_s=20)
+    run = ended(house, where)
+    assert (run["verdict"], "fault proxy" in run["summary"]) == ("ABORTED", True)
+
+
+def test_when_the_command_is_killed_the_fault_ends_at_its_own_time(house):
+    command = subprocess.Popen(
+        [sys.executable, "-m", "service", "drill", "payment-timeout", "--fault-s", "8"],
+        cwd=ROOT,
+        env={**os.environ, "HOLDFAST_OPS_URL": house.ops_url, "HOLDFAST_API_KEY": house.api_key},
+        stdout=subprocess.DEVNULL,
+    )
+    running = wait_for(lambda: ask(house, "GET", "/drills").json()["running"], timeout_s=30)
+    where = f"/drills/{running['id']}"
+    wait_until_struck(house, where)
+
+    command.kill()
+    command.wait(10)
+
+    run = ended(house, where)
+    assert modes(house) == {None}
+    assert run["verdict"] in ("HELD", "BROKE", "INCONCLUSIVE")
