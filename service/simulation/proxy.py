@@ -68,7 +68,11 @@ class FaultProxy:
                 line = await self._next_order(reader, holder)
                 if not line:
                     break
-                writer.write(json.dumps(self._obey(line, holder)).encode() + b"\n")
+                answer = self._obey(line, holder)
+                # A connection that the order broke is closed in the loop's next turn: not before
+                # then is the answer true.
+                await asyncio.sleep(0)
+                writer.write(json.dumps(answer).encode() + b"\n")
                 await writer.drain()
         except TimeoutError:
             why = "heartbeats_missed"
