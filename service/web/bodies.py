@@ -109,7 +109,7 @@ def _inspect(value: Any, *, depth: int, field: str = "body") -> None:
     if depth > MAX_DEPTH:
         raise InvalidJson("The JSON is nested too deep.")
     if isinstance(value, str):
-        _inspect_text(value, field)
+        refuse_unfit_text(value, field)
     elif isinstance(value, bool) or value is None:
         return
     elif isinstance(value, int):
@@ -117,14 +117,15 @@ def _inspect(value: Any, *, depth: int, field: str = "body") -> None:
             refuse_card_number(str(abs(value))[:64], field)
     elif isinstance(value, dict):
         for key, inner in value.items():
-            _inspect_text(key, field)
+            refuse_unfit_text(key, field)
             _inspect(inner, depth=depth + 1, field=shown(key) if depth == 1 else field)
     else:
         for inner in value:
             _inspect(inner, depth=depth + 1, field=field)
 
 
-def _inspect_text(text: str, field: str) -> None:
+def refuse_unfit_text(text: str, field: str) -> None:
+    """Raise for what is never stored: controls, half characters, card numbers."""
     if _UNSTORABLE.search(text):
         raise ValidationFailed(
             f"Refused: {field}.",

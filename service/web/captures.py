@@ -13,13 +13,12 @@ from service.web.auth import Authenticator
 from service.web.bodies import parse_object, read_body, validated
 from service.web.movement_schemas import CapturePayment
 from service.web.movements import (
-    MOVEMENT_HEADERS,
     MOVEMENT_PROBLEMS,
     answer_moved,
     move,
     move_request,
 )
-from service.web.openapi import Operation, documented
+from service.web.operations import IDEMPOTENCY_KEY, Operation, documented
 from service.web.request_scope import request_deadline
 from service.web.schemas import PaymentDocument, present
 
@@ -77,8 +76,9 @@ def _operation(summary: str, body: type[BaseModel] | None) -> Operation:
         summary=summary,
         scope="payments",
         body=body,
-        headers=MOVEMENT_HEADERS,
-        required_headers=("Idempotency-Key",),
+        example={"amount": 2000} if body is not None else None,
+        headers=(IDEMPOTENCY_KEY,),
+        sends={200: ("Location",), 202: ("Location", "Retry-After"), 402: ("Location",)},
         answers={
             200: ("Done; the payment as it now stands", PaymentDocument),
             202: ("Durably accepted; we own it. The payment as it stands", PaymentDocument),

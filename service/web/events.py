@@ -8,7 +8,7 @@ from service.payments.event_feed import EventFeed
 from service.payments.model import parse_id
 from service.web.auth import Authenticator
 from service.web.movement_schemas import EventPage, EventQuery, present_feed_event
-from service.web.openapi import Operation, documented
+from service.web.operations import Operation, documented
 from service.web.payments import json_answer
 from service.web.queries import read_query
 from service.web.request_scope import request_deadline
@@ -24,13 +24,7 @@ def events_blueprint(*, feed: EventFeed, authenticate: Authenticator) -> Bluepri
             summary="Read what happened, oldest first, from where you were",
             scope="read",
             query=EventQuery,
-            headers={"X-Request-Timeout-Ms": "Lowers the time we take, never raises it."},
             answers={200: ("The next events; read on from `next_cursor`", EventPage)},
-            problems=(
-                *("unauthenticated", "forbidden", "validation_failed", "card_data_refused"),
-                *("rate_limited", "db_pool_exhausted", "database_unavailable"),
-                "deadline_exceeded",
-            ),
         )
     )
     def list_events() -> Response:

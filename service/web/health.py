@@ -12,7 +12,7 @@ from flask import Blueprint, Response
 
 from service.errors import Busy
 from service.resilience.deadline import Deadline
-from service.web.openapi import Operation, documented
+from service.web.operations import Operation, documented
 from service.web.schemas import Health
 
 log = logging.getLogger(__name__)
@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 CHECK_TIMEOUT_S = 0.8
 # Probes come from many balancers at once; the database is asked this often at most.
 CHECK_EVERY_S = 0.5
+_MEDIA_TYPE = "application/health+json"
 
 
 def health_blueprint(
@@ -34,7 +35,11 @@ def health_blueprint(
     readiness = _Readiness(check_ready)
 
     @blueprint.get("/healthz")
-    @documented(Operation(summary="This process runs", answers={200: ("It does", Health)}))
+    @documented(
+        Operation(
+            summary="This process runs", answers={200: ("It does", Health)}, media_type=_MEDIA_TYPE
+        )
+    )
     def healthz() -> Response:
         return _answer(None)
 
@@ -43,6 +48,7 @@ def health_blueprint(
         Operation(
             summary="Payments can be stored here",
             answers={200: ("They can", Health), 503: ("They cannot; `reason` says why", Health)},
+            media_type=_MEDIA_TYPE,
         )
     )
     def readyz() -> Response:
@@ -82,5 +88,5 @@ def _answer(reason: str | None) -> Response:
     return Response(
         json.dumps(document) + "\n",
         200 if reason is None else 503,
-        content_type="application/health+json",
+        content_type=_MEDIA_TYPE,
     )

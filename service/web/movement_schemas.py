@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from service.payments.event_feed import FeedEvent
 from service.payments.model import Payment, payment_id_text
 from service.payments.movements import Movement, MovementStatus
-from service.web.schemas import AmountMinor, Attempt, Decline, shown_time
+from service.web.schemas import PLAIN, AmountMinor, Attempt, Decline, shown_time
 
 RefundStatus = Literal[
     "queued", "processing", "pending", "succeeded", "declined", "unknown", "needs_review"
@@ -48,6 +48,7 @@ class CreateRefund(BaseModel):
         Field(
             min_length=1,
             max_length=255,
+            pattern=PLAIN,
             description=(
                 "Yours; providers know `duplicate`, `fraudulent` and `requested_by_customer`."
             ),

@@ -20,17 +20,7 @@ from service.web.payments import ASK_AGAIN_S, json_answer
 from service.web.problems import MEDIA_TYPE, problem_document
 from service.web.request_scope import request_id
 
-MOVEMENT_HEADERS = {
-    "Idempotency-Key": "1 to 255 visible ASCII characters, bare or as a quoted string.",
-    "X-Request-Timeout-Ms": "Lowers the time we take, never raises it.",
-}
-MOVEMENT_PROBLEMS = (
-    *("invalid_json", "idempotency_key_missing", "unauthenticated", "forbidden"),
-    *("card_declined", "not_found", "idempotency_key_in_flight", "wrong_state"),
-    *("body_too_large", "validation_failed", "card_data_refused", "idempotency_key_reused"),
-    *("rate_limited", "internal_error"),
-    *("db_pool_exhausted", "database_unavailable", "deadline_exceeded"),
-)
+MOVEMENT_PROBLEMS = ("invalid_json", "card_declined", "wrong_state", "body_too_large")
 _ROUTES = {
     Kind.CAPTURE: "/v1/payments/<payment_id>/capture",
     Kind.VOID: "/v1/payments/<payment_id>/void",

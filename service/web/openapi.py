@@ -4,45 +4,27 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 from flask import Blueprint, Flask, Response, current_app, render_template
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from service.web import problems
+from service.web.openapi_answers import HEADERS_OUT, REF, answers_of, reference
+from service.web.openapi_examples import command
+from service.web.operations import IDEMPOTENCY_KEY, JSON, TIMEOUT, Operation, documented
 from service.web.schemas import Problem
 
-View = TypeVar("View", bound=Callable[..., Any])
-_REF = "#/components/schemas/{model}"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Operation:
-    """What the document tells of one call."""
-
-    summary: str
-    # status -> (what it means, the body's model or None)
-    answers: Mapping[int, tuple[str, type[BaseModel] | None]]
-    problems: tuple[str, ...] = ()
-    body: type[BaseModel] | None = None
-    query: type[BaseModel] | None = None
-    headers: Mapping[str, str] = field(default_factory=dict)
-    required_headers: tuple[str, ...] = ()
-    # None: open to everybody.
-    scope: str | None = None
-
-
-def documented(operation: Operation) -> Callable[[View], View]:
-    """Put `operation` on a view, for the document; the view itself is not changed."""
-
-    def mark(view: View) -> View:
-        view.operation = operation  # type: ignore[attr-defined]
-        return view
-
-    return mark
+# What an id in a path looks like; anything else is not found.
+_PATH_PARAMETERS: dict[str, dict[str, Any]] = {
+    "payment_id": {"type": "string", "pattern": "^pay_[0-9a-f]{32}$"},
+    "refund_id": {"type": "string", "pattern": "^ref_[0-9a-f]{32}$"},
+    "event_id": {"type": "string", "pattern": "^evt_[0-9a-f]{32}$"},
+    "endpoint_id": {"type": "string", "pattern": "^we_[0-9a-f]{32}$"},
+    "key_id": {"type": "string", "pattern": "^[0-9A-Za-z]{12}$"},
+    "provider": {"type": "string", "enum": ["stripe"]},
+}
 
 
 def openapi_blueprint(*, version: str) -> Blueprint:
@@ -62,12 +44,20 @@ def openapi_blueprint(*, version: str) -> Blueprint:
     @blueprint.get("/openapi.json")
     @documented(Operation(summary="This document", answers={200: ("OpenAPI 3.1", None)}))
     def openapi_json() -> Response:
-        return Response(json.dumps(document()), content_type="application/json")
+        return Response(json.dumps(document()), content_type=JSON)
 
     @blueprint.get("/docs")
-    @documented(Operation(summary="This document as a page", answers={200: ("HTML", None)}))
+    @documented(
+        Operation(
+            summary="This document as a page",
+            answers={200: ("HTML", None)},
+            media_type="text/html",
+        )
+    )
     def docs_page() -> Response:
-        page = render_template("docs.html", document=document(), codes=problems.CODES)
+        page = render_template(
+            "docs.html", document=document(), codes=problems.CODES, command=command
+        )
         answer = Response(page, content_type="text/html; charset=utf-8")
         answer.headers["Content-Security-Policy"] = (
             "default-src 'none'; style-src 'self'; img-src 'self' data:; base-uri 'none'; "
@@ -90,9 +80,10 @@ def build_document(app: Flask, *, version: str) -> dict[str, Any]:
         for path, method, view in sorted(routes, key=lambda route: route[:2])
         if hasattr(view, "operation")
     ]
+    called = [(operation_id(method, path), path) for path, method, _ in operations]
     paths: dict[str, dict[str, Any]] = {}
     for path, method, operation in operations:
-        paths.setdefault(path, {})[method] = _operation(path, method, operation)
+        paths.setdefault(path, {})[method] = _operation(path, method, operation, called)
     return {
         "openapi": "3.1.0",
         "info": {
@@ -107,6 +98,7 @@ def build_document(app: Flask, *, version: str) -> dict[str, Any]:
         "paths": paths,
         "components": {
             "schemas": _schemas([operation for _, _, operation in operations]),
+            "headers": HEADERS_OUT,
             "securitySchemes": {
                 "api_key": {
                     "type": "http",
@@ -118,61 +110,36 @@ def build_document(app: Flask, *, version: str) -> dict[str, Any]:
     }
 
 
-def _operation(path: str, method: str, operation: Operation) -> dict[str, Any]:
-    shown: dict[str, Any] = {
-        "operationId": f"{method}_{path.strip('/').translate(_NAMES)}",
-        "summary": operation.summary,
-        "parameters": [
-            *_path_parameters(path),
-            *_query_parameters(operation.query),
-            *(
-                {
-                    "name": name,
-                    "in": "header",
-                    "required": name in operation.required_headers,
-                    "description": tells,
-                    "schema": {"type": "string"},
-                }
-                for name, tells in operation.headers.items()
-            ),
-        ],
-        "responses": {
-            str(status): _answer(tells, model, "application/json")
-            for status, (tells, model) in sorted(operation.answers.items())
-        },
-    }
-    for code in operation.problems:
-        status, title = problems.CODES[code]
-        _add_problem(shown["responses"], str(status), f"`{code}`: {title}.")
-    if operation.body is not None:
-        shown["requestBody"] = {
-            "required": True,
-            "content": {"application/json": {"schema": _reference(operation.body)}},
-        }
-    if operation.scope is not None:
-        shown["security"] = [{"api_key": []}]
-        shown["description"] = f"Needs the scope `{operation.scope}`."
-    return shown
+def operation_id(method: str, path: str) -> str:
+    """The call's name in the document: `get_v1_payments_payment_id`."""
+    return f"{method}_{path.strip('/').translate(_NAMES)}"
 
 
 _NAMES = str.maketrans({"/": "_", "{": "", "}": "", ".": "_"})
 
 
-def _add_problem(responses: dict[str, Any], status: str, tells: str) -> None:
-    if status in responses:
-        responses[status]["description"] += f" {tells}"
-    else:
-        responses[status] = _answer(tells, Problem, problems.MEDIA_TYPE)
-
-
-def _answer(tells: str, model: type[BaseModel] | None, media_type: str) -> dict[str, Any]:
-    if model is None:
-        return {"description": tells}
-    return {"description": tells, "content": {media_type: {"schema": _reference(model)}}}
-
-
-def _reference(model: type[BaseModel]) -> dict[str, str]:
-    return {"$ref": _REF.format(model=model.__name__)}
+def _operation(
+    path: str, method: str, operation: Operation, called: list[tuple[str, str]]
+) -> dict[str, Any]:
+    shown: dict[str, Any] = {
+        "operationId": operation_id(method, path),
+        "summary": operation.summary,
+        "parameters": [
+            *_path_parameters(path),
+            *_query_parameters(operation.query),
+            *_header_parameters(path, operation),
+        ],
+        "responses": answers_of(operation, path, called),
+    }
+    if operation.body is not None:
+        content: dict[str, Any] = {"schema": reference(operation.body)}
+        if operation.example is not None:
+            content["example"] = operation.example
+        shown["requestBody"] = {"required": True, "content": {JSON: content}}
+    if operation.scope is not None:
+        shown["security"] = [{"api_key": []}]
+        shown["description"] = f"Needs the scope `{operation.scope}`."
+    return shown
 
 
 def _path(rule: str) -> str:
@@ -181,10 +148,10 @@ def _path(rule: str) -> str:
 
 
 def _path_parameters(path: str) -> list[dict[str, Any]]:
+    names = [part[1:-1] for part in path.split("/") if part.startswith("{")]
     return [
-        {"name": part[1:-1], "in": "path", "required": True, "schema": {"type": "string"}}
-        for part in path.split("/")
-        if part.startswith("{")
+        {"name": name, "in": "path", "required": True, "schema": _PATH_PARAMETERS[name]}
+        for name in names
     ]
 
 
@@ -197,10 +164,38 @@ def _query_parameters(model: type[BaseModel] | None) -> list[dict[str, Any]]:
             "name": name,
             "in": "query",
             "required": False,
-            "schema": {key: value for key, value in of.items() if key not in ("title", "default")},
+            "schema": _given(of),
         }
         for name, of in schema["properties"].items()
     ]
+
+
+def _given(schema: dict[str, Any]) -> dict[str, Any]:
+    """The schema of a query parameter, which is absent rather than null."""
+    kept = {key: value for key, value in schema.items() if key not in ("title", "default")}
+    some = [one for one in kept.pop("anyOf", []) if one != {"type": "null"}]
+    return {**kept, **some[0]} if some else kept
+
+
+def _header_parameters(path: str, operation: Operation) -> list[dict[str, Any]]:
+    # Every call of the contract reads how long its caller waits.
+    timeout = (TIMEOUT,) if path.startswith("/v1/") else ()
+    return [
+        {
+            "name": header.name,
+            "in": "header",
+            "required": header.required,
+            "description": header.tells,
+            "schema": dict(header.schema),
+            **({"example": _example_key(path)} if header is IDEMPOTENCY_KEY else {}),
+        }
+        for header in (*operation.headers, *timeout)
+    ]
+
+
+def _example_key(path: str) -> str:
+    """A key of its own for each call: a merchant's keys are shared by all of them."""
+    return f"{path.rpartition('/')[2]}-123"
 
 
 def _schemas(operations: list[Operation]) -> dict[str, Any]:
@@ -210,6 +205,6 @@ def _schemas(operations: list[Operation]) -> dict[str, Any]:
         for model in (operation.body, *answered):
             if model is not None:
                 shown[model] = None
-    _, schemas = models_json_schema([(model, "validation") for model in shown], ref_template=_REF)
+    _, schemas = models_json_schema([(model, "validation") for model in shown], ref_template=REF)
     definitions: dict[str, Any] = schemas["$defs"]
     return definitions

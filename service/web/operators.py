@@ -14,17 +14,12 @@ from service.payments.store import PaymentStore
 from service.resilience.deadline import Deadline
 from service.web.auth import Authenticator, Caller
 from service.web.bodies import parse_object, read_body, validated
-from service.web.openapi import Operation, documented
+from service.web.operations import Operation, documented
 from service.web.payments import json_answer
 from service.web.request_scope import request_deadline
-from service.web.schemas import PaymentDocument, present
+from service.web.schemas import PLAIN, PaymentDocument, present
 
 log = logging.getLogger(__name__)
-
-_PROBLEMS = (
-    *("unauthenticated", "forbidden", "not_found", "wrong_state", "rate_limited"),
-    *("db_pool_exhausted", "database_unavailable", "deadline_exceeded"),
-)
 
 
 class Resolution(BaseModel):
@@ -41,6 +36,7 @@ class Resolution(BaseModel):
         Field(
             min_length=10,
             max_length=2000,
+            pattern=PLAIN,
             description="Where it can be checked: the provider's page, a statement, a ticket.",
         ),
     ]
@@ -56,7 +52,8 @@ def operators_blueprint(*, store: PaymentStore, authenticate: Authenticator) -> 
             summary="Ask the provider about a payment now",
             scope="operator",
             answers={202: ("The reconciler looks at once; read the payment", PaymentDocument)},
-            problems=_PROBLEMS,
+            sends={202: ("Location", "Retry-After")},
+            problems=("wrong_state",),
         )
     )
     def reconcile_payment(payment_id: str) -> Response:
@@ -78,7 +75,8 @@ def operators_blueprint(*, store: PaymentStore, authenticate: Authenticator) -> 
             scope="operator",
             body=Resolution,
             answers={200: ("The payment as it now stands, for good", PaymentDocument)},
-            problems=(*_PROBLEMS, "invalid_json", "validation_failed", "card_data_refused"),
+            example={"outcome": "succeeded", "evidence": "bank statement of 3 March, line 12"},
+            problems=("wrong_state",),
         )
     )
     def resolve_payment(payment_id: str) -> Response:

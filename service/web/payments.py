@@ -19,7 +19,14 @@ from service.resilience.deadline import Deadline
 from service.web.auth import Authenticator, Caller
 from service.web.bodies import parse_object, read_body, validated
 from service.web.idempotency import read_idempotency_key
-from service.web.openapi import Operation, documented
+from service.web.operations import (
+    IDEMPOTENCY_KEY,
+    IF_NONE_MATCH,
+    PREFER_ASYNC,
+    PREFER_WAIT,
+    Operation,
+    documented,
+)
 from service.web.preferences import Waiting, prefers_async
 from service.web.problems import declined
 from service.web.queries import read_query
@@ -41,11 +48,6 @@ ASK_AGAIN_S = "2"
 TOO_MANY_OPEN_RETRY_S = 5.0
 # Threads of a worker that may wait in `Prefer: wait=N` at once; the others keep serving.
 WAITERS = 2
-
-_AUTH = ("unauthenticated", "forbidden")
-_BUSY = ("db_pool_exhausted", "database_unavailable", "deadline_exceeded")
-_HEADERS = {"X-Request-Timeout-Ms": "Lowers the time we take, never raises it."}
-_WAIT = {"Prefer": "`wait=N`: hold the answer up to N seconds for the payment to settle."}
 
 
 def payments_blueprint(
@@ -233,12 +235,14 @@ _CREATE = Operation(
     summary="Make a payment, once for each idempotency key",
     scope="payments",
     body=CreatePayment,
-    headers={
-        "Idempotency-Key": "1 to 255 visible ASCII characters, bare or as a quoted string.",
-        "Prefer": "`respond-async`: answer 202 as soon as the payment is stored.",
-        **_HEADERS,
+    example={"amount": 2599, "currency": "usd", "payment_method": "pm_card_visa"},
+    headers=(IDEMPOTENCY_KEY, PREFER_ASYNC),
+    sends={
+        200: ("Location",),
+        201: ("Location",),
+        202: ("Location", "Retry-After"),
+        402: ("Location",),
     },
-    required_headers=("Idempotency-Key",),
     answers={
         200: (
             "A replay of a payment that ended without money moving: canceled, expired, "
@@ -248,35 +252,26 @@ _CREATE = Operation(
         201: ("Made, reserved, or waiting for the payer's action.", PaymentDocument),
         202: ("Durably accepted; we own it: queued, processing or unknown.", PaymentDocument),
     },
-    problems=(
-        *("invalid_json", "idempotency_key_missing", *_AUTH, "card_declined"),
-        *("idempotency_key_in_flight", "body_too_large", "validation_failed"),
-        *("card_data_refused", "idempotency_key_reused", "rate_limited", "internal_error"),
-        *(*_BUSY, "provider_unavailable", "bulkhead_full"),
-    ),
+    problems=("card_declined", "provider_unavailable", "bulkhead_full"),
 )
 _LIST = Operation(
     summary="List payments, newest first",
     scope="read",
     query=PaymentQuery,
-    headers=_HEADERS,
     answers={200: ("A page of payments", PaymentPage)},
-    problems=(*_AUTH, "validation_failed", "card_data_refused", "rate_limited", *_BUSY),
 )
 _GET = Operation(
     summary="Read a payment",
     scope="read",
-    headers={**_HEADERS, **_WAIT, "If-None-Match": "304 while the payment is as it was."},
+    headers=(PREFER_WAIT, IF_NONE_MATCH),
+    sends={200: ("ETag",), 304: ("ETag",)},
     answers={
         200: ("The payment as it stands, with its ETag", PaymentDocument),
         304: ("It is as it was.", None),
     },
-    problems=(*_AUTH, "not_found", "validation_failed", "rate_limited", *_BUSY),
 )
 _TIMELINE = Operation(
     summary="Every step of a payment's life",
     scope="read",
-    headers=_HEADERS,
     answers={200: ("The steps, oldest first", Timeline)},
-    problems=(*_AUTH, "not_found", "validation_failed", "rate_limited", *_BUSY),
 )

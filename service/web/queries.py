@@ -1,4 +1,4 @@
-"""Reads a query string strictly: no parameter twice, none unknown, no card numbers."""
+"""Reads a query string strictly: no parameter twice, none unknown, no control characters, no card numbers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from flask import request
 from pydantic import BaseModel
 
 from service.errors import ValidationFailed
-from service.web.bodies import refuse_card_number, validated
+from service.web.bodies import refuse_unfit_text, validated
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -23,7 +23,7 @@ def read_query(model: type[Model]) -> Model:
         )
     values = {name: texts[0] for name, texts in given.items()}
     for text in values.values():
-        refuse_card_number(text, "query")
+        refuse_unfit_text(text, "query")
     if "created_gte" in values:
         # A plus sign that was not percent-encoded arrives as a space.
         values["created_gte"] = values["created_gte"].replace(" ", "+")

@@ -22,23 +22,16 @@ from service.web.movement_schemas import (
     present_refund,
 )
 from service.web.movements import (
-    MOVEMENT_HEADERS,
     MOVEMENT_PROBLEMS,
     answer_moved,
     move,
     move_request,
     parse_payment_id,
 )
-from service.web.openapi import Operation, documented
+from service.web.operations import IDEMPOTENCY_KEY, Operation, documented
 from service.web.payments import ASK_AGAIN_S, json_answer
 from service.web.queries import read_query
 from service.web.request_scope import request_deadline
-
-_READ_PROBLEMS = (
-    *("unauthenticated", "forbidden", "not_found", "validation_failed", "card_data_refused"),
-    *("rate_limited", "db_pool_exhausted", "database_unavailable", "deadline_exceeded"),
-)
-_HEADERS = {"X-Request-Timeout-Ms": MOVEMENT_HEADERS["X-Request-Timeout-Ms"]}
 
 
 def refunds_blueprint(
@@ -131,8 +124,9 @@ _CREATE = Operation(
     summary="Give money back, all or a part, once for each idempotency key",
     scope="refunds",
     body=CreateRefund,
-    headers=MOVEMENT_HEADERS,
-    required_headers=("Idempotency-Key",),
+    example={"amount": 500, "reason": "requested_by_customer"},
+    headers=(IDEMPOTENCY_KEY,),
+    sends={201: ("Location",), 202: ("Location", "Retry-After"), 402: ("Location",)},
     answers={
         201: ("Refunded.", RefundDocument),
         202: (
@@ -146,14 +140,10 @@ _LIST = Operation(
     summary="List a payment's refunds, newest first",
     scope="read",
     query=RefundQuery,
-    headers=_HEADERS,
     answers={200: ("A page of refunds", RefundPage)},
-    problems=_READ_PROBLEMS,
 )
 _GET = Operation(
     summary="Read a refund",
     scope="read",
-    headers=_HEADERS,
     answers={200: ("The refund as it stands", RefundDocument)},
-    problems=_READ_PROBLEMS,
 )

@@ -99,6 +99,9 @@ AmountMinor = Annotated[
         examples=[2599],
     ),
 ]
+# Controls forge log lines, and NUL cannot be stored; every text is looked through for them at the
+# door (bodies.py), and the document says so with this.
+PLAIN = r"^[^\x00-\x1f\x7f]*$"
 _Token = Annotated[str, Field(min_length=1, max_length=255, pattern=r"^[\x21-\x7e]+$")]
 _Metadata = Annotated[
     dict[
@@ -106,6 +109,15 @@ _Metadata = Annotated[
         Annotated[str, Field(max_length=500)],
     ],
     Field(max_length=MAX_METADATA_ENTRIES),
+    WithJsonSchema(
+        {
+            "type": "object",
+            "maxProperties": MAX_METADATA_ENTRIES,
+            "propertyNames": {"minLength": 1, "maxLength": 40, "pattern": PLAIN},
+            "additionalProperties": {"type": "string", "maxLength": 500, "pattern": PLAIN},
+            "examples": [{"order": "123"}],
+        }
+    ),
 ]
 
 
@@ -119,7 +131,12 @@ class CreatePayment(BaseModel):
     payment_method: Annotated[_Token, Field(examples=["pm_card_visa"])]
     reference: Annotated[
         str | None,
-        Field(min_length=1, max_length=255, description="Yours; found again in the list."),
+        Field(
+            min_length=1,
+            max_length=255,
+            pattern=PLAIN,
+            description="Yours; found again in the list.",
+        ),
     ] = None
     capture_method: Annotated[
         Literal["automatic", "manual"],
@@ -142,7 +159,7 @@ class PaymentQuery(BaseModel):
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
     status: PaymentStatus | None = None
-    reference: Annotated[str | None, Field(min_length=1, max_length=255)] = None
+    reference: Annotated[str | None, Field(min_length=1, max_length=255, pattern=PLAIN)] = None
     created_gte: Moment | None = None
     cursor: Annotated[
         str | None,

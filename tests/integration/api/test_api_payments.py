@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from time import monotonic
 
 import pytest
 from flask import Flask
+from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
+from service.web.request_scope import ARRIVED_S
 from service.web.schemas import PaymentDocument, PaymentPage, Problem, Timeline
 from tests.booked_provider import BookedProvider, declined, unknown
 from tests.integration.api.conftest import PAYMENT
@@ -118,9 +121,10 @@ def test_who_prefers_so_is_answered_before_the_provider_is_asked(
 
 
 def test_the_time_in_the_queue_counts_and_nothing_is_stored_too_late(
-    pay: Ask, provider: BookedProvider, count: Callable[[str], int]
+    pay: Ask, client: FlaskClient, provider: BookedProvider, count: Callable[[str], int]
 ) -> None:
-    answer = pay(headers={"X-Request-Timeout-Ms": "0"})
+    client.environ_base[ARRIVED_S] = monotonic() - 0.5
+    answer = pay(headers={"X-Request-Timeout-Ms": "400"})
 
     assert (answer.status_code, answer.json["code"]) == (503, "deadline_exceeded")
     assert answer.json["retry_safe"] is True

@@ -147,6 +147,28 @@ def test_a_payment_needs_a_sound_idempotency_key(
     assert (answer.status_code, answer.json["code"]) == (400, "idempotency_key_missing")
 
 
+@pytest.mark.parametrize("given", ["", "0", "000", "-1", "1.5", "1e3", "٣", "1 2", "9" * 10])
+def test_a_time_limit_is_whole_milliseconds_from_one_on(
+    client: FlaskClient, api_key: str, given: str
+) -> None:
+    headers = {"Authorization": f"Bearer {api_key}", "X-Request-Timeout-Ms": given}
+
+    answer = client.get("/v1/payments", headers=headers)
+
+    assert (answer.status_code, answer.json["code"]) == (422, "validation_failed")
+
+
+@pytest.mark.parametrize(
+    "query", ["reference=%00", "reference=a%0ab", "cursor=%00", "%00=1", "limit=1&limit=2"]
+)
+def test_what_cannot_be_stored_cannot_be_asked_for_either(
+    client: FlaskClient, api_key: str, query: str
+) -> None:
+    answer = client.get(f"/v1/payments?{query}", headers={"Authorization": f"Bearer {api_key}"})
+
+    assert (answer.status_code, answer.json["code"]) == (422, "validation_failed")
+
+
 @pytest.mark.parametrize(
     ("method", "path", "status", "code"),
     [

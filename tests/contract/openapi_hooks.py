@@ -1,0 +1,72 @@
+"""What schemathesis cannot read from the description: loaded by it, in a process of its own."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import re
+import time
+from datetime import datetime
+from typing import Any
+from uuid import uuid4
+
+import requests
+import schemathesis
+
+# Long enough for every answer here.
+PATIENCE_MS = 8000
+_KEY = re.compile(r'[!#-~][!-~]{0,254}|"(?:[!#-\[\]-~]|\\["\\]){1,255}"')
+_SIGNED = re.compile(r"t=[0-9]{1,12},v1=[0-9a-f]{64}")
+
+
+@schemathesis.hook
+def before_call(context: Any, case: Any, kwargs: dict[str, Any]) -> None:
+    """Give a request that is sound by its description what only a real caller has."""
+    given = case.headers or {}
+    wanted_ms = str(given.get("X-Request-Timeout-Ms", ""))
+    # One millisecond is sound, and over before any work begins: a 503 that tells nothing.
+    if re.fullmatch("[1-9][0-9]*", wanted_ms) and int(wanted_ms) < PATIENCE_MS:
+        given["X-Request-Timeout-Ms"] = str(PATIENCE_MS)
+    # The description cannot say that a key is good for one request.
+    if _KEY.fullmatch(str(given.get("Idempotency-Key", ""))):
+        given["Idempotency-Key"] = str(uuid4())
+    # To JSON Schema 25.0 is an integer; here every fraction is refused as it is written.
+    amount = case.body.get("amount") if isinstance(case.body, dict) else None
+    if isinstance(amount, float) and amount.is_integer():
+        case.body["amount"] = int(amount)
+    # The description does not know what time it is: a key that is over before it begins is refused.
+    if case.path == "/v1/api_keys" and isinstance(case.body, dict) and "expires_at" in case.body:
+        case.body["expires_at"] = _in_time(case.body["expires_at"])
+    if _SIGNED.fullmatch(str(given.get("Stripe-Signature", ""))):
+        kwargs["auth"] = _sign
+
+
+def _in_time(given: Any) -> Any:
+    """The moment, put off to the future where it is one."""
+    try:
+        return "2999" + given[4:] if datetime.fromisoformat(given).tzinfo else given
+    except (TypeError, ValueError):
+        return given
+
+
+def _sign(prepared: requests.PreparedRequest) -> requests.PreparedRequest:
+    """As the provider does, over the very bytes that are sent, and now."""
+    body = prepared.body or b""
+    stamp = str(int(time.time()))
+    signed = stamp.encode() + b"." + (body if isinstance(body, bytes) else body.encode())
+    mac = hmac.new(os.environ["STRIPE_WEBHOOK_SECRET"].encode(), signed, hashlib.sha256)
+    prepared.headers["Stripe-Signature"] = f"t={stamp},v1={mac.hexdigest()}"
+    return prepared
+
+
+@schemathesis.check
+def says_truly_that_it_cannot_serve(context: Any, response: Any, case: Any) -> None:
+    """503 only with a code that this run allows, safe to repeat, and with a time to come back."""
+    if response.status_code == 503:
+        problem = response.json()
+        allowed = os.environ.get("ALLOWED_503", "").split()
+        assert problem["code"] in allowed, f"503 {problem['code']} while it could have served"
+        assert problem["retry_safe"] is True
+        assert problem["stage"] == "not_sent"
+        assert int(response.headers["Retry-After"]) >= 1

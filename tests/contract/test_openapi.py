@@ -1,0 +1,111 @@
+"""The running service does what /openapi.json says, asked by a stranger that reads nothing else.
+
+schemathesis makes requests that the description allows and forbids, follows its links, and compares
+each answer: status, media type, headers, body, authentication. The seed is printed;
+OPENAPI_SEED=<number> runs others, OPENAPI_SEED=random any.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.running_house import ROOT, House, running_house
+
+CONFIG = Path(__file__).with_name("schemathesis.toml")
+WEBHOOK_SECRET = "whsec_of_the_description"
+# Generated cases a call, besides the few dozen that cover its parameters one by one.
+EXAMPLES = 6
+# The faults that leave a call open or in doubt; hanging ones cost the provider's whole timeout.
+FAULTS = {
+    "ok": 4.0,
+    "reset": 1.0,
+    "reset_after_charge": 1.0,
+    "garbage": 1.0,
+    "truncate": 1.0,
+    "error_429": 1.0,
+    "error_503": 1.0,
+    "error_500_saved": 1.0,
+    "hang": 0.3,
+    "late_charge": 0.3,
+}
+# What the provider's faults may do to a call that was not accepted.
+PROVIDER_503 = "provider_unavailable bulkhead_full deadline_exceeded"
+
+
+def chosen_seed() -> int:
+    given = os.environ.get("OPENAPI_SEED", "20260303")
+    return secrets.randbelow(2**32) if given == "random" else int(given)
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    with running_house(
+        tmp_path_factory.mktemp("house"),
+        STRIPE_WEBHOOK_SECRET=WEBHOOK_SECRET,
+        HOLDFAST_PROVIDER_TIMEOUT_MS="1000",
+        # A thousand calls of one key in a few seconds are what this is about.
+        HOLDFAST_RATE_LIMIT_BURST="1000000",
+    ) as house:
+        yield house
+
+
+@pytest.mark.slow
+def test_every_answer_is_as_described(house: House) -> None:
+    assert compare(house, "examples,coverage,fuzzing,stateful", EXAMPLES, allowed_503="") == 0
+
+
+@pytest.mark.slow
+def test_every_answer_is_as_described_while_the_provider_fails(house: House) -> None:
+    house.control(FAULTS)
+    try:
+        status = compare(house, "examples,fuzzing,stateful", EXAMPLES, allowed_503=PROVIDER_503)
+    finally:
+        house.control({"ok": 1.0})
+
+    assert status == 0
+    assert house.metric("holdfast_provider_calls_total", result="unknown") > 0
+
+
+def compare(house: House, phases: str, examples: int, *, allowed_503: str) -> int:
+    """Run schemathesis to its end; what it found is printed with a command that does it again."""
+    seed = chosen_seed()
+    command = [
+        str(Path(sys.executable).with_name("schemathesis")),
+        *("--config-file", str(CONFIG), "run", f"{house.url}/openapi.json"),
+        *(
+            "--checks",
+            "all",
+            "--phases",
+            phases,
+            "--max-examples",
+            str(examples),
+            "--seed",
+            str(seed),
+            "--no-color",
+        ),
+    ]
+    print(f"seed: {seed}, phases: {phases}")
+    ran = subprocess.run(
+        command,
+        cwd=ROOT,
+        env={
+            **os.environ,
+            "HOLDFAST_API_KEY": house.api_key,
+            "STRIPE_WEBHOOK_SECRET": WEBHOOK_SECRET,
+            "ALLOWED_503": allowed_503,
+        },
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    print(ran.stdout[-20_000:])
+    return ran.returncode
