@@ -88,7 +88,14 @@ Moment = Annotated[
 CurrencyCode = Annotated[
     str,
     AfterValidator(_known_currency),
-    Field(description="ISO 4217, lower case", pattern="^[a-z]{3}$", examples=["usd"]),
+    WithJsonSchema(
+        {
+            "type": "string",
+            "enum": sorted(CURRENCIES),
+            "description": "ISO 4217, lower case",
+            "examples": ["usd"],
+        }
+    ),
 ]
 AmountMinor = Annotated[
     int,
