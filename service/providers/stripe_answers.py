@@ -83,6 +83,10 @@ def listed(found: Object, by_status: Callable[[Object], Outcome]) -> ProviderCha
     amount, created = found.get("amount"), found.get("created")
     if type(amount) is not int or type(created) is not int or not is_reference(found.get("id")):
         raise Garbage("a listed charge without id, amount or time")
+    try:
+        created_at = datetime.fromtimestamp(created, UTC)
+    except (OverflowError, ValueError, OSError):
+        raise Garbage("a listed charge from beyond the calendar") from None
     metadata = _metadata(found)
     return ProviderCharge(
         provider_ref=found["id"],
@@ -91,7 +95,7 @@ def listed(found: Object, by_status: Callable[[Object], Outcome]) -> ProviderCha
         amount_minor=amount,
         currency=word(found.get("currency")),
         outcome=by_status(found),
-        created_at=datetime.fromtimestamp(created, UTC),
+        created_at=created_at,
     )
 
 

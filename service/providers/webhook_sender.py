@@ -30,6 +30,8 @@ _FIRST_FREE_PORT = 1024
 # The forms in which an IPv6 address carries an IPv4 one that the kernel or a gateway goes to.
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 _HOST = re.compile(r"[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?", re.IGNORECASE)
+# 127.1, 0177.0.0.1, 0x7f.1, 2130706433: resolvers read them as addresses, and people as nothing.
+_NUMBER = re.compile(r"(?:.*\.)?(?:0x[0-9a-f]*|[0-9]+)\.?", re.IGNORECASE)
 
 
 class AddressRefused(socket.gaierror):
@@ -112,7 +114,7 @@ def refusal_of(url: str, *, allow_private: bool) -> str | None:
         return "must hold no user, password or fragment"
     host = where.hostname or ""
     address = _address_of(host)
-    if address is None and (not _HOST.fullmatch(host) or host.replace(".", "").isdigit()):
+    if address is None and (not _HOST.fullmatch(host) or _NUMBER.fullmatch(host)):
         return "must name a host like example.com"
     if allow_private:
         return None

@@ -15,9 +15,13 @@ _QUOTED = re.compile(r'"((?:[\x20-\x21\x23-\x5b\x5d-\x7e]|\\["\\])*)"(?:\s*;.*)?
 
 
 def read_idempotency_key() -> str:
+    """The key of the request being served; raises KeyMissing, CardDataRefused."""
+    return parse_idempotency_key(request.headers.get("Idempotency-Key", ""))
+
+
+def parse_idempotency_key(header: str) -> str:
     """The key, the same whichever way it was written; raises KeyMissing, CardDataRefused."""
-    given = request.headers.get("Idempotency-Key", "").strip()
-    key = given
+    key = given = header.strip()
     if given.startswith('"'):
         match = _QUOTED.fullmatch(given)
         key = re.sub(r"\\(.)", r"\1", match[1]) if match is not None else ""

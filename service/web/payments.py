@@ -92,7 +92,7 @@ def payments_blueprint(
             statuses=query.statuses,
             reference=query.reference,
             created_gte=query.created_gte,
-            before=_parse_cursor(query.cursor),
+            before=parse_cursor(query.cursor),
             limit=query.limit + 1,
         )
         page = payments[: query.limit]
@@ -101,7 +101,7 @@ def payments_blueprint(
             {
                 "data": [present(payment) for payment in page],
                 "has_more": has_more,
-                "next_cursor": _cursor_after(page[-1]) if has_more else None,
+                "next_cursor": cursor_after(page[-1]) if has_more else None,
             }
         )
 
@@ -186,13 +186,15 @@ def _promise(payment: Payment) -> int:
     return 200 if payment.is_terminal and payment.status is not Status.SUCCEEDED else 201
 
 
-def _cursor_after(payment: Payment) -> str:
+def cursor_after(payment: Payment) -> str:
+    """Where the page that ends with this payment is read on."""
     since_epoch = payment.created_at - _EPOCH
     micros = (since_epoch.days * 86400 + since_epoch.seconds) * 10**6 + since_epoch.microseconds
     return f"{micros}-{payment.payment_id.hex}"
 
 
-def _parse_cursor(cursor: str | None) -> tuple[datetime, UUID] | None:
+def parse_cursor(cursor: str | None) -> tuple[datetime, UUID] | None:
+    """The place in the list behind `next_cursor`."""
     if cursor is None:
         return None
     micros, _, digits = cursor.partition("-")

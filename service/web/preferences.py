@@ -27,7 +27,12 @@ _RESPOND_ASYNC = re.compile(r"(?:^|[,;\s])respond-async(?:$|[,;\s])")
 def prefers_async() -> bool:
     """Whether the caller asked for 202 as soon as the payment is stored."""
     preference = request.headers.get("Prefer")
-    return preference is not None and _RESPOND_ASYNC.search(preference) is not None
+    return preference is not None and asks_for_async(preference)
+
+
+def asks_for_async(preference: str) -> bool:
+    """Whether a Prefer header holds `respond-async`."""
+    return _RESPOND_ASYNC.search(preference) is not None
 
 
 class Waiting:
@@ -44,7 +49,7 @@ class Waiting:
         Where all waiters' places are taken the first look is the answer.
         """
         payment = look(deadline)
-        wait_s = _preferred_wait_s()
+        wait_s = parse_wait_s(request.headers.get("Prefer", ""))
         if payment is None or wait_s <= 0 or not self._slots.acquire(blocking=False):
             return payment, False
         try:
@@ -57,6 +62,7 @@ class Waiting:
             self._slots.release()
 
 
-def _preferred_wait_s() -> float:
-    match = _WAIT.search(request.headers.get("Prefer", ""))
+def parse_wait_s(preference: str) -> float:
+    """How long a Prefer header asks to wait, at most LONGEST_WAIT_S; 0.0 where it does not."""
+    match = _WAIT.search(preference)
     return min(LONGEST_WAIT_S, float(match[1])) if match is not None else 0.0

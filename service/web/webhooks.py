@@ -86,7 +86,7 @@ def webhooks_blueprint(*, inbox: SettlingStore, stripe_secrets: Sequence[str]) -
             metrics.webhooks_received_total.labels("bad_signature").inc()
             log.warning("webhook.signature_invalid", extra={"provider": provider})
             raise
-        event = _read_event(body)
+        event = read_event(body)
         is_new = inbox.receive_webhook(deadline, provider=provider, **event)
         metrics.webhooks_received_total.labels("stored" if is_new else "duplicate").inc()
         return Response('{"received": true}\n', 200, content_type="application/json")
@@ -124,7 +124,7 @@ def _parse_signature(header: str) -> tuple[str | None, list[str]]:
 _STAMP = re.compile(r"[0-9]{1,12}")
 
 
-def _read_event(body: bytes) -> dict[str, Any]:
+def read_event(body: bytes) -> dict[str, Any]:
     """What we keep of the event: which object it hints at. The object itself is fetched later."""
     try:
         event = ProviderEvent.model_validate_json(body)

@@ -22,6 +22,8 @@ CONFIG = Path(__file__).with_name("schemathesis.toml")
 WEBHOOK_SECRET = "whsec_of_the_description"
 # Generated cases a call, besides the few dozen that cover its parameters one by one.
 EXAMPLES = 6
+# A run takes 40 s on two idle cores.
+GIVE_UP_S = 210
 # The faults that leave a call open or in doubt; hanging ones cost the provider's whole timeout.
 FAULTS = {
     "ok": 4.0,
@@ -32,7 +34,7 @@ FAULTS = {
     "error_429": 1.0,
     "error_503": 1.0,
     "error_500_saved": 1.0,
-    "hang": 0.3,
+    "hang": 0.1,
     "late_charge": 0.3,
 }
 # What the provider's faults may do to a call that was not accepted.
@@ -49,7 +51,8 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     with running_house(
         tmp_path_factory.mktemp("house"),
         STRIPE_WEBHOOK_SECRET=WEBHOOK_SECRET,
-        HOLDFAST_PROVIDER_TIMEOUT_MS="1000",
+        # Over what a busy machine needs for an answer: a slow one would open the breaker.
+        HOLDFAST_PROVIDER_TIMEOUT_MS="4000",
         # A thousand calls of one key in a few seconds are what this is about.
         HOLDFAST_RATE_LIMIT_BURST="1000000",
     ) as house:
@@ -58,40 +61,33 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
 
 @pytest.mark.slow
 def test_every_answer_is_as_described(house: House) -> None:
-    assert compare(house, "examples,coverage,fuzzing,stateful", EXAMPLES, allowed_503="") == 0
+    assert compare(house, "--phases", "examples,coverage,fuzzing,stateful", allowed_503="") == 0
 
 
 @pytest.mark.slow
 def test_every_answer_is_as_described_while_the_provider_fails(house: House) -> None:
+    before = house.metric("holdfast_provider_calls_total", result="unknown")
     house.control(FAULTS)
     try:
-        status = compare(house, "examples,fuzzing,stateful", EXAMPLES, allowed_503=PROVIDER_503)
+        # The provider has no part in the others.
+        of_money = ("--include-path-regex", "^/v1/(payments|refunds)")
+        status = compare(house, "--phases", "fuzzing", *of_money, allowed_503=PROVIDER_503)
     finally:
         house.control({"ok": 1.0})
 
     assert status == 0
-    assert house.metric("holdfast_provider_calls_total", result="unknown") > 0
+    assert house.metric("holdfast_provider_calls_total", result="unknown") > before
 
 
-def compare(house: House, phases: str, examples: int, *, allowed_503: str) -> int:
+def compare(house: House, *options: str, allowed_503: str) -> int:
     """Run schemathesis to its end; what it found is printed with a command that does it again."""
     seed = chosen_seed()
     command = [
         str(Path(sys.executable).with_name("schemathesis")),
-        *("--config-file", str(CONFIG), "run", f"{house.url}/openapi.json"),
-        *(
-            "--checks",
-            "all",
-            "--phases",
-            phases,
-            "--max-examples",
-            str(examples),
-            "--seed",
-            str(seed),
-            "--no-color",
-        ),
+        *("--config-file", str(CONFIG), "run", f"{house.url}/openapi.json", "--checks", "all"),
+        *("--max-examples", str(EXAMPLES), "--seed", str(seed), "--no-color", *options),
     ]
-    print(f"seed: {seed}, phases: {phases}")
+    print(f"seed: {seed}, {' '.join(options)}")
     ran = subprocess.run(
         command,
         cwd=ROOT,
@@ -104,7 +100,7 @@ def compare(house: House, phases: str, examples: int, *, allowed_503: str) -> in
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=200,
+        timeout=GIVE_UP_S,
         check=False,
     )
     print(ran.stdout[-20_000:])

@@ -1,0 +1,365 @@
+"""What must hold for any bytes at all, parser by parser: each property raises where it does not.
+
+`make fuzz` looks for bytes that break one, by coverage; `tests/unit/test_fuzz_seeds.py` tries the
+seeds, so that what was found once stays mended.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import json
+import re
+import socket
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from ipaddress import ip_address
+from typing import Any
+from uuid import UUID
+
+from gunicorn.config import Config
+from gunicorn.http.errors import NoMoreData, ParseException
+from gunicorn.http.parser import RequestParser
+
+from service.errors import HoldfastError, InvalidJson, KeyMissing, SignatureInvalid
+from service.observability.redaction import clean, clean_text
+from service.observability.tracing import Trace
+from service.payments.deliveries import signed_headers
+from service.payments.merchants import generate_key, parse_key
+from service.payments.model import fingerprint
+from service.providers import stripe_answers, stripe_charge_answers, stripe_intents
+from service.providers.base import Charge, Outcome, OutcomeKind, Refund
+from service.providers.stripe_answers import Garbage
+from service.providers.transport import Answer
+from service.providers.webhook_sender import refusal_of
+from service.sandbox import form
+from service.sandbox.errors import StripeError
+from service.settings import Settings, SettingsError
+from service.web.bodies import MAX_DEPTH, parse_object, validated
+from service.web.card_numbers import holds_card_number
+from service.web.idempotency import parse_idempotency_key
+from service.web.incoming import Verdict, judge
+from service.web.payments import parse_cursor
+from service.web.preferences import LONGEST_WAIT_S, asks_for_async, parse_wait_s
+from service.web.schemas import CreatePayment, PaymentQuery
+from service.web.webhooks import check_signature, read_event
+
+SECRET = "whsec_of_the_fuzzer"
+NOW_S = 1_800_000_000.0
+CANARY = "canary-7f3a91c2"
+
+
+def json_body(data: bytes) -> None:
+    """A body is one sound object or our own refusal; its meaning does not depend on key order."""
+    try:
+        parsed = parse_object(data)
+    except HoldfastError:
+        return
+    texts = list(_texts(parsed))
+    assert not any(holds_card_number(text) for text in texts)
+    assert not any(re.search(r"[\x00-\x1f\x7f]", text) for text in texts)
+    assert _depth(parsed) <= MAX_DEPTH
+    assert parse_object(json.dumps(parsed).encode()) == parsed
+    assert fingerprint("POST", "/x", parsed) == fingerprint("POST", "/x", _turned(parsed))
+    try:
+        payment = validated(CreatePayment, parsed)
+    except HoldfastError:
+        return
+    assert validated(CreatePayment, payment.model_dump(mode="json")) == payment
+
+
+def card_numbers(data: bytes) -> None:
+    """A card number is seen however it is grouped, and none is left in what is logged."""
+    text = data.decode("utf-8", "replace")
+    assert not _naked_card_numbers(clean_text(text))
+    if len(data) < 20:
+        return
+    card, mark = _card_number(data[:15]), " .-"[data[15] % 3]
+    size = 1 + data[16] % 8
+    grouped = mark.join(card[place : place + size] for place in range(0, len(card), size))
+    # Around it stands what cannot be part of a number or of one of our ids.
+    around = re.sub(r"[\w.\-/]", "", data[17:].decode("utf-8", "replace"))
+    whole = f"{around} :{grouped}: {around}"
+    assert holds_card_number(whole)
+    assert grouped not in clean_text(whole)
+    assert card not in json.dumps(clean({"note": [whole], whole: int(card)}))
+
+
+def idempotency_key(data: bytes) -> None:
+    """A key is 1 to 255 visible characters, the same bare and quoted."""
+    header = data.decode("latin-1")
+    try:
+        key = parse_idempotency_key(header)
+    except (KeyMissing, HoldfastError):
+        return
+    assert re.fullmatch(r"[\x21-\x7e]{1,255}", key)
+    quoted = '"' + key.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    assert parse_idempotency_key(quoted) == key
+    assert key.startswith('"') or parse_idempotency_key(key) == key
+
+
+def request_headers(data: bytes) -> None:
+    """Prefer, traceparent and an API key are read or passed over, never more."""
+    header = data.decode("latin-1")
+    assert 0.0 <= parse_wait_s(header) <= LONGEST_WAIT_S
+    assert asks_for_async(f"wait=1, respond-async; {'x' if header else ''}")
+    asks_for_async(header)
+    trace = Trace.parse(header)
+    if trace is not None:
+        assert Trace.parse(trace.traceparent) == trace
+        assert re.fullmatch(r"00-[0-9a-f]{32}-[0-9a-f]{16}-0[01]", trace.traceparent)
+    parse_key(header)
+
+
+def api_key(data: bytes) -> None:
+    """No character of a key can be changed without its checksum telling."""
+    key = generate_key("test")
+    assert parse_key(key) is not None
+    if len(data) < 2:
+        return
+    place, character = data[0] % len(key), chr(data[1])
+    changed = key[:place] + character + key[place + 1 :]
+    assert changed == key or parse_key(changed) is None
+
+
+def signature_in(data: bytes) -> None:
+    """What the provider signed passes, and nothing with one bit changed does."""
+    body, where, bit = data[2:], data[:2], 1 << (data[0] & 7 if data else 0)
+    stamp = str(int(NOW_S) + int.from_bytes(where, "big") % 601 - 300)
+    mac = hmac.new(SECRET.encode(), stamp.encode() + b"." + body, hashlib.sha256).hexdigest()
+    header = f"t={stamp},v1={mac}"
+    check_signature(body, header, secrets=["another", SECRET], now_s=NOW_S)
+    place = int.from_bytes(where, "big")
+    if body:
+        _refused(_flipped(body, place, bit), header)
+    changed = _flipped(header.encode(), 2 + place % (len(header) - 2), bit).decode("latin-1")
+    if changed.lower() != header:
+        _refused(body, changed)
+    _refused(body, data.decode("latin-1"))
+    _refused(body, header, now_s=float(stamp) + 301)
+    _refused(body, header, now_s=float(stamp) - 301)
+
+
+def signature_out(data: bytes) -> None:
+    """What we send verifies by the Standard Webhooks rule, under each of the secrets."""
+    secrets = [data[:16] or b"x", b"another"]
+    headers = signed_headers(UUID(int=7), data, secrets, now_s=NOW_S)
+    signed = f"{headers['webhook-id']}.{headers['webhook-timestamp']}.".encode() + data
+    versions = dict.fromkeys(headers["webhook-signature"].split(" "))
+    for secret in secrets:
+        mac = base64.b64encode(hmac.new(secret, signed, hashlib.sha256).digest()).decode()
+        assert f"v1,{mac}" in versions
+
+
+def provider_event(data: bytes) -> None:
+    """An event is a few sound names or a refusal, whatever the provider sends."""
+    try:
+        event = read_event(data)
+    except InvalidJson:
+        return
+    for name in ("event_id", "type_", "provider_ref"):
+        assert event[name] is None or re.fullmatch(r"[A-Za-z0-9_.\-]{1,255}", event[name])
+    assert isinstance(event["payment_id"], UUID | None)
+    assert isinstance(event["merchant_id"], UUID | None)
+
+
+def provider_answer(data: bytes) -> None:
+    """An answer is an Outcome or Garbage; success only for the amount that was asked."""
+    status = 200 + (data[0] if data else 0) * 2
+    answer = Answer(status, data[1:], {"Retry-After": data[1:12].decode("latin-1")}, 1)
+    refused = stripe_answers.of_error(answer, is_first=True)
+    assert refused.kind is not OutcomeKind.SUCCEEDED
+    assert 0.0 <= (refused.retry_after_s or 0.0) <= stripe_answers.RETRY_AFTER_MAX_S
+    try:
+        found = stripe_answers.parse(answer)
+        outcomes = [
+            stripe_intents.of_answer(answer, CHARGE),
+            stripe_intents.of_captured(found, CHARGE, CHARGE.amount_minor),
+            stripe_charge_answers.of_answer(answer, CHARGE),
+            stripe_charge_answers.of_captured(found, CHARGE, CHARGE.amount_minor),
+        ]
+    except Garbage:
+        return
+    for outcome in outcomes:
+        _is_no_lie(outcome, found, CHARGE.amount_minor)
+    for made in (
+        stripe_intents.of_prepared(found, CHARGE),
+        stripe_charge_answers.of_released(found, CHARGE),
+    ):
+        assert made.kind is not OutcomeKind.SUCCEEDED
+    for field in ("payment_intent", "charge"):
+        outcome = stripe_answers.of_refund(found, REFUND, field)
+        _is_no_lie(outcome, found, REFUND.amount_minor)
+    for read in (stripe_intents.of_listed, stripe_charge_answers.of_listed):
+        try:
+            listed = read(found)
+        except Garbage:
+            continue
+        assert listed is None or listed.created_at.tzinfo is UTC
+
+
+def sandbox_form(data: bytes) -> None:
+    """The sandbox reads a form or refuses it in Stripe's words."""
+    try:
+        read = form.parse(data.decode("latin-1"))
+    except StripeError:
+        return
+    assert all(isinstance(value, str | dict | list) for value in read.values())
+    for reader in (form.integer, form.metadata, form.time_range, form.strings):
+        for name, value in read.items():
+            try:
+                reader(name, value)
+            except StripeError:
+                continue
+
+
+def incoming_request(data: bytes) -> None:
+    """A request that is called whole never leaves gunicorn's parser waiting in a thread for more."""
+    verdict = judge(bytearray(data))
+    is_chunked = b"transfer-encoding" in data[: data.find(b"\r\n\r\n") + 2].lower()
+    if verdict is not Verdict.WHOLE or is_chunked:
+        return
+    try:
+        message = next(RequestParser(Config(), iter([data]), ("127.0.0.1", 1)))
+        announced = message.body.reader.length
+        assert len(message.body.read()) == announced
+    except NoMoreData:
+        raise AssertionError("gunicorn waits for more") from None
+    except ParseException:
+        # Malformed: the parser says so at once, and the answer is a 4xx.
+        return
+
+
+def settings(data: bytes) -> None:
+    """Settings are read or refused by name, and no refusal repeats a secret."""
+    texts = data.decode("utf-8", "replace").split("\n")
+    names = [
+        *("HOLDFAST_BIND", "HOLDFAST_WEB_WORKERS", "HOLDFAST_DRAIN_S", "HOLDFAST_ENV"),
+        *("HOLDFAST_DB_PREPARED", "HOLDFAST_PROVIDER_CONCURRENCY_RATIO", "HOLDFAST_OPS_BIND"),
+    ]
+    environ = {name: text for name, text in zip(names, texts, strict=False) if "\x00" not in text}
+    environ |= {
+        "STRIPE_API_KEY": f"sk_live_{CANARY}",
+        "DATABASE_URL": f"postgresql://u:{CANARY}@h/d",
+    }
+    try:
+        read = Settings.from_environ(environ)
+    except SettingsError as refused:
+        told = str(refused)
+    else:
+        told = repr(read)
+        assert 0 <= int(read.bind.rpartition(":")[2]) <= 65535
+    assert CANARY not in told
+
+
+def webhook_address(data: bytes) -> None:
+    """No address that we accept is written as a number that leads into a private network."""
+    url = data.decode("latin-1")
+    for allow_private in (True, False):
+        reason = refusal_of(url, allow_private=allow_private)
+        assert reason is None or "\n" not in reason
+    if refusal_of(url, allow_private=False) is not None:
+        return
+    host = re.sub(r"[:/?].*$", "", re.sub(r"^https://", "", url, flags=re.IGNORECASE))
+    try:
+        # Reads what the resolver reads: 0x7f.1, 0177.0.0.1 and 2130706433 as well.
+        packed = socket.inet_aton(host)
+    except OSError:
+        return
+    assert ip_address(packed).is_global
+
+
+def list_query(data: bytes) -> None:
+    """What passes as a query can be asked of the database."""
+    texts = data.decode("utf-8", "replace").split("\n")
+    names = ("cursor", "created_gte", "reference", "limit", "status")
+    values = {name: text for name, text in zip(names, texts, strict=False) if text}
+    try:
+        query = validated(PaymentQuery, values)
+    except HoldfastError:
+        return
+    assert "\x00" not in (query.reference or "")
+    place = parse_cursor(query.cursor)
+    assert place is None or isinstance(place[0], datetime)
+    assert query.created_gte is None or query.created_gte.utcoffset() is not None
+
+
+CHARGE = Charge("pay_1", "m", 1500, "usd", "pm_card_visa", "key", provider_ref=None)
+REFUND = Refund("ref_1", "pay_1", "pi_1", 700, "usd", "key")
+PROPERTIES: dict[str, Callable[[bytes], None]] = {
+    of.__name__: of
+    for of in (
+        *(json_body, card_numbers, idempotency_key, request_headers, api_key, signature_in),
+        *(signature_out, provider_event, provider_answer, sandbox_form, incoming_request),
+        *(settings, webhook_address, list_query),
+    )
+}
+
+
+# --- Oracles, written apart from what they judge ---------------------------------------------
+
+
+def _is_no_lie(outcome: Outcome, found: Any, amount_minor: int) -> None:
+    if outcome.kind is OutcomeKind.SUCCEEDED:
+        assert (found["amount"], found["currency"]) == (amount_minor, "usd")
+        assert 0 <= outcome.amount_received <= amount_minor
+
+
+def _refused(body: bytes, header: str, *, now_s: float = NOW_S) -> None:
+    try:
+        check_signature(body, header, secrets=["another", SECRET], now_s=now_s)
+    except SignatureInvalid:
+        return
+    raise AssertionError(f"accepted: {header!r}")
+
+
+def _flipped(text: bytes, place: int, bit: int) -> bytes:
+    place %= len(text)
+    return text[:place] + bytes([text[place] ^ bit]) + text[place + 1 :]
+
+
+def _card_number(seed: bytes) -> str:
+    """Sixteen digits that begin like a card and pass Luhn's check."""
+    digits = [2 + seed[0] % 5, *(byte % 10 for byte in seed[1:15])]
+    doubled = [digit * 2 if place % 2 == 0 else digit for place, digit in enumerate(digits)]
+    total = sum(digit - 9 if digit > 9 else digit for digit in doubled)
+    return "".join(map(str, [*digits, -total % 10]))
+
+
+def _naked_card_numbers(text: str) -> list[str]:
+    """Runs of 13 to 19 plain digits that pass Luhn and are not part of one of our ids."""
+    text = re.sub(r"[0-9a-f]{32}|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", "x", text)
+    runs = re.findall(r"(?<![0-9])[0-9]{13,19}(?![0-9])", text)
+    return [run for run in runs if _passes_luhn(run)]
+
+
+def _passes_luhn(run: str) -> bool:
+    digits = [int(digit) for digit in reversed(run)]
+    return (
+        sum(sum(divmod(2 * d, 10)) if place % 2 else d for place, d in enumerate(digits)) % 10 == 0
+    )
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield key
+            yield from _texts(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _texts(inner)
+
+
+def _turned(value: Any) -> Any:
+    """The same with every object's keys in the other order."""
+    if isinstance(value, dict):
+        return {key: _turned(value[key]) for key in reversed(value)}
+    return [_turned(inner) for inner in value] if isinstance(value, list) else value
+
+
+def _depth(value: Any) -> int:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return 1 + max((_depth(one) for one in inner), default=0)
