@@ -1,13 +1,15 @@
 # Two commands: `make run` and `make test`. All paths are relative, so a checkout's own path may hold spaces.
 
 .DEFAULT_GOAL := help
-.PHONY: help run observe test image-test lint screenshots dashboards bench lock clean
+.PHONY: help run observe test image-test lint fuzz check-supply screenshots dashboards bench lock clean
 .DELETE_ON_ERROR:
 
 # The first Python here that is new enough; a shim that leads nowhere is passed over.
 PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
 	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$python" && break; done)
 BIN := .venv/bin
+# The audit's tools stay apart: what they need must not decide what the service is tested with.
+AUDIT_BIN := .venv-audit/bin
 PIP := PIP_ROOT_USER_ACTION=ignore $(BIN)/python -m pip -qq --disable-pip-version-check --no-input
 # What only the whole test suite needs, beside Python's packages.
 APT_PACKAGES := $(shell cat .ci/apt-packages)
@@ -41,6 +43,12 @@ lint: .venv/test.lock ## format, lint, types and the order of the rooms
 	$(BIN)/python -m bandit --quiet --recursive service wsgi.py deploy --skip $(NOT_MEANT)
 	@$(BIN)/lint-imports > .venv/lint-imports.log || { cat .venv/lint-imports.log; exit 1; }
 
+fuzz: .venv-audit/audit.lock ## look for bytes that break a parser, by coverage, for a minute (FUZZ_S=600: longer)
+	@$(AUDIT_BIN)/python -m tests.fuzz $(ARGS)
+
+check-supply: .venv-audit/audit.lock ## ask whether a pinned package has a known hole; list what is inside in dist/sbom
+	@$(AUDIT_BIN)/python deploy/check_supply.py
+
 screenshots: .venv/test.lock .venv/apt-packages ## draw docs/screenshots anew from a running house
 	@$(BIN)/python -m tests.shipped.screenshots
 
@@ -67,7 +75,7 @@ lock: .venv/embedded.lock ## compile the lock files anew from setup.cfg
 	compile --extra fuzz --extra supply --output-file requirements-audit.lock
 
 clean: ## remove the environment and the caches, not the data of local runs
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv-audit .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 
 # Each stamp is a copy of what was installed, so nothing is installed again until the lock changes.
 .venv/embedded.lock: requirements-embedded.lock | $(BIN)/python
@@ -82,6 +90,13 @@ clean: ## remove the environment and the caches, not the data of local runs
 	@cp requirements-embedded.lock .venv/embedded.lock
 
 # A command of the package's name will do, however it came here: npm often comes with a node of its own.
+.venv-audit/audit.lock: requirements-audit.lock | $(BIN)/python
+	@echo "Installing what the audit needs ..."
+	@$(BIN)/python -m venv .venv-audit
+	@PIP_ROOT_USER_ACTION=ignore $(AUDIT_BIN)/python -m pip -qq --disable-pip-version-check --no-input \
+		install --require-hashes -r requirements-audit.lock
+	@cp requirements-audit.lock $@
+
 .venv/apt-packages: .ci/apt-packages | $(BIN)/python
 	@missing=; for package in $(APT_PACKAGES); do \
 		dpkg -s "$$package" >/dev/null 2>&1 || command -v "$$package" >/dev/null || missing="$$missing $$package"; done; \

@@ -73,7 +73,7 @@ def first_difference(found: Object, expected: Iterable[tuple[str, Any]]) -> str 
     """The first field that is not as expected, in words; None: all are."""
     for name, wanted in expected:
         # The type as well: to Python, true is 1 and 1.0 is 1.
-        if type(found.get(name)) is not type(wanted) or found[name] != wanted:
+        if name not in found or type(found[name]) is not type(wanted) or found[name] != wanted:
             return f"{name} differs"
     return None
 

@@ -1,0 +1,100 @@
+"""`make check-supply`: what is inside (a CycloneDX SBOM), and whether any of it has a known hole.
+
+Status 0: everything was looked up and nothing is known. 1: something is. 3: not everything could be
+looked up, so nothing is said. The SBOM is written in any case.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+BIN = Path(sys.executable).parent
+# What is shipped, what a local run adds, and what CI runs.
+LOCKS = ("requirements.lock", "requirements-embedded.lock", "requirements-test.lock")
+SBOM = ROOT / "dist" / "holdfast.cdx.json"
+HOLES, NOT_CHECKED = 1, 3
+# The service is asked package by package.
+ASKING_LIMIT_S = 300
+
+
+def main() -> int:
+    """Write the SBOM, then ask for each lock; say what came of it in a line each."""
+    write_sbom()
+    answers = [ask(lock) for lock in LOCKS]
+    return HOLES if HOLES in answers else max(answers)
+
+
+def write_sbom() -> None:
+    """List every package of the service with its hashes; fails loudly where one is missing."""
+    SBOM.parent.mkdir(exist_ok=True)
+    command = [str(BIN / "cyclonedx-py"), "requirements", str(ROOT / LOCKS[0])]
+    run([*command, "--output-reproducible", "--of", "JSON", "-o", str(SBOM)], check=True)
+    listed = {
+        (part["name"], part["version"])
+        for part in json.loads(SBOM.read_text())["components"]
+        if any("hashes" in where for where in part["externalReferences"])
+    }
+    missing = pins(ROOT / LOCKS[0]) - listed
+    if missing:
+        raise SystemExit(f"{SBOM.name} lacks {sorted(missing)}")
+    print(f"{SBOM.relative_to(ROOT)}: {len(listed)} packages, each with its hashes")
+
+
+def pins(lock: Path) -> set[tuple[str, str]]:
+    """Every package that the lock pins, with its version."""
+    return set(
+        re.findall(r"(?m)^([a-z0-9][a-z0-9._-]*)(?:\[[^\]]*\])?==([^\s;\\]+)", lock.read_text())
+    )
+
+
+def ask(lock: str) -> int:
+    """Look the lock's packages up; prints what came of it."""
+    command = [str(BIN / "pip-audit"), "--requirement", str(ROOT / lock), "--require-hashes"]
+    # The lock is whole: nothing is resolved, nothing is installed.
+    command += ["--disable-pip", "--no-deps", "--format", "json", "--progress-spinner", "off"]
+    try:
+        packages = json.loads(run(command, check=False).stdout)["dependencies"]
+    except (ValueError, subprocess.TimeoutExpired):
+        packages = []
+    status, lines = verdict(packages)
+    for line in lines:
+        print(f"{lock}: {line}")
+    return status
+
+
+def verdict(packages: list[dict[str, Any]]) -> tuple[int, list[str]]:
+    """What pip-audit's answer amounts to: 0, HOLES or NOT_CHECKED, and what to say of it.
+
+    Left alone pip-audit passes over what it could not look up, and ends with 0.
+    """
+    if not packages:
+        return NOT_CHECKED, ["NOT CHECKED: the vulnerability service cannot be reached"]
+    lines = []
+    for package in packages:
+        for hole in package.get("vulns", ()):
+            mended = ", ".join(hole["fix_versions"]) or "no version yet"
+            name = f"{package['name']} {package['version']}"
+            lines.append(f"{name} has a known hole, {hole['id']}; mended in {mended}")
+    status = HOLES if lines else 0
+    unknown = sum("skip_reason" in package for package in packages)
+    if unknown:
+        lines.append(f"NOT CHECKED: {unknown} of {len(packages)} packages could not be looked up")
+        status = status or NOT_CHECKED
+    return status, lines or [f"{len(packages)} packages, none with a known hole"]
+
+
+def run(command: list[str], *, check: bool) -> subprocess.CompletedProcess[str]:
+    """The command, to its end; its own chatter is shown only where it failed for good."""
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=ASKING_LIMIT_S, check=check
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
