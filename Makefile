@@ -46,7 +46,7 @@ lint: .venv/test.lock ## format, lint, types and the order of the rooms
 fuzz: .venv-audit/audit.lock ## look for bytes that break a parser, by coverage, for a minute (FUZZ_S=600: longer)
 	@$(AUDIT_BIN)/python -m tests.fuzz $(ARGS)
 
-check-supply: .venv-audit/audit.lock ## ask whether a pinned package has a known hole; list what is inside in dist/sbom
+check-supply: .venv-audit/audit.lock ## ask whether a pinned package has a known hole; write dist/holdfast.cdx.json
 	@$(AUDIT_BIN)/python deploy/check_supply.py
 
 screenshots: .venv/test.lock .venv/apt-packages ## draw docs/screenshots anew from a running house
@@ -89,7 +89,6 @@ clean: ## remove the environment and the caches, not the data of local runs
 	@cp requirements-test.lock $@
 	@cp requirements-embedded.lock .venv/embedded.lock
 
-# A command of the package's name will do, however it came here: npm often comes with a node of its own.
 .venv-audit/audit.lock: requirements-audit.lock | $(BIN)/python
 	@echo "Installing what the audit needs ..."
 	@$(BIN)/python -m venv .venv-audit
@@ -97,6 +96,7 @@ clean: ## remove the environment and the caches, not the data of local runs
 		install --require-hashes -r requirements-audit.lock
 	@cp requirements-audit.lock $@
 
+# A command of the package's name will do, however it came here: npm often comes with a node of its own.
 .venv/apt-packages: .ci/apt-packages | $(BIN)/python
 	@missing=; for package in $(APT_PACKAGES); do \
 		dpkg -s "$$package" >/dev/null 2>&1 || command -v "$$package" >/dev/null || missing="$$missing $$package"; done; \
