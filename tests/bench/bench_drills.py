@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.rehearsing import begin_drill, ended
+from tests.rehearsing import ask, begin_drill, ended
 from tests.running_house import House, running_house
 
 LONGEST_S = 400.0
@@ -69,6 +69,8 @@ def main() -> int:
     if not arguments.guards:
         with _house({}) as house:
             for name in names:
+                if not _allows(house, name, arguments.scope):
+                    continue
                 show(_run(house, name, arguments.scope), "all guards on")
     if not arguments.healthy:
         for name in names:
@@ -82,6 +84,11 @@ def main() -> int:
                         if off.stopped:
                             os.kill(house.pids[off.stopped], signal.SIGCONT)
     return 0
+
+
+def _allows(house: House, name: str, scope: str) -> bool:
+    drills = {drill["name"]: drill for drill in ask(house, "GET", "/drills").json()["drills"]}
+    return scope in drills[name]["scopes"]
 
 
 def _house(settings: dict[str, str]) -> Any:
@@ -99,7 +106,7 @@ def _row(run: dict[str, Any], guard: str) -> None:
     )
     count = run["sides"][0]["callers"]["count"] if run["sides"] else 0
     print(
-        f"| {run['name']} | {guard} | {run['verdict']} | {count} | {run['elapsed_s']:.0f} s"
+        f"| {run['name']} | {run['scope']} | {guard} | {run['verdict']} | {count} | {run['elapsed_s']:.0f} s"
         f" | {run['summary']} | {shown} |",
         flush=True,
     )

@@ -114,3 +114,28 @@ def test_a_fault_that_is_shortened_keeps_the_proportions_of_its_parts():
     plan = PLANS["connection-error"].lasting(5)
 
     assert [step.seconds for step in plan.steps] == [1.5, 1.5, 2.0]
+
+
+def test_the_handbook_tells_of_each_drill_with_its_runbook_and_how_long_it_takes():
+    handbook = (ROOT / "docs" / "drills.md").read_text()
+    rows = {
+        cells[1].strip(" `"): cells
+        for line in handbook.splitlines()
+        if line.startswith("| `") and len(cells := line.split("|")) == 8
+    }
+
+    assert list(rows) == list(PLANS)
+    for plan in DRILLS:
+        scopes = "both" if len(plan.scopes) == 2 else plan.scopes[0]
+        told = [cell.strip() for cell in rows[plan.name][4:7]]
+        assert told == [plan.runbook, scopes, f"{takes_s(plan, PLANS):.0f} s"]
+
+
+def test_the_handbooks_own_drill_is_one(tmp_path: Path):
+    handbook = (ROOT / "docs" / "drills.md").read_text()
+    example = handbook.partition("```toml\n")[2].partition("```")[0]
+    (tmp_path / "fridays.toml").write_text(example)
+
+    plan = read_catalogue(tmp_path)["fridays"]
+
+    assert [step.name for step in plan.steps] == ["slow", "", ""]
