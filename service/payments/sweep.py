@@ -37,7 +37,9 @@ class Sweep:
     def run_if_due(self, deadline: Deadline, *, every_s: float = EVERY_S) -> bool:
         """Sweep once where no other process has lately; True if swept. Raises Busy on an outage,
         and then the next sweep begins where the last whole one ended."""
-        run = self._settling.lease_run("sweep", every_s=every_s, lease_s=LEASE_S, deadline=deadline)
+        # Of each provider's books one: else what one has read would pass for read in the other's.
+        name = f"sweep {self._provider.name}"
+        run = self._settling.lease_run(name, every_s=every_s, lease_s=LEASE_S, deadline=deadline)
         if run is None:
             return False
         began = datetime.now(UTC)

@@ -244,3 +244,14 @@ def test_a_refund_is_leased_by_who_runs_with_the_provider_of_its_payment(pool):
 
     assert others.lease_due(10, soon()) == []
     assert [movement.id for movement, _ in own.lease_due(10, soon())] == [refund.id]
+
+
+def test_the_books_of_each_provider_are_swept_on_their_own(pool):
+    own, other = BookedProvider(), BookedProvider()
+    other.name = "other"
+    services = [Service(pool, own), Service(pool, other)]
+
+    swept = [service.sweep.run_if_due(soon()) for service in services * 2]
+
+    assert swept == [True, True, False, False]
+    assert own.calls == other.calls == ["list"]
