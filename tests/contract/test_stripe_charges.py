@@ -86,6 +86,18 @@ def test_its_saved_500_is_no_proof_and_only_the_next_key_charges(stripe_mock, pr
     assert stripe_mock.taken(charge) == [2599]
 
 
+@pytest.mark.parametrize("fault", ["reset", "reset_after"])
+def test_the_same_key_completes_the_call_in_doubt(stripe_mock, provider, fault):
+    charge = stripe_mock.a_charge()
+    with stripe_mock.front.failing(fault):
+        provider.confirm(charge, soon())
+
+    outcome = provider.look_up(charge, soon())
+
+    assert outcome.kind is OutcomeKind.SUCCEEDED
+    assert stripe_mock.taken(charge) == [2599]
+
+
 def test_a_charge_that_was_made_is_not_made_again_under_another_key(stripe_mock, provider):
     charge = stripe_mock.a_charge()
     made = replace(charge, provider_ref=provider.confirm(charge, soon()).provider_ref)
