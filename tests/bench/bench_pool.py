@@ -67,6 +67,7 @@ def cost(url: str) -> None:
 
         ways: dict[str, Callable[[], Any]] = {
             f"{BARE}: getconn, putconn": lambda: bare.putconn(bare.getconn()),
+            f"{BARE}: in a with block": context(lambda: _Lent(bare)),
             "holdfast: getconn, putconn": lambda: ours.putconn(ours.getconn()),
             "holdfast: with checkout": context(lambda: ours.checkout(far)),
             "psycopg2-pool: getconn, putconn": lambda: lifo.putconn(lifo.getconn()),
@@ -86,6 +87,22 @@ def cost(url: str) -> None:
     first = next(iter(best.values()))
     rows = [[name, f"{s * 1e6:.2f}", f"{s / first:.2f}"] for name, s in best.items()]
     show("Checkout + checkin, uncontended", ["", "us", "x bare"], rows)
+
+
+class _Lent:
+    """The least that a `with` block round getconn and putconn can be."""
+
+    __slots__ = ("_connection", "_pool")
+
+    def __init__(self, pool: Any) -> None:
+        self._pool = pool
+
+    def __enter__(self) -> Any:
+        self._connection = self._pool.getconn()
+        return self._connection
+
+    def __exit__(self, *exc: object) -> None:
+        self._pool.putconn(self._connection)
 
 
 def _both(pool: Any) -> Callable[[], None]:
