@@ -30,6 +30,8 @@ CLOCK_WARN_S, CLOCK_FAIL_S = 2.0, 60.0
 HEARTBEAT_FAIL_S = 30.0
 # Every payment waits for two or three of these.
 ROUND_TRIP_WARN_MS = 20.0
+# The shortest of them is the distance; the others tell how busy this machine is.
+ROUND_TRIPS = 5
 PROVIDER_TIMEOUT_S = 5.0
 
 
@@ -144,9 +146,12 @@ def _database(pool: ConnectionPool) -> Finding:
 
     version = Statement("version", "SHOW server_version")
     pool.run(version, {}, local.soon())  # The first one connects.
-    began_s = monotonic()
-    ((number,),) = pool.run(version, {}, local.soon())
-    took_ms = _ms_since(began_s)
+    trips_ms = []
+    for _ in range(ROUND_TRIPS):
+        began_s = monotonic()
+        ((number,),) = pool.run(version, {}, local.soon())
+        trips_ms.append(_ms_since(began_s))
+    took_ms = min(trips_ms)
     found = f"PostgreSQL {number} answers in {took_ms} ms"
     if took_ms > ROUND_TRIP_WARN_MS:
         todo = "Each payment waits for it two or three times: bring them closer together."
