@@ -15,6 +15,11 @@ from service.simulation.promql import promql
 
 Samples = Mapping[SampleKey, float]
 
+# What callers get and how long it takes is a question without a fault too.
+_TELLING_WITHOUT_FAULT = frozenset({"callers", "waited", "quantile", "share_over"})
+# Where a machine with too much to do is as slow as a service that does not hold.
+_OF_TIME = _TELLING_WITHOUT_FAULT | {"recovery", "settled"}
+
 
 @dataclass(frozen=True, slots=True)
 class Reading:
@@ -45,6 +50,8 @@ class Readings:
     settled_s: float | None = None
     # How often a link, a signal or a webhook struck.
     struck: int = 0
+    # The same without the fault: the control of a pair, or the seconds before it.
+    reference: Readings | None = None
 
     def span(self, during: str) -> Span | None:
         """The first and last reading; None where the run did not come to it."""
@@ -58,22 +65,37 @@ class Readings:
 
 def evaluate(check: Check, readings: Readings) -> dict[str, Any]:
     """The check as people are shown it; a number that cannot be had fails it."""
-    span = readings.span(check.during)
-    value = None if span is None else _value(check, readings, *span)
+    value = _measured(check, readings)
+    reference = None
+    if check.measure in _TELLING_WITHOUT_FAULT and readings.reference is not None:
+        reference = _measured(check, readings.reference)
     is_kept = (
         value is not None
         and (check.min is None or value >= check.min)
         and (check.max is None or value <= check.max)
     )
+    span = readings.span(check.during)
     return {
         "text": check.text,
         "promql": promql(check, 0.0 if span is None else span[1].at_s - span[0].at_s),
-        "value": None if value is None else round(value, 4),
+        "value": _rounded(value),
+        # What it was where no fault was on; a promise that was not kept there either blames nobody.
+        "reference": _rounded(reference),
         "min": check.min,
         "max": check.max,
         "during": check.during,
+        "is_of_time": check.measure in _OF_TIME,
         "ok": is_kept,
     }
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)
+
+
+def _measured(check: Check, readings: Readings) -> float | None:
+    span = readings.span(check.during)
+    return None if span is None else _value(check, readings, *span)
 
 
 def _value(check: Check, readings: Readings, first: Reading, last: Reading) -> float | None:

@@ -128,10 +128,11 @@ def _checks(title: str, told: str, checks: list[dict[str, Any]]) -> str:
         f'<tr class="{_word(check)}"><td>{_mark(check)}</td><th scope="row">{escape(check["text"])}'
         f"{_promql(check)}</th><td>{escape(shown(check['value']))}"
         f"{gauge(check['value'], check['min'], check['max'])}</td>"
-        f"<td>{escape(bounds(check))}</td><td>{escape(_when(check))}</td></tr>"
+        f"<td>{escape(bounds(check))}</td><td>{escape(_without(check))}</td>"
+        f"<td>{escape(_when(check))}</td></tr>"
         for check in checks
     )
-    head = _head("", "What", "Measured", "Bound", "When")
+    head = _head("", "What", "Measured", "Bound", "Without the fault", "When")
     return (
         f"<section><h2>{escape(title)}</h2><p class='note'>{escape(told)}</p>"
         f"<div class='wide' tabindex='0'><table class='checks'>{head}{rows}</table></div></section>"
@@ -140,6 +141,12 @@ def _checks(title: str, told: str, checks: list[dict[str, Any]]) -> str:
 
 def _promql(check: dict[str, Any]) -> str:
     return f"<code>{escape(check['promql'])}</code>" if check["promql"] else ""
+
+
+def _without(check: dict[str, Any]) -> str:
+    """The same number before the fault, or at the control."""
+    reference = check.get("reference")
+    return "" if reference is None else shown(reference)
 
 
 def _when(check: dict[str, Any]) -> str:

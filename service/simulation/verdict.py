@@ -23,11 +23,23 @@ def judge(document: dict[str, Any], *, payments_min: int) -> tuple[str, str]:
         return "INCONCLUSIVE", f"The fault is not proven: {unproven[0]}."
     if count < payments_min:
         return "INCONCLUSIVE", f"Only {count} payments were answered, {payments_min} are needed."
-    failed = [check["text"] for check in document["expectations"] if not check["ok"]]
+    failed = [check for check in document["expectations"] if not check["ok"]]
+    unwell = next((check for check in document["expectations"] if _is_kept_by_nobody(check)), None)
+    if failed and unwell and all(check["is_of_time"] for check in failed):
+        return "INCONCLUSIVE", (
+            f"Not kept without the fault either, so it is not to blame: {unwell['text']}:"
+            f" {unwell['reference']:g}."
+        )
     if failed:
-        return "BROKE", "Not kept: " + "; ".join(failed) + "."
+        return "BROKE", "Not kept: " + "; ".join(check["text"] for check in failed) + "."
     kept = len(document["expectations"]) + len(document["invariants"])
     return "HELD", f"All {kept} promises were kept over {count} payments."
+
+
+def _is_kept_by_nobody(check: dict[str, Any]) -> bool:
+    """Over its bound where no fault was on: the machine has too much to do to say anything."""
+    reference, most = check["reference"], check["max"]
+    return not check["ok"] and reference is not None and most is not None and reference > most
 
 
 def _judge_simulation(document: dict[str, Any], count: int) -> tuple[str, str]:

@@ -13,7 +13,7 @@ from service.observability.window import Window
 from service.resilience.deadline import Deadline
 from service.simulation import guards
 from service.simulation.expectations import Reading, Readings, Span
-from service.simulation.load import Load
+from service.simulation.load import Call, Load
 from service.simulation.preflight import Preflight
 from service.simulation.run import Run
 from service.simulation.sides import Side
@@ -71,6 +71,25 @@ class Watch:
 
     def readings(self, side: Side, **measured: Any) -> Readings:
         """All of it for the checks, with what else was `measured`."""
+        control = next((other for other in self._sides if other.name != side.name), None)
+        reference = self._baseline(side) if control is None else self._readings_of(control)
+        return self._readings_of(side, reference=reference, **measured)
+
+    def _baseline(self, side: Side) -> Readings:
+        """The seconds before the fault, as if it had been on then."""
+        span = self.at("start", side), self.at("fault_began", side)
+        return Readings(
+            fault_began=span[0],
+            fault_ended=span[1],
+            ended=span[1],
+            faults={step.name: span for step in self._run.plan.steps},
+            calls=self._calls_of(side),
+        )
+
+    def _calls_of(self, side: Side) -> list[Call]:
+        return [c for c in self._load.calls() if c.side == side.name and not c.is_retry]
+
+    def _readings_of(self, side: Side, **measured: Any) -> Readings:
         steps = [step.name for step in self._run.plan.steps if step.name]
         return Readings(
             fault_began=self.at("fault_began", side),
@@ -78,7 +97,7 @@ class Watch:
             ended=self.at("ended", side),
             every_second=self._readings[side.name],
             faults={name: span for name in steps if (span := self._span(name, side))},
-            calls=[c for c in self._load.calls() if c.side == side.name and not c.is_retry],
+            calls=self._calls_of(side),
             struck=self._struck(),
             **measured,
         )

@@ -85,6 +85,16 @@ def test_what_callers_waited_is_a_quantile_of_their_own_seconds():
     assert evaluate(check("waited", at=0.99, max=1), readings({}, {}, calls=calls))["value"] == 1.0
 
 
+def test_what_callers_get_is_compared_with_the_same_without_the_fault():
+    before = readings({}, {}, calls=[call(11, ms=300), call(12, ms=300)])
+    read = readings({}, {}, calls=[call(11, ms=900)], reference=before)
+
+    shown = evaluate(check("waited", at=0.5, max=1), read)
+
+    assert (shown["value"], shown["reference"]) == (0.9, 0.3)
+    assert evaluate(check("struck", min=1), read)["reference"] is None
+
+
 def test_a_gauge_is_looked_at_only_while_the_fault_was_on():
     seconds = [Reading(at, samples("line", all=value)) for at, value in ((5, 9), (12, 4), (25, 7))]
     read = readings({}, {}, every_second=seconds)
@@ -118,7 +128,7 @@ def test_the_same_question_is_asked_of_prometheus(wanted: Check, text: str):
 
 
 def document(**changed: Any) -> dict[str, Any]:
-    kept = {"text": "kept", "rule": "charged_once", "ok": True}
+    kept = {"text": "kept", "rule": "charged_once", "reference": None, "max": None, "ok": True}
     sound = {
         **{name: [kept] for name in ("bite", "expectations", "invariants")},
         "kind": "drill",
@@ -127,7 +137,15 @@ def document(**changed: Any) -> dict[str, Any]:
     return {**sound, **changed}
 
 
-NOT_OK = [{"text": "the breaker opened", "rule": "charged_once", "ok": False}]
+def not_kept(text: str, **more: Any) -> dict[str, Any]:
+    given = {"rule": "charged_once", "reference": None, "max": None, "is_of_time": False}
+    return {**given, "text": text, "ok": False, **more}
+
+
+NOT_OK = [not_kept("the breaker opened")]
+SLOW = not_kept("they waited", max=2, reference=0.1, is_of_time=True)
+SLOW_ANYWAY = not_kept("they waited", max=2, reference=3, is_of_time=True)
+LATE = not_kept("it settled", max=9, is_of_time=True)
 
 
 @pytest.mark.parametrize(
@@ -137,6 +155,11 @@ NOT_OK = [{"text": "the breaker opened", "rule": "charged_once", "ok": False}]
         ({"expectations": NOT_OK}, "BROKE", "the breaker opened"),
         ({"bite": NOT_OK, "expectations": NOT_OK}, "INCONCLUSIVE", "not proven: the breaker"),
         ({"sides": [{"callers": {"count": 9}}]}, "INCONCLUSIVE", "Only 9 payments"),
+        ({"expectations": [SLOW]}, "BROKE", "Not kept: they waited"),
+        # As slow where no fault was on: the fault is not to blame, nor for what came later.
+        ({"expectations": [SLOW_ANYWAY, LATE]}, "INCONCLUSIVE", "not to blame: they waited: 3"),
+        ({"expectations": [SLOW_ANYWAY, *NOT_OK]}, "BROKE", "the breaker opened"),
+        ({"expectations": [LATE]}, "BROKE", "it settled"),
         # Money comes before everything: it is broken whether or not a fault was proven.
         ({"bite": NOT_OK, "invariants": NOT_OK}, "BROKE", "charged_once"),
     ],
