@@ -14,12 +14,14 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
 RELEASE = Path(os.environ["HOLDFAST_HOME"]) / "release"
+# More than the buffers of both ends together.
+FLOOD_BYTES = 64 * 1024 * 1024
 # Past it a test has failed anyway; the thread must not outlive it for long.
 LONGEST_HOLD_S = 10.0
 
 
 def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-    """`/hold` answers when the file RELEASE is there; every other path answers with the pid."""
+    """`/hold` answers when the file RELEASE is there, `/flood` with more than fits; else the pid."""
     body = environ["wsgi.input"].read()
     if environ["PATH_INFO"] == "/hold":
         end_s = time.monotonic() + LONGEST_HOLD_S
@@ -29,5 +31,7 @@ def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[byt
     if environ["PATH_INFO"] == "/readyz" and lifecycle.is_stopping():
         status = "503 Service Unavailable"
     answer = f"{os.getpid()} {len(body)}".encode()
+    if environ["PATH_INFO"] == "/flood":
+        answer = bytes(FLOOD_BYTES)
     start_response(status, [("Content-Length", str(len(answer))), ("Content-Type", "text/plain")])
     return [answer]
