@@ -1,7 +1,9 @@
-"""The two small programs of the image: the copy of the log for an agent, and the health check."""
+"""The programs of the image besides the service: the kept log, the health check, gunicorn's settings."""
 
 from __future__ import annotations
 
+import os
+import re
 import signal
 import socketserver
 import subprocess
@@ -113,3 +115,20 @@ def test_nobody_there_is_unhealthy_and_said_in_one_line() -> None:
     assert check.returncode == 1
     assert check.stdout.count("\n") == 1
     assert "ConnectionRefusedError" in check.stdout
+
+
+@pytest.mark.parametrize("plane", ["gunicorn.conf.py", "gunicorn.ops.conf.py"])
+def test_gunicorn_writes_no_socket_and_believes_no_client_about_itself(
+    plane: str, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "gunicorn", "-c", f"deploy/{plane}", "--print-config"]
+    environ = {**os.environ, "HOLDFAST_HOME": str(tmp_path), "HOLDFAST_DRAIN_S": "6.5"}
+
+    shown = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True)
+
+    settings = dict(re.findall(r"^(\w+) += (.*)$", shown.stdout, re.MULTILINE))
+    # A read-only container has no place for it.
+    assert settings["control_socket_disable"] == "True"
+    assert settings["forwarded_allow_ips"] == "[]"
+    # The master counts the drain too, where there is one.
+    assert settings["graceful_timeout"] == ("22" if plane == "gunicorn.conf.py" else "15")
