@@ -19,6 +19,7 @@ from service.observability.window import Window
 from service.payments.model import Payment, parse_id
 from service.payments.store import PaymentStore
 from service.web.auth import Authenticator, Caller
+from service.web.compression import compress_file
 from service.web.console_glance import budgets, glance
 from service.web.console_history import History
 from service.web.request_scope import request_deadline
@@ -144,6 +145,8 @@ def console_blueprint(
         answer.headers["Cross-Origin-Resource-Policy"] = "same-origin"
         # `no-store` is said for every answer by the request's scope; files would say two things.
         answer.headers.pop("Cache-Control", None)
+        if request.endpoint == f"{blueprint.name}.static":
+            compress_file(answer)
         return answer
 
     return blueprint
