@@ -50,6 +50,8 @@ class Watch:
         self._readings: dict[str, list[Reading]] = {side.name: [] for side in sides}
         self._turns: dict[str, dict[str, Reading]] = {}
         self._seen = dict.fromkeys(self._readings, 0)
+        # The serving workers' own figures, whatever is rehearsed on.
+        self._live_at_start = preflight.read()
         self._ends = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="drill-watch", daemon=True)
 
@@ -136,10 +138,9 @@ class Watch:
             self._run.stop("The lever was engaged.")
         if side.striker is not None:
             side.striker.describe()
-        if side.name != "instance":
-            return
-        before = self.at("start", side).samples
-        harm = guards.harm(before, self._readings[side.name][-1].samples, self._load.calls())
+        # Copies count for themselves: all that the serving workers count is real.
+        ours = self._load.calls() if side.name == "instance" else []
+        harm = guards.harm(self._live_at_start, self._preflight.read(), ours)
         if harm is not None:
             self._run.stop(f"Live traffic: {harm}")
 
