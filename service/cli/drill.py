@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--answer", metavar="DRILL", help="say which fault the blind game day is that runs now"
     )
     parser.add_argument("--dry-run", action="store_true", help="only look whether it may begin")
-    parser.add_argument("--fault-s", type=float, help="how long the fault lasts")
+    parser.add_argument("--fault-s", type=int, help="how long the fault lasts")
     parser.add_argument("--load-rps", type=int, help="synthetic payments a second")
     parser.add_argument("--reason", default="", help="kept with the report")
     parser.add_argument("--junit", type=Path, metavar="FILE", help="write the report for a CI")

@@ -23,9 +23,17 @@ MISSED_WITHIN_S = BEAT_EVERY_S * (BEATS_MISSED_MAX + 0.5) + 5.0
 
 
 @pytest.fixture(scope="module")
-def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+def there(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     with rehearsing_house(tmp_path_factory.mktemp("house")) as (house, _):
         yield house
+
+
+@pytest.fixture
+def house(there: House) -> Iterator[House]:
+    """The one house, with nothing going on that an earlier test began."""
+    yield there
+    ask(there, "DELETE", "/simulate")
+    wait_for(lambda: ask(there, "GET", "/simulate").json()["running"] is None, timeout_s=60)
 
 
 def modes(house: House) -> set[str | None]:
@@ -40,7 +48,7 @@ def modes(house: House) -> set[str | None]:
 def strike(house: House) -> str:
     where = begin(house, "payment-timeout", ttl_s=TTL_S, load_rps=1)
     wait_until_struck(house, where)
-    assert modes(house) == {"stall", None}
+    wait_for(lambda: modes(house) == {"stall", None}, timeout_s=20)
     return where
 
 
