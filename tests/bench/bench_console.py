@@ -98,7 +98,9 @@ def _bytes_of(page: Page) -> int:
     )
 
 
-def _cost_of_polling(browser: Browser, house: House, rounds: int = 3, each_s: float = 30.0):
+def _cost_of_polling(
+    browser: Browser, house: House, rounds: int = 3, each_s: float = 20.0
+) -> tuple[float, float]:
     """What a visible page adds to the ops plane's CPU, and that without one, as shares of a core."""
     added, alone = [], []
     for _ in range(rounds):

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from service.lookout.traffic import Traffic
 from service.simulation.pair import COPY_GRACE_S, Pair
 from service.simulation.sides import CannotStart
 from service.simulation.store import LEASE_S
@@ -185,6 +186,21 @@ def test_the_other_two_show_themselves_on_a_pair_as_well(house, name, words):
     assert words in experiment["incident"]
     assert control["incident"] is None
     assert set(control["callers"]["by_outcome"]) == {"succeeded"}
+
+
+def test_it_ends_as_soon_as_real_payments_suffer_beside_it(house):
+    where = begin(house, "connection-error", scope="pair", ttl_s=120)
+    wait_until_struck(house, where)
+    try:
+        with Traffic(house.url, house.api_key, per_s=15):
+            # The provider loses everybody's answers, not only the experiment's.
+            house.control({"reset": 1}, operations=["confirm"])
+            run = ended(house, where)
+    finally:
+        house.control({"ok": 1})
+
+    assert run["verdict"] == "ABORTED", run["summary"]
+    assert run["summary"].startswith("Live traffic: ")
 
 
 def test_a_killed_ops_plane_takes_the_copies_with_it_and_its_files_are_swept(house, temporary):

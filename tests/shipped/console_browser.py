@@ -18,7 +18,7 @@ FLAGS = (
 )
 KEY_STORED_AS = "holdfast.operator_key"
 # On a busy machine; every wait ends as soon as its condition is true.
-WAIT_MS = 20_000
+WAIT_MS = 60_000
 
 
 class ConsoleHouse:
