@@ -181,7 +181,9 @@ def create_app(settings: Settings, *, provider: Provider | None = None) -> Flask
             is_stopping=lifecycle.is_stopping,
         )
     )
-    app.register_blueprint(openapi_blueprint(version=_version()))
+    app.register_blueprint(
+        openapi_blueprint(title="Holdfast", version=_version(), address=_address(settings.bind))
+    )
     zeros.begin_answers(_routes(app))
     return app
 
@@ -257,6 +259,11 @@ def create_ops_app(settings: Settings) -> Flask:
             authenticate=authenticate,
         )
         app.register_blueprint(rehearsals)
+    app.register_blueprint(
+        openapi_blueprint(
+            title="Holdfast: operations", version=_version(), address=_address(settings.ops_bind)
+        )
+    )
     zeros.begin_answers(_routes(app))
     zeros.begin_drills(drills)
     return app
@@ -413,6 +420,12 @@ def _reach(provider: Provider) -> None:
 
 def _check_deadline() -> Deadline:
     return Deadline.after(HEALTH_CHECK_TIMEOUT_S)
+
+
+def _address(bind: str) -> str:
+    """Where somebody on this machine reaches what listens on `bind`."""
+    host, port = reachable(bind)
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def _version() -> str:

@@ -27,7 +27,7 @@ from service.payments.movements import (
     MovementRequest,
     MovementStatus,
 )
-from service.payments.steps import attempts_json, detail_json
+from service.payments.steps import attempts_json, detail_json, next_attempt
 from service.payments.store import RECORD_TIMEOUT_S, payment_of
 from service.providers.base import Outcome, OutcomeKind
 from service.resilience.deadline import Deadline
@@ -304,6 +304,7 @@ class MovementStore:
                     "detail": detail_json(
                         outcome,
                         pool_wait_s=checkout.wait_s,
+                        attempt=next_attempt(movement.attempts) if attempts else None,
                         op=op,
                         **_named(movement.kind, movement.movement_id),
                     ),

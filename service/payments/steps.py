@@ -14,10 +14,15 @@ ATTEMPTS_KEPT = 20
 Attempts = Sequence[Mapping[str, Any]]
 
 
+def next_attempt(before: Attempts) -> int:
+    """The number of the attempt that comes after these."""
+    return int(before[-1]["n"]) + 1 if before else 1
+
+
 def attempts_json(before: Attempts, op: str, outcome: Outcome) -> str:
     """The attempts with one more, as JSON."""
     attempt = {
-        "n": before[-1]["n"] + 1 if before else 1,
+        "n": next_attempt(before),
         "op": op,
         "stage": outcome.stage.value,
         "error": outcome.error,
@@ -27,7 +32,11 @@ def attempts_json(before: Attempts, op: str, outcome: Outcome) -> str:
 
 
 def detail_json(
-    outcome: Outcome | None = None, /, *, pool_wait_s: float | None = None, **facts: str | None
+    outcome: Outcome | None = None,
+    /,
+    *,
+    pool_wait_s: float | None = None,
+    **facts: str | int | None,
 ) -> str:
     """What the timeline tells of a step, as JSON; amounts and secrets are not part of it."""
     detail: dict[str, Any] = dict(facts)

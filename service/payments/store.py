@@ -30,7 +30,7 @@ from service.payments.model import (
     sources_of,
 )
 from service.payments.outbox import is_told
-from service.payments.steps import attempts_json, detail_json
+from service.payments.steps import attempts_json, detail_json, next_attempt
 from service.providers.base import Outcome, OutcomeKind, Stage
 from service.resilience.deadline import Deadline
 
@@ -363,6 +363,9 @@ class PaymentStore:
         decline = outcome.decline if outcome is not None else None
         next_action = outcome.next_action if outcome is not None else None
         event_type = event_type or f"payment.{status.value}"
+        attempts = None
+        if outcome is not None and op in ("prepare", "confirm"):
+            attempts = attempts_json(payment.attempts, op, outcome)
         with self._pool.checkout(deadline) as checkout:
             rows = checkout.run(
                 statements.MOVE_AND_TELL if is_told(event_type) else statements.MOVE,
@@ -378,9 +381,7 @@ class PaymentStore:
                     if decline is not None
                     else None,
                     "next_action": json.dumps(dict(next_action)) if next_action else None,
-                    "attempts": attempts_json(payment.attempts, op, outcome)
-                    if outcome is not None and op in ("prepare", "confirm")
-                    else None,
+                    "attempts": attempts,
                     "next_series": next_series,
                     "looked_up": int(op == "look_up"),
                     "sent": sent,
@@ -389,7 +390,12 @@ class PaymentStore:
                     "event_id": str(new_id()),
                     "event_type": event_type,
                     "detail": detail_json(
-                        outcome, pool_wait_s=checkout.wait_s, op=op, reason=reason, by=by
+                        outcome,
+                        pool_wait_s=checkout.wait_s,
+                        attempt=next_attempt(payment.attempts) if attempts else None,
+                        op=op,
+                        reason=reason,
+                        by=by,
                     ),
                 },
             )

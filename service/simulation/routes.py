@@ -10,6 +10,7 @@ from flask import Blueprint, Response, request
 from pydantic import BaseModel, ConfigDict, Field
 
 from service.errors import Busy, Forbidden, NotFound
+from service.operations import Operation, documented
 from service.resilience.deadline import Deadline
 from service.simulation import report
 from service.simulation.page import PAGE_CSP, render_page
@@ -88,6 +89,17 @@ def simulation_blueprint(
         require_same_origin(hosts)
 
     @blueprint.post("/simulate/<name>")
+    @documented(
+        Operation(
+            summary="Cause one of the incident's errors; `?wait=1` answers when it is over",
+            scope="operator",
+            body=SimulationWish,
+            example={"ttl_s": 10, "load_rps": 5, "reason": "rehearsal"},
+            answers={200: ("It is over: the evidence", None), 202: ("It has begun", None)},
+            sends={202: ("Location", "Retry-After")},
+            problems=("preflight_refused",),
+        )
+    )
     def simulate(name: str) -> Response:
         by = require_operator()
         if name not in SIMULATIONS:
@@ -108,6 +120,13 @@ def simulation_blueprint(
         return _accepted(run.document(), "simulate")
 
     @blueprint.get("/simulate")
+    @documented(
+        Operation(
+            summary="What runs, what ran, the lever and the links",
+            answers={200: ("As it stands", None)},
+            problems=("forbidden",),
+        )
+    )
     def overview() -> Response:
         running = rehearsals.running
         return _json(
@@ -124,15 +143,36 @@ def simulation_blueprint(
         )
 
     @blueprint.get("/simulate/<run_id>")
+    @documented(
+        Operation(
+            summary="One simulation, with its evidence",
+            answers={200: ("As it stands", None)},
+            problems=("forbidden",),
+        )
+    )
     def show_simulation(run_id: str) -> Response:
         return _json(rehearsals.find(run_id, _deadline()))
 
     @blueprint.delete("/simulate")
+    @documented(
+        Operation(
+            summary="Stop everything", scope="operator", answers={200: ("What was stopped", None)}
+        )
+    )
     def stop_everything() -> Response:
         by = require_operator()
         return _json({"stopped": rehearsals.stop_all(by, _deadline())})
 
     @blueprint.put("/simulate/lever")
+    @documented(
+        Operation(
+            summary="Forbid rehearsals, or allow them again",
+            scope="operator",
+            body=Lever,
+            example={"engaged": True, "reason": "an incident of our own"},
+            answers={200: ("The lever as it now stands", None)},
+        )
+    )
     def pull_lever() -> Response:
         by = require_operator()
         body: Lever = read_body(Lever)
@@ -144,6 +184,13 @@ def simulation_blueprint(
         return _json(around.preflight.lever(_deadline()))
 
     @blueprint.get("/drills")
+    @documented(
+        Operation(
+            summary="The catalogue, with each drill's last verdict",
+            answers={200: ("As it stands", None)},
+            problems=("forbidden",),
+        )
+    )
     def list_drills() -> Response:
         running = rehearsals.running
         last = _or_none(lambda: around.store.last_verdicts(_deadline())) or {}
@@ -165,6 +212,17 @@ def simulation_blueprint(
         )
 
     @blueprint.post("/drills")
+    @documented(
+        Operation(
+            summary="Rehearse, with a verdict; `dry_run` only says what stands against it",
+            scope="operator",
+            body=DrillWish,
+            example={"drill": "payment-timeout", "dry_run": True},
+            answers={200: ("What a dry run found", None), 202: ("It has begun", None)},
+            sends={202: ("Location", "Retry-After")},
+            problems=("preflight_refused",),
+        )
+    )
     def drill() -> Response:
         by = require_operator()
         body: DrillWish = read_body(DrillWish)
@@ -186,6 +244,13 @@ def simulation_blueprint(
         return _accepted(rehearsals.begin(wish, _deadline()).document(), "drills")
 
     @blueprint.get("/drills/<run_id>")
+    @documented(
+        Operation(
+            summary="One drill's report; `?format=html`, `markdown` or `junit` for people and CI",
+            answers={200: ("The report", None)},
+            problems=("forbidden",),
+        )
+    )
     def show_drill(run_id: str) -> Response:
         document = rehearsals.find(run_id, _deadline())
         match request.args.get("format", "json"):
@@ -200,6 +265,9 @@ def simulation_blueprint(
         return _json(document)
 
     @blueprint.delete("/drills/<run_id>")
+    @documented(
+        Operation(summary="Stop a drill", scope="operator", answers={200: ("As it ended", None)})
+    )
     def stop_drill(run_id: str) -> Response:
         by = require_operator()
         run = rehearsals.live(run_id)
@@ -208,6 +276,15 @@ def simulation_blueprint(
         return _json(run.document())
 
     @blueprint.post("/drills/<run_id>/answer")
+    @documented(
+        Operation(
+            summary="Say which fault a blind game day is thought to be",
+            scope="operator",
+            body=Answer,
+            example={"name": "payment-timeout"},
+            answers={200: ("Right or not, and how long it took", None)},
+        )
+    )
     def name_fault(run_id: str) -> Response:
         require_operator()
         body: Answer = read_body(Answer)

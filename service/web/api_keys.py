@@ -10,10 +10,10 @@ from flask import Blueprint, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from service.errors import Forbidden, NotFound, ValidationFailed, WrongState
+from service.operations import Operation, documented
 from service.payments.merchants import SCOPES, ApiKey, KeyStore
 from service.web.auth import Authenticator
 from service.web.bodies import parse_object, read_body, validated
-from service.web.operations import Operation, documented
 from service.web.payments import json_answer
 from service.web.request_scope import request_deadline
 from service.web.schemas import PLAIN, Moment, shown_time

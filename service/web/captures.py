@@ -6,6 +6,7 @@ from flask import Blueprint, Response
 from pydantic import BaseModel
 
 from service.errors import ValidationFailed
+from service.operations import IDEMPOTENCY_KEY, Operation, documented
 from service.payments.movement_handler import MovementHandler
 from service.payments.movements import Kind, MovementRequest
 from service.resilience.deadline import Deadline
@@ -18,7 +19,6 @@ from service.web.movements import (
     move,
     move_request,
 )
-from service.web.operations import IDEMPOTENCY_KEY, Operation, documented
 from service.web.request_scope import request_deadline
 from service.web.schemas import PaymentDocument, present
 

@@ -16,6 +16,7 @@ from service.errors import NotFound, WrongState
 from service.observability.health import HealthChecks
 from service.observability.statistics import Statistics, describe_now
 from service.observability.window import Window
+from service.operations import Operation, documented
 from service.payments.model import Payment, parse_id
 from service.payments.store import PaymentStore
 from service.web.auth import Authenticator, Caller
@@ -23,7 +24,7 @@ from service.web.compression import compress_file
 from service.web.console_glance import budgets, glance
 from service.web.console_history import History
 from service.web.request_scope import request_deadline
-from service.web.schemas import present, present_event
+from service.web.schemas import Timeline, present, present_event
 
 # No inline script or style, nothing from elsewhere, no frame around it, no text turned into markup.
 CSP = "; ".join(
@@ -87,10 +88,18 @@ def console_blueprint(
         return authenticate("operator", request_deadline())
 
     @blueprint.get("/")
+    @documented(
+        Operation(
+            summary="The console, for people", answers={200: ("HTML", None)}, media_type="text/html"
+        )
+    )
     def page() -> str:
         return render_template("console.html", instance=instance)
 
     @blueprint.get("/console/state")
+    @documented(
+        Operation(summary="What the console shows now", answers={200: ("The figures", None)})
+    )
     def state() -> Response:
         after_s = request.args.get("after", 0.0, type=float)
         if request.args.get("boot") != boot:
@@ -112,17 +121,32 @@ def console_blueprint(
         )
 
     @blueprint.get("/console/operator")
+    @documented(
+        Operation(summary="Whose key this is", scope="operator", answers={200: ("The key", None)})
+    )
     def who() -> Response:
         caller = operator()
         return jsonify({"key_id": caller.key_id, "mode": caller.mode})
 
     @blueprint.get("/console/payments")
+    @documented(
+        Operation(
+            summary="The newest payments", scope="operator", answers={200: ("In brief", None)}
+        )
+    )
     def payments() -> Response:
         caller = operator()
         newest = store.list(caller.merchant_id, request_deadline(), limit=PAYMENTS_SHOWN)
         return jsonify({"data": [_brief(payment) for payment in newest]})
 
     @blueprint.get("/console/payments/<payment_id>/timeline")
+    @documented(
+        Operation(
+            summary="Every step of a payment's life",
+            scope="operator",
+            answers={200: ("The steps, oldest first", Timeline)},
+        )
+    )
     def timeline(payment_id: str) -> Response:
         caller, identifier = operator(), parse_id(payment_id, "pay_")
         events = (
@@ -133,6 +157,14 @@ def console_blueprint(
         return jsonify({"data": [present_event(event) for event in events]})
 
     @blueprint.post("/console/payments")
+    @documented(
+        Operation(
+            summary="Make a test payment through the front door",
+            scope="operator",
+            answers={200: ("What was sent and what came back", None)},
+            problems=("wrong_state",),
+        )
+    )
     def pay() -> Response:
         caller = operator()
         if caller.mode != "test":

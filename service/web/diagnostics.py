@@ -11,6 +11,7 @@ from prometheus_client.exposition import choose_encoder
 
 from service.observability.health import HealthChecks
 from service.observability.statistics import Statistics
+from service.operations import Operation, documented
 
 
 def diagnostics_blueprint(
@@ -24,12 +25,29 @@ def diagnostics_blueprint(
     blueprint = Blueprint("diagnostics", __name__)
 
     @blueprint.get("/metrics")
+    @documented(
+        Operation(
+            summary="All workers' metrics, in Prometheus' text format or OpenMetrics",
+            answers={200: ("The metrics", None)},
+            media_type="text/plain",
+        )
+    )
     def metrics() -> Response:
         """All workers together; OpenMetrics with exemplars for who accepts it."""
         encode, content_type = choose_encoder(request.headers.get("Accept", ""))
         return Response(encode(registry), content_type=content_type)
 
     @blueprint.get("/diagnostics/health")
+    @documented(
+        Operation(
+            summary="Each component: status, since when, last error; `?fresh=1` (operator) looks now",
+            answers={
+                200: ("All that payments need is there; some of the rest may be degraded", None),
+                503: ("Something that payments need is not", None),
+            },
+            media_type="application/health+json",
+        )
+    )
     def show_health() -> Response:
         if request.args.get("fresh") == "1":
             require_operator()
@@ -43,6 +61,12 @@ def diagnostics_blueprint(
         return response
 
     @blueprint.get("/diagnostics/statistics")
+    @documented(
+        Operation(
+            summary="Success rates, response times, errors, pool, breaker and queue: 1 m, 5 m, 1 h",
+            answers={200: ("The figures, added over the workers", None)},
+        )
+    )
     def show_statistics() -> Response:
         return jsonify(statistics.report())
 

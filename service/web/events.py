@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from flask import Blueprint, Response
 
+from service.operations import Operation, documented
 from service.payments.event_feed import EventFeed
 from service.payments.model import parse_id
 from service.web.auth import Authenticator
 from service.web.movement_schemas import EventPage, EventQuery, present_feed_event
-from service.web.operations import Operation, documented
 from service.web.payments import json_answer
 from service.web.queries import read_query
 from service.web.request_scope import request_deadline

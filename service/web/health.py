@@ -11,8 +11,8 @@ from time import monotonic
 from flask import Blueprint, Response
 
 from service.errors import Busy
+from service.operations import Operation, documented
 from service.resilience.deadline import Deadline
-from service.web.operations import Operation, documented
 from service.web.schemas import Health
 
 log = logging.getLogger(__name__)

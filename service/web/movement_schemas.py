@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from service.payments.event_feed import FeedEvent
 from service.payments.model import Payment, payment_id_text
 from service.payments.movements import Movement, MovementStatus
-from service.web.schemas import PLAIN, AmountMinor, Attempt, Decline, shown_time
+from service.web.schemas import PLAIN, AmountMinor, Attempt, Decline, StepDetail, shown_time
 
 RefundStatus = Literal[
     "queued", "processing", "pending", "succeeded", "declined", "unknown", "needs_review"
@@ -132,7 +132,7 @@ class EventDocument(BaseModel):
     type: str
     payment_id: str | None
     created_at: datetime
-    detail: dict[str, Any]
+    detail: StepDetail
 
 
 class EventPage(BaseModel):

@@ -10,10 +10,10 @@ from flask import Blueprint, Flask, Response, current_app, render_template
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from service.operations import IDEMPOTENCY_KEY, JSON, TIMEOUT, Operation, documented
 from service.web import problems
 from service.web.openapi_answers import HEADERS_OUT, REF, answers_of, reference
 from service.web.openapi_examples import command
-from service.web.operations import IDEMPOTENCY_KEY, JSON, TIMEOUT, Operation, documented
 from service.web.schemas import Problem
 
 # What an id in a path looks like; anything else is not found.
@@ -24,10 +24,13 @@ _PATH_PARAMETERS: dict[str, dict[str, Any]] = {
     "endpoint_id": {"type": "string", "pattern": "^we_[0-9a-f]{32}$"},
     "key_id": {"type": "string", "pattern": "^[0-9A-Za-z]{12}$"},
     "provider": {"type": "string", "enum": ["stripe"]},
+    # A rehearsal's kind, and one of them, on the ops plane.
+    "name": {"type": "string", "maxLength": 40},
+    "run_id": {"type": "string", "maxLength": 64},
 }
 
 
-def openapi_blueprint(*, version: str) -> Blueprint:
+def openapi_blueprint(*, title: str, version: str, address: str) -> Blueprint:
     """/openapi.json and /docs, for every documented route of the application."""
     blueprint = Blueprint(
         "openapi",
@@ -39,7 +42,7 @@ def openapi_blueprint(*, version: str) -> Blueprint:
 
     @functools.cache
     def document() -> dict[str, Any]:
-        return build_document(current_app, version=version)
+        return build_document(current_app, title=title, version=version)
 
     @blueprint.get("/openapi.json")
     @documented(Operation(summary="This document", answers={200: ("OpenAPI 3.1", None)}))
@@ -56,7 +59,7 @@ def openapi_blueprint(*, version: str) -> Blueprint:
     )
     def docs_page() -> Response:
         page = render_template(
-            "docs.html", document=document(), codes=problems.CODES, command=command
+            "docs.html", document=document(), codes=problems.CODES, command=command, address=address
         )
         answer = Response(page, content_type="text/html; charset=utf-8")
         answer.headers["Content-Security-Policy"] = (
@@ -68,7 +71,7 @@ def openapi_blueprint(*, version: str) -> Blueprint:
     return blueprint
 
 
-def build_document(app: Flask, *, version: str) -> dict[str, Any]:
+def build_document(app: Flask, *, title: str, version: str) -> dict[str, Any]:
     """The whole document; every route whose view is `documented` is in it."""
     routes = [
         (_path(rule.rule), method.lower(), app.view_functions[rule.endpoint])
@@ -87,7 +90,7 @@ def build_document(app: Flask, *, version: str) -> dict[str, Any]:
     return {
         "openapi": "3.1.0",
         "info": {
-            "title": "Holdfast",
+            "title": title,
             "version": version,
             "description": (
                 "5xx, 429 and 409 in flight: this call was not accepted, the same key again is "

@@ -6,8 +6,8 @@ from typing import Any, get_args
 
 from pydantic import BaseModel
 
+from service.operations import IDEMPOTENCY_KEY, Operation
 from service.web import problems
-from service.web.operations import IDEMPOTENCY_KEY, Operation
 from service.web.schemas import Problem
 
 REF = "#/components/schemas/{model}"
@@ -27,7 +27,7 @@ HEADERS_OUT: dict[str, dict[str, Any]] = {
         "Yours where it was safe to repeat, else ours; it is in every log line of the request.",
         {**_TEXT, "pattern": "^[A-Za-z0-9._-]{1,64}$"},
     ),
-    "Location": _header("Where the object can be read.", {**_TEXT, "pattern": "^/v1/"}),
+    "Location": _header("Where the object can be read.", {**_TEXT, "pattern": "^/"}),
     "Retry-After": _header("Seconds; sooner is of no use.", _SECONDS),
     "ETag": _header("Names this state of the payment; for If-None-Match.", _TEXT),
     "WWW-Authenticate": _header("How to say who you are.", _TEXT),
@@ -77,7 +77,7 @@ def answers_of(
     for status, answer in answers.items():
         answer["headers"] = {
             name: {"$ref": f"#/components/headers/{name}"}
-            for name in _headers_of(operation, status)
+            for name in _headers_of(operation, path, status)
         }
     return {str(status): answers[status] for status in sorted(answers)}
 
@@ -86,8 +86,10 @@ def _problems_of(operation: Operation, path: str) -> list[str]:
     """What may go wrong with the call, each once: what it says itself, and what follows."""
     codes = list(operation.problems)
     if operation.scope is not None:
-        codes += ["unauthenticated", "forbidden", "rate_limited"]
-    if path.startswith("/v1/"):
+        codes += ["unauthenticated", "forbidden"]
+    if _is_counted(operation, path):
+        codes.append("rate_limited")
+    if path.startswith("/v1/") or operation.scope is not None:
         codes += ["validation_failed", "internal_error"]
         codes += ["db_pool_exhausted", "database_unavailable", "deadline_exceeded"]
     if operation.body is not None:
@@ -102,9 +104,14 @@ def _problems_of(operation: Operation, path: str) -> list[str]:
     return [code for code in problems.CODES if code in codes]
 
 
-def _headers_of(operation: Operation, status: int) -> tuple[str, ...]:
+def _is_counted(operation: Operation, path: str) -> bool:
+    """Whether the call takes from its key's rate: the ops plane counts none."""
+    return operation.scope is not None and path.startswith("/v1/")
+
+
+def _headers_of(operation: Operation, path: str, status: int) -> tuple[str, ...]:
     names = ["X-Request-Id", *operation.sends.get(status, ())]
-    if operation.scope is not None and (status < 400 or status in (402, 429)):
+    if _is_counted(operation, path) and (status < 400 or status in (402, 429)):
         names += _RATE
     if IDEMPOTENCY_KEY in operation.headers and (status < 400 or status == 402):
         names.append("Idempotent-Replayed")

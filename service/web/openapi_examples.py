@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from service.web.operations import JSON
+from service.operations import JSON
 
 
 def command(path: str, method: str, call: dict[str, Any]) -> str:

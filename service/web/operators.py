@@ -9,12 +9,12 @@ from flask import Blueprint, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from service.errors import NotFound, WrongState
+from service.operations import Operation, documented
 from service.payments.model import Payment, Status, parse_id
 from service.payments.store import PaymentStore
 from service.resilience.deadline import Deadline
 from service.web.auth import Authenticator, Caller
 from service.web.bodies import parse_object, read_body, validated
-from service.web.operations import Operation, documented
 from service.web.payments import json_answer
 from service.web.request_scope import request_deadline
 from service.web.schemas import PLAIN, PaymentDocument, present

@@ -12,14 +12,7 @@ from flask import Blueprint, Response, request
 
 from service.errors import KeyInFlight, KeyReused, NotFound, RateLimited
 from service.observability import metrics
-from service.payments.handler import PaymentHandler
-from service.payments.model import ChargeRequest, Payment, Status, fingerprint, parse_id
-from service.payments.store import PaymentStore
-from service.resilience.deadline import Deadline
-from service.web.auth import Authenticator, Caller
-from service.web.bodies import parse_object, read_body, validated
-from service.web.idempotency import read_idempotency_key
-from service.web.operations import (
+from service.operations import (
     IDEMPOTENCY_KEY,
     IF_NONE_MATCH,
     PREFER_ASYNC,
@@ -27,6 +20,13 @@ from service.web.operations import (
     Operation,
     documented,
 )
+from service.payments.handler import PaymentHandler
+from service.payments.model import ChargeRequest, Payment, Status, fingerprint, parse_id
+from service.payments.store import PaymentStore
+from service.resilience.deadline import Deadline
+from service.web.auth import Authenticator, Caller
+from service.web.bodies import parse_object, read_body, validated
+from service.web.idempotency import read_idempotency_key
 from service.web.preferences import Waiting, prefers_async
 from service.web.problems import declined
 from service.web.queries import read_query

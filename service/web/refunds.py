@@ -7,6 +7,7 @@ from uuid import UUID
 from flask import Blueprint, Response
 
 from service.errors import NotFound
+from service.operations import IDEMPOTENCY_KEY, Operation, documented
 from service.payments.model import parse_id
 from service.payments.movement_handler import MovementHandler
 from service.payments.movement_store import MovementStore
@@ -28,7 +29,6 @@ from service.web.movements import (
     move_request,
     parse_payment_id,
 )
-from service.web.operations import IDEMPOTENCY_KEY, Operation, documented
 from service.web.payments import ASK_AGAIN_S, json_answer
 from service.web.queries import read_query
 from service.web.request_scope import request_deadline

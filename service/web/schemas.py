@@ -252,15 +252,32 @@ class PaymentPage(BaseModel):
     next_cursor: str | None
 
 
+class StepDetail(BaseModel):
+    """What a step cost and came to; each is there where the step has it, beside facts of its own."""
+
+    model_config = ConfigDict(extra="allow")
+
+    op: Annotated[str | None, Field(description="The call: prepare, confirm, look_up ...")] = None
+    attempt: Annotated[int | None, Field(description="Which try; as `n` in `attempts`.")] = None
+    stage: Literal["not_sent", "sent_unknown", "answered"] | None = None
+    outcome: str | None = None
+    error: Annotated[str | None, Field(description="One word for what went wrong.")] = None
+    breaker: Annotated[str | None, Field(description="Its state when the call was made.")] = None
+    ms: Annotated[int | None, Field(description="What the provider's answer took.")] = None
+    pool_wait_ms: Annotated[
+        float | None, Field(description="The wait for a database connection.")
+    ] = None
+
+
 class TimelineEvent(BaseModel):
-    """One step in a payment's life; `detail` holds pool wait, breaker, stage and milliseconds."""
+    """One step in a payment's life."""
 
     id: str
     object: Literal["event"]
     type: str
     payment_id: str
     created_at: datetime
-    detail: dict[str, Any]
+    detail: StepDetail
 
 
 class Timeline(BaseModel):

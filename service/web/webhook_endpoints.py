@@ -11,12 +11,12 @@ from flask import Blueprint, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from service.errors import NotFound, ValidationFailed, WrongState
+from service.operations import Operation, documented
 from service.payments.endpoints import Endpoint, EndpointStore, endpoint_id_text
 from service.payments.model import parse_id
 from service.payments.outbox import TOLD
 from service.web.auth import Authenticator
 from service.web.bodies import parse_object, read_body, validated
-from service.web.operations import Operation, documented
 from service.web.payments import json_answer
 from service.web.request_scope import request_deadline
 from service.web.schemas import PLAIN, shown_time

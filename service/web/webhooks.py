@@ -16,10 +16,10 @@ from pydantic import BaseModel, Field, ValidationError
 
 from service.errors import InvalidJson, NotFound, SignatureInvalid
 from service.observability import metrics
+from service.operations import STRIPE_SIGNATURE, Operation, documented
 from service.payments.model import parse_id
 from service.payments.settling_store import SettlingStore
 from service.web.bodies import read_body
-from service.web.operations import STRIPE_SIGNATURE, Operation, documented
 from service.web.request_scope import request_deadline
 from service.web.schemas import Received
 

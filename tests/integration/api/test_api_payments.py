@@ -184,7 +184,13 @@ def test_the_timeline_tells_each_step_in_order(
         "payment.sending",
         "payment.succeeded",
     ]
-    assert steps[0].detail["pool_wait_ms"] >= 0
+    assert all(step.detail.pool_wait_ms >= 0 for step in steps)
+    last = steps[-1].detail
+    assert (last.op, last.attempt, last.stage, last.outcome) == (
+        *("confirm", 2, "answered", "succeeded"),
+    )
+    assert last.breaker == "closed"
+    assert last.ms is not None
 
 
 def in_thread(work: Callable[[], None]) -> None:

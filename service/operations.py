@@ -1,4 +1,4 @@
-"""What the document tells of a call, said beside the view that serves it."""
+"""What a plane's OpenAPI document tells of a call, said beside the view that serves it."""
 
 from __future__ import annotations
 
