@@ -53,6 +53,24 @@ def test_the_same_key_again_is_answered_from_the_books(house):
     assert len(house.charges(reference)) == 1
 
 
+@pytest.mark.parametrize(("is_proven", "becomes"), [(True, "succeeded"), (False, "declined")])
+def test_a_payer_who_must_act_is_waited_for_and_the_payment_goes_on(house, is_proven, becomes):
+    asked = house.pay(payment_method="pm_card_authenticationRequired", reference=str(uuid4()))
+    payment = asked.json()
+    before = house.charges(payment["reference"])
+
+    decision = {"payment_intent": payment["provider_ref"], "success": is_proven}
+    house.sandbox("POST", "/_complete_action", json=decision).raise_for_status()
+    settled = house.settled(payment["id"])
+
+    assert (asked.status_code, payment["status"]) == (201, "requires_action")
+    assert payment["outcome"] == "pending"
+    assert "/_authenticate/" in payment["next_action"]["redirect_to_url"]["url"]
+    assert before == []
+    assert (settled["status"], settled["next_action"]) == (becomes, None)
+    assert len(house.charges(payment["reference"])) == int(is_proven)
+
+
 def test_a_key_with_another_body_is_refused(house):
     key = str(uuid4())
     house.pay(key)

@@ -2,32 +2,94 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
 import requests
 
+from service.database.embedded import OWNER, EmbeddedPostgres
 from service.payments.merchants import generate_key
-from tests.running_house import House, running_house
+from service.settings import describe
+from tests.running_house import ROOT, House, running_house
 
-CANARIES = {
-    "STRIPE_API_KEY": "sk_test_canary7f3a91c2",
-    "STRIPE_WEBHOOK_SECRET": "whsec_canary55b0e4d8",
-}
 CARD = "4242424242424242"
+PAGES = (
+    *("/", "/metrics", "/diagnostics/health", "/diagnostics/statistics", "/console/state"),
+    *("/console/payments", "/console/operator", "/simulate", "/drills"),
+)
 
 
-def test_no_secret_and_no_card_number_leaves_the_service(tmp_path):
-    api_key = generate_key("test")
-    canaries = [*CANARIES.values(), api_key, CARD]
+@pytest.fixture
+def postgres_of_its_own() -> Iterator[EmbeddedPostgres]:
+    """A server that the test may stop, to hear what the service says of it."""
+    home = Path(tempfile.mkdtemp(prefix="holdfast-test-"))
+    home.chmod(0o711)
+    server = EmbeddedPostgres(home, options=("fsync=off",))
+    server.start()
+    yield server
+    server.stop()
+    shutil.rmtree(home, ignore_errors=True)
+
+
+def test_no_secret_and_no_card_number_leaves_the_service(
+    tmp_path: Path, postgres_of_its_own: EmbeddedPostgres
+) -> None:
+    # The server asks for no password: it is there to be found where it should not be.
+    app_url, owner_url = (
+        postgres_of_its_own.url(role).replace(f"{role}@", f"{role}:canary-{role}-e41d@")
+        for role in ("holdfast", OWNER)
+    )
+    settings = {
+        "HOLDFAST_BOOTSTRAP_API_KEY": generate_key("test"),
+        "DATABASE_URL": app_url,
+        "MIGRATE_DATABASE_URL": owner_url,
+        "STRIPE_API_KEY": "sk_test_canary7f3a91c2",
+        "STRIPE_WEBHOOK_SECRET": "whsec_canary55b0e4d8",
+    }
     home = tmp_path / "house"
-    with running_house(home, HOLDFAST_BOOTSTRAP_API_KEY=api_key, **CANARIES) as house:
+    with running_house(home, **settings) as house:
+        lines = [Path(f"/proc/{pid}/cmdline").read_text() for pid in house.pids.values()]
         emitted = [answer.text for answer in _provoke(house)]
-        pages = ("/metrics", "/diagnostics/health", "/diagnostics/statistics", "/")
-        emitted += [requests.get(house.ops_url + page, timeout=10).text for page in pages]
+        emitted += _told(house, settings)
+        postgres_of_its_own.stop()
+        refused = house.pay()
+        emitted += [refused.text, *_told(house, settings)]
     # After the stop, so that its last words are read too.
     logs = [*(home / "logs").glob("*.log"), home / "run.out"]
     emitted += [log.read_text(errors="replace") for log in logs]
 
-    assert len(emitted) > 20
-    assert [canary for canary in canaries if any(canary in text for text in emitted)] == []
+    assert set(settings) == {name for name, _, _, is_secret in describe() if is_secret}
+    assert refused.json()["code"] in ("database_unavailable", "db_pool_exhausted")
+    assert len(emitted) > 40
+    canaries = [f"canary-{role}-e41d" for role in ("holdfast", OWNER)]
+    canaries += [text for name, text in settings.items() if "DATABASE" not in name]
+    for text in (*emitted, *lines):
+        assert [canary for canary in (*canaries, CARD) if canary in text] == []
+
+
+def _told(house: House, settings: dict[str, str]) -> list[str]:
+    """What every page says now, and what the command line does."""
+    headers = {"Authorization": f"Bearer {house.api_key}"}
+    pages = [house.ops_url + page for page in PAGES]
+    pages += [house.url + page for page in ("/docs", "/openapi.json", "/readyz", "/v1/api_keys")]
+    said = [requests.get(page, headers=headers, timeout=30).text for page in pages]
+    for command in (["doctor"], ["doctor", "--json"], ["payments", "list"], ["keys", "list"]):
+        ran = subprocess.run(
+            [sys.executable, "-m", "service", *command],
+            cwd=ROOT,
+            env={"HOLDFAST_HOME": house.home, **settings},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        said += [ran.stdout, ran.stderr]
+    return said
 
 
 def test_no_card_number_is_stored_either(tmp_path):
