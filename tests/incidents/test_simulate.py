@@ -47,7 +47,8 @@ SIMULATIONS = {
         error=r"psycopg2\.pool\.PoolError: connection pool exhausted",
         counter="holdfast_db_pool_timeouts_total",
         event="db.pool_exhausted",
-        statuses=frozenset({"201", "202", "503"}),
+        # 409: the same key again while what a stalled commit came to is not known.
+        statuses=frozenset({"201", "202", "409", "503"}),
     ),
 }
 # Long enough for the provider's timeout of 5 s to be seen.
