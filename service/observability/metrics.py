@@ -74,12 +74,13 @@ SLO_TARGETS = {
 
 # --- Buckets. Edges where a promise is made: 0.5 s (pool wait, our own share), 1 s (connect), 5 s
 # (the provider's deadline, straddled so that an answer just under and a cut just over can be told
-# apart), 10 s (what a client waits).
+# apart), 10 s (what a client waits). One more edge above 0.5 and above 5.1 s: what a busy machine
+# cuts a little late must not read as a percentile of 1 s or of 10 s.
 
 _ANSWER_S = (0.01, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-_REQUEST_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 4.9, 5.0, 5.1, 10.0)
-_PROVIDER_S = (0.025, 0.05, 0.1, 0.2, 0.35, 0.5, 1.0, 2.0, 3.5, 4.9, 5.0, 5.1, 10.0)
-_POOL_S = (0.0001, 0.0005, 0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 10.0)
+_REQUEST_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 4.9, 5.0, 5.1, 6.0, 10.0)
+_PROVIDER_S = (0.025, 0.05, 0.1, 0.2, 0.35, 0.5, 1.0, 2.0, 3.5, 4.9, 5.0, 5.1, 6.0, 10.0)
+_POOL_S = (0.0001, 0.0005, 0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 0.6, 1.0, 5.0, 10.0)
 # Few, since there are many statements and each has all of these.
 _STATEMENT_S = (0.001, 0.005, 0.05, 0.5, 1.0, 5.0, 10.0)
 _CHECK_S = (0.005, 0.05, 0.5, 1.0, 5.0, 10.0)

@@ -7,6 +7,7 @@ import pytest
 from prometheus_client import Counter, Gauge, Histogram
 from prometheus_client.metrics import MetricWrapperBase
 
+from grafana.catalogue import PAGE, rendered
 from service.database.statements import FAMILIES
 from service.observability import metrics
 from service.payments.model import OPEN, Status
@@ -43,6 +44,14 @@ def test_the_code_and_the_written_catalogue_name_the_same_metrics_with_the_same_
     in_code = {name: metric._labelnames for name, metric in declared().items()}
 
     assert in_code == written()
+
+
+def test_the_page_of_metrics_is_what_the_catalogue_says_and_leaves_none_out():
+    page = rendered()
+
+    rows = re.findall(r"(?m)^\| `(holdfast_\w+)` \|", page)
+    assert page == PAGE.read_text(), "Run `python -m grafana.catalogue`."
+    assert sorted(rows) == sorted(f"holdfast_{name}" for name in declared())
 
 
 @pytest.mark.parametrize("name", sorted(declared()))
