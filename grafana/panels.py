@@ -106,8 +106,9 @@ def number(
     width: int = 4,
     decimals: int | None = None,
     empty: str = "no samples",
+    is_name: bool = False,
 ) -> stat.Panel:
-    """What is true now, as a figure on the colour of its judgement."""
+    """What is true now, as a figure on the colour of its judgement; `is_name` shows the legend."""
     panel = _dressed(stat.Panel(), title, unit, good, runbook, queries, width, height=4)
     panel = (
         panel.thresholds(_thresholds(steps))
@@ -117,6 +118,8 @@ def number(
         .reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]))
         .no_value(empty)
     )
+    if is_name:
+        panel = panel.text_mode(words.BigValueTextMode.NAME)
     return panel if decimals is None else panel.decimals(decimals)
 
 

@@ -89,7 +89,8 @@ BOARD = Board(
                     "Good is held; inconclusive means that the fault did not bite or too little was tried.",
                     "NoDrillHeld",
                     (
-                        counted("drill_runs_total", by="verdict, drill", over="30d"),
+                        # Of a dozen drills and five verdicts, those that happened.
+                        f"{counted('drill_runs_total', by='verdict, drill', over='30d')} > 0",
                         "{{verdict}} {{drill}}",
                     ),
                     width=12,

@@ -83,7 +83,7 @@ BOARD = Board(
                     (
                         counted(
                             "breaker_transitions_total",
-                            where=f'{PROVIDER}, to_state="open"',
+                            where=f'{PROVIDER}, from_state="closed", to_state="open"',
                             over="1h",
                         ),
                         "times",

@@ -31,6 +31,7 @@ BOARD = Board(
                     (f"count by (version) (holdfast_build_info{{{INSTANCE}}})", "{{version}}"),
                     steps=((None, LIMIT),),
                     width=8,
+                    is_name=True,
                 ),
                 number(
                     "Requests in flight",
