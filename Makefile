@@ -52,8 +52,10 @@ check-supply: .venv-audit/audit.lock ## ask whether a pinned package has a known
 screenshots: .venv/test.lock .venv/apt-packages ## draw docs/screenshots anew from a running house
 	@$(BIN)/python -m tests.shipped.screenshots
 
-dashboards: .venv/test.lock ## write grafana/dashboards anew from their code
+dashboards: .venv/test.lock .venv/apt-packages ## write grafana/dashboards anew, and draw them from a staged incident
 	@$(BIN)/python -m grafana.build
+	@$(BIN)/python -m grafana.catalogue
+	@$(BIN)/python -m grafana.draw
 
 bench: .venv/test.lock ## measure speed on this machine (ARGS="...")
 	$(BIN)/python -m tests.bench $(ARGS)

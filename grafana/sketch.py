@@ -11,12 +11,18 @@ from typing import Any
 from matplotlib import dates
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, to_rgb
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from grafana.series import Series, Source
 
 PAGE, PANEL, GRID, TEXT, FAINT = "#111217", "#181b1f", "#2c3036", "#d8d9da", "#8e8e8e"
 LEGEND_LENGTH = 34
+# A mark on the time axis every so many seconds, and at most so many marks.
+TICKS_S = (2, 10, 30, 60, 120, 300, 600, 1800, 3600, 7200, 21600, 86400, 7 * 86400, 365 * 86400)
+TICKS_MAX = 5
+# Letters of a legend on an inch.
+LEGEND_LETTERS = 20
 
 PanelJson = Mapping[str, Any]
 
@@ -55,6 +61,9 @@ def _lines(axes: Axes, panel: PanelJson, source: Source) -> bool:
     series = [one for target in panel["targets"] for one in source.over_time(target)]
     if len(panel["targets"]) == 1:
         series.sort(key=_peak, reverse=True)
+    # All of them are drawn; the legend names those that left 0, or a few when none did.
+    loud = sum(_peak(one) > 0 for one in series) if len(panel["targets"]) == 1 else len(series)
+    named = {id(one) for one in series[: max(loud, 3)]}
     colours = _colours(panel, series)
     custom = panel["fieldConfig"]["defaults"].get("custom", {})
     is_stacked = custom.get("stacking", {}).get("mode") == "normal"
@@ -64,13 +73,14 @@ def _lines(axes: Axes, panel: PanelJson, source: Source) -> bool:
         heights = [[_at(one, moment) for moment in moments] for one in series]
         axes.stackplot(
             [days(moment) for moment in moments], heights, colors=colours, alpha=0.75,
-            labels=[one.legend for one in series],
+            labels=[one.legend if id(one) in named else "_" for one in series],
         )  # fmt: skip
     for one, colour in zip(series, colours, strict=True):
         if not is_stacked:
             style = "--" if _is_dashed(panel, one.legend) else "-"
             axes.plot([days(moment) for moment in one.moments], one.values, color=colour,
-                      linewidth=1.4, linestyle=style, label=one.legend)  # fmt: skip
+                      linewidth=1.4, linestyle=style,
+                      label=one.legend if id(one) in named else "_")  # fmt: skip
     for step in panel["fieldConfig"]["defaults"].get("thresholds", {}).get("steps", []):
         if custom.get("thresholdsStyle") and step["value"] is not None:
             axes.axhline(step["value"], color=step["color"], linewidth=0.8, linestyle="--")
@@ -81,7 +91,7 @@ def _lines(axes: Axes, panel: PanelJson, source: Source) -> bool:
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: value_text(value, unit)))
     axes.yaxis.set_major_locator(MaxNLocator(4))
     if series:
-        _legend(axes)
+        _legend(axes, quiet=len(series) - len(named))
     return bool(series)
 
 
@@ -93,12 +103,14 @@ def _number(axes: Axes, panel: PanelJson, source: Source) -> bool:
         left, width = index / len(series), 1 / len(series)
         colour = _threshold_colour(defaults["thresholds"]["steps"], one.values[-1])
         axes.axvspan(left, left + width, color=colour, alpha=0.9, linewidth=0)
-        text = _stat_text(one.values[-1], defaults)
+        # Where the name is the news, the value only says that it is there.
+        is_name = panel["options"].get("textMode") == "name"
+        text = one.legend if is_name else _stat_text(one.values[-1], defaults)
         middle = left + width / 2
         size = 17 if len(series) < 3 else 13
         axes.text(middle, 0.55, text, color="white", fontsize=size, weight="bold",
                   ha="center", va="center")  # fmt: skip
-        if len(series) > 1:
+        if len(series) > 1 and not is_name:
             axes.text(middle, 0.14, one.legend, color="white", fontsize=7, ha="center")
     return bool(series)
 
@@ -117,20 +129,34 @@ def _states(axes: Axes, panel: PanelJson, source: Source) -> bool:
     options = panel["fieldConfig"]["defaults"]["mappings"][0]["options"]
     known = {float(value): result for value, result in options.items()}
     _time_axis(axes, source)
-    step_days = days(source.step_s)
     for row, one in enumerate(reversed(series)):
-        for moment, value in zip(one.moments, one.values, strict=True):
+        for start_s, end_s, value in _runs(one, source.step_s):
             result = known.get(value) or known[max(known)]
-            start = days(moment)
-            axes.broken_barh([(start, step_days * 1.05)], (row + 0.12, 0.76),
+            axes.broken_barh([(days(start_s), days(end_s - start_s))], (row + 0.12, 0.76),
                              facecolors=result["color"], linewidth=0)  # fmt: skip
     axes.set_ylim(0, max(1, len(series)))
-    axes.set_yticks([row + 0.5 for row in range(len(series))])
-    axes.set_yticklabels([_short(one.legend) for one in reversed(series)])
+    axes.set_yticks([])
+    for row, one in enumerate(reversed(series)):
+        # On the bar itself: names are long, and panels are not.
+        axes.text(0.03, row + 0.5, _short(one.legend), transform=axes.get_yaxis_transform(),
+                  color="white", fontsize=7, weight="bold", va="center", zorder=4,
+                  path_effects=[withStroke(linewidth=2, foreground=PANEL)])  # fmt: skip
     for result in options.values():
         axes.plot([], [], color=result["color"], linewidth=5, label=result["text"])
     _legend(axes)
     return bool(series)
+
+
+def _runs(series: Series, step_s: float) -> list[tuple[float, float, float]]:
+    """From when to when it had which value: neighbours with the same value are one."""
+    runs: list[tuple[float, float, float]] = []
+    for moment, value in zip(series.moments, series.values, strict=True):
+        end_s = moment + step_s
+        if runs and runs[-1][2] == value and moment - runs[-1][1] < step_s / 2:
+            runs[-1] = (runs[-1][0], end_s, value)
+        else:
+            runs.append((moment, end_s, value))
+    return runs
 
 
 def _heat(axes: Axes, panel: PanelJson, source: Source) -> bool:
@@ -236,33 +262,44 @@ def days(seconds: float) -> float:
 
 def _time_axis(axes: Axes, source: Source) -> None:
     axes.set_xlim(days(source.begin_s), days(source.end_s))
-    axes.xaxis.set_major_locator(dates.AutoDateLocator(maxticks=5))  # type: ignore[no-untyped-call]
-    axes.xaxis.set_major_formatter(dates.DateFormatter("%H:%M:%S"))  # type: ignore[no-untyped-call]
+    every_s = next(s for s in TICKS_S if (source.end_s - source.begin_s) / s <= TICKS_MAX)
+    first = math.ceil(source.begin_s / every_s)
+    last = math.floor(source.end_s / every_s)
+    axes.set_xticks([days(tick * every_s) for tick in range(first, last + 1)])
+    clock = "%H:%M" if every_s >= 60 else "%H:%M:%S"
+    axes.xaxis.set_major_formatter(dates.DateFormatter(clock))  # type: ignore[no-untyped-call]
     axes.tick_params(colors=FAINT, labelsize=7, length=0)
     axes.grid(color=GRID, linewidth=0.5)
     axes.set_axisbelow(True)
 
 
-def _legend(axes: Axes) -> None:
-    """Two lines at most, as in Grafana; those that reach highest are named first."""
+def _legend(axes: Axes, quiet: int = 0) -> None:
+    """Two lines at most; `quiet` is how many more there are that stayed at 0."""
     handles, names = axes.get_legend_handles_labels()
-    columns = max(2, min(6, 80 // (5 + max(len(_short(name)) for name in names))))
+    if not names:
+        return
+    letters = axes.get_position().width * axes.figure.get_figwidth() * LEGEND_LETTERS
+    longest = 5 + max(len(_short(name)) for name in names)
+    columns = max(1, min(5, int((letters - 8 * bool(quiet)) / longest)))
     shown = list(zip(handles, [_short(name) for name in names], strict=True))
     more = len(shown) - 2 * columns
     if more > 0:
         shown = shown[: 2 * columns]
         shown[-1] = (shown[-1][0], f"{shown[-1][1]}, {more} more")
+    elif quiet:
+        shown[-1] = (shown[-1][0], f"{shown[-1][1]}  (+ {quiet} at 0)")
     axes.legend(
         [handle for handle, _ in shown],
         [name for _, name in shown],
         loc="upper left",
-        bbox_to_anchor=(0, -0.11),
+        bbox_to_anchor=(0, -0.13),
         ncols=columns,
-        fontsize=6.5,
+        fontsize=7,
         frameon=False,
         labelcolor=TEXT,
         handlelength=1,
-        columnspacing=1,
+        handletextpad=0.4,
+        columnspacing=0.9,
         borderaxespad=0,
         labelspacing=0.2,
     )

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import pytest
 
 from grafana.draw import picture
+from grafana.figures import told
 from grafana.series import Source
 from tests.exposition_server import Exposition, serving
 from tests.prometheus_process import (
@@ -68,6 +69,18 @@ def test_a_dashboard_is_drawn_with_data_and_says_that_it_is_not_grafanas(
 
     assert without_samples == []
     assert "not Grafana's rendering" in " ".join(text.get_text() for text in figure.texts)
+
+
+def test_the_figures_of_a_run_count_all_that_is_shipped(fleet: Fleet) -> None:
+    now_s = time.time()
+    source = Source(fleet.prometheus.url, now_s - 10, now_s, window_s=10)
+
+    figures = " ".join(told(source))
+
+    queries = len(list(panel_queries()))
+    assert f"{queries} queries of panels: {queries} had data" in figures
+    assert f"{len(rules())} rules: " in figures
+    assert "rules that failed: none" in figures
 
 
 def test_no_rule_fails_on_two_instances(fleet: Fleet) -> None:
