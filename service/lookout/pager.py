@@ -71,7 +71,10 @@ class Pager:
 
 
 def _line(receiver: str, alert: Mapping[str, Any]) -> str:
-    name = alert["labels"]["alertname"]
+    name, window = alert["labels"]["alertname"], alert["labels"].get("long_window")
+    if window:
+        # Of one budget, several windows may burn at once.
+        name = f"{name} ({window})"
     if alert["status"] == "resolved":
         return f"{'over':<7} {name}"
     return f"{WORDS.get(receiver, receiver):<7} {name}: {alert['annotations'].get('summary', '')}"

@@ -8,6 +8,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
@@ -26,6 +27,8 @@ from service.supervisor.ports import free_bind
 START_WAIT_S = 90.0
 # The house stops part after part, each with a grace of its own.
 HOUSE_GRACE_S = 60.0
+# A loopback's answer, on a machine that does all of this at once.
+ANSWER_TIMEOUT_S = 10.0
 # Where people look for them first.
 PORTS = {"prometheus": 9090, "alertmanager": 9093, "grafana": 3000}
 
@@ -47,11 +50,26 @@ class Site:
             if part.poll() is not None:
                 raise PartDied(name, part)
 
-    def metric(self, series: str) -> float:
-        """The sum of the series that begin like this (`holdfast_x{label="..`) on the ops plane."""
+    def firing(self, since: datetime) -> set[str]:
+        """The alerts that have fired from before that moment until now, as Alertmanager was told."""
+        if "alertmanager" not in self.urls:
+            return set()
+        alerts = json.loads(_get(urlsplit(self.urls["alertmanager"]).netloc, "/api/v2/alerts")[1])
+        return {
+            alert["labels"]["alertname"]
+            for alert in alerts
+            if datetime.fromisoformat(alert["startsAt"]) <= since
+        }
+
+    def metric(self, name: str, *labels: str) -> float:
+        """The sum of its series on the ops plane that have these labels (`state="open"`)."""
         text = _get(urlsplit(self.run["ops_url"]).netloc, "/metrics")[1]
-        values = (line.rpartition(" ") for line in text.splitlines() if line.startswith(series))
-        return sum(float(value) for _, _, value in values)
+        series = (line.rpartition(" ") for line in text.splitlines() if not line.startswith("#"))
+        return sum(
+            float(value)
+            for told, _, value in series
+            if told.partition("{")[0] == name and all(label in told for label in labels)
+        )
 
 
 @contextlib.contextmanager
@@ -160,7 +178,7 @@ def _wait_until_ready(program: Program, part: Kept) -> None:
 
 
 def _get(bind: str, path: str) -> tuple[int, str]:
-    connection = http.client.HTTPConnection(bind, timeout=5.0)
+    connection = http.client.HTTPConnection(bind, timeout=ANSWER_TIMEOUT_S)
     with contextlib.closing(connection):
         connection.request("GET", path)
         answer = connection.getresponse()

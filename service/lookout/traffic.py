@@ -22,7 +22,7 @@ DECLINED_EVERY, REPLAYED_EVERY, MISMATCHED_EVERY, REFUNDED_EVERY, HELD_EVERY = 7
 
 
 class Traffic:
-    """Sends `per_s` payments a second from `with` to its end; `answers` counts what was answered."""
+    """Sends `per_s` payments a second from `with` to its end."""
 
     def __init__(self, url: str, api_key: str, *, per_s: float) -> None:
         parts = urlsplit(url)
@@ -33,8 +33,7 @@ class Traffic:
         self._lock = threading.Lock()
         self._under_way = 0
         self._clock = threading.Thread(target=self._run, name="traffic")
-        # By status, as text; "none" where no answer came.
-        self.answers: Counter[str] = Counter()
+        self._answers: Counter[str] = Counter()
 
     def __enter__(self) -> Traffic:
         self._clock.start()
@@ -48,6 +47,11 @@ class Traffic:
     ) -> None:
         self._stopping.set()
         self._clock.join()
+
+    def answered(self) -> Counter[str]:
+        """How many answers there were by their status; "none" where none came."""
+        with self._lock:
+            return Counter(self._answers)
 
     def _run(self) -> None:
         with ThreadPoolExecutor(CALLERS_MAX, thread_name_prefix="caller") as callers:
@@ -109,5 +113,5 @@ class Traffic:
             status = answer.status
         connection.close()
         with self._lock:
-            self.answers[str(status or "none")] += 1
+            self._answers[str(status or "none")] += 1
         return status, document if isinstance(document, dict) else {}

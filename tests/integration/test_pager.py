@@ -53,6 +53,14 @@ def test_one_alert_on_two_instances_is_two_pieces_of_news(pager: Pager, told: li
     assert len(told) == 2
 
 
+def test_windows_of_one_budget_are_told_apart(pager: Pager, told: list[str]) -> None:
+    windows = [alert("QuickAnswersBudgetBurn", long_window=window) for window in ("1h", "6h")]
+
+    send(pager, "pages", *windows)
+
+    assert [line.split(":")[0][-4:] for line in told] == ["(1h)", "(6h)"]
+
+
 def test_its_end_is_told_and_its_return_is_news_again(pager: Pager, told: list[str]) -> None:
     for status in ("firing", "resolved", "firing"):
         send(pager, "tickets", alert("NeedsReview", status))
