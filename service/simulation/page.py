@@ -132,7 +132,7 @@ def _checks(title: str, told: str, checks: list[dict[str, Any]]) -> str:
         f"<td>{escape(_when(check))}</td></tr>"
         for check in checks
     )
-    head = _head("", "What", "Measured", "Bound", "Without the fault", "When")
+    head = _head("Kept", "What", "Measured", "Bound", "Without the fault", "When")
     return (
         f"<section><h2>{escape(title)}</h2><p class='note'>{escape(told)}</p>"
         f"<div class='wide' tabindex='0'><table class='checks'>{head}{rows}</table></div></section>"
@@ -166,7 +166,7 @@ def _books(rules: list[dict[str, Any]]) -> str:
     return (
         "<section><h2>Both books</h2><p class='note'>Ours by SQL, the provider's by its own"
         f" listing, compared payment by payment.</p><div class='wide' tabindex='0'><table class='checks'>"
-        f"{_head('', 'Promise', 'Read in', 'Broken by')}{rows}</table></div></section>"
+        f"{_head('Kept', 'Promise', 'Read in', 'Broken by')}{rows}</table></div></section>"
     )
 
 
