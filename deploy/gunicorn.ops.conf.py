@@ -8,16 +8,20 @@ from typing import Any
 
 from service.observability import logs, multiprocess
 from service.settings import Settings
-from service.web.gunicorn_log import EventLogger
 
 _settings = Settings.from_environ()
+# Before anything imports the metrics: what exists by then stays private to the master.
 multiprocess.use_directory(_settings.metrics_path)
+
+from service.web.gunicorn_log import EventLogger  # noqa: E402
+from service.web.worker import PaymentWorker  # noqa: E402
 
 wsgi_app = "wsgi:ops"
 bind = _settings.ops_bind
 # One process: drills and caches live in it. People and scrapers are few.
 workers = 1
-worker_class = "gthread"
+# As on the data plane: whoever sends half a request takes no thread from those who look.
+worker_class = PaymentWorker.configured(line_wait_s=10.0, drain_s=_settings.drain_s)
 threads = 8
 graceful_timeout = math.ceil(_settings.graceful_stop_s)
 timeout = 30

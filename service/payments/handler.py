@@ -52,7 +52,9 @@ class PaymentHandler:
         if not is_new:
             return payment, False
         provider_ms = 0
-        if send_now:
+        if send_now and payment.is_expired:
+            payment = self._expire(payment, deadline)
+        elif send_now:
             payment, outcome = self.execute(payment, deadline)
             self._refuse_if_not_executed(payment, outcome, request, deadline)
             provider_ms = sum(attempt["ms"] for attempt in payment.attempts)
@@ -63,7 +65,8 @@ class PaymentHandler:
         self, request: ChargeRequest, deadline: Deadline, *, send_now: bool
     ) -> tuple[Payment, bool]:
         # In one call there is no write between claim and charge: from here on it may be charged.
-        in_one_call = send_now and not self._provider.two_phase
+        # What may have expired is not, before the database's clock was asked.
+        in_one_call = send_now and not self._provider.two_phase and request.expires_at is None
         return self._store.claim(
             request,
             deadline,
@@ -71,6 +74,15 @@ class PaymentHandler:
             status=Status.SENDING if in_one_call else Status.ACCEPTED,
             due_in_s=None if send_now else 0.0,
         )
+
+    def _expire(self, payment: Payment, deadline: Deadline) -> Payment:
+        """End a payment whose time was over when it came; where that fails, the queue does it."""
+        try:
+            return self._store.give_up(
+                payment, Status.EXPIRED, "not sent before expires_at", deadline
+            )
+        except Busy:
+            return payment
 
     def execute(self, payment: Payment, deadline: Deadline) -> tuple[Payment, Outcome]:
         """Send a leased payment: the row as it then stands, and the last outcome.

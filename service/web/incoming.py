@@ -11,7 +11,7 @@ MAX_BODY_BYTES = 64 * 1024
 _MAX_CHUNKED_BYTES = 2 * MAX_BODY_BYTES
 
 _END = b"\r\n\r\n"
-_LENGTH = re.compile(rb"\r\ncontent-length[ \t]*:[ \t]*(\d{1,18})[ \t]*\r\n", re.IGNORECASE)
+_LENGTH = re.compile(rb"\r\ncontent-length[ \t]*:[ \t]*(\d+)[ \t]*\r\n", re.IGNORECASE)
 _CHUNKED = re.compile(rb"\r\ntransfer-encoding[ \t]*:", re.IGNORECASE)
 _EXPECT = re.compile(rb"\r\nexpect[ \t]*:[ \t]*100-continue[ \t]*(?=\r\n)", re.IGNORECASE)
 _PROBES = (b"GET /healthz", b"GET /readyz", b"HEAD /healthz", b"HEAD /readyz")
@@ -46,7 +46,8 @@ def judge(received: bytearray) -> Verdict:
         is_too_large = body_bytes > _MAX_CHUNKED_BYTES
     else:
         length = _LENGTH.search(head)
-        announced = int(length[1]) if length is not None else 0
+        # Cut, since Python reads no number of any length; so long a one is too large in any case.
+        announced = int(length[1].lstrip(b"0")[:18] or b"0") if length is not None else 0
         is_whole = body_bytes >= announced
         is_too_large = announced > MAX_BODY_BYTES
     if is_too_large:

@@ -247,8 +247,8 @@ _CREATE = Operation(
     },
     answers={
         200: (
-            "A replay of a payment that ended without money moving: canceled, expired, "
-            "not_executed.",
+            "Ended without money moving: expired before it could be sent; in a replay also "
+            "canceled or not_executed.",
             PaymentDocument,
         ),
         201: ("Made, reserved, or waiting for the payer's action.", PaymentDocument),

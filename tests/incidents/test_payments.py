@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 import pytest
@@ -69,6 +72,21 @@ def test_a_payer_who_must_act_is_waited_for_and_the_payment_goes_on(house, is_pr
     assert before == []
     assert (settled["status"], settled["next_action"]) == (becomes, None)
     assert len(house.charges(payment["reference"])) == int(is_proven)
+
+
+def test_half_sent_requests_stop_neither_plane(house):
+    half = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nhalf"
+    planes = [urlsplit(url) for url in (house.url, house.ops_url)]
+    with contextlib.ExitStack() as attack:
+        for plane in planes * 48:
+            client = socket.create_connection((plane.hostname, plane.port))
+            attack.enter_context(client).sendall(half)
+
+        paid = house.pay()
+        seen = requests.get(f"{house.ops_url}/diagnostics/health", timeout=8)
+
+    assert paid.status_code == 201
+    assert seen.json()["status"] != "fail"
 
 
 def test_a_key_with_another_body_is_refused(house):

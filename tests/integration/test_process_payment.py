@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
 import pytest
@@ -250,6 +250,28 @@ def test_in_one_call_the_claim_already_says_that_money_may_move(pool):
 
     assert seen == ["sending"]
     assert provider.calls == ["confirm"]
+    assert payment.status is Status.SUCCEEDED
+
+
+@pytest.mark.parametrize("two_phase", [True, False])
+def test_a_payment_whose_time_is_over_is_not_sent(pool, two_phase):
+    provider = BookedProvider(two_phase=two_phase)
+    over = request(expires_at=datetime.now(UTC) - timedelta(seconds=1))
+
+    payment, is_new = handler_of(pool, provider).process_payment(over, Deadline.after(5))
+
+    assert (payment.status, is_new) == (Status.EXPIRED, True)
+    assert provider.calls == []
+    assert events_of(pool, payment.payment_id)[-1] == "payment.expired"
+
+
+@pytest.mark.parametrize("two_phase", [True, False])
+def test_a_payment_that_is_in_time_is_sent(pool, two_phase):
+    provider = BookedProvider(two_phase=two_phase)
+    in_time = request(expires_at=datetime.now(UTC) + timedelta(minutes=1))
+
+    payment, _ = handler_of(pool, provider).process_payment(in_time, Deadline.after(5))
+
     assert payment.status is Status.SUCCEEDED
 
 

@@ -105,6 +105,18 @@ def test_text_can_become_neither_markup_nor_code(
             page.evaluate(planted)
 
 
+def test_markup_in_a_payments_own_words_stays_text(running: ConsoleHouse, seen: Console):
+    markup = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>"
+    running.house.pay(reference=markup, metadata={markup[:40]: markup})
+    page = seen.open()
+
+    page.get_by_role("cell", name=markup).first.click()
+
+    expect(page.get_by_text(markup).first).to_be_visible()
+    assert page.locator("img[src=x]").count() == 0
+    assert page.title() != "owned"
+
+
 def test_the_page_may_not_be_framed_stored_or_sniffed(running: ConsoleHouse):
     answer = requests.get(running.house.ops_url + "/", timeout=10)
 
