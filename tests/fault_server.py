@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import datetime
 import functools
@@ -195,7 +196,7 @@ def certificate() -> Path:
         .sign(key, hashes.SHA256())
     )
     directory = tempfile.TemporaryDirectory(prefix="fault-server-")
-    _kept.append(directory)
+    atexit.register(directory.cleanup)
     path = Path(directory.name, "certificate.pem")
     path.write_bytes(
         built.public_bytes(serialization.Encoding.PEM)
@@ -206,10 +207,6 @@ def certificate() -> Path:
         )
     )
     return path
-
-
-# Removed when the test process ends.
-_kept: list[tempfile.TemporaryDirectory[str]] = []
 
 
 def _key_usage() -> x509.KeyUsage:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import ssl
+import threading
 from collections.abc import Iterator, Mapping
 from urllib.parse import urlsplit
 
@@ -29,13 +30,18 @@ class TlsFront:
         self._tls = ssl.create_default_context(cafile=ca_file) if ca_file else None
         self._fault: str | None = None
         self._methods: frozenset[str] = frozenset()
+        self._relayed = threading.Condition()
+        self._under_way = 0
         self._server = FaultServer(self._serve)
         self.url = self._server.url
         self.ca_file = certificate()
 
     @contextlib.contextmanager
     def failing(self, fault: str, *methods: str) -> Iterator[None]:
-        """Every call with one of these methods (POST: whatever may move money) meets the fault."""
+        """Every call with one of these methods (POST: whatever may move money) meets the fault.
+
+        At the end of the block the provider has acted on whatever reached it, answered or not.
+        """
         assert fault in FAULTS, fault
         self._methods = frozenset(methods or {"POST"})
         self._fault = fault
@@ -43,6 +49,8 @@ class TlsFront:
             yield
         finally:
             self._fault = None
+            with self._relayed:
+                assert self._relayed.wait_for(lambda: self._under_way == 0, timeout=20)
 
     def close(self) -> None:
         self._server.close()
@@ -84,8 +92,23 @@ class TlsFront:
                 return True
         return False
 
-    def relay(self, method: str, path: str, headers: Mapping[str, str], body: bytes = b"") -> bytes:
+    def relay(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> bytes:
         """The upstream's whole answer, as it goes to the caller."""
+        with self._counted():
+            return self._asked(method, path, headers, body)
+
+    @contextlib.contextmanager
+    def _counted(self) -> Iterator[None]:
+        with self._relayed:
+            self._under_way += 1
+        try:
+            yield
+        finally:
+            with self._relayed:
+                self._under_way -= 1
+                self._relayed.notify_all()
+
+    def _asked(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> bytes:
         if self._tls is None:
             upstream = http.client.HTTPConnection(*self._address, timeout=10)
         else:

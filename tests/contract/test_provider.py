@@ -31,9 +31,9 @@ DOUBTS = {
     "error_500_after": True,
     "error_503": False,
 }
-# What keeps a question from being answered.
-UNANSWERED = ("hang", "reset", "truncate_after", "garbage_after", "error_503", "error_429")
-HANG_S = 0.6
+# What keeps a question from being answered, besides the silence that one test waits for.
+UNANSWERED = ("reset", "truncate_after", "garbage_after", "error_503", "error_429")
+HANG_S = 1.0
 
 _numbers = itertools.count(1)
 
@@ -224,7 +224,7 @@ def test_a_decline_that_is_lost_is_found_and_not_tried_again(rig, provider, faul
     assert rig.taken(charge) == []
 
 
-@pytest.mark.parametrize("fault", UNANSWERED)
+@pytest.mark.parametrize("fault", ["hang", *UNANSWERED])
 def test_a_look_up_that_fails_proves_nothing(rig, provider, fault):
     charge, _ = confirmed(provider, rig.a_charge())
 
@@ -422,7 +422,7 @@ def test_a_look_up_of_a_refund_that_fails_proves_nothing(rig, provider, fault):
     charge, _ = confirmed(provider, rig.a_charge())
 
     with rig.front.failing(fault, "GET"):
-        outcome = provider.look_up_refund(a_refund(charge), patience(fault))
+        outcome = provider.look_up_refund(a_refund(charge), soon())
 
     assert outcome.kind is OutcomeKind.UNKNOWN
 
@@ -465,4 +465,4 @@ def test_the_books_lead_back_to_ours(rig, provider):
 @pytest.mark.parametrize("fault", UNANSWERED)
 def test_books_that_cannot_be_read_are_not_taken_for_empty_ones(rig, provider, fault):
     with rig.front.failing(fault, "GET"), pytest.raises(Busy):
-        list(provider.list_since(datetime.now(UTC), patience(fault)))
+        list(provider.list_since(datetime.now(UTC), soon()))
