@@ -19,7 +19,12 @@ from service.database.pool import ConnectionPool, Statement
 from service.observability import health_components as check
 from service.observability import metrics, zeros
 from service.observability.health import HealthChecks
-from service.observability.registry import SampleKey, read_samples, shared_registry
+from service.observability.registry import (
+    RecentSamples,
+    SampleKey,
+    read_samples,
+    shared_registry,
+)
 from service.observability.statistics import Statistics
 from service.payments.deliveries import Deliverer
 from service.payments.endpoints import EndpointStore
@@ -208,13 +213,14 @@ def create_ops_app(settings: Settings) -> Flask:
         instance=socket.gethostname(),
     )
     registry = shared_registry()
-    statistics = Statistics(lambda: read_samples(registry))
+    recent = RecentSamples(lambda: read_samples(registry))
+    statistics = Statistics(recent)
     metrics.build_info.labels(version=_version()).set(1)
     for slo, target in metrics.SLO_TARGETS.items():
         metrics.slo_target_ratio.labels(slo=slo).set(target)
     health.start()
     statistics.start()
-    history = History(lambda: read_samples(registry))
+    history = History(recent)
     history.start()
     app = _flask(OPS_REQUEST_TIMEOUT_S)
     # This plane serves whatever the database does: that is when it is needed.

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from time import monotonic
 
 from prometheus_client import REGISTRY, CollectorRegistry
 from prometheus_client.metrics_core import Metric
@@ -42,7 +44,12 @@ class SharedRegistry(CollectorRegistry):
 
     def __init__(self, path: Path) -> None:
         super().__init__()
-        self.register(_SlotCollector(path))
+        self._collector = _SlotCollector(path)
+        self.register(self._collector)
+
+    def samples(self) -> dict[SampleKey, float]:
+        """All of it as plain numbers: half the work of a scrape, which is made of objects."""
+        return self._collector.samples()
 
 
 def shared_registry() -> CollectorRegistry:
@@ -54,11 +61,32 @@ def shared_registry() -> CollectorRegistry:
 
 def read_samples(registry: Collector) -> dict[SampleKey, float]:
     """Every sample there is right now; buckets are cumulative, as in a scrape."""
+    if isinstance(registry, SharedRegistry):
+        return registry.samples()
     return {
         (sample.name, tuple(sorted(sample.labels.items()))): sample.value
         for metric in registry.collect()
         for sample in metric.samples
     }
+
+
+class RecentSamples:
+    """One reading for all who ask within `keep_s`: the charts, the statistics, every open page."""
+
+    def __init__(
+        self, read: Callable[[], Mapping[SampleKey, float]], *, keep_s: float = 1.0
+    ) -> None:
+        self._read = read
+        self._keep_s = keep_s
+        self._lock = threading.Lock()
+        self._kept: Mapping[SampleKey, float] = {}
+        self._read_at_s = float("-inf")
+
+    def __call__(self) -> Mapping[SampleKey, float]:
+        with self._lock:
+            if monotonic() - self._read_at_s >= self._keep_s:
+                self._kept, self._read_at_s = self._read(), monotonic()
+            return self._kept
 
 
 class _SlotCollector(Collector):
@@ -71,6 +99,16 @@ class _SlotCollector(Collector):
         return []
 
     def collect(self) -> Iterator[Metric]:
+        for family in self._families().values():
+            yield _as_metric(family)
+
+    def samples(self) -> dict[SampleKey, float]:
+        samples: dict[SampleKey, float] = {}
+        for family in self._families().values():
+            samples.update(_cumulative(family) if family.kind == "histogram" else family.samples)
+        return samples
+
+    def _families(self) -> dict[str, _Family]:
         live = multiprocess.live_slots(self._path)
         if live is not None:
             self._live = live
@@ -95,8 +133,7 @@ class _SlotCollector(Collector):
                 _add_exemplars(families, entries)
             else:
                 _add_numbers(families, kind, slot, entries)
-        for family in families.values():
-            yield _as_metric(family)
+        return families
 
 
 # Four times the series an instance may have; the keys of the processes are the same.
@@ -118,7 +155,7 @@ def _add_numbers(
             family = families[metric_name] = _Family(metric_name, type_, tells)
         samples = family.samples
         if mode == "all":
-            samples[sample[0], (*sample[1], ("worker", slot))] = number
+            samples[sample[0], tuple(sorted((*sample[1], ("worker", slot))))] = number
         elif mode == "mostrecent":
             # Never set: not known, which is something else than 0.
             if time > family.times.get(sample, 0.0):
@@ -152,30 +189,34 @@ def _add_exemplars(families: dict[str, _Family], entries: list[tuple[str, float,
 
 def _as_metric(family: _Family) -> Metric:
     metric = Metric(family.name, family.tells, family.kind)
-    if family.kind == "histogram":
-        _add_histogram(metric, family)
-    else:
-        for sample, number in family.samples.items():
-            name, labels = sample
-            exemplar = family.exemplars.get(sample)
-            metric.add_sample(name, dict(labels), number, exemplar=exemplar)
+    numbers = _cumulative(family) if family.kind == "histogram" else family.samples
+    for sample, number in numbers.items():
+        name, labels = sample
+        metric.add_sample(name, dict(labels), number, exemplar=family.exemplars.get(sample))
     return metric
 
 
-def _add_histogram(metric: Metric, family: _Family) -> None:
+def _cumulative(family: _Family) -> dict[SampleKey, float]:
     """The files hold what fell in each bucket; a scrape holds what fell in it or below."""
     buckets: dict[Labels, list[tuple[float, SampleKey]]] = {}
     for sample in family.samples:
-        others = tuple(label for label in sample[1] if label[0] != "le")
-        if len(others) < len(sample[1]):
-            edge = float(dict(sample[1])["le"])
+        edge, others = _bucket_of(sample[1])
+        if edge is not None:
             buckets.setdefault(others, []).append((edge, sample))
+    samples: dict[SampleKey, float] = {}
     for labels, edges in buckets.items():
         count = 0.0
         for _, sample in sorted(edges):
             count += family.samples[sample]
-            exemplar = family.exemplars.get(sample)
-            metric.add_sample(sample[0], dict(sample[1]), count, exemplar=exemplar)
-        metric.add_sample(f"{family.name}_count", dict(labels), count)
-        total = family.samples.get((f"{family.name}_sum", labels), 0.0)
-        metric.add_sample(f"{family.name}_sum", dict(labels), total)
+            samples[sample] = count
+        samples[f"{family.name}_count", labels] = count
+        sum_key = (f"{family.name}_sum", labels)
+        samples[sum_key] = family.samples.get(sum_key, 0.0)
+    return samples
+
+
+@lru_cache(maxsize=8192)
+def _bucket_of(labels: Labels) -> tuple[float | None, Labels]:
+    """The bucket's edge and the labels beside it; None: it is no bucket."""
+    others = tuple(label for label in labels if label[0] != "le")
+    return (float(dict(labels)["le"]) if len(others) < len(labels) else None), others
