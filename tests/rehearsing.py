@@ -58,6 +58,16 @@ def ended(house: House, where: str, timeout_s: float = 90.0) -> dict[str, Any]:
     return run
 
 
+def drilled(house: House, name: str, **wish: Any) -> dict[str, Any]:
+    """A drill's report; begun again where callers waited as long without the fault, which says that
+    this machine has too much to do and nothing about the service."""
+    for _ in range(3):
+        run = ended(house, begin_drill(house, name, **wish), timeout_s=120)
+        if "without the fault either" not in run["summary"]:
+            break
+    return run
+
+
 def faults(house: House) -> set[str]:
     """The modes of what is on the house's own links now."""
     links = ask(house, "GET", "/simulate").json()["links"]

@@ -17,6 +17,7 @@ Samples = Mapping[SampleKey, float]
 
 # What callers get and how long it takes is a question without a fault too.
 _TELLING_WITHOUT_FAULT = frozenset({"callers", "waited", "quantile", "share_over"})
+_SERVED = frozenset({"200", "201", "2xx", "succeeded"})
 # Where a machine with too much to do is as slow as a service that does not hold.
 _OF_TIME = _TELLING_WITHOUT_FAULT | {"recovery", "settled"}
 
@@ -67,7 +68,7 @@ def evaluate(check: Check, readings: Readings) -> dict[str, Any]:
     """The check as people are shown it; a number that cannot be had fails it."""
     value = _measured(check, readings)
     reference = None
-    if check.measure in _TELLING_WITHOUT_FAULT and readings.reference is not None:
+    if readings.reference is not None and _is_telling_without_fault(check):
         reference = _measured(check, readings.reference)
     is_kept = (
         value is not None
@@ -87,6 +88,14 @@ def evaluate(check: Check, readings: Readings) -> dict[str, Any]:
         "is_of_time": check.measure in _OF_TIME,
         "ok": is_kept,
     }
+
+
+def _is_telling_without_fault(check: Check) -> bool:
+    """Whether the same bound is to be kept where no fault is on; `at least` so many who are told
+    that their payment is kept for later, say, is not."""
+    if check.measure == "callers" and check.min is not None:
+        return check.word in _SERVED
+    return check.measure in _TELLING_WITHOUT_FAULT
 
 
 def _rounded(value: float | None) -> float | None:

@@ -25,7 +25,7 @@ def judge(document: dict[str, Any], *, payments_min: int) -> tuple[str, str]:
         return "INCONCLUSIVE", f"Only {count} payments were answered, {payments_min} are needed."
     failed = [check for check in document["expectations"] if not check["ok"]]
     unwell = next((check for check in document["expectations"] if _is_kept_by_nobody(check)), None)
-    if failed and unwell and all(check["is_of_time"] for check in failed):
+    if unwell and all(_is_excused(check) for check in failed):
         return "INCONCLUSIVE", (
             f"Not kept without the fault either, so it is not to blame: {unwell['text']}:"
             f" {unwell['reference']:g}."
@@ -37,9 +37,16 @@ def judge(document: dict[str, Any], *, payments_min: int) -> tuple[str, str]:
 
 
 def _is_kept_by_nobody(check: dict[str, Any]) -> bool:
-    """Over its bound where no fault was on: the machine has too much to do to say anything."""
-    reference, most = check["reference"], check["max"]
-    return not check["ok"] and reference is not None and most is not None and reference > most
+    """Not kept where no fault was on either: the machine has too much to do to say anything."""
+    reference, least, most = check["reference"], check["min"], check["max"]
+    if check["ok"] or reference is None:
+        return False
+    return (most is not None and reference > most) or (least is not None and reference < least)
+
+
+def _is_excused(check: dict[str, Any]) -> bool:
+    """On such a machine: what was not kept without the fault, and what cannot be asked without it."""
+    return _is_kept_by_nobody(check) or (check["is_of_time"] and check["reference"] is None)
 
 
 def _judge_simulation(document: dict[str, Any], count: int) -> tuple[str, str]:

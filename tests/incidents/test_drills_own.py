@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.rehearsing import begin_drill, ended
+from tests.rehearsing import drilled
 from tests.running_house import House, running_house
 
 SHORTENED_S = {
@@ -26,13 +26,13 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
 
 @pytest.mark.parametrize("name", SHORTENED_S)
 def test_a_healthy_service_holds(house: House, name: str):
-    run = ended(house, begin_drill(house, name, fault_s=SHORTENED_S[name]))
+    run = drilled(house, name, fault_s=SHORTENED_S[name])
 
     assert run["verdict"] == "HELD", (run["summary"], run["expectations"], run["bite"])
 
 
 def test_the_database_of_a_local_run_really_restarts(house: House):
-    run = ended(house, begin_drill(house, "database-restart", fault_s=6))
+    run = drilled(house, "database-restart", fault_s=6)
 
     told = " ".join(step["text"] for step in run["progress"])
     assert "PostgreSQL crashed and began again" in told

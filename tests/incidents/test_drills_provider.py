@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.rehearsing import begin_drill, ended
+from tests.rehearsing import drilled
 from tests.running_house import House, running_house
 
 # Each as short as its hypothesis allows; the deadline of five seconds must pass where it is one.
@@ -29,7 +29,7 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
 
 @pytest.mark.parametrize("name", SHORTENED_S)
 def test_a_healthy_service_holds(house: House, name: str):
-    run = ended(house, begin_drill(house, name, fault_s=SHORTENED_S[name]))
+    run = drilled(house, name, fault_s=SHORTENED_S[name])
 
     assert run["verdict"] == "HELD", (run["summary"], run["expectations"], run["bite"])
     assert house.metric("holdfast_drill_runs_total", drill=name, verdict="held") == 1

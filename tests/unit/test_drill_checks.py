@@ -92,6 +92,9 @@ def test_what_callers_get_is_compared_with_the_same_without_the_fault():
     shown = evaluate(check("waited", at=0.5, max=1), read)
 
     assert (shown["value"], shown["reference"]) == (0.9, 0.3)
+    assert evaluate(check("callers", word="201", min=1), read)["reference"] == 1.0
+    # Nobody is told to wait where nothing is wrong: that says nothing about the machine.
+    assert evaluate(check("callers", word="202", min=1), read)["reference"] is None
     assert evaluate(check("struck", min=1), read)["reference"] is None
 
 
@@ -128,7 +131,14 @@ def test_the_same_question_is_asked_of_prometheus(wanted: Check, text: str):
 
 
 def document(**changed: Any) -> dict[str, Any]:
-    kept = {"text": "kept", "rule": "charged_once", "reference": None, "max": None, "ok": True}
+    kept = {
+        "text": "kept",
+        "rule": "charged_once",
+        "reference": None,
+        "min": None,
+        "max": None,
+        "ok": True,
+    }
     sound = {
         **{name: [kept] for name in ("bite", "expectations", "invariants")},
         "kind": "drill",
@@ -138,13 +148,20 @@ def document(**changed: Any) -> dict[str, Any]:
 
 
 def not_kept(text: str, **more: Any) -> dict[str, Any]:
-    given = {"rule": "charged_once", "reference": None, "max": None, "is_of_time": False}
+    given = {
+        "rule": "charged_once",
+        "reference": None,
+        "min": None,
+        "max": None,
+        "is_of_time": False,
+    }
     return {**given, "text": text, "ok": False, **more}
 
 
 NOT_OK = [not_kept("the breaker opened")]
 SLOW = not_kept("they waited", max=2, reference=0.1, is_of_time=True)
 SLOW_ANYWAY = not_kept("they waited", max=2, reference=3, is_of_time=True)
+UNSERVED_ANYWAY = not_kept("they were served", min=0.9, reference=0.5, is_of_time=True)
 LATE = not_kept("it settled", max=9, is_of_time=True)
 
 
@@ -158,6 +175,12 @@ LATE = not_kept("it settled", max=9, is_of_time=True)
         ({"expectations": [SLOW]}, "BROKE", "Not kept: they waited"),
         # As slow where no fault was on: the fault is not to blame, nor for what came later.
         ({"expectations": [SLOW_ANYWAY, LATE]}, "INCONCLUSIVE", "not to blame: they waited: 3"),
+        (
+            {"expectations": [UNSERVED_ANYWAY]},
+            "INCONCLUSIVE",
+            "not to blame: they were served: 0.5",
+        ),
+        ({"expectations": [SLOW_ANYWAY, SLOW]}, "BROKE", "they waited"),
         ({"expectations": [SLOW_ANYWAY, *NOT_OK]}, "BROKE", "the breaker opened"),
         ({"expectations": [LATE]}, "BROKE", "it settled"),
         # Money comes before everything: it is broken whether or not a fault was proven.
