@@ -171,9 +171,10 @@ def test_every_recording_rule_records_and_none_fails(aftermath: Aftermath) -> No
 @pytest.mark.parametrize(
     "bucket",
     [
-        'holdfast_payment_duration_seconds_bucket{outcome="unknown"}',
-        'holdfast_http_request_duration_seconds_bucket{route="/v1/payments", le="2.5"}',
-        'holdfast_db_pool_wait_seconds_bucket{le="0.5"}',
+        'holdfast_payment_duration_seconds_bucket{outcome="accepted"}',
+        'holdfast_http_request_duration_seconds_bucket{route="/v1/payments"}',
+        # Who waited half a second for nothing.
+        'holdfast_db_pool_wait_seconds_bucket{le=~"0.6|1.0"}',
     ],
 )
 def test_a_bucket_leads_to_the_log_events_of_one_that_fell_in_it(
