@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
 
 SEEDS = Path(__file__).with_name("seeds")
@@ -23,6 +24,9 @@ SLOWEST_S = 2
 
 def main(arguments: list[str]) -> int:
     """Fuzz all properties, or be the fuzzer of one."""
+    if find_spec("atheris") is None:
+        print("make fuzz needs atheris, which is built for Linux on x86_64 only.", file=sys.stderr)
+        return 2
     if arguments:
         return _fuzz_one(arguments[0], arguments[1:])
     from tests.fuzz.properties import PROPERTIES
