@@ -30,7 +30,7 @@ from tests.running_house import ROOT, House, wait_for
 # Longer than the provider's timeout, so that callers see it pass.
 FAULT_S = 8
 # A copy's grace, its keeper's look for orphans, and a busy machine.
-GONE_WITHIN_S = COPY_GRACE_S + 25.0
+GONE_WITHIN_S = COPY_GRACE_S + 55.0
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +185,8 @@ def test_the_other_two_show_themselves_on_a_pair_as_well(house, name, words):
     assert run["verdict"] == "SHOWN", run["summary"]
     assert words in experiment["incident"]
     assert control["incident"] is None
-    assert set(control["callers"]["by_outcome"]) == {"succeeded"}
+    # Nobody was refused there, whatever the machine had to do besides.
+    assert set(control["callers"]["by_status"]) <= {"201", "202"}
 
 
 def test_it_ends_as_soon_as_real_payments_suffer_beside_it(house):
