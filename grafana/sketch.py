@@ -218,7 +218,7 @@ def _colours(panel: PanelJson, series: list[Series]) -> list[Any]:
     for index, one in enumerate(series):
         override = _override(panel, one.legend)
         # Around the middle, so that neighbours differ and none melts into the dark page.
-        shade = min(0.88, max(0.35, lightness + 0.11 * ((index + 1) // 2) * (-1) ** (index + 1)))
+        shade = min(0.88, max(0.35, lightness + 0.17 * ((index + 1) // 2) * (-1) ** (index + 1)))
         shaded = colorsys.hls_to_rgb((hue + 0.03 * (index // 5)) % 1, shade, saturation)
         colours.append(override["properties"][0]["value"]["fixedColor"] if override else shaded)
     return colours

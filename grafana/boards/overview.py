@@ -83,7 +83,7 @@ BOARD = Board(
                 number(
                     "What we promise",
                     "percentunit",
-                    "Good is what OPERATIONS says: truthful 99.95 %, quick 99 %, settled 99.9 %, invariants 100 %.",
+                    "Good is a target for each promise: truthful 99.95 %, quick 99 %, settled 99.9 %, invariants 100 %.",
                     "TruthfulAnswersBudgetBurn",
                     ("max by (slo) (holdfast_slo_target_ratio)", "{{slo}}"),
                     steps=((None, LIMIT),),

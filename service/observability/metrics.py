@@ -64,7 +64,7 @@ HEALTH_COMPONENTS = ("database", "provider", "reconciler", "disk", "clock", "wor
 FAULTS = ("payment_timeout", "connection_error", "pool_exhaustion", "other")
 VERDICTS = ("held", "broke", "inconclusive", "aborted", "refused")
 SLOS = ("truthful_answers", "quick_answers", "settled_in_time", "invariants")
-# What the SLOs promise: see OPERATIONS, service levels.
+# What the SLOs promise; deploy/prometheus/rules/slo.yml turns them into burn rates.
 SLO_TARGETS = {
     "truthful_answers": 0.9995,
     "quick_answers": 0.99,
