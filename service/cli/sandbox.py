@@ -14,6 +14,8 @@ import sys
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    # All words are the sandbox's own; argparse would take the first of its options for ours.
+    parser.prefix_chars = "\0"
     parser.add_argument("options", nargs=argparse.REMAINDER, help="options of the sandbox")
 
 

@@ -13,7 +13,7 @@ import pytest
 from service.database.pool import ConnectionPool
 from service.resilience.deadline import Deadline
 from service.simulation.pair import COPY_POOL_SIZE
-from service.simulation.plan import catalogue
+from service.simulation.plan import read_catalogue
 from service.simulation.preflight import (
     CONNECTIONS_SPARE,
     QUEUED_AGE_MAX_S,
@@ -24,7 +24,7 @@ from service.simulation.preflight import (
 )
 from service.simulation.store import RehearsalStore, new_run_id
 
-PLAN = catalogue()["payment-timeout"]
+PLAN = read_catalogue()["payment-timeout"]
 
 
 def answers(*, total: int, truthful_ratio: float | None) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from service.payments.model import Status
 from service.payments.schedule import PATIENCE_S
 from service.providers.base import Stage
 from tests.booked_provider import BookedProvider, absent, refused, unknown
+from tests.running_house import wait_for
 from tests.settling import MERCHANT, Service, soon
 
 
@@ -270,7 +271,9 @@ def test_after_payments_of_every_kind_no_promise_is_broken(pool):
 def test_a_payment_past_its_time_is_fenced_off_at_the_provider_before_it_is_ended(pool):
     provider = BookedProvider(unknown())
     service = Service(pool, provider)
-    payment = service.pay(expires_at=datetime.now(UTC) - timedelta(seconds=1))
+    payment = service.pay(expires_at=datetime.now(UTC) + timedelta(seconds=0.5))
+    assert payment.status is Status.UNKNOWN
+    wait_for(lambda: service.read(payment).is_expired)
 
     (settled,) = service.settle()
 

@@ -261,7 +261,7 @@ def test_an_outage_is_seen_in_every_chart_and_so_is_its_end(seen: Console):
 
 def test_a_fault_can_be_put_on_two_copies_and_the_page_shows_both(seen: Console):
     page = seen.open()
-    page.get_by_label("On", exact=True).select_option("pair")
+    page.get_by_role("combobox", name="On", exact=True).select_option("pair")
     page.get_by_label("Fault lasts").select_option("10")
 
     seen.press(CONNECTION)
