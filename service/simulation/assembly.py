@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,14 @@ from service.database.pool import ConnectionPool
 from service.payments.merchants import KeyStore
 from service.simulation.books import ListCharges, standing_rules
 from service.simulation.expectations import Samples
+from service.simulation.pair import Pair, sweep_leftovers
 from service.simulation.plan import Catalogue
 from service.simulation.preflight import Preflight
 from service.simulation.rehearsals import Rehearsals
 from service.simulation.restart import DatabaseRestart
 from service.simulation.runner import Surroundings
 from service.simulation.sandbox import Sandbox
-from service.simulation.sides import Instance, Pair
+from service.simulation.sides import Instance
 from service.simulation.store import RehearsalStore
 from service.simulation.webhooks import WebhookDisorder
 
@@ -77,6 +79,8 @@ def assemble(
         sandbox=Sandbox(provider_url, provider_ca_file) if has_sandbox else None,
         webhooks=WebhookDisorder(webhook_secret),
     )
+    # A pair that lives elsewhere on this machine is waited for, so not by us.
+    threading.Thread(target=sweep_leftovers, name="pair-sweep", daemon=True).start()
     # Where the links can be struck, the real thing is shown; else what harms nobody.
     can_strike = control_path is not None and instance_allowed
     return Rehearsals(around, catalogue, default_scope="instance" if can_strike else "pair")
