@@ -17,7 +17,7 @@ from service.background import Background
 from service.database import migrate
 from service.database.pool import ConnectionPool, Statement
 from service.observability import health_components as check
-from service.observability import metrics, zeros
+from service.observability import metrics, spans, zeros
 from service.observability.health import HealthChecks
 from service.observability.registry import (
     RecentSamples,
@@ -135,6 +135,7 @@ def build_parts(
 
 def create_app(settings: Settings, *, provider: Provider | None = None) -> Flask:
     """The data plane: /v1, /healthz, /readyz and the contract's own description."""
+    _send_spans(settings)
     share = settings.provider_concurrency_ratio
     parts = build_parts(
         settings,
@@ -145,6 +146,7 @@ def create_app(settings: Settings, *, provider: Provider | None = None) -> Flask
     # Its host may have no reconciler, and without probes an open breaker would stay open.
     Prober(parts.provider.probe).start()
     app = _flask(settings.request_timeout_ms / 1000)
+    spans.trace_requests(app)
     rate_limits.install(app)
     # A file of this instance: its workers count together.
     limit = RateLimit(
@@ -277,6 +279,7 @@ def create_ops_app(settings: Settings) -> Flask:
 
 def create_background(settings: Settings) -> Background:
     """The reconciler: look-ups, the queue, the sweep and the figures, each on its clock."""
+    _send_spans(settings)
     # One thread of each loop may wait for the provider; the sweep has one of its own.
     parts = build_parts(
         settings, pool_size=RECONCILER_POOL_SIZE, threads=3 * RECONCILER_THREADS + 1
@@ -317,6 +320,11 @@ def create_background(settings: Settings) -> Background:
         send_timeout_s=send_timeout_s,
         threads=RECONCILER_THREADS,
     )
+
+
+def _send_spans(settings: Settings) -> None:
+    """Where OTEL_EXPORTER_OTLP_ENDPOINT is set; before the pool connects, so that it is seen too."""
+    spans.enable(version=_version(), environment=settings.env, instance=socket.gethostname())
 
 
 def _routes(app: Flask) -> list[tuple[str, str]]:

@@ -167,15 +167,6 @@ def use_directory(path: Path) -> None:
     _install()
 
 
-def clear_directory(path: Path) -> None:
-    """Begin a new run: remove the files of an earlier one, unless a process of it still lives."""
-    path.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with _looking_for_slots(path):
-        if not any(_is_taken(lock) for lock in path.glob("*-*.lock")):
-            for file in path.glob("*.db"):
-                file.unlink(missing_ok=True)
-
-
 def claim(role: str) -> str:
     """Take a slot of this role for the life of this process and return its name, such as `web-0`.
 

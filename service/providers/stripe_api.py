@@ -8,6 +8,7 @@ from dataclasses import replace
 from time import monotonic
 from urllib.parse import urlencode
 
+from service.observability import spans
 from service.providers import incident
 from service.providers import stripe_answers as answers
 from service.providers.base import Charge, Outcome, OutcomeKind, Stage
@@ -61,9 +62,10 @@ class StripeApi:
         deadline: Deadline,
     ) -> Answer:
         try:
-            answer = self._transport.exchange(
-                method, path, form=form, headers=headers, deadline=deadline
-            )
+            with spans.span(f"provider.{operation}", provider=self._name):
+                answer = self._transport.exchange(
+                    method, path, form=form, headers=headers, deadline=deadline
+                )
         except TransportError as failure:
             incident.report(self._name, operation, failure, deadline)
             raise

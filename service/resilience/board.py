@@ -92,11 +92,6 @@ class Board:
         self.cells.release()
         self._page.close()
 
-    @property
-    def is_shared(self) -> bool:
-        """Whether other processes can see this page."""
-        return self._fd is not None
-
     def _living(self) -> bool:
         return any(_is_alive(self.cells[start]) for start in SLOT_STARTS)
 

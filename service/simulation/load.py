@@ -75,7 +75,6 @@ class Load:
         self._stopping = threading.Event()
         self._clock = threading.Thread(target=self._run, name="drill-load", daemon=True)
         self.sent = dict.fromkeys(urls, 0)
-        self.not_sent = 0
 
     def begin(self) -> None:
         self._clock.start()
@@ -126,7 +125,6 @@ class Load:
         """The next payment to every side; left out where too many callers wait already."""
         with self._lock:
             if self._under_way + len(self._urls) > CALLERS_MAX:
-                self.not_sent += 1
                 return
             self._n += 1
             n = self._n

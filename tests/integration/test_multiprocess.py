@@ -270,23 +270,3 @@ def test_a_file_grows_and_keeps_its_numbers(tmp_path):
 
     assert number == 2999
     assert sum(number for _, number, _ in read_file(path)) == 3000 * 2999 / 2
-
-
-def test_a_new_run_begins_with_an_empty_directory_unless_somebody_still_lives_in_it(
-    tmp_path, start
-):
-    process = start()
-    process.run("metrics.payments_good_total.inc()")
-    clear = "multiprocess.clear_directory(multiprocess.directory())"
-    process.run(clear)
-    kept = value(tmp_path, "payments_good_total")
-
-    process.kill()
-    subprocess.run(
-        [sys.executable, "-c", f"from service.observability import multiprocess; {clear}"],
-        env={**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)},
-        check=True,
-    )
-
-    assert kept == 1
-    assert list(tmp_path.glob("*.db")) == []

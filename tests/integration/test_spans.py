@@ -6,12 +6,11 @@ import json
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+from tests.span_collector import Collector, collecting
 
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
 # A process of its own: the packages keep their state for the whole of a process.
@@ -39,31 +38,13 @@ trace.get_tracer_provider().shutdown()
 
 
 @pytest.fixture
-def collector() -> Iterator[tuple[str, list[ExportTraceServiceRequest]]]:
-    exports: list[ExportTraceServiceRequest] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            exports.append(ExportTraceServiceRequest.FromString(body))
-            self.send_response(200)
-            self.end_headers()
-
-        def log_message(self, *_: object) -> None:
-            """Say nothing."""
-
-    server = HTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}", exports
-    server.shutdown()
-    thread.join()
-    server.server_close()
+def collector() -> Iterator[Collector]:
+    with collecting() as collector:
+        yield collector
 
 
 def test_spans_continue_the_callers_trace_and_events_carry_their_ids(collector):
-    endpoint, exports = collector
-    environ = {**os.environ, "OTEL_EXPORTER_OTLP_ENDPOINT": endpoint}
+    environ = {**os.environ, "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url}
     environ.pop("PROMETHEUS_MULTIPROC_DIR", None)
 
     answer = subprocess.run(
@@ -76,13 +57,7 @@ def test_spans_continue_the_callers_trace_and_events_carry_their_ids(collector):
     )
 
     bound = json.loads(answer.stdout)
-    sent = {
-        span.name: span
-        for export in exports
-        for resource in export.resource_spans
-        for scope in resource.scope_spans
-        for span in scope.spans
-    }
+    sent = {span.name: span for span in collector.spans()}
     of_request = sent["GET /v1/payments/<payment_id>"]
     assert {span.trace_id.hex() for span in sent.values()} == {TRACE_ID}
     assert sent["provider.look_up"].parent_span_id == of_request.span_id

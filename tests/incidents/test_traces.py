@@ -1,0 +1,55 @@
+"""A payment as a trace shows it, on the running service with a collector beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.running_house import House, running_house, wait_for
+from tests.span_collector import Collector, collecting
+
+TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
+ROUTE = "POST /v1/payments"
+
+
+@pytest.fixture(scope="module")
+def collector() -> Iterator[Collector]:
+    with collecting() as collector:
+        yield collector
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory, collector: Collector) -> Iterator[House]:
+    settings = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url, "OTEL_BSP_SCHEDULE_DELAY": "100"}
+    with running_house(tmp_path_factory.mktemp("traced"), **settings) as house:
+        yield house
+
+
+def test_a_payment_is_one_trace_from_its_caller_to_the_database_and_the_provider(
+    house: House, collector: Collector
+) -> None:
+    paid = house.pay(
+        payment_method="pm_card_visa",
+        headers={"traceparent": f"00-{TRACE_ID}-00f067aa0ba902b7-01"},
+    )
+    assert paid.status_code == 201, paid.text
+
+    wait_for(lambda: ROUTE in {span.name for span in collector.spans(TRACE_ID)})
+    spans = {span.name: span for span in collector.spans(TRACE_ID)}
+    of_request = spans[ROUTE]
+    calls = [spans["provider.prepare"], spans["provider.confirm"]]
+    statements = [span for span in spans.values() if _is_statement(span)]
+    assert of_request.parent_span_id.hex() == "00f067aa0ba902b7"
+    assert {call.parent_span_id for call in calls} == {of_request.span_id}
+    assert statements
+    # What a payment is paid with is told to the provider only.
+    assert not any(b"pm_card_visa" in export.SerializeToString() for export in collector.exports)
+
+    events = [event for event in house.log_events() if event.get("trace_id") == TRACE_ID]
+    assert "payment.succeeded" in {event["event"] for event in events}
+
+
+def _is_statement(span: object) -> bool:
+    attributes = span.attributes  # type: ignore[attr-defined]
+    return any(one.key in ("db.system", "db.system.name") for one in attributes)
