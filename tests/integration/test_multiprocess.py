@@ -192,23 +192,35 @@ for child in running:
 """
 
 
-def test_two_hundred_killed_workers_leave_few_files_exact_counts_and_a_quick_scrape(tmp_path):
-    environ = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
-    subprocess.run([sys.executable, "-c", MANY_LIVES, "200"], env=environ, check=True, timeout=60)
-    registry = SharedRegistry(tmp_path)
+def test_two_hundred_killed_workers_leave_few_files_exact_counts_and_as_quick_a_scrape(tmp_path):
+    few, many = after_lives(4, tmp_path / "few"), after_lives(200, tmp_path / "many")
 
-    def scrape_s() -> float:
-        begin = time.thread_time()
+    assert value(many, "payments_good_total") == 200
+    assert len(list(many.glob("*.db"))) <= 4 * 8
+    assert len(read_samples(SharedRegistry(many))) <= 2000
+    # The milliseconds are measured by `python -m tests.bench metrics`, on a machine that is at rest.
+    assert scrape_s(many) < 2 * scrape_s(few)
+
+
+def after_lives(number: int, path: Path) -> Path:
+    """The directory of so many workers, four at a time, all of them killed."""
+    path.mkdir()
+    environ = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(path)}
+    command = [sys.executable, "-c", MANY_LIVES, str(number)]
+    subprocess.run(command, env=environ, check=True, timeout=60)
+    return path
+
+
+def scrape_s(path: Path) -> float:
+    """CPU seconds of a scrape, the best of some: the machine may be busy with something else."""
+    registry = SharedRegistry(path)
+
+    def once_s() -> float:
+        began_s = time.thread_time()
         exposition.generate_latest(registry)
-        return time.thread_time() - begin
+        return time.thread_time() - began_s
 
-    # CPU time, the best of some: the machine may be busy with something else.
-    best_s = min(scrape_s() for _ in range(5))
-
-    assert value(tmp_path, "payments_good_total") == 200
-    assert len(list(tmp_path.glob("*.db"))) <= 4 * 8
-    assert len(read_samples(registry)) <= 2000
-    assert best_s < 0.05
+    return min(once_s() for _ in range(5))
 
 
 def test_what_is_exposed_is_sound_open_metrics_with_the_trace_on_its_bucket(tmp_path, start):
