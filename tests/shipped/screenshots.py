@@ -79,6 +79,8 @@ def _save(page: Page, name: str, *, of: str | None = None, height: int | None = 
     if of:
         png = page.locator(of).screenshot()
     elif height:
+        # Else the header, which stays in the window, hides what it stands over.
+        page.evaluate("scrollTo(0, 0)")
         top = {"x": 0, "y": 0, "width": WIDE["viewport"]["width"], "height": height}
         png = page.screenshot(full_page=True, clip=top)
     else:
