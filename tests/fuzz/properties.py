@@ -329,7 +329,9 @@ def _card_number(seed: bytes) -> str:
 
 def _naked_card_numbers(text: str) -> list[str]:
     """Runs of 13 to 19 plain digits that pass Luhn and are not part of one of our ids."""
-    text = re.sub(r"[0-9a-f]{32}|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", "x", text)
+    an_id = r"[0-9a-f]{32}|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+    # Whole ones: what is left of a longer run is no number of its own.
+    text = re.sub(rf"(?<![0-9a-f])(?:{an_id})(?![0-9a-f])", "x", text)
     runs = re.findall(r"(?<![0-9])[0-9]{13,19}(?![0-9])", text)
     return [run for run in runs if _passes_luhn(run)]
 
