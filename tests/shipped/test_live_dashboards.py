@@ -94,7 +94,11 @@ def aftermath(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Aftermath]:
         alertmanager = stack.enter_context(running_alertmanager(directory))
         prometheus = stack.enter_context(
             running_prometheus(
-                directory, [urlsplit(house.ops_url).netloc], alertmanager=alertmanager
+                directory,
+                [urlsplit(house.ops_url).netloc],
+                alertmanager=alertmanager,
+                # A scrape may take as long as this: a machine with other work on it needs a second.
+                hurry_s=1.0,
             )
         )
         prometheus.wait_for("holdfast_payments_good_total")
@@ -119,18 +123,20 @@ def _suffer(
     is_closed = 'holdfast_breaker_state{state="closed"} == 1'
     prometheus.wait_for(is_closed)
     before = {counter: prometheus.value(counter) for counter in MOVED_BY[name]}
-    grown: dict[str, float] = {}
+    grown = dict.fromkeys(before, 0.0)
     fired: set[str] = set()
 
     def is_seen() -> bool:
-        grown.update({one: prometheus.value(one) - before[one] for one in before})
+        # A scrape that failed leaves no value, and takes nothing back of what was seen before it.
+        for one in before:
+            grown[one] = max(grown[one], prometheus.value(one) - before[one])
         received = alertmanager.received().get("pages", [])
         fired.update(alert["alertname"] for alert in received)
         return all(grown.values()) and fired >= FIRED_BY[name]
 
     striker.strike(incident.link, incident.mode, ttl_s=60)
     # What is missing is said by the tests, one by one; some of it shows only after the fault.
-    for within_s in (15.0, 15.0):
+    for within_s in (30.0, 30.0):
         with contextlib.suppress(AssertionError):
             wait_until(is_seen, within_s=within_s, what=name)
         striker.clear()
@@ -162,9 +168,10 @@ def test_every_recording_rule_records_and_none_fails(aftermath: Aftermath) -> No
     recorded = {rule["record"] for rule in rules() if "record" in rule}
     drilled = {name for name in recorded if OF_DRILLS[0] in name}
 
-    silent = [name for name in recorded - drilled if not aftermath.prometheus.query(name)]
+    def silent() -> list[str]:
+        return [name for name in recorded - drilled if not aftermath.prometheus.query(name)]
 
-    assert silent == []
+    wait_until(lambda: not silent(), within_s=10, what=f"records of {silent()}")
     assert aftermath.prometheus.rule_errors() == []
 
 
