@@ -5,11 +5,14 @@ from __future__ import annotations
 import re
 import subprocess
 from pathlib import Path
+from typing import get_args
 
 import psycopg2
 import pytest
 import yaml
 
+from service.payments.invariants import RULES
+from service.web.schemas import PaymentStatus
 from tests.shipped_queries import ROOT, catalogue, our_names, recorded_names, rules
 
 RUNBOOKS = ROOT / "docs" / "runbooks"
@@ -116,3 +119,20 @@ def test_the_settings_that_a_runbook_names_exist() -> None:
     for path in RUNBOOKS.glob("*.md"):
         for name in re.findall(r"\b(HOLDFAST_[A-Z_]+)\b", path.read_text()):
             assert f'"{name}"' in example, f"{path.name}: {name}"
+
+
+def test_the_statuses_that_a_runbook_lists_payments_by_are_those_of_the_contract() -> None:
+    asked = {
+        (path.name, status)
+        for path in RUNBOOKS.glob("*.md")
+        for status in re.findall(r"/v1/payments\?status=(\w+)", path.read_text())
+    }
+
+    assert asked
+    assert {one for one in asked if one[1] not in get_args(PaymentStatus)} == set()
+
+
+def test_every_invariant_is_explained_where_its_alert_leads() -> None:
+    page = (RUNBOOKS / "InvariantViolated.md").read_text()
+
+    assert [rule for rule in RULES if f"`{rule}`" not in page] == []
