@@ -19,6 +19,7 @@ from service.database.statements import (
     execute,
     in_our_words,
     is_collision,
+    is_out_of_step,
     is_sign_of_failover,
     is_stale_plan,
     statement_duration,
@@ -109,7 +110,7 @@ class Checkout:
 
     def _failed(self, error: psycopg2.Error, *, has_timed_out: bool) -> Exception:
         """Take down what this error says of the connection, and say it in our words."""
-        is_closed = bool(self.connection.closed)
+        is_closed = bool(self.connection.closed) or is_out_of_step(error)
         is_stale = is_stale_plan(error, prepared=self._pool.prepared)
         self.connection.is_broken |= is_closed or has_timed_out
         count_error(error, is_closed=is_closed, has_timed_out=has_timed_out)

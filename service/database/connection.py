@@ -72,6 +72,8 @@ class Connection(PsycopgConnection):
     @property
     def has_hung_up(self) -> bool:
         """True when something is there to be read: an idle server says only its farewell."""
+        if self.closed:
+            return True
         poll = select.poll()
         poll.register(self.fileno(), select.POLLIN | select.POLLPRI)
         return bool(poll.poll(0))

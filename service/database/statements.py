@@ -101,6 +101,11 @@ def is_stale_plan(error: BaseException | None, *, prepared: bool) -> bool:
     return prepared and error.pgcode == "26000"
 
 
+def is_out_of_step(error: psycopg2.Error) -> bool:
+    """True for what only libpq says, without any code of the server's: it lost the conversation."""
+    return type(error) is psycopg2.DatabaseError and error.pgcode is None
+
+
 def is_sign_of_failover(error: psycopg2.Error, *, is_closed: bool) -> bool:
     """True when the pool's other connections are most likely as dead as this one."""
     code = error.pgcode or ""

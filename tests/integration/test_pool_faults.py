@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
+import struct
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from time import monotonic, sleep
 from uuid import uuid4
 
@@ -84,6 +88,64 @@ def test_the_first_dead_connection_takes_the_others_with_it(
         assert eventually(lambda: len(pool.opened()) == 3)
         assert not before & set(pool.opened())
         assert backends(owner_url) == 3
+
+
+@contextlib.contextmanager
+def server_without_codes(directory: Path) -> Iterator[str]:
+    """The DSN of a server that lets anybody in and answers each statement with an error that has
+    no SQLSTATE, as libpq's own errors have none."""
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(directory / ".s.PGSQL.5432"))
+    listener.listen()
+
+    def message(kind: bytes, body: bytes) -> bytes:
+        return kind + struct.pack("!i", len(body) + 4) + body
+
+    ready = message(b"Z", b"I")
+    greeting = message(b"R", bytes(4)) + b"".join(
+        message(b"S", name + b"\0" + value + b"\0")
+        for name, value in ((b"client_encoding", b"UTF8"), (b"DateStyle", b"ISO"))
+    )
+
+    def serve(peer: socket.socket) -> None:
+        with contextlib.suppress(OSError), peer:
+            peer.recv(4096)
+            peer.sendall(greeting + ready)
+            while peer.recv(4096):
+                peer.sendall(message(b"E", b"SERROR\0Mno result\0\0") + ready)
+
+    def accept() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                threading.Thread(target=serve, args=(listener.accept()[0],), daemon=True).start()
+
+    threading.Thread(target=accept, daemon=True).start()
+    with listener:
+        yield f"host={directory} user=nobody dbname=none"
+        listener.shutdown(socket.SHUT_RDWR)
+
+
+def test_an_error_without_a_code_is_busy_and_its_connection_is_replaced(tmp_path: Path) -> None:
+    with server_without_codes(tmp_path) as url, pool_of(1, url) as pool:
+        with pool.checkout(Deadline.after(5)) as checkout:
+            before = checkout.connection
+            with pytest.raises(DatabaseUnavailable) as raised:
+                checkout.run(ONE)
+        with pool.checkout(Deadline.after(5)) as checkout:
+            assert checkout.connection is not before
+
+    assert isinstance(raised.value.__cause__, psycopg2.DatabaseError)
+
+
+def test_a_connection_that_was_closed_behind_the_pools_back_is_not_lent(
+    database_url: str,
+) -> None:
+    with open_pool_of(1, database_url) as pool:
+        (connection,) = pool.opened()
+        assert eventually(lambda: monotonic() > connection.fresh_until_s)
+        connection.close()
+
+        assert pool.run(ONE, (), Deadline.after(5)) == [(1,)]
 
 
 def test_a_statement_on_a_read_only_server_drops_all_connections(database_url: str) -> None:
