@@ -73,8 +73,7 @@ class StripeBooks:
     def _find(self, charge: Charge, deadline: Deadline) -> Outcome:
         """By our metadata in the list, which Stripe keeps up to date (its search is not)."""
         created_at = charge.created_at or datetime.fromtimestamp(0, UTC) + CLOCKS_DIFFER
-        # What is not there now was proven absent; whether it may still come is for the caller.
-        best = Outcome(OutcomeKind.NOT_EXECUTED, Stage.ANSWERED)
+        best: Outcome | None = None
         for found in self._since("look_up", created_at - CLOCKS_DIFFER, deadline):
             listed = self._of_listed(found)
             if listed is None or listed.payment_id != charge.payment_id:
@@ -82,9 +81,10 @@ class StripeBooks:
             outcome = self._of_object(found, charge)
             if outcome.kind is OutcomeKind.SUCCEEDED:
                 return outcome
-            if _doubt(outcome) > _doubt(best) or best.provider_ref is None:
+            if best is None or _doubt(outcome) > _doubt(best):
                 best = outcome
-        return best
+        # What is not there now was proven absent; whether it may still come is for the caller.
+        return best or Outcome(OutcomeKind.NOT_EXECUTED, Stage.ANSWERED)
 
     def list_since(self, since: datetime, deadline: Deadline) -> Iterator[ProviderCharge]:
         """All charges made since, newest first; raises ProviderUnavailable where a page fails."""

@@ -277,6 +277,20 @@ def test_of_two_charges_for_one_payment_the_one_that_moved_money_is_believed():
     assert (outcome.kind, outcome.provider_ref) == (OutcomeKind.SUCCEEDED, "pi_1")
 
 
+def test_a_lie_in_the_books_is_doubt_whatever_stands_beside_it():
+    refused = INTENT | {
+        "id": "pi_2",
+        "status": "requires_payment_method",
+        "last_payment_error": CARD_ERROR,
+    }
+    page = {"data": [INTENT | {"amount": 2}, refused], "has_more": False}
+
+    with stripe_that(books(lambda _: page)) as provider:
+        outcome = provider.look_up(CHARGE_UNSENT, Deadline.after(5))
+
+    assert (outcome.kind, outcome.error) == (OutcomeKind.UNKNOWN, "mismatch")
+
+
 # --- Refunds ------------------------------------------------------------------------------------
 
 REFUND = Refund(
