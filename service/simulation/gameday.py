@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from time import monotonic
 
+from service.errors import Busy
 from service.observability import metrics
 from service.resilience.deadline import Deadline
 from service.simulation.plan import Plan
@@ -72,6 +73,10 @@ class GameDay:
         give_up_at_s = monotonic() + CALM_WITHIN_S
         while True:
             deadline = Deadline.after(PREFLIGHT_TIMEOUT_S)
-            against = reasons(self.around.preflight.check(plan, self.run.scope, deadline))
+            try:
+                against = reasons(self.around.preflight.check(plan, self.run.scope, deadline))
+            except Busy as error:
+                # The drill before may have struck the database: it is to be well again first.
+                against = [f"database: {error.detail}"]
             if not against or monotonic() > give_up_at_s or self.run.stopping.wait(LOOK_AGAIN_S):
                 return against
