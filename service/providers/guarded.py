@@ -260,9 +260,8 @@ class _Tries:
         if outcome.kind is OutcomeKind.UNKNOWN:
             self._doubt = outcome
         _count(self._name, self._operation, outcome.kind, outcome.error)
-        metrics.provider_call_duration_seconds.labels(
-            provider=self._name, operation=self._operation
-        ).observe(monotonic() - began_s, tracing.exemplar())
+        took_s = monotonic() - began_s
+        _durations(self._name, self._operation).observe(took_s, tracing.exemplar())
         return outcome
 
     def sum_up(self, last: Outcome) -> Outcome:
