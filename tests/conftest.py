@@ -15,7 +15,6 @@ import pytest
 
 from service.database.embedded import OWNER, EmbeddedPostgres
 from service.database.migrate import migrate
-from service.resilience.watchdog import Watchdog
 from tests.sandbox_process import SandboxProcess, running_sandbox
 
 if TYPE_CHECKING:
@@ -68,12 +67,11 @@ def owner_url(postgres: EmbeddedPostgres, _database_name: str) -> str:
 
 @pytest.fixture
 def pool(database_url: str) -> Iterator[ConnectionPool]:
-    """A pool of 4 on the fresh database."""
-    from service.database.pool import ConnectionPool
+    """A pool of 4 on the fresh database, all open: no test waits for the first connection, or for long."""
+    from tests.pools import open_pool_of
 
-    pool = ConnectionPool(database_url, size=4, wait_s=0.5, max_waiters=16, watchdog=Watchdog())
-    yield pool
-    pool.close()
+    with open_pool_of(4, database_url, max_waiters=16) as pool:
+        yield pool
 
 
 @pytest.fixture(scope="session")

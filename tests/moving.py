@@ -48,7 +48,7 @@ _RESERVED = Statement(
 
 
 def soon() -> Deadline:
-    return Deadline.after(3)
+    return Deadline.after(10)
 
 
 class Moving:

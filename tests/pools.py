@@ -35,7 +35,7 @@ def open_pool_of(size: int, url: str, **options: Any) -> Iterator[ConnectionPool
         yield pool
 
 
-def eventually(claim: Callable[[], bool], within_s: float = 5.0) -> bool:
+def eventually(claim: Callable[[], bool], within_s: float = 20.0) -> bool:
     deadline = Deadline.after(within_s)
     while not claim():
         if deadline.expired:

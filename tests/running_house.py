@@ -149,7 +149,7 @@ def running_house(home: Path, **settings: str) -> Iterator[House]:
 
 
 def wait_for(
-    condition: Callable[[], Any], *, timeout_s: float = 10.0, every_s: float = 0.05
+    condition: Callable[[], Any], *, timeout_s: float = 30.0, every_s: float = 0.05
 ) -> Any:
     """What the condition gives once it is true; fails the test when it never is."""
     give_up_at_s = time.monotonic() + timeout_s

@@ -30,7 +30,7 @@ _AGE = Statement(
 
 
 def soon() -> Deadline:
-    return Deadline.after(2)
+    return Deadline.after(10)
 
 
 class Service:

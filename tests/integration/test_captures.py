@@ -125,7 +125,7 @@ def test_a_capture_and_a_void_at_once_one_wins(pool):
     together, ends = threading.Barrier(2), []
 
     def end_it(kind: Kind) -> None:
-        together.wait(5)
+        together.wait(30)
         try:
             ends.append(moving.move(kind, payment)[0].status.value)
         except WrongState as refusal:

@@ -41,7 +41,8 @@ def test_what_one_process_finds_out_the_others_know_at_once(start):
 
     workers[0].ask("fail 20")
 
-    assert [worker.ask("state") for worker in workers] == ["open"] * 3
+    # Half open where this machine took longer than the pause to ask.
+    assert {worker.ask("state") for worker in workers} <= {"open", "half_open"}
 
 
 def test_the_failures_of_all_workers_are_added_up(start):
@@ -73,7 +74,7 @@ def test_however_many_knock_no_two_probes_of_a_host_overlap(start):
     workers[0].ask("fail 20")
 
     for worker in workers:
-        worker.tell("storm 1.0")
+        worker.tell("storm 2.0")
     probes = sorted(tuple(probe) for worker in workers for probe in json.loads(worker.answer()))
 
     assert len(probes) >= 5
@@ -124,7 +125,7 @@ def test_a_hundred_short_lives_leave_room_for_the_next(board_path: Path):
     last.close()
 
 
-def _wait_until(condition: Callable[[], bool], *, within_s: float = 5.0) -> None:
+def _wait_until(condition: Callable[[], bool], *, within_s: float = 20.0) -> None:
     until_s = monotonic() + within_s
     while not condition():
         assert monotonic() < until_s

@@ -207,7 +207,7 @@ def after_lives(number: int, path: Path) -> Path:
     path.mkdir()
     environ = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(path)}
     command = [sys.executable, "-c", MANY_LIVES, str(number)]
-    subprocess.run(command, env=environ, check=True, timeout=60)
+    subprocess.run(command, env=environ, check=True, timeout=120)
     return path
 
 

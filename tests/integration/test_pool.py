@@ -221,7 +221,7 @@ def test_a_connection_held_too_long_is_logged_with_the_place_it_was_taken_at(
 
 
 def test_the_statistics_add_up(database_url: str) -> None:
-    with open_pool_of(1, database_url, wait_s=0.2) as pool:
+    with open_pool_of(1, database_url, wait_s=1.0) as pool:
         with ThreadPoolExecutor(2) as executor:
             for _ in range(2):
                 executor.submit(pool.run, SLEEP, (0.05,), Deadline.after(5))

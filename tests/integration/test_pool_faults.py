@@ -9,12 +9,13 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from time import monotonic, sleep
+from time import monotonic
 from uuid import uuid4
 
 import psycopg2
 import psycopg2.errors
 import pytest
+from psycopg2.extensions import make_dsn
 
 from service.database.connection import IDLE_CHECK_S
 from service.database.pool import ConnectionPool, Statement
@@ -163,8 +164,9 @@ def test_a_statement_on_a_read_only_server_drops_all_connections(database_url: s
 def test_a_stalled_statement_ends_at_the_deadline_and_its_connection_is_replaced(
     link: DatabaseLink,
 ) -> None:
-    with pool_of(1, link.url) as pool:
-        with pool.checkout(Deadline.after(0.3)) as checkout:
+    with open_pool_of(1, link.url) as pool:
+        deadline = Deadline.after(0.5)
+        with pool.checkout(deadline) as checkout:
             link.stall()
             started_s = monotonic()
             with pytest.raises(DatabaseUnavailable):
@@ -172,7 +174,9 @@ def test_a_stalled_statement_ends_at_the_deadline_and_its_connection_is_replaced
             took_s = monotonic() - started_s
         link.restore()
 
-        assert 0.2 <= took_s < 2
+        assert deadline.expired
+        # Nothing else would end it.
+        assert took_s < 10
         assert pool.run(ONE, (), Deadline.after(5)) == [(1,)]
 
 
@@ -193,14 +197,14 @@ def test_a_link_that_went_silent_is_noticed_before_a_statement_is_sent(link: Dat
 
 def test_a_connect_that_stalls_holds_nobody_past_the_wait(link: DatabaseLink) -> None:
     link.stall()
-    with pool_of(1, link.url, wait_s=0.2) as pool:
+    with pool_of(1, make_dsn(link.url, connect_timeout=20), wait_s=0.2) as pool:
         started_s = monotonic()
         with pytest.raises(Busy):
             pool.run(ONE, (), Deadline.after(10))
         took_s = monotonic() - started_s
         link.restore()
 
-        assert took_s < 1
+        assert took_s < 10
         assert eventually(lambda: len(pool.opened()) == 1)
 
 
@@ -216,8 +220,8 @@ def test_without_a_database_callers_are_told_at_once_and_it_recovers_by_itself(
         took_s = monotonic() - started_s
         link.restore()
 
-        assert took_s < 1
-        assert eventually(lambda: len(pool.opened()) == 2, within_s=2)
+        assert took_s < 10
+        assert eventually(lambda: len(pool.opened()) == 2)
         assert pool.run(ONE, (), Deadline.after(5)) == [(1,)]
 
 
@@ -230,7 +234,7 @@ def test_those_in_line_are_told_too_when_the_database_goes_away(link: DatabaseLi
             with pytest.raises(DatabaseUnavailable):
                 checkout.run(ONE)
 
-        errors = [done.exception(timeout=5) for done in waiting]
+        errors = [done.exception(timeout=15) for done in waiting]
 
     assert [type(error) for error in errors] == [DatabaseUnavailable] * 4
 
@@ -243,7 +247,7 @@ def test_a_pool_made_without_a_database_begins_to_work_when_there_is_one(
         assert eventually(lambda: pool.statistics().connections_errors > 0)
         link.restore()
 
-        assert eventually(lambda: len(pool.opened()) == 1, within_s=2)
+        assert eventually(lambda: len(pool.opened()) == 1)
 
 
 def test_one_thread_alone_tries_to_reconnect(link: DatabaseLink) -> None:
@@ -252,10 +256,10 @@ def test_one_thread_alone_tries_to_reconnect(link: DatabaseLink) -> None:
         with ThreadPoolExecutor(16) as executor:
             for _ in range(100):
                 executor.submit(pool.run, ONE, (), Deadline.after(1))
-        sleep(0.5)
+        assert eventually(lambda: pool.statistics().connections_errors > 0)
 
-        # 50, 100, 200, 400 ms apart, not one for each caller.
-        assert pool.statistics().connections_errors < 12
+        # 50, 100, 200, 400 ms apart and so on, not one for each of the hundred.
+        assert pool.statistics().connections_errors < 30
 
 
 def test_a_statement_cut_by_the_servers_own_limit_is_busy_and_the_connection_lives_on(

@@ -43,7 +43,7 @@ def store_of(pool: ConnectionPool) -> PaymentStore:
 
 
 def events_of(pool: ConnectionPool, payment_id: object) -> list[str]:
-    events = store_of(pool).timeline(MERCHANT, payment_id, Deadline.after(1))
+    events = store_of(pool).timeline(MERCHANT, payment_id, Deadline.after(5))
     return [event.type for event in events]
 
 
@@ -79,7 +79,7 @@ def test_the_reference_is_committed_before_any_money_can_move(pool):
         rows = pool.run(
             Statement("peek", "SELECT status, provider_ref IS NOT NULL FROM payments"),
             {},
-            Deadline.after(1),
+            Deadline.after(5),
         )
         seen.append(tuple(rows[0]))
 
@@ -148,7 +148,7 @@ def test_many_at_once_with_one_key_charge_once(pool):
     together = threading.Barrier(8)
 
     def pay() -> None:
-        together.wait(5)
+        together.wait(30)
         try:
             handler.process_payment(first, Deadline.after(5))
         except KeyInFlight:
@@ -158,7 +158,7 @@ def test_many_at_once_with_one_key_charge_once(pool):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(10)
+        thread.join(30)
 
     assert len(provider.charged) == 1
     assert provider.calls.count("confirm") == 1
@@ -226,7 +226,7 @@ def test_nothing_is_stored_when_the_provider_is_known_to_be_down_and_rejecting_i
     with pytest.raises(ProviderUnavailable):
         handler_of(pool, provider).process_payment(request(on_outage="reject"), Deadline.after(5))
 
-    assert store_of(pool).list(MERCHANT, Deadline.after(1)) == []
+    assert store_of(pool).list(MERCHANT, Deadline.after(5)) == []
 
 
 def test_a_known_outage_queues_without_a_call(pool):
@@ -243,7 +243,7 @@ def test_in_one_call_the_claim_already_says_that_money_may_move(pool):
     provider = BookedProvider(two_phase=False)
     seen = []
     provider.during_call = lambda: seen.append(
-        pool.run(Statement("peek", "SELECT status FROM payments"), {}, Deadline.after(1))[0][0]
+        pool.run(Statement("peek", "SELECT status FROM payments"), {}, Deadline.after(5))[0][0]
     )
 
     payment, _ = handler_of(pool, provider).process_payment(request(), Deadline.after(5))
@@ -280,7 +280,7 @@ def test_without_a_database_nothing_is_sent(postgres, pool):
     postgres.stop()
     try:
         with pytest.raises(DatabaseUnavailable):
-            handler_of(pool, provider).process_payment(request(), Deadline.after(1))
+            handler_of(pool, provider).process_payment(request(), Deadline.after(5))
     finally:
         postgres.start()
 
@@ -301,7 +301,7 @@ def test_a_late_answer_cannot_downgrade_a_terminal_payment(pool):
 def test_a_guess_without_the_newest_fence_changes_nothing(pool):
     store = store_of(pool)
     stale, _ = store.claim(
-        request(), Deadline.after(1), provider="fake", status=Status.SENDING, due_in_s=None
+        request(), Deadline.after(5), provider="fake", status=Status.SENDING, due_in_s=None
     )
     taken = dataclasses.replace(stale, fence=stale.fence - 1)
 
@@ -313,7 +313,7 @@ def test_a_guess_without_the_newest_fence_changes_nothing(pool):
 def test_a_fact_needs_no_lease(pool):
     store = store_of(pool)
     claimed, _ = store.claim(
-        request(), Deadline.after(1), provider="fake", status=Status.SENDING, due_in_s=None
+        request(), Deadline.after(5), provider="fake", status=Status.SENDING, due_in_s=None
     )
     stale = dataclasses.replace(claimed, fence=claimed.fence - 1)
 

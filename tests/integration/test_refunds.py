@@ -87,7 +87,7 @@ def test_two_refunds_at_once_for_the_last_cent_one_wins(pool):
     together, ends = threading.Barrier(2), []
 
     def refund_the_last_cent() -> None:
-        together.wait(5)
+        together.wait(30)
         try:
             ends.append(moving.refund(payment, 1).status.value)
         except ValidationFailed as refusal:
@@ -111,7 +111,7 @@ def test_two_at_once_with_one_key_refund_once(pool):
     together, ends = threading.Barrier(2), []
 
     def refund_with_the_key() -> None:
-        together.wait(5)
+        together.wait(30)
         try:
             ends.append(moving.refund(payment, 100, key="same").id)
         except KeyInFlight as refusal:

@@ -39,7 +39,7 @@ _PAUSED_EVENTS = Statement(
 
 
 def soon() -> Deadline:
-    return Deadline.after(3)
+    return Deadline.after(10)
 
 
 class Merchant:
