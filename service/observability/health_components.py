@@ -43,16 +43,26 @@ def provider(reach: Callable[[], object]) -> Component:
     return Component("provider", "component", check)
 
 
-def reconciler(last_run_at: Callable[[], datetime | None]) -> Component:
-    """`last_run_at` is the reconciler's newest heartbeat, None when there was never one."""
+def reconciler(
+    last_run_at: Callable[[], datetime | None],
+    *,
+    first_beat_within_s: float = RECONCILER_SILENT_S,
+) -> Component:
+    """`last_run_at` is the reconciler's newest heartbeat, None when there was never one.
+
+    From now on it has `first_beat_within_s` to give one: what is started together is not red.
+    """
+    awaited_until_s = time.monotonic() + first_beat_within_s
 
     def check() -> Finding:
         beat = last_run_at()
-        if beat is None:
-            return Finding("fail", "it has never run: unknown payments are not being settled")
-        silent_s = round((datetime.now(UTC) - beat).total_seconds(), 1)
-        if silent_s < RECONCILER_SILENT_S:
+        silent_s = None if beat is None else round((datetime.now(UTC) - beat).total_seconds(), 1)
+        if silent_s is not None and silent_s < RECONCILER_SILENT_S:
             return Finding("pass", observed=silent_s, unit="s")
+        if time.monotonic() < awaited_until_s:
+            return Finding("warn", "its first beat is awaited", observed=silent_s, unit="s")
+        if silent_s is None:
+            return Finding("fail", "it has never run: unknown payments are not being settled")
         status: Status = "warn" if silent_s < RECONCILER_DEAD_S else "fail"
         return Finding(status, f"silent for {silent_s:.0f} s", observed=silent_s, unit="s")
 

@@ -127,13 +127,22 @@ def test_the_clock_starts_the_checks_by_itself_until_it_is_stopped():
 def test_a_silent_reconciler_is_noticed(age_s, status):
     beat = datetime.now(UTC) - timedelta(seconds=age_s)
 
-    finding = health_components.reconciler(lambda: beat).check()
+    finding = health_components.reconciler(lambda: beat, first_beat_within_s=0.0).check()
 
     assert finding.status == status
 
 
 def test_a_reconciler_that_never_ran_fails():
-    assert health_components.reconciler(lambda: None).check().status == "fail"
+    never = health_components.reconciler(lambda: None, first_beat_within_s=0.0)
+
+    assert never.check().status == "fail"
+
+
+@pytest.mark.parametrize("beat", [None, datetime.now(UTC) - timedelta(days=1)])
+def test_what_has_just_started_gives_the_reconciler_time_for_its_first_beat(beat):
+    finding = health_components.reconciler(lambda: beat).check()
+
+    assert (finding.status, finding.output) == ("warn", "its first beat is awaited")
 
 
 @pytest.mark.parametrize(
