@@ -69,6 +69,7 @@ from service.web.operators import operators_blueprint
 from service.web.payments import payments_blueprint
 from service.web.problems import register_problems
 from service.web.refunds import refunds_blueprint
+from service.web.same_origin import require_same_origin
 from service.web.webhook_endpoints import webhook_endpoints_blueprint
 from service.web.webhooks import webhooks_blueprint
 
@@ -254,6 +255,7 @@ def create_ops_app(settings: Settings) -> Flask:
             health=health,
             store=PaymentStore(pool, lease_s=0.0, queue_expires_s=settings.queue_expires_s),
             authenticate=authenticate,
+            require_same_origin=partial(require_same_origin, _ops_hosts(settings)),
         )
     )
     drills: tuple[str, ...] = ()
@@ -373,15 +375,20 @@ def _simulation(
         root=Path(__file__).resolve().parent.parent,
         environ=environ_of(settings, os.environ),
     )
-    names = {name.strip().lower() for name in (settings.ops_hosts or "").split(",")} - {""}
-    own, _ = reachable(settings.ops_bind)
     blueprint = routes.simulation_blueprint(
         rehearsals,
         require_operator=lambda: authenticate("operator", request_scope.request_deadline()).key_id,
+        require_same_origin=partial(require_same_origin, _ops_hosts(settings)),
         read_body=lambda model: validated(model, parse_object(read_body() or b"{}")),
-        hosts=frozenset({*names, own, "localhost", "127.0.0.1", "::1"}),
     )
     return blueprint, tuple(catalogue)
+
+
+def _ops_hosts(settings: Settings) -> frozenset[str]:
+    """The names by which people may reach the ops plane."""
+    names = {name.strip().lower() for name in (settings.ops_hosts or "").split(",")} - {""}
+    own, _ = reachable(settings.ops_bind)
+    return frozenset({*names, own, "localhost", "127.0.0.1", "::1"})
 
 
 def _flask(request_timeout_s: float) -> Flask:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from flask import Blueprint, Response, request
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.errors import Busy, Forbidden, NotFound
+from service.errors import Busy, NotFound
 from service.operations import Operation, documented
 from service.resilience.deadline import Deadline
 from service.simulation import report
@@ -74,19 +74,17 @@ def simulation_blueprint(
     rehearsals: Rehearsals,
     *,
     require_operator: Callable[[], str],
+    require_same_origin: Callable[[], None],
     read_body: Callable[[type[Any]], Any],
-    hosts: frozenset[str],
 ) -> Blueprint:
-    """`require_operator` gives the caller's key id or raises; `read_body` checks a body against a
-    model; `hosts` are the names by which people may reach this plane."""
+    """`require_operator` gives the caller's key id or raises; `require_same_origin` raises for
+    another page's request; `read_body` checks a body against a model."""
     blueprint = Blueprint(
         "simulation", __name__, static_folder="static", static_url_path="/drills/static"
     )
     around = rehearsals.around
 
-    @blueprint.before_request
-    def only_from_here() -> None:
-        require_same_origin(hosts)
+    blueprint.before_request(require_same_origin)
 
     @blueprint.post("/simulate/<name>")
     @documented(
@@ -306,23 +304,6 @@ def simulation_blueprint(
             return None
 
     return blueprint
-
-
-def require_same_origin(hosts: frozenset[str]) -> None:
-    """Raise Forbidden for a name that is not ours, or a write that another page sends."""
-    name = request.host.rpartition(":")[0] if _has_port(request.host) else request.host
-    if name.lower().strip("[]") not in hosts:
-        raise Forbidden("This name is not one of the ops plane's: see HOLDFAST_OPS_HOSTS.")
-    if request.method in ("GET", "HEAD"):
-        return
-    origin = request.headers.get("Origin")
-    site = request.headers.get("Sec-Fetch-Site", "same-origin")
-    if origin not in (None, request.host_url.rstrip("/")) or site not in ("same-origin", "none"):
-        raise Forbidden("Writes are taken from the console's own pages only.")
-
-
-def _has_port(host: str) -> bool:
-    return ":" in host and not host.endswith("]")
 
 
 def _shown_simulation(plan: Plan) -> dict[str, Any]:

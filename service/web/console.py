@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from time import monotonic
@@ -71,8 +72,12 @@ def console_blueprint(
     health: HealthChecks,
     store: PaymentStore,
     authenticate: Authenticator,
+    require_same_origin: Callable[[], None],
 ) -> Blueprint:
-    """The page at `/`, its files, and its JSON below `/console`; payments need an operator's key."""
+    """The page at `/`, its files, and its JSON below `/console`; payments need an operator's key.
+
+    `require_same_origin` raises for another page's request: asked before a payment is made.
+    """
     blueprint = Blueprint(
         "console",
         __name__,
@@ -166,6 +171,7 @@ def console_blueprint(
         )
     )
     def pay() -> Response:
+        require_same_origin()
         caller = operator()
         if caller.mode != "test":
             raise WrongState("A test payment needs a test key: this one would move real money.")

@@ -31,6 +31,8 @@ WRITES = [
     ("DELETE", "/drills/run_0"),
     ("POST", "/drills/run_0/answer"),
 ]
+# Not a rehearsal's, and there without simulation too; of the same page.
+CONSOLE_WRITES = [("POST", "/console/payments")]
 READS = [("GET", "/simulate"), ("GET", "/drills"), ("GET", "/simulate/run_0")]
 
 
@@ -92,7 +94,7 @@ print(json.dumps({{
 # --- Who may ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("method", "path"), WRITES)
+@pytest.mark.parametrize(("method", "path"), WRITES + CONSOLE_WRITES)
 def test_a_write_needs_a_key_and_the_operators_scope(house, others_key, method, path):
     nobody = requests.request(method, house.ops_url + path, json={}, timeout=10)
     other = ask(house, method, path, json={}, headers={"Authorization": f"Bearer {others_key}"})
@@ -101,7 +103,7 @@ def test_a_write_needs_a_key_and_the_operators_scope(house, others_key, method, 
     assert other.json()["code"] == "forbidden"
 
 
-@pytest.mark.parametrize(("method", "path"), WRITES + READS)
+@pytest.mark.parametrize(("method", "path"), WRITES + CONSOLE_WRITES + READS)
 def test_a_name_that_is_not_ours_reaches_nothing(house, method, path):
     """A page that has its own name resolved to this machine sends that name along."""
     answer = ask(house, method, path, json={}, headers={"Host": "rebound.example"})
@@ -123,7 +125,7 @@ def test_loopback_and_the_names_that_were_set_do(house, name):
         {"Sec-Fetch-Site": "same-site"},
     ],
 )
-@pytest.mark.parametrize(("method", "path"), WRITES)
+@pytest.mark.parametrize(("method", "path"), WRITES + CONSOLE_WRITES)
 def test_a_write_that_another_page_sends_is_refused(house, method, path, headers):
     assert ask(house, method, path, json={}, headers=headers).status_code == 403
 
