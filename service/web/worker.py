@@ -232,7 +232,9 @@ class PaymentWorker(gthread.ThreadWorker):  # type: ignore[misc]
         if not incoming.is_read(connection.received):
             return False
         for future, waiting in reversed(self._line):
-            if not incoming.is_read(waiting.received) and future.cancel():
+            # One that made room already stays in line until the next tick, and gives no second place.
+            is_there = not future.cancelled() and not incoming.is_read(waiting.received)
+            if is_there and future.cancel():
                 self._shed(waiting, "queue_full", "More requests wait than can be served.")
                 return True
         return False

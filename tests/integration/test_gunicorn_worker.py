@@ -82,7 +82,7 @@ class Server:
 
     def ask(self, method: str, path: str, body: bytes | None = None) -> Answer:
         began_s = time.monotonic()
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=15)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=40)
         try:
             connection.request(method, path, body)
             answer = connection.getresponse()
@@ -115,7 +115,7 @@ class Server:
             self.process.wait()
 
 
-def eventually(condition: Callable[[], bool], within_s: float = 10.0) -> None:
+def eventually(condition: Callable[[], bool], within_s: float = 30.0) -> None:
     end_s = time.monotonic() + within_s
     while not condition():
         assert time.monotonic() < end_s, "the condition did not come true"
@@ -187,9 +187,9 @@ def test_a_write_that_no_thread_can_take_in_time_is_told_so_as_a_problem(
     # Two threads serve two of them, whichever come first.
     requests = server.hold(clients, 5)
 
-    refused = [request.result() for request in islice(as_completed(requests, 15), 3)]
+    refused = [request.result() for request in islice(as_completed(requests, 30), 3)]
     server.release()
-    served = [request.result(10) for request in requests]
+    served = [request.result(30) for request in requests]
 
     statuses = sorted(answer.status for answer in served)
     assert statuses == [200, 200, 503, 503, 503]
@@ -205,18 +205,19 @@ def test_a_write_that_no_thread_can_take_in_time_is_told_so_as_a_problem(
 def test_a_full_line_refuses_writes_at_once_and_takes_reads_in_their_place(
     start: Start, clients: ThreadPoolExecutor
 ) -> None:
-    server = start()
+    # Who is in line waits for ten seconds: what ends before was refused for want of a place.
+    server = start(HOLDFAST_REQUEST_TIMEOUT_MS="17000")
     # 2 threads and a line of 8 each, all taken by writes; a fifth of them is too much.
     held = server.hold(clients, 22)
-    eventually(lambda: sum(request.done() for request in held) >= 4)
-    at_once = [request.result() for request in held if request.done()]
+    eventually(lambda: sum(request.done() for request in held) >= 4, within_s=8)
 
     reads = server.hold(clients, 4, "GET")
-    eventually(lambda: sum(request.done() for request in held) >= 8)
+    eventually(lambda: sum(request.done() for request in held) >= 8, within_s=8)
+    refused = [request.result() for request in held if request.done()]
     server.release()
     wait([*held, *reads])
 
-    assert all(answer.status == 503 and answer.took_s < 0.9 for answer in at_once)
+    assert [answer.status for answer in refused] == [503] * 8
     assert [read.result().status for read in reads] == [200] * 4
 
 
@@ -226,7 +227,7 @@ def test_half_sent_requests_take_no_thread(server: Server) -> None:
     answers = [server.ask("POST", "/echo", b"x" * 1000) for _ in range(20)]
 
     assert [answer.status for answer in answers] == [200] * 20
-    assert max(answer.took_s for answer in answers) < 2.0
+    assert max(answer.took_s for answer in answers) < 8.0
     for attacker in attackers:
         attacker.close()
 
@@ -322,7 +323,7 @@ def test_what_is_not_http_gets_a_problem_and_its_text_is_not_logged(
 def test_sigterm_shows_on_readyz_first_and_finishes_what_is_in_flight(
     start: Start, clients: ThreadPoolExecutor
 ) -> None:
-    server = start(HOLDFAST_DRAIN_S="1.5")
+    server = start(HOLDFAST_DRAIN_S="4")
     held = server.hold(clients, 2)
     eventually(lambda: server.get("/healthz").status == 200)
 
@@ -333,7 +334,7 @@ def test_sigterm_shows_on_readyz_first_and_finishes_what_is_in_flight(
     while time.monotonic() < seen_s + 0.7:
         late.append(server.get("/healthz"))
     server.release()
-    server.process.wait(15)
+    server.process.wait(30)
 
     assert {answer.status for answer in late} == {200}
     assert {answer.headers["connection"] for answer in late} == {"close"}
@@ -344,17 +345,17 @@ def test_sigterm_shows_on_readyz_first_and_finishes_what_is_in_flight(
 def test_what_came_in_while_draining_keeps_its_whole_time_to_finish(
     start: Start, clients: ThreadPoolExecutor
 ) -> None:
-    server = start(HOLDFAST_DRAIN_S="2", HOLDFAST_GRACEFUL_STOP_S="4")
+    server = start(HOLDFAST_DRAIN_S="4", HOLDFAST_GRACEFUL_STOP_S="4")
     server.process.send_signal(signal.SIGTERM)
     stopping_s = time.monotonic()
     eventually(lambda: server.get("/readyz").status == 503)
     late = server.hold(clients, 1)
 
-    eventually(lambda: time.monotonic() > stopping_s + 4.5)
+    eventually(lambda: time.monotonic() > stopping_s + 5.5)
     server.release()
 
-    assert late[0].result(10).status == 200
-    server.process.wait(15)
+    assert late[0].result(30).status == 200
+    server.process.wait(30)
 
 
 @pytest.mark.parametrize("how", ["hup", "max_requests"])
