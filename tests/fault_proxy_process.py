@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import socket
 import subprocess
@@ -26,6 +27,7 @@ class FaultProxyProcess:
         # Short: the kernel takes 107 bytes for a socket's path.
         self._directory = Path(tempfile.mkdtemp(prefix="faults-"))
         self.control_path = self._directory / "control"
+        self._log_path = self._directory / "log"
         target = urlsplit(provider_url)
         database = parse_dsn(database_url)
         name = f".s.PGSQL.{database.get('port', '5432')}"
@@ -47,12 +49,13 @@ class FaultProxyProcess:
 
     def start(self) -> None:
         """Start it (again, on the same listeners) and wait until it takes orders."""
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "service", "faultproxy", *self._options],
-            cwd=ROOT,
-            pass_fds=[listener.fileno() for listener in self._listeners],
-            stdout=subprocess.DEVNULL,
-        )
+        with self._log_path.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "service", "faultproxy", *self._options],
+                cwd=ROOT,
+                pass_fds=[listener.fileno() for listener in self._listeners],
+                stdout=log,
+            )
         wait_for(self._takes_orders)
 
     def kill(self) -> None:
@@ -68,6 +71,12 @@ class FaultProxyProcess:
         with self.holder() as onlooker:
             mode: str | None = onlooker.describe()[link]["mode"]
             return mode
+
+    def cleared_because(self) -> str | None:
+        """Why it ended the fault that it ended last, by its log."""
+        events = [json.loads(line) for line in self._log_path.read_text().splitlines()]
+        reasons = [event["why"] for event in events if event["event"] == "faultproxy.cleared"]
+        return reasons[-1] if reasons else None
 
     def stop(self) -> None:
         if self.process.poll() is None:

@@ -47,13 +47,13 @@ def holder(proxy):
         yield holder
 
 
-def list_charges(transport, timeout_s=5.0):
+def list_charges(transport, timeout_s=10.0):
     return transport.exchange(
         "GET", "/v1/payment_intents", headers=HEADERS, deadline=Deadline.after(timeout_s)
     )
 
 
-def create(transport, key, timeout_s=1.5):
+def create(transport, key, timeout_s=3.0):
     return transport.exchange(
         "POST",
         "/v1/payment_intents",
@@ -127,23 +127,23 @@ def test_a_request_of_a_new_connection_is_executed_though_its_answer_is_lost(
 
 def test_latency_is_added_once_to_each_answer(transport, holder):
     list_charges(transport)
-    holder.strike("provider", "latency", ttl_s=10, pause_ms=1000)
+    holder.strike("provider", "latency", ttl_s=30, pause_ms=3000)
 
     answer = list_charges(transport)
 
-    assert 1000 <= answer.ms < 2000
+    assert 3000 <= answer.ms < 6000
 
 
 def test_a_held_answer_arrives_when_the_stall_ends(proxy, holder):
     connection = psycopg2.connect(proxy.database_url)
-    holder.strike("database", "stall", ttl_s=0.3)
+    began_s = time.monotonic()
+    holder.strike("database", "stall", ttl_s=1)
     try:
         with connection.cursor() as cursor:
-            began_s = time.monotonic()
             cursor.execute("SELECT 2")
 
             assert cursor.fetchone() == (2,)
-            assert time.monotonic() - began_s > 0.2
+            assert time.monotonic() - began_s > 0.9
     finally:
         connection.close()
 
@@ -165,7 +165,8 @@ def test_a_refused_database_breaks_open_connections_and_takes_no_new_ones(proxy,
 def test_a_fault_ends_at_its_ttl(proxy, holder):
     holder.strike("provider", "refuse", ttl_s=0.2)
 
-    wait_for(lambda: proxy.mode("provider") is None, timeout_s=2)
+    wait_for(lambda: proxy.mode("provider") is None)
+    assert proxy.cleared_because() == "ttl"
 
 
 def test_a_fault_ends_when_its_holder_is_gone(proxy, transport):
@@ -174,16 +175,19 @@ def test_a_fault_ends_when_its_holder_is_gone(proxy, transport):
 
     holder.close()
 
-    wait_for(lambda: proxy.mode("provider") is None, timeout_s=2)
+    wait_for(lambda: proxy.mode("provider") is None)
+    # At once, and not for want of heartbeats.
+    assert proxy.cleared_because() == "holder_gone"
     assert list_charges(transport).status == 200
 
 
 def test_a_fault_ends_when_three_heartbeats_are_missing(proxy):
     order = {"do": "strike", "link": "provider", "mode": "stall", "ttl_s": 300}
     with proxy.say(json.dumps(order).encode() + b"\n"):
-        wait_for(lambda: proxy.mode("provider") == "stall", timeout_s=2)
+        wait_for(lambda: proxy.mode("provider") == "stall", every_s=0.01)
 
-        wait_for(lambda: proxy.mode("provider") is None, timeout_s=5)
+        wait_for(lambda: proxy.mode("provider") is None)
+        assert proxy.cleared_because() == "heartbeats_missed"
 
 
 def test_a_holder_that_lives_keeps_its_fault_longer_than_three_heartbeats(proxy, holder):
