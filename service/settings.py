@@ -232,6 +232,11 @@ class Settings:
             raise SettingsError(
                 "HOLDFAST_PROVIDER_CONNECT_TIMEOUT_MS cannot exceed HOLDFAST_PROVIDER_TIMEOUT_MS."
             )
+        if self.graceful_stop_s <= self.request_timeout_ms / 1000:
+            raise SettingsError(
+                "HOLDFAST_GRACEFUL_STOP_S must exceed HOLDFAST_REQUEST_TIMEOUT_MS: else a stop can"
+                " kill a payment in the middle of its call."
+            )
         if self.provider == "stripe_charges":
             self._check_charges()
         if self.simulation_enabled and (self.stripe_api_key or "").startswith(LIVE_KEYS):

@@ -115,7 +115,6 @@ class Pair:
                 "HOLDFAST_WEB_WORKERS": "1",
                 "HOLDFAST_WEB_THREADS": str(COPY_THREADS),
                 "HOLDFAST_DB_POOL_SIZE": str(COPY_POOL_SIZE),
-                "HOLDFAST_GRACEFUL_STOP_S": "3",
                 "HOLDFAST_DRAIN_S": "0.01",
                 "HOLDFAST_SIMULATION_ENABLED": "false",
                 **changed,

@@ -345,7 +345,9 @@ def test_sigterm_shows_on_readyz_first_and_finishes_what_is_in_flight(
 def test_what_came_in_while_draining_keeps_its_whole_time_to_finish(
     start: Start, clients: ThreadPoolExecutor
 ) -> None:
-    server = start(HOLDFAST_DRAIN_S="4", HOLDFAST_GRACEFUL_STOP_S="4")
+    server = start(
+        HOLDFAST_DRAIN_S="4", HOLDFAST_GRACEFUL_STOP_S="4", HOLDFAST_REQUEST_TIMEOUT_MS="3000"
+    )
     server.process.send_signal(signal.SIGTERM)
     stopping_s = time.monotonic()
     eventually(lambda: server.get("/readyz").status == 503)

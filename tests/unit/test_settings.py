@@ -50,6 +50,7 @@ def test_an_empty_variable_means_the_default():
         ("HOLDFAST_PROVIDER", "paypal"),
         ("HOLDFAST_PROVIDER_CONCURRENCY_RATIO", "1.5"),
         ("HOLDFAST_PROVIDER_CONNECT_TIMEOUT_MS", "6000"),
+        ("HOLDFAST_GRACEFUL_STOP_S", "8"),
     ],
 )
 def test_a_wrong_value_is_refused_and_the_setting_is_named(name, text):
