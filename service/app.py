@@ -203,10 +203,13 @@ def create_ops_app(settings: Settings) -> Flask:
     provider = _adapter(settings, watchdog, connections=1)
     settling = SettlingStore(pool, lease_s=0.0)
     authenticate = Authenticator(KeyStore(pool))
+    registry = shared_registry()
+    recent = RecentSamples(lambda: read_samples(registry))
+    statistics = Statistics(recent)
     health = HealthChecks(
         [
-            check.database(lambda: pool.run(_NOW, {}, _check_deadline())),
-            check.provider(lambda: _reach(provider)),
+            check.database(lambda: pool.run(_NOW, {}, _check_deadline()), statistics.report),
+            check.provider(lambda: _reach(provider), statistics.report),
             check.reconciler(lambda: settling.last_heartbeat("reconciler", _check_deadline())),
             check.disk(settings.metrics_path),
             check.clock(lambda: pool.run(_NOW, {}, _check_deadline())[0][0]),
@@ -215,9 +218,6 @@ def create_ops_app(settings: Settings) -> Flask:
         version=_version(),
         instance=socket.gethostname(),
     )
-    registry = shared_registry()
-    recent = RecentSamples(lambda: read_samples(registry))
-    statistics = Statistics(recent)
     metrics.build_info.labels(version=_version()).set(1)
     for slo, target in metrics.SLO_TARGETS.items():
         metrics.slo_target_ratio.labels(slo=slo).set(target)

@@ -1,12 +1,16 @@
-"""The parts that are checked: each made from a plain callable that the application hands in."""
+"""The parts that are checked: each made from plain callables that the application hands in.
+
+`statistics` is the report of `Statistics`: what the workers saw, beside what this process sees.
+"""
 
 from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from service.observability import multiprocess
 from service.observability.health import Component, Finding, Status
@@ -21,24 +25,41 @@ CLOCK_WARN_S = 2.0
 CLOCK_FAIL_S = 60.0
 
 
-def database(ping: Callable[[], object]) -> Component:
-    """`ping` asks the database something and raises when it gets no answer."""
+def database(ping: Callable[[], object], statistics: Callable[[], Mapping[str, Any]]) -> Component:
+    """`ping` asks the database something and raises when it gets no answer.
+
+    An answer to us is not an answer to the workers: a `warn` while their callers get no connection.
+    """
 
     def check() -> Finding:
         begun_s = time.monotonic()
         ping()
-        return Finding("pass", observed=_ms_since(begun_s), unit="ms")
+        took_ms = _ms_since(begun_s)
+        errors = statistics()["windows"]["1m"]["errors"]
+        in_vain = errors["db_pool_timeouts"] + sum(errors["db_pool_refusals"].values())
+        if in_vain:
+            told = f"answers here, but the workers had no connection for {in_vain:.0f} callers in the last minute"
+            return Finding("warn", told, observed=took_ms, unit="ms")
+        return Finding("pass", observed=took_ms, unit="ms")
 
     return Component("database", "datastore", check, is_critical=True)
 
 
-def provider(reach: Callable[[], object]) -> Component:
-    """`reach` talks to the provider without moving money and raises when it cannot."""
+def provider(reach: Callable[[], object], statistics: Callable[[], Mapping[str, Any]]) -> Component:
+    """`reach` talks to the provider without moving money and raises when it cannot.
+
+    An answer to that is not a payment: a `warn` while the workers' breaker is not closed.
+    """
 
     def check() -> Finding:
         begun_s = time.monotonic()
         reach()
-        return Finding("pass", observed=_ms_since(begun_s), unit="ms")
+        took_ms = _ms_since(begun_s)
+        breaker = statistics()["now"]["breaker"]
+        if breaker in ("open", "half_open"):
+            told = f"answers here, but the workers' breaker is {breaker.replace('_', '-')}: payments are queued"
+            return Finding("warn", told, observed=took_ms, unit="ms")
+        return Finding("pass", observed=took_ms, unit="ms")
 
     return Component("provider", "component", check)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 
@@ -17,6 +19,13 @@ def checks_of(*components: Component, **limits: float) -> HealthChecks:
 
 def component(name: str, finding: Finding, *, is_critical: bool = False) -> Component:
     return Component(name, "component", lambda: finding, is_critical)
+
+
+def workers_saw(
+    *, breaker: str | None = "closed", timeouts: float = 0.0, refusals: float = 0.0
+) -> Callable[[], Mapping[str, Any]]:
+    errors = {"db_pool_timeouts": timeouts, "db_pool_refusals": {"waiters_full": refusals}}
+    return lambda: {"windows": {"1m": {"errors": errors}}, "now": {"breaker": breaker}}
 
 
 PASS, WARN, FAIL = Finding("pass"), Finding("warn", "slow"), Finding("fail", "down")
@@ -59,7 +68,7 @@ def test_a_failing_check_says_what_since_when_and_what_the_last_error_was(monkey
         if answer:
             raise answer
 
-    checks = checks_of(health_components.database(ping))
+    checks = checks_of(health_components.database(ping, workers_saw()))
     seen = []
     for _ in range(3):
         checks.check_now()
@@ -73,6 +82,30 @@ def test_a_failing_check_says_what_since_when_and_what_the_last_error_was(monkey
     assert recovered["last_error_at"] == ill["time"]
     assert [change["status"] for change in recovered["changes"]] == ["pass", "fail", "pass"]
     assert recovered["since"] == recovered["time"]
+
+
+@pytest.mark.parametrize(
+    ("seen", "status", "told"),
+    [
+        (workers_saw(), "pass", ""),
+        (workers_saw(timeouts=2, refusals=1), "warn", "no connection for 3 callers"),
+    ],
+)
+def test_a_database_that_answers_us_and_not_the_workers_is_degraded(seen, status, told):
+    finding = health_components.database(lambda: None, seen).check()
+
+    assert finding.status == status
+    assert told in finding.output
+
+
+@pytest.mark.parametrize(
+    ("breaker", "status"),
+    [(None, "pass"), ("closed", "pass"), ("open", "warn"), ("half_open", "warn")],
+)
+def test_a_provider_that_answers_us_and_takes_no_payments_is_degraded(breaker, status):
+    finding = health_components.provider(lambda: None, workers_saw(breaker=breaker)).check()
+
+    assert finding.status == status
 
 
 def test_a_check_that_hangs_fails_alone_and_is_not_started_again():
