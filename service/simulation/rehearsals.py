@@ -270,6 +270,10 @@ class Rehearsals:
                     log.error("rehearsal.report_lost", extra=detail)
                     return
                 threading.Event().wait(0.5)
+            except Exception:
+                # A report that cannot be stored must not keep all later ones from beginning.
+                log.exception("rehearsal.report_lost", extra={"run_id": document["id"]})
+                return
 
 
 def _told(run: Run) -> dict[str, Any]:

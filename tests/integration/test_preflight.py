@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,10 @@ from service.simulation.preflight import (
     Preflight,
     reasons,
 )
+from service.simulation.rehearsals import Rehearsals, Wish
 from service.simulation.run import Run
 from service.simulation.runner import Surroundings
+from service.simulation.sides import CannotStart, Side
 from service.simulation.store import RehearsalStore, new_run_id
 from service.simulation.webhooks import WebhookDisorder
 
@@ -144,16 +146,7 @@ def test_a_day_goes_on_past_a_drill_that_no_database_lets_begin(
     monkeypatch.setattr("service.simulation.gameday.CALM_WITHIN_S", 0.0)
     plan = replace(PLAN, name="day", steps=(), parts=(PLAN.name,))
     run = Run(plan, kind="drill", scope="pair", reason="", requested_by="key", load_per_s=1)
-    around = Surroundings(
-        store=silent_store,
-        keys=KeyStore(pool),
-        preflight=preflight_on(silent_store, off_file=tmp_path / "drills.off"),
-        sides={},
-        list_charges=lambda since, deadline: iter(()),
-        standing_rules=lambda deadline: [],
-        sandbox=None,
-        webhooks=WebhookDisorder(None),
-    )
+    around = surroundings(silent_store, pool, tmp_path)
 
     GameDay(run=run, around=around, plans=[PLAN, PLAN], kept=lambda part: None).play()
 
@@ -161,6 +154,36 @@ def test_a_day_goes_on_past_a_drill_that_no_database_lets_begin(
     assert [part["verdict"] for part in day["parts"]] == ["REFUSED", "REFUSED"]
     assert day["parts"][0]["summary"].startswith("database: ")
     assert day["verdict"] == "INCONCLUSIVE"
+
+
+def test_one_whose_report_cannot_be_written_lets_the_next_begin(pool, tmp_path):
+    def cannot_start() -> AbstractContextManager[list[Side]]:
+        raise CannotStart("said \0, which the database cannot store")
+
+    around = surroundings(RehearsalStore(pool), pool, tmp_path, pair=cannot_start)
+    rehearsals = Rehearsals(around, {PLAN.name: PLAN}, default_scope="pair")
+    wish = Wish(name=PLAN.name, kind="drill", scope="pair", reason="", requested_by="key")
+
+    run = rehearsals.begin(wish, Deadline.after(5))
+
+    assert run.ended.wait(10)
+    assert rehearsals.running is None
+    assert RehearsalStore(pool).take_lease(new_run_id(), Deadline.after(5))
+
+
+def surroundings(
+    store: RehearsalStore, pool: ConnectionPool, tmp_path: Path, **sides: Any
+) -> Surroundings:
+    return Surroundings(
+        store=store,
+        keys=KeyStore(pool),
+        preflight=preflight_on(store, off_file=tmp_path / "drills.off"),
+        sides=sides,
+        list_charges=lambda since, deadline: iter(()),
+        standing_rules=lambda deadline: [],
+        sandbox=None,
+        webhooks=WebhookDisorder(None),
+    )
 
 
 @pytest.fixture
