@@ -123,7 +123,9 @@ class Watch:
                     self._guard(self._sides[0])
                 if monotonic() >= lease_due_s:
                     lease_due_s = monotonic() + LEASE_EVERY_S
-                    self._store.take_lease(self._run.lease_id, _deadline())
+                    if not self._store.take_lease(self._run.lease_id, _deadline()):
+                        # It ended while the database was away, and two would strike at once.
+                        self._run.stop("Another rehearsal took the lease.")
             except (ProxyGone, StrikeRefused) as error:
                 self._run.stop(str(error))
             except Busy as error:

@@ -15,6 +15,7 @@ from service.database.pool import ConnectionPool
 from service.payments.merchants import KeyStore
 from service.resilience.deadline import Deadline
 from service.simulation.gameday import GameDay
+from service.simulation.load import Load
 from service.simulation.pair import COPY_POOL_SIZE
 from service.simulation.plan import read_catalogue
 from service.simulation.preflight import (
@@ -30,6 +31,7 @@ from service.simulation.run import Run
 from service.simulation.runner import Surroundings
 from service.simulation.sides import CannotStart, Side
 from service.simulation.store import RehearsalStore, new_run_id
+from service.simulation.watch import Watch
 from service.simulation.webhooks import WebhookDisorder
 
 PLAN = read_catalogue()["payment-timeout"]
@@ -169,6 +171,27 @@ def test_one_whose_report_cannot_be_written_lets_the_next_begin(pool, tmp_path):
     assert run.ended.wait(10)
     assert rehearsals.running is None
     assert RehearsalStore(pool).take_lease(new_run_id(), Deadline.after(5))
+
+
+def test_one_that_lost_its_lease_to_another_stops(pool, tmp_path):
+    store = RehearsalStore(pool)
+    run = Run(PLAN, kind="drill", scope="pair", reason="", requested_by="key", load_per_s=1)
+    assert store.take_lease(new_run_id(), Deadline.after(5))
+    watch = Watch(
+        run,
+        [],
+        Load(run.id, {}, "key", per_s=1, began_s=run.began_s),
+        store=store,
+        preflight=preflight_on(store, off_file=tmp_path / "drills.off"),
+        struck=lambda: 0,
+    )
+
+    watch.begin()
+    is_stopped = run.stopping.wait(10)
+    watch.end()
+
+    assert is_stopped
+    assert run.stop_reason == "Another rehearsal took the lease."
 
 
 def surroundings(
