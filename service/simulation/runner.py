@@ -89,7 +89,8 @@ class Runner:
         """Everything that touches the service; whatever happens, faults end and load stops."""
         run, around = self._run, self._around
         urls = {side.name: side.url for side in sides}
-        load = Load(run.id, urls, self._make_key(), per_s=self._load_per_s, began_s=run.began_s)
+        key_id, api_key = self._make_key()
+        load = Load(run.id, urls, api_key, per_s=self._load_per_s, began_s=run.began_s)
         watch = Watch(
             run,
             sides,
@@ -113,6 +114,9 @@ class Runner:
         finally:
             watch.end()
             load.close()
+            # Where the database is away it expires.
+            with contextlib.suppress(Busy):
+                around.keys.revoke(DRILL_MERCHANT_ID, key_id, _deadline())
         self._collect(sides, watch, load.calls())
         if stopped is not None:
             raise stopped
@@ -215,11 +219,12 @@ class Runner:
 
     # --- Around ----------------------------------------------------------------------------------
 
-    def _make_key(self) -> str:
+    def _make_key(self) -> tuple[str, str]:
+        """A key of this run's own: (its id, the key itself)."""
         store, keys = self._around.store, self._around.keys
         store.make_tenant(_deadline())
         expires_at = datetime.now(UTC) + KEY_LIFETIME
-        _, api_key = keys.create(
+        row, api_key = keys.create(
             DRILL_MERCHANT_ID,
             _deadline(),
             mode="test",
@@ -227,7 +232,7 @@ class Runner:
             label="drill",
             expires_at=expires_at,
         )
-        return api_key
+        return row.key_id, api_key
 
     @contextlib.contextmanager
     def _marked(self, scope: str) -> Iterator[None]:

@@ -198,6 +198,18 @@ def test_what_is_refused_is_written_down_with_its_reasons(house):
     assert events[-1]["reasons"] == [reason]
 
 
+def test_the_key_of_a_run_ends_with_it(house):
+    """A merchant may have fifty at once, and as many short runs come sooner than they expire."""
+    where = begin(house, "payment-timeout", ttl_s=1)
+    live = "SELECT count(*) FROM api_keys WHERE label = 'drill' AND revoked_at IS NULL"
+    wait_until_struck(house, where)
+    assert rows(house, live) == [(1,)]
+
+    ended(house, where)
+
+    assert rows(house, live) == [(0,)]
+
+
 def test_a_file_made_by_hand_stops_what_runs(house):
     where = begin(house, "payment-timeout", ttl_s=60)
     wait_until_struck(house, where)
