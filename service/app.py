@@ -223,7 +223,7 @@ def create_ops_app(settings: Settings) -> Flask:
         metrics.slo_target_ratio.labels(slo=slo).set(target)
     health.start()
     statistics.start()
-    history = History(recent)
+    history = History(recent.reading)
     history.start()
     app = _flask(OPS_REQUEST_TIMEOUT_S)
     # This plane serves whatever the database does: that is when it is needed.

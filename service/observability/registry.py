@@ -83,10 +83,14 @@ class RecentSamples:
         self._read_at_s = float("-inf")
 
     def __call__(self) -> Mapping[SampleKey, float]:
+        return self.reading()[1]
+
+    def reading(self) -> tuple[float, Mapping[SampleKey, float]]:
+        """The samples with the moment (on `time.monotonic`) at which they were read."""
         with self._lock:
             if monotonic() - self._read_at_s >= self._keep_s:
                 self._kept, self._read_at_s = self._read(), monotonic()
-            return self._kept
+            return self._read_at_s, self._kept
 
 
 class _SlotCollector(Collector):

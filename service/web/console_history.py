@@ -42,7 +42,8 @@ log = logging.getLogger(__name__)
 class History:
     """Reads the registry on a clock, faster while somebody looks. Safe in many threads."""
 
-    def __init__(self, read: Callable[[], Mapping[SampleKey, float]]) -> None:
+    def __init__(self, read: Callable[[], tuple[float, Mapping[SampleKey, float]]]) -> None:
+        """`read` gives the samples and the moment at which they were read, which may be earlier."""
         self._read = read
         self._lock = threading.Lock()
         self._readings: deque[tuple[float, Mapping[SampleKey, float]]] = deque(
@@ -94,11 +95,13 @@ class History:
         }
 
     def take_reading(self) -> Mapping[SampleKey, float]:
-        """Read now; a row comes of it from the second reading on."""
-        samples, now_s = self._read(), monotonic()
+        """Read now; a row comes of each reading that is new, from the second on."""
+        now_s, samples = self._read()
         with self._lock:
             if self._readings:
                 before_s, before = self._readings[-1]
+                if now_s <= before_s:
+                    return samples
                 oldest_s, oldest = self._readings[0]
                 self._rows.append(
                     _row(

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from time import monotonic, sleep
 from typing import Any
 
+import pytest
+
+from service.observability.registry import RecentSamples
 from service.web.console_history import COLUMNS, ROWS_KEPT, History
 
 
 def rows_of(*readings: dict[Any, float]) -> list[dict[str, Any]]:
     left = list(readings)
-    history = History(lambda: left.pop(0))
+    history = History(lambda: (monotonic(), left.pop(0)))
     for _ in readings:
         history.take_reading()
     told = history.after(0.0)
@@ -28,6 +32,22 @@ def test_a_row_tells_what_was_counted_since_the_last_reading():
 
     assert row["succeeded"] == 0.0
     assert row["unknown"] > 0.0
+
+
+def test_a_reading_that_another_took_counts_for_the_time_when_it_was_taken():
+    paid = ("holdfast_payments_total", (("outcome", "succeeded"), ("provider", "stripe")))
+    # A hundred a second, at every moment.
+    recent = RecentSamples(lambda: {paid: 100 * monotonic()}, keep_s=0.2)
+    history = History(recent.reading)
+    history.take_reading()
+    sleep(0.25)
+    recent()
+    sleep(0.15)
+    history.take_reading()
+
+    (row,) = history.after(0.0)["rows"]
+
+    assert dict(zip(COLUMNS, row, strict=False))["succeeded"] == pytest.approx(100, rel=0.02)
 
 
 def test_what_nobody_counted_is_a_gap_not_a_zero():
