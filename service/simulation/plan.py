@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import tomllib
 from collections.abc import Mapping
@@ -9,13 +10,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from service.simulation.faults import Mode
+from service.simulation.faults import TTL_MAX_S, Mode
 from service.simulation.measurable import require_measurable
 
 OURS = Path(__file__).parent / "drills"
 # The three errors of the incident, each a button.
 SIMULATIONS = ("payment-timeout", "connection-error", "pool-exhaustion")
 GAME_DAY = "game-day"
+# More would measure this machine instead of the service.
+LOAD_PER_S_MAX = 20
 # Each is a label of a metric, five times: the series of an instance are bounded.
 PLANS_MAX = 40
 # What is counted between which readings; besides, each named fault of the plan.
@@ -171,6 +174,10 @@ def _plan(name: str, content: dict[str, Any]) -> Plan:
     plan = Plan(name=name, steps=steps, bite=bite, expect=expect, **content)
     if bool(plan.parts) == bool(plan.steps):
         raise ValueError("it needs faults, or parts")
+    if max(plan.fault_s, plan.blind_fault_s) > TTL_MAX_S:
+        raise ValueError(f"its faults may last at most {TTL_MAX_S:.0f} s together")
+    if not 1 <= plan.load_per_s <= LOAD_PER_S_MAX:
+        raise ValueError(f"its load is 1 to {LOAD_PER_S_MAX} payments a second")
     if plan.steps and not (plan.bite and plan.expect):
         raise ValueError("it needs a proof that the fault bit, and something to expect")
     known = {*DURING, *(step.name for step in plan.steps if step.name)}
@@ -210,6 +217,8 @@ def _check(content: Mapping[str, Any]) -> Check:
         given["metric"] = given.pop("of")
     if "min" not in given and "max" not in given:
         raise ValueError(f"{given.get('text')}: it needs min or max")
+    if not all(math.isfinite(given[name]) for name in ("min", "max") if name in given):
+        raise ValueError(f"{given.get('text')}: min and max are numbers that can be reached")
     excludes = any(str(word).startswith("!") for word in given["labels"].values())
     if excludes and measure not in ("delta", "rate"):
         raise ValueError(f"{given.get('text')}: !word is for delta and rate")

@@ -13,8 +13,9 @@ from service.errors import Busy, NotFound
 from service.operations import Operation, documented
 from service.resilience.deadline import Deadline
 from service.simulation import report
+from service.simulation.faults import TTL_MAX_S
 from service.simulation.page import PAGE_CSP, render_page
-from service.simulation.plan import SIMULATIONS, Plan, takes_s
+from service.simulation.plan import LOAD_PER_S_MAX, SIMULATIONS, Plan, takes_s
 from service.simulation.preflight import reasons
 from service.simulation.rehearsals import Rehearsals, Wish
 from service.simulation.run import summary_of
@@ -39,8 +40,8 @@ class _Body(BaseModel):
 class SimulationWish(_Body):
     """What a simulation's caller may say; nothing need be said."""
 
-    ttl_s: Annotated[int, Field(ge=1, le=300)] = TTL_S
-    load_rps: Annotated[int | None, Field(ge=1, le=20)] = None
+    ttl_s: Annotated[int, Field(ge=1, le=TTL_MAX_S)] = TTL_S
+    load_rps: Annotated[int | None, Field(ge=1, le=LOAD_PER_S_MAX)] = None
     scope: Scope | None = None
     reason: _Reason = ""
 
@@ -53,8 +54,8 @@ class DrillWish(_Body):
     dry_run: bool = False
     blind: bool = False
     reason: _Reason = ""
-    fault_s: Annotated[float | None, Field(ge=1, le=300)] = None
-    load_rps: Annotated[int | None, Field(ge=1, le=20)] = None
+    fault_s: Annotated[float | None, Field(ge=1, le=TTL_MAX_S)] = None
+    load_rps: Annotated[int | None, Field(ge=1, le=LOAD_PER_S_MAX)] = None
 
 
 class Lever(_Body):
