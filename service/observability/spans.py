@@ -7,7 +7,6 @@ again, sampled or not. The `OTEL_*` variables are read by the packages themselve
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import logging
 import os
 from typing import Any
@@ -34,15 +33,19 @@ def enable(*, version: str, environment: str, instance: str) -> bool:
     global _tracer
     if not os.environ.get(ENDPOINT_ENV):
         return False
-    if importlib.util.find_spec("opentelemetry") is None:
-        log.warning("tracing.packages_missing", extra={"fix": "pip install holdfast[otel]"})
+    try:
+        # For `trace_requests`: it must not be what fails, later.
+        import opentelemetry.instrumentation.flask  # noqa: F401
+        from opentelemetry import trace
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+        from opentelemetry.instrumentation.psycopg2 import Psycopg2Instrumentor
+        from opentelemetry.sdk.resources import Resource
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+    except ImportError as error:
+        fields = {"missing": error.name, "fix": "pip install holdfast[otel]"}
+        log.warning("tracing.packages_missing", extra=fields)
         return False
-    from opentelemetry import trace
-    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-    from opentelemetry.instrumentation.psycopg2 import Psycopg2Instrumentor
-    from opentelemetry.sdk.resources import Resource
-    from opentelemetry.sdk.trace import TracerProvider
-    from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
     attributes = {
         "service.name": os.environ.get("OTEL_SERVICE_NAME", SERVICE),

@@ -83,3 +83,26 @@ def test_a_dead_collector_stops_nobody():
 
     assert answer.returncode == 0, answer.stderr
     assert json.loads(answer.stdout)["trace_id"]
+
+
+@pytest.mark.parametrize("missing", ["exporter", "sdk", "instrumentation.flask"])
+def test_without_some_of_the_packages_the_service_starts_and_says_what_is_missing(missing):
+    program = f"""
+import sys
+sys.modules["opentelemetry.{missing}"] = None
+from service.observability import logs, spans
+logs.configure("INFO", environment="test", instance="box-1")
+print(spans.enable(version="1.2.3", environment="test", instance="box-1"))
+"""
+    answer = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+
+    assert answer.returncode == 0, answer.stderr
+    assert "False" in answer.stdout
+    assert "tracing.packages_missing" in answer.stdout + answer.stderr
