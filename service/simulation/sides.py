@@ -59,8 +59,8 @@ class Side:
     striker: Striker | None = None
     # The process whose children are the workers; None: not known here.
     master_pid: int | None = None
-    # Ends every connection to its database; what was done, in words. None: only the link can.
-    restart_database: Callable[[], str] | None = None
+    # Restarts its database: what was done, in words. None, as its answer too: only the link can.
+    restart_database: Callable[[], str | None] | None = None
 
     def workers_ready(self) -> int:
         """How many workers have their pool: the last thing before one serves."""
@@ -85,7 +85,7 @@ class Instance:
     home: Path
     control_path: Path | None
     read: Callable[[], Samples]
-    restart_database: Callable[[], str]
+    restart_database: Callable[[], str | None]
 
     @contextlib.contextmanager
     def sides(self) -> Iterator[list[Side]]:

@@ -143,13 +143,6 @@ _CONNECTIONS = Statement(
     """,
 )
 _BACKEND_PID = Statement("rehearsal_backend_pid", "SELECT pg_backend_pid()")
-_END_CONNECTIONS = Statement(
-    "rehearsal_end_connections",
-    """
-    SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
-    WHERE datname = current_database() AND usename = current_user AND pid <> pg_backend_pid()
-    """,
-)
 
 
 class RehearsalStore:
@@ -269,10 +262,6 @@ class RehearsalStore:
     def backend_pid(self, deadline: Deadline) -> int:
         """The server process of one of our own connections."""
         return int(self._pool.run(_BACKEND_PID, {}, deadline)[0][0])
-
-    def end_connections(self, deadline: Deadline) -> int:
-        """Terminate every other connection of our role to this database; how many there were."""
-        return int(self._pool.run(_END_CONNECTIONS, {}, deadline)[0][0])
 
 
 def moment(at: datetime | None) -> str | None:

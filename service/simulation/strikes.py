@@ -140,8 +140,9 @@ class Strikes:
     def _restart(self) -> str:
         """Of the database itself where it may be; else its connections break on the link."""
         self.struck += 1
-        if self.side.restart_database is not None:
-            return self.side.restart_database()
+        done = self.side.restart_database() if self.side.restart_database is not None else None
+        if done is not None:
+            return done
         striker = self._striker()
         striker.strike("database", "refuse", ttl_s=TTL_MARGIN_S)
         self.wait(BREAK_S)

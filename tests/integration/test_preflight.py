@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from service.simulation.preflight import (
     reasons,
 )
 from service.simulation.rehearsals import Rehearsals, Wish
+from service.simulation.restart import DatabaseRestart
 from service.simulation.run import Run
 from service.simulation.runner import Surroundings
 from service.simulation.sides import CannotStart, Side
@@ -192,6 +193,17 @@ def test_one_that_lost_its_lease_to_another_stops(pool, tmp_path):
 
     assert is_stopped
     assert run.stop_reason == "Another rehearsal took the lease."
+
+
+def test_a_database_that_is_not_of_this_run_is_not_restarted(pool, tmp_path, database_url):
+    """Others live on it: a whole fleet is never struck at once."""
+    with closing(psycopg2.connect(database_url)) as another:
+        done = DatabaseRestart(RehearsalStore(pool), tmp_path).carry_out()
+
+        with another.cursor() as cursor:
+            cursor.execute("SELECT 1")
+            assert cursor.fetchall() == [(1,)]
+    assert done is None
 
 
 def surroundings(
