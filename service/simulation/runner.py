@@ -121,9 +121,15 @@ class Runner:
         if stopped is not None:
             raise stopped
 
-    def _pass_through(self, load: Load, watch: Watch, strikes: Strikes) -> Aborted | None:
-        """The phases in their order; what stopped the fault, if something did."""
-        run, stopped = self._run, None
+    def _pass_through(
+        self, load: Load, watch: Watch, strikes: Strikes
+    ) -> Aborted | Inconclusive | None:
+        """The phases in their order; what stopped the fault or the recovery, if something did.
+
+        Whatever it is, what was sent is settled, so that the books can be compared.
+        """
+        run = self._run
+        stopped: Aborted | Inconclusive | None = None
         watch.turn("start")
         run.enter("baseline", f"{self._load_per_s} payments a second, no fault")
         load.begin()
@@ -132,7 +138,7 @@ class Runner:
             self._wait(self._plan.baseline_s)
             watch.turn("fault_began")
             strikes.carry_out(self._plan)
-        except Aborted as stop:
+        except (Aborted, Inconclusive) as stop:
             stopped = stop
         finally:
             strikes.end()
@@ -140,7 +146,10 @@ class Runner:
         watch.turn("fault_ended")
         run.enter("recovery", "The fault is over; until payments succeed again")
         if stopped is None:
-            self._recover(load, strikes.side, fault_ended_s)
+            try:
+                self._recover(load, strikes.side, fault_ended_s)
+            except Aborted as stop:
+                stopped = stop
         load.stop()
         repeated = load.repeat_refused()
         run.tell(f"{repeated} refused payments sent once more with their own keys")

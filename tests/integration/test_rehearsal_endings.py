@@ -1,0 +1,152 @@
+"""However a rehearsal ends, the next one can begin and the money was looked at: on a real database."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, closing, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psycopg2
+import pytest
+
+from service.database.pool import ConnectionPool
+from service.payments.merchants import KeyStore
+from service.resilience.deadline import Deadline
+from service.simulation.gameday import GameDay
+from service.simulation.load import Load
+from service.simulation.plan import Step, read_catalogue
+from service.simulation.preflight import Preflight
+from service.simulation.rehearsals import Rehearsals, Wish
+from service.simulation.restart import DatabaseRestart
+from service.simulation.run import Run
+from service.simulation.runner import Runner, Surroundings
+from service.simulation.sides import CannotStart, Side
+from service.simulation.store import RehearsalStore, new_run_id
+from service.simulation.watch import Watch
+from service.simulation.webhooks import WebhookDisorder
+from tests.pools import eventually
+
+PLAN = read_catalogue()["payment-timeout"]
+
+
+def test_a_day_goes_on_past_a_drill_that_no_database_lets_begin(
+    silent_store, pool, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("service.simulation.gameday.CALM_WITHIN_S", 0.0)
+    plan = replace(PLAN, name="day", steps=(), parts=(PLAN.name,))
+    run = Run(plan, kind="drill", scope="pair", reason="", requested_by="key", load_per_s=1)
+    around = surroundings(silent_store, pool, tmp_path)
+
+    GameDay(run=run, around=around, plans=[PLAN, PLAN], kept=lambda part: None).play()
+
+    day = run.document()
+    assert [part["verdict"] for part in day["parts"]] == ["REFUSED", "REFUSED"]
+    assert day["parts"][0]["summary"].startswith("database: ")
+    assert day["verdict"] == "INCONCLUSIVE"
+
+
+def test_one_whose_report_cannot_be_written_lets_the_next_begin(pool, tmp_path):
+    def cannot_start() -> AbstractContextManager[list[Side]]:
+        raise CannotStart("said \0, which the database cannot store")
+
+    around = surroundings(RehearsalStore(pool), pool, tmp_path, pair=cannot_start)
+    rehearsals = Rehearsals(around, {PLAN.name: PLAN}, default_scope="pair")
+    wish = Wish(name=PLAN.name, kind="drill", scope="pair", reason="", requested_by="key")
+
+    run = rehearsals.begin(wish, Deadline.after(5))
+
+    assert run.ended.wait(10)
+    assert rehearsals.running is None
+    assert RehearsalStore(pool).take_lease(new_run_id(), Deadline.after(5))
+
+
+def test_one_that_lost_its_lease_to_another_stops(pool, tmp_path):
+    store = RehearsalStore(pool)
+    run = Run(PLAN, kind="drill", scope="pair", reason="", requested_by="key", load_per_s=1)
+    assert store.take_lease(new_run_id(), Deadline.after(5))
+    watch = Watch(
+        run,
+        [],
+        Load(run.id, {}, "key", per_s=1, began_s=run.began_s),
+        store=store,
+        preflight=preflight_on(store, off_file=tmp_path / "drills.off"),
+        struck=lambda: 0,
+    )
+
+    watch.begin()
+    is_stopped = run.stopping.wait(10)
+    watch.end()
+
+    assert is_stopped
+    assert run.stop_reason == "Another rehearsal took the lease."
+
+
+def test_a_database_that_is_not_of_this_run_is_not_restarted(pool, tmp_path, database_url):
+    """Others live on it: a whole fleet is never struck at once."""
+    with closing(psycopg2.connect(database_url)) as another:
+        done = DatabaseRestart(RehearsalStore(pool), tmp_path).carry_out()
+
+        with another.cursor() as cursor:
+            cursor.execute("SELECT 1")
+            assert cursor.fetchall() == [(1,)]
+    assert done is None
+
+
+def test_one_that_is_stopped_while_payments_recover_still_compares_the_books(pool, tmp_path):
+    @contextmanager
+    def nobody_answers() -> Iterator[list[Side]]:
+        yield [Side(name="instance", url="http://127.0.0.1:1", read=dict, log=None)]
+
+    plan = replace(PLAN, steps=(Step(seconds=0.1, burst=1),), baseline_s=0.1, bite=(), expect=())
+    run = Run(plan, kind="drill", scope="instance", reason="", requested_by="key", load_per_s=1)
+    around = surroundings(RehearsalStore(pool), pool, tmp_path, instance=nobody_answers)
+    runner = threading.Thread(target=Runner(run, around, load_per_s=1).carry_out)
+    runner.start()
+    assert eventually(lambda: run.phase == "recovery", within_s=10)
+
+    run.stop("Stopped by key.")
+    runner.join(20)
+
+    document = run.document()
+    assert (document["verdict"], document["summary"]) == ("ABORTED", "Stopped by key.")
+    assert "charged_once" in [rule["rule"] for rule in document["invariants"]]
+
+
+def surroundings(
+    store: RehearsalStore, pool: ConnectionPool, tmp_path: Path, **sides: Any
+) -> Surroundings:
+    return Surroundings(
+        store=store,
+        keys=KeyStore(pool),
+        preflight=preflight_on(store, off_file=tmp_path / "drills.off"),
+        sides=sides,
+        list_charges=lambda since, deadline: iter(()),
+        standing_rules=lambda deadline: [],
+        sandbox=None,
+        webhooks=WebhookDisorder(None),
+    )
+
+
+@pytest.fixture
+def silent_store(pool: ConnectionPool) -> Iterator[RehearsalStore]:
+    nowhere = ConnectionPool(
+        "postgresql://127.0.0.1:1/none", size=1, wait_s=0.2, max_waiters=1, watchdog=pool.watchdog
+    )
+    yield RehearsalStore(nowhere)
+    nowhere.close()
+
+
+def preflight_on(store: RehearsalStore, *, off_file: Path) -> Preflight:
+    return Preflight(
+        store=store,
+        read=dict,
+        statistics=lambda: {"windows": {"5m": {"payments": {"total": 0, "truthful_ratio": None}}}},
+        provider_key="sk_test_sandbox",
+        has_sandbox=True,
+        control_path=off_file.parent / "control",
+        instance_allowed=True,
+        off_file=off_file,
+    )
