@@ -136,8 +136,6 @@ class Watch:
                 self._run.stop("The guards failed.")
 
     def _guard(self, side: Side) -> None:
-        if self._preflight.lever(_deadline())["engaged"]:
-            self._run.stop("The lever was engaged.")
         if side.striker is not None:
             side.striker.describe()
         # Copies count for themselves: all that the serving workers count is real.
@@ -145,6 +143,9 @@ class Watch:
         harm = guards.harm(self._live_at_start, self._preflight.read(), ours)
         if harm is not None:
             self._run.stop(f"Live traffic: {harm}")
+        # Last, since it asks the database: that may be away, just when real payments suffer.
+        if self._preflight.lever(_deadline())["engaged"]:
+            self._run.stop("The lever was engaged.")
 
     def _point(self, side: Side) -> dict[str, Any]:
         """What happened in the last second, for the charts."""

@@ -84,6 +84,30 @@ def test_one_that_lost_its_lease_to_another_stops(pool, tmp_path):
     assert run.stop_reason == "Another rehearsal took the lease."
 
 
+def test_real_payments_that_suffer_end_it_while_the_database_is_away_too(silent_store, tmp_path):
+    route = (("method", "POST"), ("route", "/v1/payments"), ("status", "503"))
+    refused = {("holdfast_http_requests_total", route): 0.0}
+    preflight = preflight_on(silent_store, off_file=tmp_path / "drills.off")
+    run = Run(PLAN, kind="drill", scope="pair", reason="", requested_by="key", load_per_s=1)
+    watch = Watch(
+        run,
+        [Side(name="experiment", url="", read=dict, log=None)],
+        Load(run.id, {"experiment": ""}, "key", per_s=1, began_s=run.began_s),
+        store=silent_store,
+        preflight=replace(preflight, read=lambda: dict(refused)),
+        struck=lambda: 0,
+    )
+    run.enter("fault", "the database is away")
+
+    watch.begin()
+    refused = dict.fromkeys(refused, 30.0)
+    is_stopped = run.stopping.wait(10)
+    watch.end()
+
+    assert is_stopped
+    assert run.stop_reason == "Live traffic: 30 of 30 real payments were refused."
+
+
 def test_a_database_that_is_not_of_this_run_is_not_restarted(pool, tmp_path, database_url):
     """Others live on it: a whole fleet is never struck at once."""
     with closing(psycopg2.connect(database_url)) as another:
