@@ -77,11 +77,11 @@ def run(arguments: argparse.Namespace) -> int:
         print(begun.get("detail", begun))
         print("\n".join(f"  {reason}" for reason in begun.get("reasons", [])))
         return 2
-    if arguments.blind and not arguments.json:
-        print("Something will be wrong soon. Name it: python -m service drill --answer NAME")
     if arguments.dry_run:
         print(json.dumps(begun, indent=2))
         return 0
+    if arguments.blind and not arguments.json:
+        print("Something will be wrong soon. Name it: python -m service drill --answer NAME")
     report = _follow(plane, f"/drills/{begun['id']}", is_quiet=arguments.json)
     if arguments.junit:
         arguments.junit.write_bytes(plane.read(f"/drills/{begun['id']}?format=junit"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -142,6 +143,12 @@ def test_a_blind_day_is_played_from_the_command_line(house: House):
     assert "python -m service drill --answer NAME" in said
     assert "HELD" in said
     assert player.returncode == 0
+
+
+def test_a_blind_day_that_is_only_looked_at_announces_nothing(house: House):
+    said, _ = start(house, "our-day", "--blind", "--dry-run").communicate(timeout=30)
+
+    assert json.loads(said)["would_begin"]
 
 
 def _answered(house: House, name: str) -> str | None:
