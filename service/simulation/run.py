@@ -204,7 +204,9 @@ def _named(answers: list[dict[str, Any]] | None) -> str:
     wrong = f", {sum(not one['right'] for one in answers)} wrong answers" if answers else ""
     if right is None:
         return f" Nobody named the fault{wrong}."
-    return f" Named {right['after_s']:g} s after it began{wrong}."
+    after_s = right["after_s"]
+    when = "before it began" if after_s is None else f"{after_s:g} s after it began"
+    return f" Named {when}{wrong}."
 
 
 def summary_of(document: dict[str, Any]) -> dict[str, Any]:

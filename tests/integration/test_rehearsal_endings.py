@@ -84,6 +84,25 @@ def test_one_that_lost_its_lease_to_another_stops(pool, tmp_path):
     assert run.stop_reason == "Another rehearsal took the lease."
 
 
+def test_a_blind_one_that_was_named_before_its_fault_began_ends_as_any_other():
+    run = Run(
+        PLAN,
+        kind="drill",
+        scope="pair",
+        reason="",
+        requested_by="key",
+        load_per_s=1,
+        is_blind=True,
+    )
+    run.answer(PLAN.name)
+
+    run.finish("HELD", "All promises were kept.")
+
+    assert run.document()["summary"] == (
+        "All promises were kept. Named before it began, 0 wrong answers."
+    )
+
+
 def test_real_payments_that_suffer_end_it_while_the_database_is_away_too(silent_store, tmp_path):
     route = (("method", "POST"), ("route", "/v1/payments"), ("status", "503"))
     refused = {("holdfast_http_requests_total", route): 0.0}
