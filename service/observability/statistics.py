@@ -81,7 +81,7 @@ class Statistics:
             self._readings.add(monotonic(), samples)
 
     def report(self) -> dict[str, Any]:
-        """Rates, response times, errors, pool, breaker and queue; at most a second old."""
+        """Rates, response times, errors, pool, breaker and queue; at most two seconds old."""
         with self._lock:
             if monotonic() - self._cached_at_s >= CACHED_FOR_S:
                 self._cached = self._compute()
