@@ -19,6 +19,8 @@ SIMULATIONS = ("payment-timeout", "connection-error", "pool-exhaustion")
 GAME_DAY = "game-day"
 # More would measure this machine instead of the service.
 LOAD_PER_S_MAX = 20
+# With 300 s of faults it ends within the timeline of a report, and long before its key expires.
+PHASES_MAX_S = {"baseline_s": 60.0, "recovery_max_s": 120.0, "settling_max_s": 300.0}
 # Each is a label of a metric, five times: the series of an instance are bounded.
 PLANS_MAX = 40
 # What is counted between which readings; besides, each named fault of the plan.
@@ -178,6 +180,9 @@ def _plan(name: str, content: dict[str, Any]) -> Plan:
         raise ValueError(f"its faults may last at most {TTL_MAX_S:.0f} s together")
     if not 1 <= plan.load_per_s <= LOAD_PER_S_MAX:
         raise ValueError(f"its load is 1 to {LOAD_PER_S_MAX} payments a second")
+    for field, most_s in PHASES_MAX_S.items():
+        if not 0 <= getattr(plan, field) <= most_s:
+            raise ValueError(f"{field} is at most {most_s:.0f}, and not negative")
     if plan.steps and not (plan.bite and plan.expect):
         raise ValueError("it needs a proof that the fault bit, and something to expect")
     known = {*DURING, *(step.name for step in plan.steps if step.name)}
