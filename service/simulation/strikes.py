@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from time import monotonic
 
+from service.resilience.deadline import Deadline
 from service.simulation.books import Row
 from service.simulation.faults import TTL_MAX_S
 from service.simulation.load import Load
@@ -101,7 +102,7 @@ class Strikes:
             if step.kills:
                 self._kill()
             if step.webhooks:
-                self._send_webhooks()
+                self._send_webhooks(Deadline(began_s + step.seconds))
             self.load.burst(step.burst)
         self.wait(max(0.0, began_s + step.seconds - monotonic()))
 
@@ -132,8 +133,9 @@ class Strikes:
         self.struck += 1
         self.run.tell(f"Killed worker {pid} with -9")
 
-    def _send_webhooks(self) -> None:
-        sent = self.webhooks.send(self.side.url, self.rows()[-WEBHOOK_PAYMENTS_MAX:])
+    def _send_webhooks(self, deadline: Deadline) -> None:
+        rows = self.rows()[-WEBHOOK_PAYMENTS_MAX:]
+        sent = self.webhooks.send(self.side.url, rows, deadline, wait=self.wait)
         self.struck += sent
         self.run.tell(f"{sent} webhooks, each twice and in the wrong order, were accepted")
 

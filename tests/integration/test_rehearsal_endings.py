@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import psycopg2
@@ -25,9 +26,12 @@ from service.simulation.run import Run
 from service.simulation.runner import Runner, Surroundings
 from service.simulation.sides import CannotStart, Side
 from service.simulation.store import RehearsalStore, new_run_id
+from service.simulation.strikes import Aborted, Strikes
 from service.simulation.watch import Watch
 from service.simulation.webhooks import WebhookDisorder
+from tests.fault_server import fault_server
 from tests.pools import eventually
+from tests.slow_peers import hang
 
 PLAN = read_catalogue()["payment-timeout"]
 
@@ -156,6 +160,47 @@ def test_one_that_is_stopped_while_payments_recover_still_compares_the_books(poo
     document = run.document()
     assert (document["verdict"], document["summary"]) == ("ABORTED", "Stopped by key.")
     assert "charged_once" in [rule["rule"] for rule in document["invariants"]]
+
+
+def test_webhooks_that_nobody_answers_are_over_with_their_fault(unanswered):
+    began_s = monotonic()
+
+    unanswered.carry_out(unanswered.run.plan.lasting(0.5))
+
+    assert monotonic() - began_s < 3
+
+
+def test_webhooks_that_nobody_answers_end_with_the_run(unanswered):
+    threading.Timer(1.0, unanswered.run.stop, ["Stopped by key."]).start()
+    began_s = monotonic()
+
+    with pytest.raises(Aborted, match="Stopped by key"):
+        unanswered.carry_out(unanswered.run.plan)
+
+    assert monotonic() - began_s < 4
+
+
+@pytest.fixture
+def unanswered() -> Iterator[Strikes]:
+    """The faults of a run whose webhooks go to a data plane that hangs."""
+    plan = replace(PLAN, steps=(Step(seconds=60, webhooks=True),))
+    run = Run(plan, kind="drill", scope="instance", reason="", requested_by="key", load_per_s=1)
+
+    def wait(seconds: float) -> None:
+        if run.stopping.wait(seconds):
+            raise Aborted(str(run.stop_reason))
+
+    with fault_server(hang, tls=False) as server:
+        yield Strikes(
+            run=run,
+            side=Side(name="instance", url=server.url, read=dict, log=None),
+            load=Load(run.id, {}, "key", per_s=1, began_s=run.began_s),
+            sandbox=None,
+            webhooks=WebhookDisorder("secret"),
+            rows=list,
+            wait=wait,
+            turn=lambda name: None,
+        )
 
 
 def surroundings(
