@@ -45,7 +45,7 @@ def run_command(*words: str, **environ: str) -> subprocess.CompletedProcess[str]
         env={**kept, **environ},
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=60,
         check=False,
     )
 
@@ -91,7 +91,7 @@ def test_a_payment_in_doubt_is_resolved_with_who_and_why_in_its_timeline(
     # Neither the charge nor the look-ups are answered, so only a person can know.
     house.control({"hang_after_charge": 1.0}, operations=["confirm", "retrieve"])
     try:
-        payment = house.pay(headers={"X-Request-Timeout-Ms": "1500"}).json()
+        payment = house.pay(headers={"X-Request-Timeout-Ms": "3000"}).json()
         assert payment["status"] == "unknown"
         found = ("--outcome", "succeeded", "--evidence", "pi_1 in the books")
         resolved = parsed(command("payments", "resolve", payment["id"], *found, "--json"))
@@ -130,6 +130,7 @@ def test_events_are_told_a_line_each_in_order(house: House, command: Command) ->
 
 
 def test_a_merchant_hears_of_a_payment_within_seconds(house: House) -> None:
+    delivered = house.metric("holdfast_webhook_deliveries_total", result="delivered")
     with webhook_receiver() as receiver:
         receiver.statuses = [500]
         made = house.request("POST", "/v1/webhook_endpoints", json={"url": receiver.url}).json()
@@ -142,13 +143,13 @@ def test_a_merchant_hears_of_a_payment_within_seconds(house: House) -> None:
         house.request("PATCH", path, json={"status": "paused"})
         wait_for(lambda: house.get(path).json()["pending"] == 1)
         house.request("PATCH", path, json={"status": "enabled"})
-        wait_for(lambda: len(receiver.got) == 2, timeout_s=20)
+        wait_for(lambda: len(receiver.got) == 2)
 
         headers, body = receiver.got[1]
         assert Webhook(made["secret"]).verify(body, headers)["data"]["payment_id"] == payment
         wait_for(lambda: house.get(path).json()["last_delivered_at"])
         house.request("DELETE", path)
-    assert house.metric("holdfast_webhook_deliveries_total", result="delivered") == 1
+    assert house.metric("holdfast_webhook_deliveries_total", result="delivered") == delivered + 1
 
 
 def test_the_doctor_finds_a_running_house_sound(command: Command) -> None:

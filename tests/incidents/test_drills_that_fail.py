@@ -136,7 +136,7 @@ def name_it(house: House, where: str, name: str) -> dict[str, Any]:
 
 def test_a_blind_day_is_played_from_the_command_line(house: House):
     player = start(house, "our-day", "--blind")
-    answer = wait_for(lambda: _answered(house, "slower"), timeout_s=30)
+    answer = wait_for(lambda: _answered(house, "slower"), timeout_s=60)
     said, _ = player.communicate(timeout=90)
 
     assert answer.split()[0] in ("Right:", "Wrong:")
@@ -154,7 +154,7 @@ def test_a_blind_day_that_is_only_looked_at_announces_nothing(house: House):
 def _answered(house: House, name: str) -> str | None:
     """What the command says to an answer, once there is something to be named."""
     done = start(house, "--answer", name)
-    said, _ = done.communicate(timeout=30)
+    said, _ = done.communicate(timeout=60)
     return said if done.returncode in (0, 1) else None
 
 

@@ -114,7 +114,8 @@ def grafana(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def whole(grafana: Path) -> Iterator[Show]:
     """A hurried tour that has come to its end."""
     with show("--hurry", PATH=f"{grafana}:{os.environ['PATH']}") as one:
-        one.wait_until_said("That was all three", timeout_s=200)
+        said = one.wait_until_said("That was all three", timeout_s=200)
+        assert "Nobody was woken" not in said, said
         yield one
 
 
@@ -122,7 +123,6 @@ def whole(grafana: Path) -> Iterator[Show]:
 def test_each_of_the_three_incidents_wakes_somebody_and_breaks_no_promise(whole: Show) -> None:
     said = whole.said()
 
-    assert "Nobody was woken" not in said
     assert said.count("promises about money broken: 0") == len(INCIDENTS)
     for incident in INCIDENTS:
         assert incident.words in said
@@ -135,19 +135,24 @@ def test_prometheus_scrapes_the_house_under_every_rule_that_is_shipped(whole: Sh
         url = f"{whole.url('Prometheus')}/api/v1/{what}"
         return requests.get(url, params=parameters, timeout=10).json()["data"]
 
-    up = [series["value"][1] for series in ask("query", query='up{job="holdfast"}')["result"]]
+    def up() -> list[str]:
+        return [series["value"][1] for series in ask("query", query='up{job="holdfast"}')["result"]]
+
+    # In a hurry a scrape has one second: on a busy machine one of them may come too late.
+    wait_for(lambda: up() == ["1"])
     loaded = [rule["name"] for group in ask("rules")["groups"] for rule in group["rules"]]
 
-    assert up == ["1"]
     assert sorted(loaded) == sorted(rule.get("alert") or rule["record"] for rule in rules())
 
 
 @pytest.mark.slow
 def test_the_alerts_are_in_alertmanager(whole: Show) -> None:
-    alerts = requests.get(f"{whole.url('Alertmanager')}/api/v2/alerts", timeout=10).json()
+    def names() -> set[str]:
+        alerts = requests.get(f"{whole.url('Alertmanager')}/api/v2/alerts", timeout=10).json()
+        return {alert["labels"]["alertname"] for alert in alerts}
 
     # It fires for as long as nobody has rehearsed; the others end soon after their incident.
-    assert "NoDrillHeld" in {alert["labels"]["alertname"] for alert in alerts}
+    wait_for(lambda: "NoDrillHeld" in names())
 
 
 @pytest.mark.slow
@@ -184,7 +189,7 @@ def test_ctrl_c_stops_everything(whole: Show) -> None:
 @pytest.mark.slow
 def test_without_prometheus_it_shows_the_incident_and_says_in_one_line_how_to_install_it() -> None:
     with show(PATH="/nowhere") as one:
-        said = one.wait_until_said("12 payments a second", timeout_s=60)
+        said = one.wait_until_said("12 payments a second", timeout_s=120)
         everyone = family(one.process.pid)
 
         one.process.send_signal(signal.SIGTERM)
@@ -198,7 +203,7 @@ def test_without_prometheus_it_shows_the_incident_and_says_in_one_line_how_to_in
 
 def test_it_never_pays_at_a_real_provider() -> None:
     with show(STRIPE_API_BASE="https://api.stripe.com", STRIPE_API_KEY="sk_test_x") as one:
-        status = one.process.wait(30)
+        status = one.process.wait(90)
 
         assert status == 2
         assert "STRIPE_API_BASE" in one.said()

@@ -77,6 +77,7 @@ def seen(house, temporary) -> Seen:
     meanwhile = faults(house), house.metric("holdfast_simulation_active")
     paid = house.pay().status_code
     run = ended(house, where)
+    assert run["verdict"] == "SHOWN", run["summary"]
     return Seen(run, *meanwhile, paid, before, serving_figures(house))
 
 
@@ -96,7 +97,6 @@ def serving_figures(house: House) -> dict[str, float]:
 
 
 def test_the_experiment_shows_the_incident_and_the_control_does_not(seen):
-    assert seen.run["verdict"] == "SHOWN", seen.run["summary"]
     assert [side["name"] for side in seen.run["sides"]] == ["experiment", "control"]
     assert "timeout after 5000ms" in seen.experiment["incident"]
     assert seen.control["incident"] is None

@@ -104,7 +104,7 @@ def test_two_at_once_with_one_key_charge_once(house):
     together = threading.Barrier(2)
 
     def pay() -> None:
-        together.wait(5)
+        together.wait(30)
         answers.append(house.pay(key, reference=reference))
 
     threads = [threading.Thread(target=pay) for _ in range(2)]
@@ -138,7 +138,8 @@ def test_a_provider_that_hangs_is_answered_in_time_and_settled_later(house, faul
     house.control({"ok": 1})
 
     assert (answer.status_code, answer.json()["status"]) == (202, "unknown")
-    assert 4.7 < took_s < 5.8
+    # Five seconds, and what a busy machine adds; without a deadline it would be for ever.
+    assert 4.7 < took_s < 8
     assert house.settled(answer.json()["id"])["status"] == "succeeded"
     assert len(house.charges(reference)) == 1
 

@@ -80,13 +80,14 @@ def shown(house: House, request: pytest.FixtureRequest) -> Shown:
     """Each simulation once, with all that it answers when it is waited for."""
     answer = ask(house, "POST", f"/simulate/{request.param}?wait=1", json={"ttl_s": FAULT_S})
     assert answer.status_code == 200, answer.text
-    return Shown(answer.json(), SIMULATIONS[request.param])
+    run = answer.json()
+    assert run["verdict"] == "SHOWN", run["summary"]
+    return Shown(run, SIMULATIONS[request.param])
 
 
 def test_it_shows_the_incident_in_its_own_words_as_they_were_logged(house, shown):
     words = shown.expected.incident.removeprefix("[ERROR] ")
 
-    assert shown.run["verdict"] == "SHOWN", shown.run["summary"]
     assert shown.side["incident"] == shown.expected.incident
     logged = [one for one in house.log_events() if one["event"] == shown.expected.event]
     assert any(words in (one.get("incident"), one.get("error")) for one in logged)

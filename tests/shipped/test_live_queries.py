@@ -55,7 +55,7 @@ def test_every_panel_has_data_when_the_service_tells_everything(fleet: Fleet) ->
         return [query.where for query in queries if not fleet.prometheus.query(query.expr)]
 
     # The rules of the long windows are evaluated every five minutes, and soon after the start.
-    wait_until(lambda: not without_data(), within_s=20, what=f"data for {without_data()}")
+    wait_until(lambda: not without_data(), within_s=60, what=f"data for {without_data()}")
 
 
 @pytest.mark.parametrize("name", sorted(dashboards()))
@@ -97,7 +97,7 @@ def test_the_same_trouble_pages_in_earnest_and_not_for_a_drill(fleet: Fleet) -> 
             ("PoolTimeouts", fleet.in_earnest) in reached("pages")
             and ("PoolTimeouts", fleet.drilled) in reached("drills")
         ),
-        within_s=20,
+        within_s=60,
         what="both alerts at their receivers",
     )
 
@@ -108,14 +108,15 @@ def test_a_broken_promise_about_money_pages_though_a_drill_is_on(fleet: Fleet) -
     def pages() -> set[str]:
         return {alert["alertname"] for alert in fleet.alertmanager.received().get("pages", [])}
 
-    wait_until(lambda: "InvariantViolated" in pages(), within_s=20, what="a page")
+    wait_until(lambda: "InvariantViolated" in pages(), within_s=60, what="a page")
 
 
 def test_every_instance_has_the_mark_that_the_alerts_join(fleet: Fleet) -> None:
-    marks = {
-        sample.labels["instance"]: sample.labels["drill"]
-        for sample in fleet.prometheus.query("instance:holdfast_drill:info")
-    }
+    def marks() -> dict[str, str]:
+        samples = fleet.prometheus.query("instance:holdfast_drill:info")
+        return {sample.labels["instance"]: sample.labels["drill"] for sample in samples}
 
-    assert marks == {fleet.in_earnest: "false", fleet.drilled: "true"}
+    wanted = {fleet.in_earnest: "false", fleet.drilled: "true"}
+    # An instance whose scrape came too late has none until the next.
+    wait_until(lambda: marks() == wanted, within_s=60, what="a mark on each of the two")
     assert any("instance:holdfast_drill:info" in rule["expr"] for rule in rules())

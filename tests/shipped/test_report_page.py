@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from tests.rehearsing import begin_drill, ended
+from tests.rehearsing import drilled
 from tests.running_house import running_house
 from tests.shipped.console_browser import chromium
 
@@ -40,9 +40,9 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     (own / "a-little-slow.toml").write_text(DRILL)
     home = tmp_path_factory.mktemp("house")
     with running_house(home, HOLDFAST_DRILLS_DIR=str(own)) as house:
-        where = begin_drill(house, "a-little-slow")
-        ended(house, where)
-        yield f"{house.ops_url}{where}?format=html"
+        run = drilled(house, "a-little-slow")
+        assert run["verdict"] == "HELD", run["summary"]
+        yield f"{house.ops_url}/drills/{run['id']}?format=html"
 
 
 @pytest.fixture(scope="module")
