@@ -153,14 +153,16 @@ def test_whatever_selects_pods_selects_the_instances(kustomization: str) -> None
         assert selector["matchLabels"].items() <= labels.items()
 
 
-def test_all_replicas_fit_a_database_as_it_comes() -> None:
+def test_all_replicas_and_what_a_release_adds_fit_a_database_as_it_comes() -> None:
     settings = resource("base", "ConfigMap", "holdfast-settings")["data"]
     most = resource("base", "HorizontalPodAutoscaler", "holdfast")["spec"]["maxReplicas"]
+    strategy = resource("base", "Deployment", "holdfast")["spec"]["strategy"]
+    surge = strategy["rollingUpdate"]["maxSurge"]
     workers, size = (int(settings[f"HOLDFAST_{name}"]) for name in ("WEB_WORKERS", "DB_POOL_SIZE"))
 
     an_instance = workers * size + OPS_POOL_SIZE + RECONCILER_POOL_SIZE
 
-    assert most * an_instance <= CONNECTIONS_BY_DEFAULT
+    assert (most + surge) * an_instance <= CONNECTIONS_BY_DEFAULT
 
 
 def test_a_release_takes_no_capacity_and_a_drain_takes_one_instance() -> None:
