@@ -52,7 +52,7 @@ def test_spans_continue_the_callers_trace_and_events_carry_their_ids(collector):
         env=environ,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=60,
         check=True,
     )
 
@@ -78,7 +78,7 @@ def test_a_dead_collector_stops_nobody():
         env=environ,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=60,
     )
 
     assert answer.returncode == 0, answer.stderr

@@ -30,7 +30,7 @@ def keeping(path: Path, program: str) -> subprocess.Popen[bytes]:
 def test_what_is_said_is_on_the_output_and_in_the_file(tmp_path: Path) -> None:
     path = tmp_path / "data-plane.log"
 
-    said, _ = keeping(path, SAYS_TWO_LINES).communicate(timeout=20)
+    said, _ = keeping(path, SAYS_TWO_LINES).communicate(timeout=60)
 
     assert said == b'{"event": "a"}\nb\n'
     assert path.read_bytes() == said
@@ -47,7 +47,7 @@ def test_signals_and_the_exit_status_are_the_programs_own(tmp_path: Path) -> Non
     wait_for(lambda: path.exists() and path.read_text() == "ready\n")
 
     kept.send_signal(signal.SIGTERM)
-    said, _ = kept.communicate(timeout=20)
+    said, _ = kept.communicate(timeout=60)
 
     assert kept.returncode == 7
     assert said.endswith(b"last word\n")
@@ -66,7 +66,7 @@ def test_a_full_file_becomes_the_second_and_there_is_no_third(tmp_path: Path) ->
 
 
 def test_a_file_that_cannot_be_written_holds_nothing_up(tmp_path: Path) -> None:
-    said, _ = keeping(tmp_path / "nowhere" / "x.log", SAYS_TWO_LINES).communicate(timeout=20)
+    said, _ = keeping(tmp_path / "nowhere" / "x.log", SAYS_TWO_LINES).communicate(timeout=60)
 
     assert said.endswith(b"b\n")
 
@@ -93,7 +93,7 @@ def plane() -> Iterator[tuple[type[Plane], int]]:
 
 def asked(port: int) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(ROOT / "deploy" / "healthcheck.py"), str(port)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=20)
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
 
 
 @pytest.mark.parametrize(("status", "exit_status"), [(200, 0), (503, 1)])

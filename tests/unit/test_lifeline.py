@@ -33,7 +33,7 @@ def test_a_program_that_ends_by_itself_tells_its_status_and_its_words(tmp_path):
         log_path=tmp_path / "log",
     )
 
-    status = kept.wait(10)
+    status = kept.wait(30)
     kept.release()
 
     assert status == 3
@@ -44,7 +44,7 @@ def test_only_this_start_is_quoted(tmp_path):
     (tmp_path / "log").write_text("yesterday\n")
 
     kept = Kept([sys.executable, "-c", "print('today')"], log_path=tmp_path / "log")
-    kept.wait(10)
+    kept.wait(30)
     kept.release()
 
     assert kept.lines() == ["today"]
@@ -53,7 +53,7 @@ def test_only_this_start_is_quoted(tmp_path):
 def test_a_program_that_cannot_be_started_says_so(tmp_path):
     kept = Kept([tmp_path / "missing"], log_path=tmp_path / "log")
 
-    status = kept.wait(10)
+    status = kept.wait(30)
     kept.release()
 
     assert status == 127
@@ -76,7 +76,7 @@ def test_what_a_killed_program_leaves_behind_is_ended(tmp_path):
     family = _family_of(kept)
 
     os.kill(kept.pid, signal.SIGKILL)
-    status = kept.wait(10)
+    status = kept.wait(30)
     kept.release()
 
     assert status == 128 + signal.SIGKILL
@@ -99,7 +99,7 @@ def test_a_killed_keeper_takes_the_program_with_it(tmp_path):
     program_pid, _ = _family_of(kept)
 
     os.kill(kept.keeper_pid, signal.SIGKILL)
-    kept.wait(10)
+    kept.wait(30)
     kept.release()
 
     _wait_until(lambda: not _runs(program_pid))
@@ -143,7 +143,7 @@ def test_the_log_of_a_talkative_program_is_bounded(tmp_path):
     talk = f"import sys\nfor _ in range({megabytes}): sys.stdout.write('x' * 999_999 + '\\n')"
 
     kept = Kept([sys.executable, "-c", talk], log_path=tmp_path / "log")
-    status = kept.wait(20)
+    status = kept.wait(60)
     kept.release()
 
     sizes = [path.stat().st_size for path in tmp_path.iterdir()]
@@ -194,7 +194,7 @@ def _runs(pid: int) -> bool:
         return False
 
 
-def _wait_until(condition: Callable[[], bool], within_s: float = 10.0) -> None:
+def _wait_until(condition: Callable[[], bool], within_s: float = 30.0) -> None:
     give_up_at_s = monotonic() + within_s
     while not condition():
         assert monotonic() < give_up_at_s, "it did not happen in time"
