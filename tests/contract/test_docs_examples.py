@@ -22,7 +22,7 @@ NEEDS = {"capture": "reserved", "void": "reserved", "reconcile": "doubtful", "re
 @pytest.fixture(scope="module")
 def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     with running_house(
-        tmp_path_factory.mktemp("house"), HOLDFAST_PROVIDER_TIMEOUT_MS="1000"
+        tmp_path_factory.mktemp("house"), HOLDFAST_PROVIDER_TIMEOUT_MS="2500"
     ) as house:
         yield house
 

@@ -33,7 +33,7 @@ DOUBTS = {
 }
 # What keeps a question from being answered, besides the silence that one test waits for.
 UNANSWERED = ("reset", "truncate_after", "garbage_after", "error_503", "error_429")
-HANG_S = 1.0
+HANG_S = 2.0
 
 _numbers = itertools.count(1)
 

@@ -77,7 +77,7 @@ def test_kill_9_in_the_middle_leaves_a_charge_with_its_saved_answer_or_neither(t
         with ThreadPoolExecutor(3) as pool:
             for worker in range(3):
                 pool.submit(pay_until_killed, worker)
-            assert enough.wait(10)
+            assert enough.wait(30)
             sandbox.process.kill()
         sandbox.kill()
         sandbox.start()
@@ -97,9 +97,10 @@ def test_sigterm_ends_it_at_once_although_calls_hang(tmp_path):
 
         took_s = sandbox.stop()
 
-        assert took_s < 2
+        # Long before the minute that they hang.
+        assert took_s < 8
         assert sandbox.process.returncode == 0
-        assert isinstance(hanging.exception(timeout=5), requests.ConnectionError)
+        assert isinstance(hanging.exception(timeout=15), requests.ConnectionError)
 
 
 def test_one_home_has_one_sandbox(tmp_path):

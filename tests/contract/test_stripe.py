@@ -202,13 +202,13 @@ def test_a_fault_while_confirming_is_doubt_and_a_look_up_ends_it(sandbox, provid
     sandbox.control(mix={fault: 1}, reference=charge.reference)
 
     began_s = monotonic()
-    doubt = provider.confirm(charge, soon(0.6))
+    doubt = provider.confirm(charge, soon(1.5))
     took_s = monotonic() - began_s
     sandbox.clear()
     settled = provider.look_up(charge, soon())
 
     assert (doubt.kind, doubt.error, doubt.stage) == (OutcomeKind.UNKNOWN, error, stage)
-    assert took_s < 1.6
+    assert took_s < 6
     assert settled.kind is (OutcomeKind.SUCCEEDED if moved else OutcomeKind.NOT_EXECUTED)
     assert settled.stage is Stage.ANSWERED
     assert movements(sandbox, charge) == moved
@@ -297,7 +297,7 @@ def test_in_one_shot_one_call_charges(sandbox, one_shot):
 def test_in_one_shot_the_same_key_completes_the_attempt_in_doubt(sandbox, one_shot, fault):
     charge = a_charge()
     sandbox.control(mix={fault: 1}, reference=charge.reference)
-    doubt = one_shot.confirm(charge, soon(0.5))
+    doubt = one_shot.confirm(charge, soon(1.5))
     sandbox.clear()
 
     settled = one_shot.look_up(charge, soon())

@@ -27,8 +27,8 @@ from tests.fault_server import FaultServer, Peer, always, answer, certificate, f
 from tests.slow_peers import HEAD, SLOW_ANSWERS, SLOW_HANDSHAKES, hang
 
 BUDGET_S = 0.4
-# What a loaded machine may add before we call a deadline missed.
-SLACK_S = 1.0
+# What a loaded machine may add before we call a deadline missed; without one it is half a minute.
+SLACK_S = 5.0
 
 OK = answer(200, b'{"ok": true}')
 
@@ -369,7 +369,7 @@ def test_a_connection_that_the_provider_closed_is_replaced_before_it_is_used():
 
     with fault_server(answer_once) as server, transport_to(server.url) as transport:
         post(transport)
-        assert closed.wait(2)
+        assert closed.wait(30)
 
         assert post(transport).status == 200
         assert server.accepted == 2
@@ -405,7 +405,7 @@ def test_a_kept_connection_that_is_reset_under_the_request_is_doubt_and_not_trie
 
 
 def test_two_exchanges_at_once_do_not_wait_for_each_other():
-    together = threading.Barrier(2, timeout=5)
+    together = threading.Barrier(2, timeout=15)
 
     def answer_together(peer: Peer) -> None:
         peer.read_request()
@@ -413,7 +413,7 @@ def test_two_exchanges_at_once_do_not_wait_for_each_other():
         peer.send(OK)
 
     with fault_server(answer_together) as server, transport_to(server.url) as transport:
-        threads = [threading.Thread(target=post, args=(transport, 5.0)) for _ in range(2)]
+        threads = [threading.Thread(target=post, args=(transport, 15.0)) for _ in range(2)]
         for thread in threads:
             thread.start()
         for thread in threads:
