@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from uuid import UUID, uuid4
 
 from service.database.pool import ConnectionPool, Statement
 from service.payments.handler import PaymentHandler
 from service.payments.invariants import check_invariants
-from service.payments.model import ChargeRequest, Payment
+from service.payments.model import Payment
 from service.payments.movement_handler import MovementHandler
 from service.payments.movement_reconcile import MovementReconciler
 from service.payments.movement_store import MovementStore
@@ -16,6 +15,7 @@ from service.payments.movements import Kind, Movement, MovementRequest
 from service.payments.store import PaymentStore
 from service.resilience.deadline import Deadline
 from tests.booked_provider import BookedProvider
+from tests.charge_requests import charge_request
 
 MERCHANT = uuid4()
 
@@ -69,16 +69,8 @@ class Moving:
         )
 
     def pay(self, **changes: object) -> Payment:
-        whole = ChargeRequest(
-            merchant_id=MERCHANT,
-            idempotency_key=str(uuid4()),
-            fingerprint=b"same",
-            amount_minor=2599,
-            currency="usd",
-            payment_method="pm_card_visa",
-        )
-        changed = dataclasses.replace(whole, **changes)
-        return self.payment_handler.process_payment(changed, soon())[0]
+        wanted = charge_request(MERCHANT, **changes)
+        return self.payment_handler.process_payment(wanted, soon())[0]
 
     def authorise(self) -> Payment:
         return self.pay(capture_method="manual")

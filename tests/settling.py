@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 from uuid import uuid4
 
 from service.database.pool import ConnectionPool, Statement
 from service.payments.forward import Forwarder
 from service.payments.handler import PaymentHandler
-from service.payments.model import ChargeRequest, Payment
+from service.payments.model import Payment
 from service.payments.reconcile import Reconciler
 from service.payments.settling_store import SettlingStore
 from service.payments.store import PaymentStore
 from service.payments.sweep import Sweep
 from service.resilience.deadline import Deadline
 from tests.booked_provider import BookedProvider
+from tests.charge_requests import charge_request
 
 MERCHANT = uuid4()
 _MAKE_DUE = Statement("make_due", "UPDATE payments SET due_at = now() RETURNING 1")
@@ -51,15 +51,7 @@ class Service:
         self.sweep = Sweep(self.store, self.settling, provider)
 
     def pay(self, **changes: object) -> Payment:
-        whole = ChargeRequest(
-            merchant_id=MERCHANT,
-            idempotency_key=str(uuid4()),
-            fingerprint=b"same",
-            amount_minor=2599,
-            currency="usd",
-            payment_method="pm_card_visa",
-        )
-        return self.handler.process_payment(dataclasses.replace(whole, **changes), soon())[0]
+        return self.handler.process_payment(charge_request(MERCHANT, **changes), soon())[0]
 
     def make_due(self) -> None:
         self.pool.run(_MAKE_DUE, {}, soon())

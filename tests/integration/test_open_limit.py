@@ -7,11 +7,12 @@ from uuid import UUID, uuid4
 from service.database.pool import ConnectionPool, Statement
 from service.payments.handler import PaymentHandler
 from service.payments.merchants import KeyStore
-from service.payments.model import ChargeRequest, Payment, Status
+from service.payments.model import Payment, Status
 from service.payments.open_limit import OpenLimit
 from service.payments.store import PaymentStore
 from service.resilience.deadline import Deadline
 from tests.booked_provider import BookedProvider, unknown
+from tests.charge_requests import charge_request
 
 _REGISTER = Statement(
     "register",
@@ -25,8 +26,7 @@ def soon() -> Deadline:
 
 def doubtful(pool: ConnectionPool, store: PaymentStore, merchant_id: UUID) -> Payment:
     handler = PaymentHandler(store, BookedProvider(unknown()), provider_timeout_s=5)
-    request = ChargeRequest(merchant_id, str(uuid4()), b"same", 2599, "usd", "pm_card_visa")
-    return handler.process_payment(request, soon())[0]
+    return handler.process_payment(charge_request(merchant_id), soon())[0]
 
 
 def test_a_merchant_is_marked_at_the_limit_and_freed_below_it(pool):

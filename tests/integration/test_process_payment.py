@@ -17,20 +17,13 @@ from service.payments.store import PaymentStore
 from service.providers.base import OutcomeKind
 from service.resilience.deadline import Deadline
 from tests.booked_provider import BookedProvider, absent, declined, refused, succeeded, unknown
+from tests.charge_requests import charge_request
 
 MERCHANT = uuid4()
 
 
 def request(**changes: object) -> ChargeRequest:
-    whole = ChargeRequest(
-        merchant_id=MERCHANT,
-        idempotency_key=str(uuid4()),
-        fingerprint=b"same",
-        amount_minor=2599,
-        currency="usd",
-        payment_method="pm_card_visa",
-    )
-    return dataclasses.replace(whole, **changes)
+    return charge_request(MERCHANT, **changes)
 
 
 def handler_of(pool: ConnectionPool, provider: BookedProvider) -> PaymentHandler:

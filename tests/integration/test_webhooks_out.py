@@ -18,13 +18,14 @@ from service.payments import deliveries
 from service.payments.deliveries import PAUSE_AFTER_FAILURES, Deliverer
 from service.payments.endpoints import ENDPOINTS_MAX, EndpointStore
 from service.payments.handler import PaymentHandler
-from service.payments.model import ChargeRequest, Payment, Status
+from service.payments.model import Payment, Status
 from service.payments.store import PaymentStore
 from service.providers.webhook_sender import WebhookSender
 from service.resilience.deadline import Deadline
 from service.resilience.watchdog import Watchdog
 from tests import moving
 from tests.booked_provider import BookedProvider, declined, unknown
+from tests.charge_requests import charge_request
 from tests.running_house import wait_for
 from tests.webhook_receiver import Receiver, webhook_receiver
 
@@ -53,7 +54,7 @@ class Merchant:
         handler = PaymentHandler(self.store, self.provider, provider_timeout_s=5)
         self._process = handler.process_payment
         sender = WebhookSender(watchdog=Watchdog(), allow_private=True)
-        self.deliverer = Deliverer(pool, sender, timeout_s=1.0, **options)
+        self.deliverer = Deliverer(pool, sender, timeout_s=10.0, **options)
 
     def hears_at(self, url: str, *event_types: str) -> tuple[UUID, str]:
         endpoint, secret = self.endpoints.create(
@@ -63,16 +64,7 @@ class Merchant:
 
     def pay(self, *outcomes: object) -> Payment:
         self.provider.confirm_with(*outcomes)
-        request = ChargeRequest(
-            merchant_id=MERCHANT,
-            idempotency_key=str(uuid4()),
-            fingerprint=b"same",
-            amount_minor=2599,
-            currency="usd",
-            payment_method="pm_card_visa",
-            reference="order-7",
-        )
-        return self._process(request, soon())[0]
+        return self._process(charge_request(MERCHANT, reference="order-7"), soon())[0]
 
     def deliver(self, *, failing: bool = False) -> int:
         self.pool.run(_ALL_DUE, {}, soon())
