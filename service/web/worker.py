@@ -286,7 +286,13 @@ class PaymentWorker(gthread.ThreadWorker):  # type: ignore[misc]
             # From now on no answer offers to keep its connection.
             self.max_keepalived = 0
         self._serving.arrived_s = connection.arrived_s
-        return super().handle_request(request, connection)
+        try:
+            return super().handle_request(request, connection)
+        except BlockingIOError:
+            # The bound on writes to it; the base class takes it for an error of ours.
+            took_s = round(monotonic() - connection.arrived_s, 1)
+            log.warning("http.answer_unread", extra={"took_s": took_s})
+            return False
 
     def handle_error(
         self, request: Any, client: socket.socket, address: Any, error: Exception

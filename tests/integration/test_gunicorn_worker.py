@@ -17,6 +17,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -91,6 +92,12 @@ class Server:
             connection.close()
         headers = {name.lower(): value for name, value in answer.getheaders()}
         return Answer(answer.status, content, headers, time.monotonic() - began_s)
+
+    def troubles(self) -> list[dict[str, Any]]:
+        """What it logged as a warning or worse."""
+        lines = self.log_path.read_text().splitlines(keepends=True)
+        events = [json.loads(line) for line in lines if line[0] == "{" and line[-1] == "\n"]
+        return [event for event in events if event["level"] not in ("DEBUG", "INFO")]
 
     def send(self, raw: bytes) -> socket.socket:
         client = socket.create_connection(("127.0.0.1", self.port), timeout=15)
@@ -243,6 +250,23 @@ def test_clients_that_never_read_let_go_of_their_threads(start: Start) -> None:
 
     for attacker in attackers:
         attacker.close()
+
+
+@pytest.mark.slow
+def test_a_client_that_never_reads_is_one_warning(start: Start) -> None:
+    server = start()
+    client = socket.socket()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    client.connect(("127.0.0.1", server.port))
+
+    client.sendall(b"GET /flood HTTP/1.1\r\nHost: x\r\n\r\n")
+    eventually(lambda: len(server.troubles()) > 0, within_s=60.0)
+
+    assert [(event["level"], event["event"]) for event in server.troubles()] == [
+        ("WARNING", "http.answer_unread")
+    ]
+    assert "Traceback" not in server.log_path.read_text()
+    client.close()
 
 
 def test_a_request_in_pieces_is_served_whole_and_the_next_one_too(server: Server) -> None:
