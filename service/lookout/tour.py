@@ -168,8 +168,8 @@ def _wait(is_so: Callable[[], bool], site: Site, within_s: float) -> bool:
     end_s = monotonic() + within_s
     while monotonic() < end_s:
         site.require_alive()
-        # An ops plane that does not answer for once says nothing.
-        with contextlib.suppress(OSError, http.client.HTTPException):
+        # Who does not answer for once, or with nothing that can be read (ValueError), says nothing.
+        with contextlib.suppress(OSError, http.client.HTTPException, ValueError):
             if is_so():
                 return True
         sleep(LOOK_EVERY_S)
