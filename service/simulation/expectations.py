@@ -64,6 +64,11 @@ class Readings:
         }.get(during)
 
 
+def before(moment_s: float, calls: Sequence[Call]) -> list[Call]:
+    """The calls that were answered by then; one that was still on its way tells of what came next."""
+    return [call for call in calls if call.at_s + call.ms / 1000 <= moment_s]
+
+
 def evaluate(check: Check, readings: Readings) -> dict[str, Any]:
     """The check as people are shown it; a number that cannot be had fails it."""
     value = _measured(check, readings)

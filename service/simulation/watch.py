@@ -12,7 +12,7 @@ from service.errors import Busy
 from service.observability.window import Window
 from service.resilience.deadline import Deadline
 from service.simulation import guards
-from service.simulation.expectations import Reading, Readings, Span
+from service.simulation.expectations import Reading, Readings, Span, before
 from service.simulation.load import Call, Load
 from service.simulation.preflight import Preflight
 from service.simulation.run import Run
@@ -85,7 +85,7 @@ class Watch:
             fault_ended=span[1],
             ended=span[1],
             faults={step.name: span for step in self._run.plan.steps},
-            calls=self._calls_of(side),
+            calls=before(span[1].at_s, self._calls_of(side)),
         )
 
     def _calls_of(self, side: Side) -> list[Call]:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from service.observability.metrics import NAMESPACE
-from service.simulation.expectations import Reading, Readings, Samples, evaluate
+from service.simulation.expectations import Reading, Readings, Samples, before, evaluate
 from service.simulation.load import Call
 from service.simulation.plan import Check
 from service.simulation.verdict import judge, judge_day, recovery_s
@@ -85,9 +85,15 @@ def test_what_callers_waited_is_a_quantile_of_their_own_seconds():
     assert evaluate(check("waited", at=0.99, max=1), readings({}, {}, calls=calls))["value"] == 1.0
 
 
+def test_a_call_that_the_fault_met_on_its_way_does_not_tell_of_the_time_before_it():
+    answered, met = call(9, ms=900), call(9.9, ms=8000)
+
+    assert before(10.0, [answered, met]) == [answered]
+
+
 def test_what_callers_get_is_compared_with_the_same_without_the_fault():
-    before = readings({}, {}, calls=[call(11, ms=300), call(12, ms=300)])
-    read = readings({}, {}, calls=[call(11, ms=900)], reference=before)
+    without = readings({}, {}, calls=[call(11, ms=300), call(12, ms=300)])
+    read = readings({}, {}, calls=[call(11, ms=900)], reference=without)
 
     shown = evaluate(check("waited", at=0.5, max=1), read)
 
