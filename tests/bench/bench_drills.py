@@ -38,6 +38,8 @@ SMALL_POOL = Off(
     "pool of 1, no line",
     {"HOLDFAST_DB_POOL_SIZE": "1", "HOLDFAST_DB_POOL_WAIT_MS": "5"},
 )
+# Of libpq: the database says "committed" before it is on the disk.
+NO_SYNC = Off("commits not waited for", {"PGOPTIONS": "-c synchronous_commit=off"})
 ONE_SHOT = Off("one_shot without keys", {"HOLDFAST_PROVIDER_FLOW": "one_shot"})
 
 GUARDS: dict[str, tuple[Off, ...]] = {
@@ -47,7 +49,7 @@ GUARDS: dict[str, tuple[Off, ...]] = {
     "charged-but-answer-lost": (ONE_SHOT, NO_RECONCILER),
     "slow-drip": (NO_BREAKER, LONG_TIMEOUT),
     "provider-429-500": (NO_RECONCILER,),
-    "database-restart": (LONG_WAIT,),
+    "database-restart": (NO_SYNC,),
     "slow-database": (SMALL_POOL,),
     "worker-kill": (NO_RECONCILER,),
     "webhook-disorder": (NO_RECONCILER,),
