@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from prometheus_client.metrics import MetricWrapperBase
 
 from service.observability import metrics
+from service.payments import invariants
 
 # The words of each label; of a metric's own where two metrics mean different things by one label.
 WORDS: Mapping[str, tuple[str, ...]] = {
@@ -38,12 +39,12 @@ WORDS: Mapping[str, tuple[str, ...]] = {
     "class": metrics.DB_ERROR_CLASSES,
     "statement": ("claim", "record"),
     "currency": ("eur", "usd"),
-    "rule": metrics.INVARIANT_RULES,
-    "component": metrics.HEALTH_COMPONENTS,
+    "rule": tuple(invariants.RULES),
+    "component": ("database", "provider", "reconciler", "disk", "clock", "workers"),
     "fault": metrics.FAULTS,
     "drill": ("payment-timeout",),
     "verdict": metrics.VERDICTS,
-    "slo": metrics.SLOS,
+    "slo": tuple(metrics.SLO_TARGETS),
     "version": ("1.0.0",),
 }
 # Gauges that each worker has for itself are served with a label that tells the workers apart.

@@ -55,15 +55,8 @@ DB_ERROR_CLASSES = (
 )
 WEBHOOK_RESULTS = ("stored", "duplicate", "bad_signature", "refused")
 DELIVERY_RESULTS = ("delivered", "retried", "given_up")
-INVARIANT_RULES = (
-    *("one_payment_a_key", "one_payment_a_reference", "captured_within_authorised"),
-    *("refunded_within_captured", "payment_has_events", "terminal_stays", "charge_has_payment"),
-    *("refunds_add_up", "captured_once"),
-)
-HEALTH_COMPONENTS = ("database", "provider", "reconciler", "disk", "clock", "workers")
 FAULTS = ("payment_timeout", "connection_error", "pool_exhaustion", "other")
 VERDICTS = ("held", "broke", "inconclusive", "aborted", "refused")
-SLOS = ("truthful_answers", "quick_answers", "settled_in_time", "invariants")
 # What the SLOs promise; deploy/prometheus/rules/slo.yml turns them into burn rates.
 SLO_TARGETS = {
     "truthful_answers": 0.9995,
