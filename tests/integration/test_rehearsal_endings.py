@@ -30,7 +30,7 @@ from service.simulation.strikes import Aborted, Strikes
 from service.simulation.watch import Watch
 from service.simulation.webhooks import WebhookDisorder
 from tests.fault_server import fault_server
-from tests.pools import eventually
+from tests.pools import eventually, open_pool_of
 from tests.slow_peers import hang
 
 PLAN = read_catalogue()["payment-timeout"]
@@ -160,6 +160,34 @@ def test_one_that_is_stopped_while_payments_recover_still_compares_the_books(poo
     document = run.document()
     assert (document["verdict"], document["summary"]) == ("ABORTED", "Stopped by key.")
     assert "charged_once" in [rule["rule"] for rule in document["invariants"]]
+
+
+def test_to_list_them_writes_nothing_where_none_was_lost(pool, tmp_path, database_url):
+    run = Run(PLAN, kind="drill", scope="pair", reason="", requested_by="key", load_per_s=1)
+    store = RehearsalStore(pool)
+    store.begin(run.whole(), Deadline.after(5))
+    run.finish("HELD", "All promises were kept.")
+    store.end(run.whole(), Deadline.after(5))
+    separator = "&" if "?" in database_url else "?"
+    read_only = f"{database_url}{separator}options=-c%20default_transaction_read_only%3Don"
+
+    with open_pool_of(1, read_only) as reader:
+        around = surroundings(RehearsalStore(reader), reader, tmp_path)
+        listed = Rehearsals(around, {}, default_scope="pair").recent(Deadline.after(5))
+
+    assert [(one["id"], one["verdict"]) for one in listed] == [(run.id, "HELD")]
+
+
+def test_one_whose_process_was_killed_is_listed_as_ended(pool, tmp_path):
+    run = Run(PLAN, kind="drill", scope="pair", reason="", requested_by="key", load_per_s=1)
+    around = surroundings(RehearsalStore(pool), pool, tmp_path)
+    around.store.begin(run.whole(), Deadline.after(5))
+
+    listed = Rehearsals(around, {}, default_scope="pair").recent(Deadline.after(5))
+
+    assert [(one["id"], one["status"], one["verdict"]) for one in listed] == [
+        (run.id, "ended", "ABORTED")
+    ]
 
 
 def test_webhooks_that_nobody_answers_are_over_with_their_fault(unanswered):
