@@ -24,7 +24,7 @@ _OF_TIME = _TELLING_WITHOUT_FAULT | {"recovery", "settled"}
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """The whole registry at one moment of the run."""
+    """The registry at one moment of the run."""
 
     at_s: float
     samples: Samples
@@ -35,7 +35,7 @@ Span = tuple[Reading, Reading]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Readings:
-    """What a run read of one side: at its turns, and once a second in between."""
+    """What a run read of one side: all at its turns, and once a second the gauges of `peak`, `low`."""
 
     fault_began: Reading
     fault_ended: Reading

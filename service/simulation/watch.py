@@ -9,6 +9,7 @@ from time import monotonic
 from typing import Any
 
 from service.errors import Busy
+from service.observability.metrics import NAMESPACE
 from service.observability.window import Window
 from service.resilience.deadline import Deadline
 from service.simulation import guards
@@ -48,6 +49,12 @@ class Watch:
         self._preflight = preflight
         self._struck = struck
         self._readings: dict[str, list[Reading]] = {side.name: [] for side in sides}
+        # A registry has thousands of series: of each second, what a check looks at is kept.
+        self._looked_at = frozenset(
+            f"{NAMESPACE}_{check.metric}"
+            for check in (*run.plan.bite, *run.plan.expect)
+            if check.measure in ("peak", "low")
+        )
         self._turns: dict[str, dict[str, Reading]] = {}
         self._seen = dict.fromkeys(self._readings, 0)
         # The serving workers' own figures, whatever is rehearsed on.
@@ -110,7 +117,8 @@ class Watch:
 
     def _read(self, side: Side) -> Reading:
         reading = Reading(self._run.at_s, side.read())
-        self._readings[side.name].append(reading)
+        kept = {key: value for key, value in reading.samples.items() if key[0] in self._looked_at}
+        self._readings[side.name].append(Reading(reading.at_s, kept))
         return reading
 
     def _watch(self) -> None:

@@ -131,6 +131,27 @@ def test_real_payments_that_suffer_end_it_while_the_database_is_away_too(silent_
     assert run.stop_reason == "Live traffic: 30 of 30 real payments were refused."
 
 
+def test_of_each_second_it_keeps_only_what_its_checks_look_at(silent_store, tmp_path):
+    plan = read_catalogue()["long-outage"]
+    run = Run(plan, kind="drill", scope="pair", reason="", requested_by="key", load_per_s=1)
+    queued, other = ("holdfast_queued_payments", ()), ("holdfast_db_pool_size", ())
+    side = Side(name="experiment", url="", read=lambda: {queued: 7.0, other: 4.0}, log=None)
+    watch = Watch(
+        run,
+        [side],
+        Load(run.id, {"experiment": ""}, "key", per_s=1, began_s=run.began_s),
+        store=silent_store,
+        preflight=preflight_on(silent_store, off_file=tmp_path / "drills.off"),
+        struck=lambda: 0,
+    )
+
+    watch.turn("start")
+
+    kept = watch.readings(side)
+    assert [one.samples for one in kept.every_second] == [{queued: 7.0}]
+    assert kept.fault_began.samples == {queued: 7.0, other: 4.0}
+
+
 def test_a_database_that_is_not_of_this_run_is_not_restarted(pool, tmp_path, database_url):
     """Others live on it: a whole fleet is never struck at once."""
     with closing(psycopg2.connect(database_url)) as another:
@@ -168,8 +189,7 @@ def test_to_list_them_writes_nothing_where_none_was_lost(pool, tmp_path, databas
     store.begin(run.whole(), Deadline.after(5))
     run.finish("HELD", "All promises were kept.")
     store.end(run.whole(), Deadline.after(5))
-    separator = "&" if "?" in database_url else "?"
-    read_only = f"{database_url}{separator}options=-c%20default_transaction_read_only%3Don"
+    read_only = f"{database_url}&options=-c%20default_transaction_read_only%3Don"
 
     with open_pool_of(1, read_only) as reader:
         around = surroundings(RehearsalStore(reader), reader, tmp_path)
