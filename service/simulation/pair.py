@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 # A copy is one worker: small enough to stand beside the real ones.
 COPY_POOL_SIZE = 4
 COPY_THREADS = 12
-START_TIMEOUT_S = 20.0
+START_TIMEOUT_S = 45.0
 # What a copy still does is answered or refused by then; nobody waits for it longer.
 COPY_GRACE_S = 5.0
 # Real payments want the cores first, above all while the copies start.
@@ -80,11 +80,11 @@ class Pair:
             ):
                 kept, url = copies[name] = self._start(home / name, changed, lock_fd)
                 stack.callback(kept.stop)
+                # One after the other: two that start at once leave no core to real payments.
+                _wait_until_ready(kept, url)
             # Run first: all are told at once, then each is waited for.
             for kept, _url in copies.values():
                 stack.callback(kept.release)
-            for kept, url in copies.values():
-                _wait_until_ready(kept, url)
             striker = stack.enter_context(_hold(links.control_path))
             yield [
                 Side(
