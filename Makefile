@@ -26,7 +26,7 @@ observe: .venv/embedded.lock ## run it watched by Prometheus and Alertmanager, w
 # Most tests wait for real processes and real timeouts, so more of them than cores run side by side.
 # A machine that is shared may stand still for a second: what fails is tried once more, and the summary says so.
 test: .venv/test.lock .venv/apt-packages .venv/stripe-mock.lock lint ## check everything that CI checks
-	$(BIN)/python -m pytest -q -n 4 --dist loadfile --reruns 1 $(ARGS)
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --reruns 1 -rfER $(ARGS)
 
 image-test: .venv/test.lock ## build the container image and pay with it (root; BASE=image to build on)
 	@BASE="$(BASE)" $(BIN)/python -m tests.shipped.image_test
