@@ -213,7 +213,7 @@ def test_a_full_line_refuses_writes_at_once_and_takes_reads_in_their_place(
     start: Start, clients: ThreadPoolExecutor
 ) -> None:
     # Who is in line waits for ten seconds: what ends before was refused for want of a place.
-    server = start(HOLDFAST_REQUEST_TIMEOUT_MS="17000")
+    server = start(HOLDFAST_REQUEST_TIMEOUT_MS="17000", HOLDFAST_GRACEFUL_STOP_S="18")
     # 2 threads and a line of 8 each, all taken by writes; a fifth of them is too much.
     held = server.hold(clients, 22)
     eventually(lambda: sum(request.done() for request in held) >= 4, within_s=8)
