@@ -51,6 +51,10 @@ class Wish:
     is_once: bool = False
 
 
+# Who does not answer for once, or with nothing that can be read (ValueError), says nothing.
+_NO_ANSWER = (OSError, http.client.HTTPException, ValueError)
+
+
 class _Told(Exception):
     """Somebody asked us to stop, by Ctrl-C or a signal."""
 
@@ -116,7 +120,7 @@ def _tour(site: Site, wish: Wish) -> int:
             if not fired:
                 silent.append(incident.title)
             is_well = recover(site, within_s=recovery_s)
-            _say(_money(site, is_well))
+            _say(told_of_money(site, is_well))
         if wish.is_once:
             return 1 if is_watched and silent else 0
         _say("\nThat was all three. Traffic goes on; look around. Ctrl-C stops everything.")
@@ -168,8 +172,7 @@ def _wait(is_so: Callable[[], bool], site: Site, within_s: float) -> bool:
     end_s = monotonic() + within_s
     while monotonic() < end_s:
         site.require_alive()
-        # Who does not answer for once, or with nothing that can be read (ValueError), says nothing.
-        with contextlib.suppress(OSError, http.client.HTTPException, ValueError):
+        with contextlib.suppress(*_NO_ANSWER):
             if is_so():
                 return True
         sleep(LOOK_EVERY_S)
@@ -215,10 +218,14 @@ def _end_of(site: Site, fired: set[str], after_s: float, answers: Counter[str]) 
     return f"  {how} after {after_s:.0f} s; the fault ends. Answers meanwhile: {told or 'none'}."
 
 
-def _money(site: Site, is_well: bool) -> str:
-    violations = site.metric("holdfast_invariant_violations")
-    doubt = site.metric("holdfast_payments_open", 'status="unknown"')
-    queued = site.metric("holdfast_queued_payments")
+def told_of_money(site: Site, is_well: bool) -> str:
+    """A line on how it stands after an incident, or that nobody can say just now."""
+    try:
+        violations = site.metric("holdfast_invariant_violations")
+        doubt = site.metric("holdfast_payments_open", 'status="unknown"')
+        queued = site.metric("holdfast_queued_payments")
+    except _NO_ANSWER:
+        return "  Afterwards the ops plane did not answer; the console will say how money stands."
     open_ones = f"{doubt:.0f} are still in doubt, {queued:.0f} queued"
     state = "all is settled" if is_well else open_ones
     return f"  Afterwards {state}; promises about money broken: {violations:.0f}."

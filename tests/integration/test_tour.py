@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from service.lookout.pager import Pager
 from service.lookout.site import Site
-from service.lookout.tour import recover
+from service.lookout.tour import recover, told_of_money
 from tests.fault_server import Peer, answer, fault_server
 
 WELL = b"""holdfast_breaker_state{provider="stripe",state="closed"} 1
@@ -27,3 +27,13 @@ def test_an_answer_that_cannot_be_read_says_nothing() -> None:
 
     assert is_well
     assert answers == []
+
+
+def test_how_money_stands_is_not_known_from_an_ops_plane_that_is_silent() -> None:
+    def behave(peer: Peer) -> None:
+        peer.read_request()
+
+    with fault_server(behave, tls=False) as server, Pager(lambda news: None) as pager:
+        told = told_of_money(Site(run={"ops_url": server.url}, pager=pager, urls={}), is_well=True)
+
+    assert "did not answer" in told
