@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
+from uuid import uuid4
 
 import requests
 
@@ -22,8 +21,6 @@ from tests.sandbox_process import SandboxProcess
 from tests.tls_front import TlsFront
 
 API_KEY = "sk_test_contract"
-
-_numbers = itertools.count(1)
 
 
 @dataclass
@@ -72,7 +69,7 @@ class Rig(ABC):
 
     def a_charge(self, method: str | None = None, **more: Any) -> Charge:
         """A charge that no other test knows."""
-        name = f"pay_{os.getpid()}_{next(_numbers)}"
+        name = f"pay_{uuid4().hex}"
         fields: dict[str, Any] = {
             "payment_id": name,
             "merchant_id": "merchant-1",

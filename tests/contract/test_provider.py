@@ -6,12 +6,11 @@
 
 from __future__ import annotations
 
-import itertools
-import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
@@ -34,8 +33,6 @@ DOUBTS = {
 # What keeps a question from being answered, besides the silence that one test waits for.
 UNANSWERED = ("reset", "truncate_after", "garbage_after", "error_503", "error_429")
 HANG_S = 2.0
-
-_numbers = itertools.count(1)
 
 
 def soon(seconds: float = 10.0) -> Deadline:
@@ -73,7 +70,7 @@ def settled(provider: Provider, charge: Charge) -> Outcome:
 
 
 def a_refund(charge: Charge, amount_minor: int = 599) -> Refund:
-    name = f"ref_{os.getpid()}_{next(_numbers)}"
+    name = f"ref_{uuid4().hex}"
     return Refund(
         refund_id=name,
         payment_id=charge.payment_id,

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import logging
-import os
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from time import monotonic
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
@@ -21,8 +20,6 @@ from service.providers.transport import Transport
 from service.resilience.deadline import Deadline
 from service.resilience.watchdog import Watchdog
 from tests.sandbox_process import SandboxProcess
-
-_numbers = itertools.count(1)
 
 
 @contextlib.contextmanager
@@ -55,7 +52,7 @@ def one_shot(sandbox: SandboxProcess) -> Iterator[StripeProvider]:
 
 
 def a_charge(method: str = "pm_card_visa", **more: Any) -> Charge:
-    name = f"pay_{os.getpid()}_{next(_numbers)}"
+    name = f"pay_{uuid4().hex}"
     fields: dict[str, Any] = {
         "payment_id": name,
         "merchant_id": "merchant-1",
@@ -340,7 +337,7 @@ def test_in_one_shot_a_declined_card_is_declined(one_shot):
 
 
 def a_refund(charge: Charge, amount_minor: int = 599, **more: Any) -> Refund:
-    name = f"ref_{next(_numbers)}"
+    name = f"ref_{uuid4().hex}"
     return Refund(
         refund_id=name,
         payment_id=charge.payment_id,
