@@ -18,6 +18,8 @@ from service.observability.health import Component, Finding, Status
 # Three missed beats of a reconciler that looks for work at least every 5 s.
 RECONCILER_SILENT_S = 15.0
 RECONCILER_DEAD_S = 60.0
+# A scrape looks at the slots too, for milliseconds.
+SLOTS_WAIT_S = 1.0
 DISK_WARN_RATIO = 0.10
 DISK_FAIL_RATIO = 0.02
 # Webhook signatures are good for 300 s both ways; far below that somebody should set the clock.
@@ -131,9 +133,9 @@ def workers(expected: int) -> Component:
     def check() -> Finding:
         if not multiprocess.active():
             return Finding("warn", "this process is alone: it shares its metrics with nobody")
-        slots = multiprocess.live_slots(multiprocess.directory())
+        slots = multiprocess.live_slots(multiprocess.directory(), wait_s=SLOTS_WAIT_S)
         if slots is None:
-            return Finding("warn", "a process is just starting")
+            return Finding("warn", "who is alive could not be told just now")
         alive = sum(slot.startswith("web-") for slot in slots)
         if alive >= expected:
             return Finding("pass", observed=alive, unit="processes")

@@ -183,10 +183,13 @@ def slot() -> str | None:
     return _process.slot
 
 
-def live_slots(path: Path) -> set[str] | None:
-    """The slots that living processes hold; None when that cannot be told right now."""
+def live_slots(path: Path, *, wait_s: float = 0.0) -> set[str] | None:
+    """The slots that living processes hold; None when that cannot be told within `wait_s`.
+
+    One looks at a time: a scrape meanwhile, or a process that starts, makes another one wait.
+    """
     try:
-        with _looking_for_slots(path, wait_s=0.0) as is_alone:
+        with _looking_for_slots(path, wait_s=wait_s) as is_alone:
             if is_alone:
                 return {lock.stem for lock in path.glob("*-*.lock") if _is_taken(lock)}
     # No directory yet, or a full disk: no reason to show nothing at all.

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +15,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.openmetrics import exposition, parser
 
+from service.observability.multiprocess import live_slots
 from service.observability.registry import SharedRegistry, read_samples
 from service.observability.slot_file import SlotFile, read_file
 
@@ -221,6 +224,19 @@ def scrape_s(path: Path) -> float:
         return time.thread_time() - began_s
 
     return min(once_s() for _ in range(5))
+
+
+def test_who_looks_for_living_workers_waits_for_another_who_does(tmp_path, start):
+    start("web")
+    lock = os.open(tmp_path / "slots.lock", os.O_RDWR | os.O_CREAT)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    release = threading.Timer(0.3, os.close, [lock])
+
+    at_once = live_slots(tmp_path)
+    release.start()
+    waited = live_slots(tmp_path, wait_s=30.0)
+
+    assert (at_once, waited) == (None, {"web-0"})
 
 
 def test_what_is_exposed_is_sound_open_metrics_with_the_trace_on_its_bucket(tmp_path, start):
