@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import re
 import socket
 from pathlib import Path
@@ -12,6 +11,7 @@ import urllib3
 from requests.utils import DEFAULT_CA_BUNDLE_PATH
 
 from service.providers.connections import Exchange, pool_for
+from service.providers.public_addresses import address_of, is_public
 from service.providers.resolver import Resolver
 from service.providers.transport import (
     NotSent,
@@ -27,8 +27,6 @@ URL_LENGTH_MAX = 2048
 # Below 1024 live the services that a forged request could talk to: mail, SSH, directories.
 _WEB_PORT = 443
 _FIRST_FREE_PORT = 1024
-# The forms in which an IPv6 address carries an IPv4 one that the kernel or a gateway goes to.
-_NAT64 = ipaddress.ip_network("64:ff9b::/96")
 _HOST = re.compile(r"[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?", re.IGNORECASE)
 # 127.1, 0177.0.0.1, 0x7f.1, 2130706433: resolvers read them as addresses, and people as nothing.
 _NUMBER = re.compile(r"(?:.*\.)?(?:0x[0-9a-f]*|[0-9]+)\.?", re.IGNORECASE)
@@ -113,14 +111,14 @@ def refusal_of(url: str, *, allow_private: bool) -> str | None:
     if where.username is not None or where.password is not None or where.fragment:
         return "must hold no user, password or fragment"
     host = where.hostname or ""
-    address = _address_of(host)
+    address = address_of(host)
     if address is None and (not _HOST.fullmatch(host) or _NUMBER.fullmatch(host)):
         return "must name a host like example.com"
     if allow_private:
         return None
     if port is not None and port != _WEB_PORT and port < _FIRST_FREE_PORT:
         return "must use port 443, or one from 1024 on"
-    if address is not None and not _is_public(address):
+    if address is not None and not is_public(address):
         return "must be an address on the public internet"
     return None
 
@@ -137,34 +135,10 @@ class _CheckedResolver(Resolver):
         found = super().addresses(host, deadline)
         # One private address among public ones is no accident either.
         if not self._allow_private and not all(
-            (address := _address_of(text)) is not None and _is_public(address) for text in found
+            (address := address_of(text)) is not None and is_public(address) for text in found
         ):
             raise AddressRefused(socket.EAI_NONAME, "The name leads to a private address")
         return found
-
-
-_Address = ipaddress.IPv4Address | ipaddress.IPv6Address
-
-
-def _address_of(text: str) -> _Address | None:
-    try:
-        return ipaddress.ip_address(text)
-    except ValueError:
-        return None
-
-
-def _is_public(address: _Address) -> bool:
-    if isinstance(address, ipaddress.IPv6Address):
-        if address.scope_id is not None:
-            return False
-        inner = address.ipv4_mapped or address.sixtofour
-        if inner is None and address in _NAT64:
-            inner = ipaddress.IPv4Address(address.packed[-4:])
-        if inner is not None:
-            return _is_public(inner)
-        if address.teredo is not None:
-            return False
-    return address.is_global and not address.is_multicast and not address.is_reserved
 
 
 def _target(where: SplitResult) -> str:

@@ -22,6 +22,8 @@ FORBIDDEN = [
     *("::1", "::", "fe80::1", "fd00::1", "ff02::1", "2001:db8::1"),
     # The same IPv4 places in IPv6's clothes: mapped, compatible gateways, 6to4, Teredo.
     *("::ffff:127.0.0.1", "::ffff:a00:1", "64:ff9b::7f00:1", "2002:7f00:1::", "2001:0:7f00:1::"),
+    # Public to `ipaddress` of some Pythons: tests/unit/test_public_addresses.py has the whole list.
+    *("fec0::1", "192.88.99.1", "168.63.129.16", "192.0.0.192", "64:ff9b:1::1", "5f00::1"),
 ]
 
 
