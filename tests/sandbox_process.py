@@ -112,6 +112,13 @@ class SandboxProcess:
         decision = {"payment_intent": payment_intent, "success": success}
         return dict(self.ask("POST", "/_complete_action", json=decision).json())
 
+    def dashboard(self, act: str, **given: Any) -> dict[str, Any]:
+        """An act beside the API: refund, capture, cancel, pay, charge, fail_refund, dispute,
+        close_dispute, expire; the changed object."""
+        answer = self.ask("POST", "/_dashboard", json={"act": act, **given})
+        assert answer.status_code == 200, answer.text
+        return dict(answer.json())
+
     def stripe(
         self, method: str, path: str, *, key: str | None = None, **form: Any
     ) -> requests.Response:

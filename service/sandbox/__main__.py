@@ -10,6 +10,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 from datetime import UTC, datetime
 from pathlib import Path
 from time import monotonic, sleep
@@ -18,12 +19,15 @@ from service.sandbox.api import Api
 from service.sandbox.books import Announce, Books
 from service.sandbox.certificate import server_context
 from service.sandbox.control import Control
+from service.sandbox.dashboard import AUTHORISATION_LIVES_S, expire_authorisations
 from service.sandbox.faults import Faults
+from service.sandbox.payment_intents import PaymentIntents
 from service.sandbox.webhooks import Webhooks
 from service.sandbox.wire import Line, Request, Server
 
 # A predecessor that was killed lets go of its lock as soon as the kernel has buried it.
 LOCK_WAIT_S = 1.5
+EXPIRE_EVERY_S = 60.0
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -41,6 +45,9 @@ def main(arguments: list[str] | None = None) -> int:
     books = Books(home / "books.sqlite", announce=_announce(given))
     faults = Faults(seed=given.seed)
     api = Api(books, faults, hosted_url=url)
+    threading.Thread(
+        target=_expire_for_ever, args=(books, api.payment_intents), name="expiry", daemon=True
+    ).start()
     control = Control(books, faults, api.payment_intents)
 
     def handle(request: Request, line: Line) -> None:
@@ -79,7 +86,15 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 def _announce(given: argparse.Namespace) -> Announce:
     if given.webhook_url:
         return Webhooks(url=given.webhook_url, secret=given.webhook_secret).announce
-    return lambda _event_type, _item_json, _idempotency_key: None
+    return lambda _event_type, _event_json: None
+
+
+def _expire_for_ever(books: Books, intents: PaymentIntents) -> None:
+    """Release what cards have reserved for seven days, once a minute, until the process ends."""
+    while True:
+        with books.writing(idempotency_key=None) as page:
+            expire_authorisations(page, intents, AUTHORISATION_LIVES_S)
+        sleep(EXPIRE_EVERY_S)
 
 
 def _lock(path: Path) -> bool:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from service.sandbox import form, idempotency, payment_intents, refunds
+from service.sandbox import disputes, events, form, idempotency, payment_intents, refunds
 from service.sandbox.books import Books, Object, Page, SavedAnswer, new_id
 from service.sandbox.errors import StripeError, internal, invalid
 from service.sandbox.faults import Fault, Faults, Strike
@@ -277,6 +277,11 @@ def _routes(intents: PaymentIntents) -> list[tuple[str, re.Pattern[str], Operati
     retrieve_refund = Operation("retrieve", refunds.retrieve, refunds.RETRIEVE_CHECKS)
     list_refunds = Operation("list", refunds.list_refunds, refunds.LIST_REFUNDS_CHECKS)
     retrieve_charge = Operation("retrieve", refunds.retrieve_charge, refunds.RETRIEVE_CHECKS)
+    list_charges = Operation("list", refunds.list_charges, refunds.LIST_CHARGES_CHECKS)
+    retrieve_dispute = Operation("retrieve", disputes.retrieve, disputes.RETRIEVE_CHECKS)
+    list_disputes = Operation("list", disputes.list_disputes, disputes.LIST_DISPUTES_CHECKS)
+    retrieve_event = Operation("retrieve", events.retrieve, events.RETRIEVE_CHECKS)
+    list_events = Operation("list", events.list_events, events.LIST_EVENTS_CHECKS)
     table = (
         ("POST", intent, create),
         ("POST", f"{intent}{one}/confirm", confirm),
@@ -288,5 +293,10 @@ def _routes(intents: PaymentIntents) -> list[tuple[str, re.Pattern[str], Operati
         ("GET", f"{refund}{one}", retrieve_refund),
         ("GET", refund, list_refunds),
         ("GET", f"/v1/charges{one}", retrieve_charge),
+        ("GET", "/v1/charges", list_charges),
+        ("GET", f"/v1/disputes{one}", retrieve_dispute),
+        ("GET", "/v1/disputes", list_disputes),
+        ("GET", f"/v1/events{one}", retrieve_event),
+        ("GET", "/v1/events", list_events),
     )
     return [(method, re.compile(path), operation) for method, path, operation in table]

@@ -19,11 +19,15 @@ from time import time
 from typing import Any
 
 Object = dict[str, Any]
-# Called after a commit with the event's type, the object as JSON, and the idempotency key.
-Announce = Callable[[str, str, str | None], None]
+# Called after a commit with the event's type and the event as JSON.
+Announce = Callable[[str, str], None]
+
+API_VERSION = "2025-03-31.basil"
 
 # Stripe keeps keys for at least 24 hours; an hour more for clocks.
 ANSWERS_KEPT_S = 25 * 3600
+# Stripe lists events for 30 days.
+EVENTS_KEPT_S = 30 * 86400
 PRUNE_EVERY_S = 3600
 
 _SCHEMA = """
@@ -106,7 +110,8 @@ class Page:
         return None if row is None else json.loads(row[0])
 
     def add(self, item: Object) -> None:
-        intent_id = item["id"] if item["object"] == "payment_intent" else item["payment_intent"]
+        is_intent = item["object"] == "payment_intent"
+        intent_id = item["id"] if is_intent else item.get("payment_intent")
         self._connection.execute(
             "INSERT INTO objects (id, kind, created, payment_intent, body) VALUES (?, ?, ?, ?, ?)",
             (item["id"], item["object"], item["created"], intent_id, _dump(item)),
@@ -157,8 +162,20 @@ class Page:
         return [dict(zip(_MOVEMENT, row, strict=True)) for row in rows]
 
     def announce(self, event_type: str, item: Object) -> None:
-        """Send a webhook about the object as it is now, once this page is committed."""
-        self.events.append((event_type, _dump(item)))
+        """List an event about the object as it is now, and send it once this page is committed."""
+        event = {
+            "id": new_id("evt"),
+            "object": "event",
+            "api_version": API_VERSION,
+            "created": int(time()),
+            "data": {"object": item},
+            "livemode": False,
+            "pending_webhooks": 1,
+            "request": {"id": None, "idempotency_key": self.idempotency_key},
+            "type": event_type,
+        }
+        self.add(event)
+        self.events.append((event_type, _dump(event)))
 
     def saved_answer(self, account: str, key: str) -> SavedAnswer | None:
         row = self._connection.execute(
@@ -199,7 +216,12 @@ def _conditions(kind: str, given: Mapping[str, Any]) -> tuple[list[str], list[An
     if given.get("payment_intent"):
         conditions.append("payment_intent = ?")
         values.append(given["payment_intent"])
-    for name in ("customer", "charge"):
+    types = [given["type"]] if given.get("type") else given.get("types")
+    if types:
+        names = ", ".join("?" * len(types))
+        conditions.append(f"json_extract(body, '$.type') IN ({names})")
+        values.extend(types)
+    for name in ("customer", "charge", "status"):
         if given.get(name):
             conditions.append(f"json_extract(body, '$.{name}') = ?")
             values.append(given[name])
@@ -237,8 +259,8 @@ class Books:
                 self._connection.execute("ROLLBACK")
                 raise
             self._connection.execute("COMMIT")
-        for event_type, item_json in page.events:
-            self._announce(event_type, item_json, idempotency_key)
+        for event_type, event_json in page.events:
+            self._announce(event_type, event_json)
 
     @contextmanager
     def reading(self) -> Iterator[Page]:
@@ -256,4 +278,8 @@ class Books:
         self._prune_at = time() + PRUNE_EVERY_S
         self._connection.execute(
             "DELETE FROM answers WHERE saved_at < ?", (int(time()) - ANSWERS_KEPT_S,)
+        )
+        self._connection.execute(
+            "DELETE FROM objects WHERE kind = 'event' AND created < ?",
+            (int(time()) - EVENTS_KEPT_S,),
         )

@@ -12,6 +12,7 @@ from urllib.parse import parse_qsl
 
 from service.sandbox import refunds
 from service.sandbox.books import Books, Object, Page
+from service.sandbox.dashboard import BadAct, Dashboard
 from service.sandbox.errors import StripeError
 from service.sandbox.faults import BadPlan, Faults, Plan, read_plan
 from service.sandbox.payment_intents import PaymentIntents
@@ -31,6 +32,7 @@ class Control:
         self._books = books
         self._faults = faults
         self._payment_intents = payment_intents
+        self._dashboard = Dashboard(payment_intents)
         self._routes: dict[tuple[str, str], Callable[[Request], Answer]] = {
             ("GET", "/_books"): self._show_books,
             ("GET", "/_control"): self._show_plan,
@@ -38,6 +40,9 @@ class Control:
             ("DELETE", "/_control"): self._clear_plan,
             ("POST", "/_complete_action"): self._complete_action,
             ("POST", "/_complete_refund"): self._complete_refund,
+            ("POST", "/_dashboard"): lambda request: self._write(
+                self._dashboard.read(request.body)
+            ),
         }
 
     def answer(self, request: Request) -> Answer:
@@ -48,7 +53,7 @@ class Control:
                 return self._show_challenge(request)
             route = self._routes.get((request.method, request.path))
             return route(request) if route else _json(404, {"error": "there is no such address"})
-        except (BadRequest, BadPlan) as error:
+        except (BadRequest, BadPlan, BadAct) as error:
             return _json(400, {"error": str(error)})
         except StripeError as refusal:
             return _json(refusal.status, refusal.body)

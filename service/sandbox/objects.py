@@ -13,14 +13,13 @@ LIST_CHECKS = {
     "ending_before": form.text,
     "created": form.time_range,
 }
-_NAMES = {"payment_intent": "payment_intent", "charge": "charge", "refund": "refund"}
 
 
 def load(page: Page, kind: str, object_id: str, *, param: str = "id") -> Object:
     """The object, or StripeError `resource_missing`."""
     found = page.find(kind, object_id)
     if found is None:
-        raise missing(_NAMES[kind], object_id, param=param)
+        raise missing(kind, object_id, param=param)
     return found
 
 

@@ -126,6 +126,7 @@ class PaymentIntents:
         intent["metadata"] |= given.get("metadata", {})
         page.update(intent)
         page.move("capture", intent, amount)
+        page.announce("charge.captured", charge)
         page.announce("payment_intent.succeeded", intent)
         return expanded(page, intent, given)
 
@@ -139,7 +140,7 @@ class PaymentIntents:
                 intent,
             )
         if intent["amount_capturable"]:
-            page.move("void", intent, intent["amount_capturable"])
+            _release(page, intent)
         intent |= {
             "status": "canceled",
             "amount_capturable": 0,
@@ -256,6 +257,15 @@ def _succeed(page: Page, intent: Object) -> None:
     page.announce(f"payment_intent.{happened}", intent)
 
 
+def _release(page: Page, intent: Object) -> None:
+    """Nothing is held any more; Stripe writes that on the charge as a refund of the whole."""
+    charge = load(page, "charge", intent["latest_charge"])
+    charge |= {"refunded": True, "amount_refunded": charge["amount"]}
+    page.update(charge)
+    page.move("void", intent, intent["amount_capturable"])
+    page.announce("charge.refunded", charge)
+
+
 def _fail(page: Page, intent: Object, card: Card, refusal: Refusal) -> dict[str, Any]:
     """Write the refusal down; return the fields of Stripe's error object."""
     charge = _new_charge(intent) | {
@@ -298,6 +308,7 @@ def _new_charge(intent: Object) -> Object:
         "created": int(time()),
         "currency": intent["currency"],
         "customer": intent["customer"],
+        "disputed": False,
         "failure_code": None,
         "failure_message": None,
         "livemode": False,

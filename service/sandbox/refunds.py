@@ -19,6 +19,7 @@ CREATE_CHECKS = {
     "expand": form.strings,
 }
 RETRIEVE_CHECKS = {"expand": form.strings}
+LIST_CHARGES_CHECKS = LIST_CHECKS | {"payment_intent": form.text, "customer": form.text}
 LIST_REFUNDS_CHECKS = LIST_CHECKS | {"payment_intent": form.text, "charge": form.text}
 
 
@@ -78,12 +79,31 @@ def settle(page: Page, refund_id: str, *, is_paid_out: bool) -> Object:
     return refund
 
 
+def fail(page: Page, refund_id: str) -> Object:
+    """The bank sends a refund back that had succeeded: closed account, lost card."""
+    refund = load(page, "refund", refund_id)
+    if refund["status"] != "succeeded":
+        raise invalid(f"Refund {refund_id} has not succeeded.")
+    refund |= {"status": "failed", "failure_reason": "lost_or_stolen_card"}
+    page.update(refund)
+    _note_refunded(page, load(page, "charge", refund["charge"]), -refund["amount"])
+    intent = load(page, "payment_intent", refund["payment_intent"])
+    page.move("refund_failed", intent, refund["amount"])
+    for event_type in ("refund.updated", "charge.refund.updated", "refund.failed"):
+        page.announce(event_type, refund)
+    return refund
+
+
 def retrieve(page: Page, given: Form, refund_id: str) -> Object:
     return expanded(page, load(page, "refund", refund_id), given)
 
 
 def list_refunds(page: Page, given: Form, _path_id: str) -> Object:
     return listing(page, "refund", given)
+
+
+def list_charges(page: Page, given: Form, _path_id: str) -> Object:
+    return listing(page, "charge", given)
 
 
 def retrieve_charge(page: Page, given: Form, charge_id: str) -> Object:

@@ -5,15 +5,12 @@ from __future__ import annotations
 import hashlib
 import heapq
 import hmac
-import json
 import logging
 import threading
 from dataclasses import dataclass
 from time import monotonic, time
 
 import requests
-
-from service.sandbox.books import new_id
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +19,6 @@ WAITING_MAX = 10_000
 # The pauses before each further attempt: quick for a restart, then as patient as a local run is.
 RETRY_AFTER_S = (1.0, 5.0, 30.0, 120.0, 600.0, 3600.0)
 TIMEOUT_S = (2.0, 10.0)
-API_VERSION = "2025-03-31.basil"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,21 +48,9 @@ class Webhooks:
         self._changed = threading.Condition()
         threading.Thread(target=self._run, name="webhooks", daemon=True).start()
 
-    def announce(self, event_type: str, item_json: str, idempotency_key: str | None) -> None:
-        """Queue an event about an object; never blocks."""
-        frame = {
-            "id": new_id("evt"),
-            "object": "event",
-            "api_version": API_VERSION,
-            "created": int(time()),
-            "data": {"object": json.loads(item_json)},
-            "livemode": False,
-            "pending_webhooks": 1,
-            "request": {"id": None, "idempotency_key": idempotency_key},
-            "type": event_type,
-        }
-        payload = json.dumps(frame, separators=(",", ":")).encode()
-        self._put(Event(event_type, payload), due_s=monotonic())
+    def announce(self, event_type: str, event_json: str) -> None:
+        """Queue an event; never blocks."""
+        self._put(Event(event_type, event_json.encode()), due_s=monotonic())
 
     def _put(self, event: Event, *, due_s: float) -> None:
         with self._changed:

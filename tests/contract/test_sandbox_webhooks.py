@@ -100,10 +100,11 @@ def test_each_step_of_a_payment_is_told(sending, receiver):
     asked = sending.stripe("POST", "/payment_intents", **asking, confirm="true").json()
     sending.stripe("POST", f"/payment_intents/{asked['id']}/cancel")
 
-    told = [receiver.next()["type"] for _ in range(7)]
+    told = [receiver.next()["type"] for _ in range(8)]
 
     assert told == [
         "payment_intent.amount_capturable_updated",
+        "charge.captured",
         "payment_intent.succeeded",
         "refund.created",
         "charge.refunded",
