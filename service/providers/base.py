@@ -52,13 +52,16 @@ class Outcome:
     next_action: Mapping[str, Any] | None = None
     # A word from a closed set (metrics): timeout, connect_timeout, refused, dns, tls, reset,
     # truncated, garbage, too_large, http_409, http_429, http_4xx, http_5xx, mismatch, breaker_open,
-    # bulkhead_full, other_provider, deadline, internal; canceled, where not_executed is what was asked for.
+    # bulkhead_full, other_provider, deadline, internal; key_used, where our idempotency key was used
+    # for another call before; canceled, where not_executed is what was asked for.
     error: str | None = None
     # The library's own words for the log and the evidence; no secrets.
     error_detail: str | None = None
     retry_after_s: float | None = None
     # The breaker's state when the call was let through or refused; None where no guard stood.
     breaker: str | None = None
+    # The provider replayed an answer that it had saved under our key: the key executes nothing more.
+    is_replay: bool = False
     ms: int = 0
 
 
@@ -71,7 +74,7 @@ class Charge:
     amount_minor: int
     currency: str
     payment_method: str
-    # The idempotency key for this attempt series, derived from the payment id; never the client's.
+    # The idempotency key for this attempt series (payments/provider_keys.py); never the client's.
     provider_key: str
     provider_ref: str | None = None
     capture_automatically: bool = True
@@ -79,6 +82,12 @@ class Charge:
     customer: str | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
     created_at: datetime | None = None
+    # Told to the provider with the charge: leads from its books to ours where the row was lost.
+    key_digest: str | None = None
+    # Whether a look-up may send the same key once more (one_shot): the caller noted it as sent.
+    may_send_again: bool = False
+    # Our key was used before for another call: its charge may be older than our row.
+    is_older: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +103,8 @@ class Refund:
     reason: str | None = None
     # Told to the provider with the refund, so that its webhooks lead back to the right row.
     merchant_id: str | None = None
+    # As of a charge: finds a refund whose row was lost.
+    key_digest: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +118,7 @@ class ProviderCharge:
     outcome: Outcome
     created_at: datetime
     merchant_id: str | None = None  # from our metadata, as `payment_id`
+    key_digest: str | None = None  # from our metadata: of the client's key it was made under
 
 
 class Provider(Protocol):

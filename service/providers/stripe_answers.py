@@ -62,11 +62,23 @@ def difference(found: Object, charge: Charge, *, kind: str) -> str | None:
         ("currency", charge.currency),
         ("id", charge.provider_ref or found.get("id")),
     )
-    if _metadata(found).get("payment_id") != charge.payment_id:
+    if not is_of(found, charge):
         return "payment_id differs"
     if not is_reference(found.get("id")):
         return "id is no reference"
     return first_difference(found, expected)
+
+
+def is_of(found: Object, charge: Charge) -> bool:
+    """Whether an object is this charge by our metadata.
+
+    The digest of the client's key counts as much as the payment's id: the row that the id names
+    may be lost, and the same call was then claimed again under another.
+    """
+    metadata = _metadata(found)
+    if metadata.get("payment_id") == charge.payment_id:
+        return True
+    return charge.key_digest is not None and metadata.get("key_digest") == charge.key_digest
 
 
 def first_difference(found: Object, expected: Iterable[tuple[str, Any]]) -> str | None:
@@ -92,6 +104,7 @@ def listed(found: Object, by_status: Callable[[Object], Outcome]) -> ProviderCha
         provider_ref=found["id"],
         payment_id=metadata.get("payment_id"),
         merchant_id=metadata.get("merchant_id"),
+        key_digest=metadata.get("key_digest"),
         amount_minor=amount,
         currency=word(found.get("currency")),
         outcome=by_status(found),
@@ -151,6 +164,8 @@ def of_error(answer: Answer, *, provider_ref: str | None = None, is_first: bool 
     is_decline = error.get("type") == "card_error" or error.get("code") == _DECLINED
     is_refusal = is_first and 400 <= status < 500 and status not in (401, 403, 409, 429)
     is_invalid = is_refusal and error.get("type") == "invalid_request_error"
+    # Under our key something else was done before: proof of an earlier call of ours.
+    is_key_used = status == 400 and error.get("type") == "idempotency_error"
     if (status == 402 and is_decline) or is_invalid:
         return Outcome(
             OutcomeKind.DECLINED, Stage.ANSWERED, provider_ref=provider_ref, decline=decline(error)
@@ -161,10 +176,16 @@ def of_error(answer: Answer, *, provider_ref: str | None = None, is_first: bool 
         kind,
         Stage.ANSWERED,
         provider_ref=provider_ref,
-        error=_error_word(status),
+        error="key_used" if is_key_used else _error_word(status),
         error_detail=f"status {status} {named}".strip(),
         retry_after_s=_retry_after_s(answer),
+        is_replay=is_replay(answer),
     )
+
+
+def is_replay(answer: Answer) -> bool:
+    """Whether it is an answer saved under our key earlier, and not one to this very call."""
+    return answer.headers.get("Idempotent-Replayed", "").strip().lower() == "true"
 
 
 def decline(error: Object) -> Decline:

@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 
 # The shape of the answers that the adapters were written against.
 STRIPE_VERSION = "2024-06-20"
+# What Stripe takes of metadata, ours included.
+METADATA_ENTRIES_MAX = 50
 # Stripe's largest page, and what to ask for when metadata makes one larger than we take.
 PAGE_SIZES = (100, 10, 1)
 
@@ -162,10 +164,13 @@ class StripeApi:
 def metadata_form(charge: Charge) -> dict[str, str]:
     """What leads from the provider's books back to ours, as fields of a form."""
     ours = {"payment_id": charge.payment_id, "merchant_id": charge.merchant_id}
-    if charge.reference is not None:
-        ours["reference"] = charge.reference
+    if charge.key_digest is not None:
+        ours["key_digest"] = charge.key_digest
     # Ours last: the sweep must be able to believe them, whatever the caller wrote.
     metadata = {**charge.metadata, **ours}
+    # The caller may fill all but our three entries; a fourth of ours goes only where there is room.
+    if charge.reference is not None and len({*metadata, "reference"}) <= METADATA_ENTRIES_MAX:
+        metadata["reference"] = charge.reference
     return {f"metadata[{name}]": metadata[name] for name in sorted(metadata)}
 
 
