@@ -9,6 +9,8 @@ from functools import lru_cache
 from typing import Any
 from urllib.parse import quote
 
+from service.observability.card_numbers import card_number_spans, holds_card_number
+
 REDACTED = "[redacted]"
 
 # Long enough for a chained traceback; a longer string would be cut by what collects the logs.
@@ -33,13 +35,8 @@ _SECRETS = (
     r"(?P<keep_word>\b(?:password|passwd|pgpassword)['\"]?\s*[:=]\s*['\"]?)[^\s'\",;&]+",
     r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)",
 )
-# Our ids are 32 hexadecimal digits and hold long runs of decimal ones by chance: they stay.
-_DIGITS = re.compile(
-    r"(?P<id>(?<![0-9a-f])(?:[0-9a-f]{32}|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})(?![0-9a-f]))"
-    r"|\d(?:[ \t\u00a0_.-]?\d){12,}"
-)
-_DIGIT_GROUP = re.compile(r"\d+")
-_CARD_LENGTHS = range(13, 20)
+# Far over every amount; Python writes out no integer of more than some thousand digits.
+_LONGEST_INTEGER_BITS = 128
 
 _registered: set[str] = set()
 _pattern = re.compile("|".join(_SECRETS), re.IGNORECASE | re.DOTALL)
@@ -65,14 +62,14 @@ def clean(value: Any, *, name: str = "", depth: int = 0) -> Any:
     if type(value) is str:
         return clean_text(value)
     if isinstance(value, int):
-        return REDACTED if looks_like_card(str(int(value))) else int(value)
+        if value.bit_length() > _LONGEST_INTEGER_BITS:
+            return "(huge)"
+        return REDACTED if holds_card_number(str(abs(int(value)))) else int(value)
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else str(value)
     if isinstance(value, Mapping) and depth < DEPTH_LIMIT:
-        pairs = list(value.items())[:ITEMS_LIMIT]
-        return {
-            clean_text(str(key)): clean(item, name=str(key), depth=depth + 1) for key, item in pairs
-        }
+        pairs = [(str(key), item) for key, item in list(value.items())[:ITEMS_LIMIT]]
+        return {clean_text(key): _clean_entry(key, item, depth + 1) for key, item in pairs}
     if isinstance(value, list | tuple | set | frozenset) and depth < DEPTH_LIMIT:
         return [clean(item, depth=depth + 1) for item in list(value)[:ITEMS_LIMIT]]
     return clean_text(str(value))
@@ -85,20 +82,19 @@ def clean_text(text: str) -> str:
     # Cut at twice the limit first, so that a secret across the final cut is still seen whole.
     text = text[: 2 * STRING_LIMIT]
     text = _pattern.sub(_hide_secret, text)
-    if len(text) >= _CARD_LENGTHS[0]:
-        text = _DIGITS.sub(_hide_card, text)
+    text = _without_card_numbers(text)
     return text if len(text) <= STRING_LIMIT else text[:STRING_LIMIT] + "…"
 
 
-def looks_like_card(digits: str) -> bool:
-    """Whether the digits have a card number's length and pass Luhn's check."""
-    if len(digits) not in _CARD_LENGTHS or not digits.isdecimal():
-        return False
-    total = 0
-    for place, digit in enumerate(reversed(digits)):
-        number = int(digit) * (1 + place % 2)
-        total += number - 9 if number > 9 else number
-    return total % 10 == 0
+def _clean_entry(key: str, item: Any, depth: int) -> Any:
+    """The cleaned item; a card number that begins in the key and ends in the item is hidden too."""
+    if (
+        key[-1:].isdigit()
+        and isinstance(item, str | int)
+        and holds_card_number(f"{key} {clean(item)}"[:STRING_LIMIT])
+    ):
+        return REDACTED
+    return clean(item, name=key, depth=depth)
 
 
 @lru_cache(maxsize=1024)
@@ -111,17 +107,10 @@ def _hide_secret(match: re.Match[str]) -> str:
     return kept + REDACTED
 
 
-def _hide_card(match: re.Match[str]) -> str:
-    """Hide the run when some of its neighbouring groups of digits together are a card number."""
-    if match["id"]:
-        return match[0]
-    groups = _DIGIT_GROUP.findall(match[0])[:ITEMS_LIMIT]
-    for start in range(len(groups)):
-        digits = ""
-        for group in groups[start:]:
-            digits += group
-            if len(digits) > _CARD_LENGTHS[-1]:
-                break
-            if looks_like_card(digits):
-                return REDACTED
-    return match[0]
+def _without_card_numbers(text: str) -> str:
+    kept, at = [], 0
+    for begin, end in card_number_spans(text):
+        if end > at:
+            kept += [text[at:begin], REDACTED] if begin >= at else []
+            at = end
+    return "".join([*kept, text[at:]]) if at else text

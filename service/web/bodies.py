@@ -10,11 +10,16 @@ from flask import request
 from pydantic import BaseModel, ValidationError
 
 from service.errors import BodyTooLarge, CardDataRefused, InvalidJson, ValidationFailed
-from service.web.card_numbers import holds_card_number
+from service.observability.card_numbers import holds_card_number
 
 MAX_BODY_BYTES = 64 * 1024
 # The deepest request of the contract has two levels; a parser's stack is not for callers to fill.
 MAX_DEPTH = 8
+
+# Twice the longest field of the contract (an operator's evidence): length comes before content.
+MAX_TEXT = 4096
+# Python writes out no integer of more than some thousand digits; a card number has 64 bits at most.
+_MAX_INTEGER_BITS = 64
 
 # Controls forge log lines and NUL cannot be stored; a lone surrogate is not a character at all.
 _UNSTORABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
@@ -105,27 +110,41 @@ def _refuse_constant(_text: str) -> NoReturn:
 
 
 def _inspect(value: Any, *, depth: int, field: str = "body") -> None:
-    """Look for card numbers in every key and value, and for depth."""
+    """Look for card numbers in every key and value, and over both; and for depth."""
     if depth > MAX_DEPTH:
         raise InvalidJson("The JSON is nested too deep.")
     if isinstance(value, str):
         refuse_unfit_text(value, field)
-    elif isinstance(value, bool) or value is None:
-        return
-    elif isinstance(value, int):
-        if abs(value) >= 10**12:
-            refuse_card_number(str(abs(value))[:64], field)
     elif isinstance(value, dict):
         for key, inner in value.items():
             refuse_unfit_text(key, field)
             _inspect(inner, depth=depth + 1, field=shown(key) if depth == 1 else field)
-    else:
+            # No further than the pair: item numbers with their counts would look like cards.
+            refuse_card_number(f"{key} {_text_of(inner)}", field)
+    elif isinstance(value, list):
         for inner in value:
             _inspect(inner, depth=depth + 1, field=field)
+        refuse_card_number(" ".join(map(_text_of, value)), field)
+    else:
+        refuse_card_number(_text_of(value), field)
+
+
+def _text_of(value: Any) -> str:
+    """A scalar as its text; what it holds of others, and what is too long for a card, is a word."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(abs(value)) if value.bit_length() <= _MAX_INTEGER_BITS else "huge"
+    return "other"
 
 
 def refuse_unfit_text(text: str, field: str) -> None:
-    """Raise for what is never stored: controls, half characters, card numbers."""
+    """Raise for what is never stored: texts without end, controls, half characters, card numbers."""
+    if len(text) > MAX_TEXT:
+        raise ValidationFailed(
+            f"Refused: {field}.",
+            fields=[{"field": field, "reason": f"is longer than {MAX_TEXT} characters"}],
+        )
     if _UNSTORABLE.search(text):
         raise ValidationFailed(
             f"Refused: {field}.",

@@ -8,7 +8,7 @@ from flask import request
 from pydantic import BaseModel
 
 from service.errors import ValidationFailed
-from service.web.bodies import refuse_unfit_text, validated
+from service.web.bodies import refuse_card_number, refuse_unfit_text, validated
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -22,8 +22,9 @@ def read_query(model: type[Model]) -> Model:
             fields=[{"field": "(query)", "reason": "stands twice"}],
         )
     values = {name: texts[0] for name, texts in given.items()}
-    for text in values.values():
+    for name, text in values.items():
         refuse_unfit_text(text, "query")
+        refuse_card_number(f"{name} {text}", "query")
     if "created_gte" in values:
         # A plus sign that was not percent-encoded arrives as a space.
         values["created_gte"] = values["created_gte"].replace(" ", "+")

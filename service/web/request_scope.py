@@ -14,8 +14,8 @@ from flask import Flask, Response, request
 
 from service.errors import ValidationFailed
 from service.observability import logs, metrics, tracing
+from service.observability.card_numbers import holds_card_number
 from service.resilience.deadline import Deadline
-from service.web.card_numbers import holds_card_number
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment

@@ -23,6 +23,7 @@ from gunicorn.http.errors import NoMoreData, ParseException
 from gunicorn.http.parser import RequestParser
 
 from service.errors import HoldfastError, InvalidJson, KeyMissing, SignatureInvalid
+from service.observability.card_numbers import holds_card_number
 from service.observability.redaction import clean, clean_text
 from service.observability.tracing import Trace
 from service.payments.deliveries import signed_headers
@@ -37,7 +38,6 @@ from service.sandbox import form
 from service.sandbox.errors import StripeError
 from service.settings import Settings, SettingsError
 from service.web.bodies import MAX_DEPTH, parse_object, validated
-from service.web.card_numbers import holds_card_number
 from service.web.idempotency import parse_idempotency_key
 from service.web.incoming import Verdict, judge
 from service.web.payments import parse_cursor
@@ -75,7 +75,7 @@ def card_numbers(data: bytes) -> None:
     assert not _naked_card_numbers(clean_text(text))
     if len(data) < 20:
         return
-    card, mark = _card_number(data[:15]), " .-"[data[15] % 3]
+    card, mark = _card_number(data[:15]), (" ", ".", "-", "  ", " – ", ",", "\u200b")[data[15] % 7]
     size = 1 + data[16] % 8
     grouped = mark.join(card[place : place + size] for place in range(0, len(card), size))
     # Around it stands what cannot be part of a number or of one of our ids.
@@ -321,19 +321,18 @@ def _flipped(text: bytes, place: int, bit: int) -> bytes:
 
 def _card_number(seed: bytes) -> str:
     """Sixteen digits that begin like a card and pass Luhn's check."""
-    digits = [2 + seed[0] % 5, *(byte % 10 for byte in seed[1:15])]
+    prefix = ("4", "51", "55", "2221", "2720", "6011", "65", "3528", "62", "50")[seed[0] % 10]
+    digits = [*map(int, prefix), *(byte % 10 for byte in seed[1:15])][:15]
     doubled = [digit * 2 if place % 2 == 0 else digit for place, digit in enumerate(digits)]
     total = sum(digit - 9 if digit > 9 else digit for digit in doubled)
     return "".join(map(str, [*digits, -total % 10]))
 
 
 def _naked_card_numbers(text: str) -> list[str]:
-    """Runs of 13 to 19 plain digits that pass Luhn and are not part of one of our ids."""
-    an_id = r"[0-9a-f]{32}|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
-    # Whole ones: what is left of a longer run is no number of its own.
-    text = re.sub(rf"(?<![0-9a-f])(?:{an_id})(?![0-9a-f])", "x", text)
-    runs = re.findall(r"(?<![0-9])[0-9]{13,19}(?![0-9])", text)
-    return [run for run in runs if _passes_luhn(run)]
+    """Runs of 16 plain digits, Visa's or Mastercard's, that pass Luhn and are in no identifier."""
+    text = re.sub(r"(?i)[0-9a-f-]{24,}", "x", text)
+    runs = re.findall(r"(?<![0-9])(?:4|5[1-5])[0-9]{14,15}(?![0-9])", text)
+    return [run for run in runs if len(run) == 16 and _passes_luhn(run)]
 
 
 def _passes_luhn(run: str) -> bool:
