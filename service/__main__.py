@@ -22,6 +22,7 @@ COMMANDS = {
     "payments": "list, show, reconcile and resolve payments",
     "keys": "make, list and revoke API keys",
     "events": "follow what happens",
+    "audit": "read who did what: keys, endpoints, resolutions, drills",
     "doctor": "check everything, and say what to do",
     "sandbox": "the stand-in provider, over TLS, with faults on demand",
     "faultproxy": "stand on the links to provider and database, for rehearsals",

@@ -377,7 +377,7 @@ def _simulation(
     )
     blueprint = routes.simulation_blueprint(
         rehearsals,
-        require_operator=lambda: authenticate("operator", request_scope.request_deadline()).key_id,
+        require_operator=lambda: authenticate("operator", request_scope.request_deadline()).actor(),
         require_same_origin=partial(require_same_origin, _ops_hosts(settings)),
         read_body=lambda model: validated(model, parse_object(read_body() or b"{}")),
     )

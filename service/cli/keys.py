@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     verbs = parser.add_subparsers(dest="verb", required=True)
     made = verbs.add_parser("make", help="a new key, shown this once")
-    made.add_argument("--scopes", required=True, help="of payments,refunds,read,operator")
+    made.add_argument("--scopes", required=True, help="of payments,refunds,read,operator,platform")
     made.add_argument("--label", help="which program uses it")
     made.add_argument("--mode", choices=("test", "live"), default="test")
     made.add_argument("--expires-in-days", type=int, metavar="N")
@@ -48,12 +48,13 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _make(keys: KeyStore, merchant_id: UUID, arguments: argparse.Namespace) -> None:
-    from service.payments.merchants import SCOPES
+    from service.payments.audit import cli_actor
+    from service.payments.merchants import ALL_SCOPES
     from service.web.api_keys import present_key
 
     scopes = arguments.scopes.split(",")
-    if not set(scopes) <= set(SCOPES):
-        local.fail(f"The scopes are {', '.join(SCOPES)}.")
+    if not set(scopes) <= set(ALL_SCOPES):
+        local.fail(f"The scopes are {', '.join(ALL_SCOPES)}.")
     days = arguments.expires_in_days
     key, api_key = keys.create(
         merchant_id,
@@ -62,6 +63,7 @@ def _make(keys: KeyStore, merchant_id: UUID, arguments: argparse.Namespace) -> N
         scopes=scopes,
         label=arguments.label,
         expires_at=None if days is None else datetime.now(UTC) + timedelta(days=days),
+        actor=cli_actor(),
     )
     if arguments.json:
         print_json({**present_key(key), "key": api_key})
@@ -81,7 +83,9 @@ def _list(keys: KeyStore, merchant_id: UUID, arguments: argparse.Namespace) -> N
 
 
 def _revoke(keys: KeyStore, merchant_id: UUID, arguments: argparse.Namespace) -> None:
-    if not keys.revoke(merchant_id, arguments.key_id, local.soon()):
+    from service.payments.audit import cli_actor
+
+    if not keys.revoke(merchant_id, arguments.key_id, local.soon(), actor=cli_actor()):
         local.fail("There is no such live key of this merchant.")
     if arguments.json:
         print_json({"id": arguments.key_id, "status": "revoked"})

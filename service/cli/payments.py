@@ -12,7 +12,6 @@ example:
 from __future__ import annotations
 
 import argparse
-import getpass
 from typing import TYPE_CHECKING, Any, get_args
 
 from service.cli import local
@@ -105,24 +104,33 @@ _STEP_COLUMNS = (
 
 
 def _reconcile(store: PaymentStore, merchant_id: UUID, arguments: argparse.Namespace) -> None:
+    from service.payments.audit import cli_actor
     from service.payments.model import Status
 
     payment = _find(store, merchant_id, arguments)
     if payment.is_terminal or payment.status is Status.REQUIRES_CAPTURE:
         local.fail(f"There is nothing to find out: it is {payment.status.value}.")
-    store.look_now(payment, local.soon())
+    store.look_now(payment, local.soon(), actor=cli_actor())
     _tell(arguments, payment, "A reconciler looks at once; `payments show` tells what it finds.")
 
 
 def _resolve(store: PaymentStore, merchant_id: UUID, arguments: argparse.Namespace) -> None:
+    from service.payments.audit import cli_actor
     from service.payments.model import Status
 
     evidence = arguments.evidence.strip()
     if len(evidence) < _EVIDENCE_LENGTH_MIN:
         local.fail("The evidence must say where it can be checked, in 10 characters at least.")
     payment = _find(store, merchant_id, arguments)
-    by = f"cli:{getpass.getuser()}"
-    resolved = store.resolve(payment, Status(arguments.outcome), evidence, by, local.soon())
+    actor = cli_actor()
+    resolved = store.resolve(
+        payment,
+        Status(arguments.outcome),
+        evidence,
+        f"cli:{actor.name}",
+        local.soon(),
+        actor=actor,
+    )
     if resolved is None:
         local.fail(f"Only a payment in doubt can be resolved: it is {payment.status.value}.")
     _tell(arguments, resolved, f"It is {resolved.status.value}, for good.")

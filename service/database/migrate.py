@@ -37,11 +37,12 @@ MONTHS_AHEAD = 3
 # A file that begins with this holds one repeatable statement, such as CREATE INDEX CONCURRENTLY.
 OUTSIDE_TRANSACTION = "-- outside a transaction"
 
-# The rights of the service's role; what happened is never changed, so events have neither
-# UPDATE nor DELETE.
+# The rights of the service's role; what happened is never changed, so events and the audit log have
+# neither UPDATE nor DELETE.
 DEFAULT_RIGHTS = "SELECT, INSERT, UPDATE"
 RIGHTS = {
     "events": "SELECT, INSERT",
+    "audit_log": "SELECT, INSERT",
     "idempotency_keys": "SELECT, INSERT, UPDATE, DELETE",
     "webhook_endpoints": "SELECT, INSERT, UPDATE, DELETE",
     "webhook_outbox": "SELECT, INSERT, UPDATE, DELETE",

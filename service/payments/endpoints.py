@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import base64
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from service.database.pool import ConnectionPool, Statement
+from service.database.pool import Checkout, ConnectionPool, Statement
 from service.errors import WrongState
-from service.payments.model import new_id
+from service.payments import audit
+from service.payments.audit import Actor, Entry
+from service.payments.model import event_id_text, new_id
 from service.payments.outbox import TOLD
 from service.resilience.deadline import Deadline
 
@@ -137,12 +139,20 @@ _DELETE = Statement(
     WITH w AS (
         DELETE FROM webhook_endpoints
         WHERE merchant_id = %(merchant_id)s::uuid AND endpoint_id = %(endpoint_id)s::uuid
-        RETURNING merchant_id, endpoint_id
+        RETURNING merchant_id, endpoint_id, url
     ), unsent AS (
         DELETE FROM webhook_outbox o USING w
         WHERE o.merchant_id = w.merchant_id AND o.endpoint_id = w.endpoint_id
     )
-    SELECT 1 FROM w
+    SELECT url FROM w
+    """,
+)
+# Read before a change, in its transaction, so that the audit log has both addresses.
+_LOCK = Statement(
+    "endpoint_lock",
+    """
+    SELECT url, event_types, description, status FROM webhook_endpoints
+    WHERE merchant_id = %(merchant_id)s::uuid AND endpoint_id = %(endpoint_id)s::uuid FOR UPDATE
     """,
 )
 _TROUBLED = Statement(
@@ -191,17 +201,20 @@ class EndpointStore:
         url: str,
         event_types: Sequence[str],
         description: str | None = None,
+        actor: Actor = audit.SERVICE,
     ) -> tuple[Endpoint, str]:
         """A new endpoint: (its row, its secret, which can never be read again).
 
         Raises WrongState where the merchant has ENDPOINTS_MAX already.
         """
         secret = secrets.token_bytes(SECRET_BYTES)
-        rows = self._pool.run(
+        endpoint_id = new_id()
+        rows = audit.run_audited(
+            self._pool,
             _CREATE,
             {
                 "merchant_id": str(merchant_id),
-                "endpoint_id": str(new_id()),
+                "endpoint_id": str(endpoint_id),
                 "url": url,
                 "description": description,
                 "event_types": list(event_types),
@@ -209,6 +222,13 @@ class EndpointStore:
                 "most": ENDPOINTS_MAX,
             },
             deadline,
+            actor=actor,
+            entry=lambda _: Entry(
+                "webhook_endpoint.created",
+                merchant_id,
+                target=endpoint_id_text(endpoint_id),
+                detail={"url": _shown_url(url), "event_types": list(event_types)},
+            ),
         )
         if not rows:
             raise WrongState(f"There are {ENDPOINTS_MAX} endpoints already; delete one first.")
@@ -235,44 +255,96 @@ class EndpointStore:
         event_types: Sequence[str] | None = None,
         description: str | None = None,
         status: str | None = None,
+        actor: Actor = audit.SERVICE,
     ) -> Endpoint | None:
         """Change what is given; `enabled` also forgets failures and sends at once what waits."""
-        return self._one(
-            _CHANGE,
-            merchant_id,
-            endpoint_id,
-            deadline,
-            url=url,
-            event_types=None if event_types is None else list(event_types),
-            description=description,
-            status=status,
-        )
+        ids = _ids(merchant_id, endpoint_id)
+        new = {
+            "url": url,
+            "event_types": None if event_types is None else list(event_types),
+            "description": description,
+            "status": status,
+        }
+
+        def act(transaction: Checkout) -> Endpoint | None:
+            before = transaction.run(_LOCK, ids)
+            rows = transaction.run(_CHANGE, {**ids, **new})
+            if not rows or not before:
+                return None
+            detail = _changes(dict(zip(new, before[0], strict=True)), new)
+            target = endpoint_id_text(endpoint_id)
+            audit.write(
+                transaction,
+                actor,
+                Entry("webhook_endpoint.changed", merchant_id, target=target, detail=detail),
+            )
+            return _endpoint_of(rows[0])
+
+        return audit.in_transaction(self._pool, act, deadline)
 
     def rotate(
-        self, merchant_id: UUID, endpoint_id: UUID, deadline: Deadline
+        self,
+        merchant_id: UUID,
+        endpoint_id: UUID,
+        deadline: Deadline,
+        *,
+        actor: Actor = audit.SERVICE,
     ) -> tuple[Endpoint, str] | None:
         """A new secret, shown once; for OLD_SECRET_SIGNS_FOR_S the one before signs as well."""
         secret = secrets.token_bytes(SECRET_BYTES)
-        endpoint = self._one(
+        rows = audit.run_audited(
+            self._pool,
             _ROTATE,
-            merchant_id,
-            endpoint_id,
+            {
+                **_ids(merchant_id, endpoint_id),
+                "secret": secret,
+                "old_signs_for_s": OLD_SECRET_SIGNS_FOR_S,
+            },
             deadline,
-            secret=secret,
-            old_signs_for_s=OLD_SECRET_SIGNS_FOR_S,
+            actor=actor,
+            entry=lambda _: Entry(
+                "webhook_endpoint.secret_rotated",
+                merchant_id,
+                target=endpoint_id_text(endpoint_id),
+            ),
         )
-        return None if endpoint is None else (endpoint, secret_text(secret))
+        return (_endpoint_of(rows[0]), secret_text(secret)) if rows else None
 
-    def delete(self, merchant_id: UUID, endpoint_id: UUID, deadline: Deadline) -> bool:
+    def delete(
+        self,
+        merchant_id: UUID,
+        endpoint_id: UUID,
+        deadline: Deadline,
+        *,
+        actor: Actor = audit.SERVICE,
+    ) -> bool:
         """Forget the endpoint and what it was still to be told."""
-        ids = {"merchant_id": str(merchant_id), "endpoint_id": str(endpoint_id)}
-        return bool(self._pool.run(_DELETE, ids, deadline))
+        rows = audit.run_audited(
+            self._pool,
+            _DELETE,
+            _ids(merchant_id, endpoint_id),
+            deadline,
+            actor=actor,
+            entry=lambda rows: Entry(
+                "webhook_endpoint.deleted",
+                merchant_id,
+                target=endpoint_id_text(endpoint_id),
+                detail={"url": _shown_url(rows[0][0])},
+            ),
+        )
+        return bool(rows)
 
     def redeliver(
-        self, merchant_id: UUID, event_id: UUID, deadline: Deadline
+        self,
+        merchant_id: UUID,
+        event_id: UUID,
+        deadline: Deadline,
+        *,
+        actor: Actor = audit.SERVICE,
     ) -> tuple[str, list[UUID]] | None:
         """Tell all enabled endpoints of an event again: (its type, which); None: no such event."""
-        rows = self._pool.run(
+        rows = audit.run_audited(
+            self._pool,
             _REDELIVER,
             {
                 "merchant_id": str(merchant_id),
@@ -281,6 +353,8 @@ class EndpointStore:
                 "made_at_s": (event_id.int >> 80) / 1000,
             },
             deadline,
+            actor=actor,
+            entry=lambda rows: _redelivered(merchant_id, event_id, *rows[0]),
         )
         type_, endpoint_ids = rows[0]
         return None if type_ is None else (type_, [UUID(text) for text in endpoint_ids])
@@ -298,9 +372,39 @@ class EndpointStore:
         deadline: Deadline,
         **values: Any,
     ) -> Endpoint | None:
-        ids = {"merchant_id": str(merchant_id), "endpoint_id": str(endpoint_id)}
-        rows = self._pool.run(statement, {**ids, **values}, deadline)
+        rows = self._pool.run(statement, {**_ids(merchant_id, endpoint_id), **values}, deadline)
         return _endpoint_of(rows[0]) if rows else None
+
+
+def _redelivered(
+    merchant_id: UUID, event_id: UUID, type_: str | None, told: Sequence[str]
+) -> Entry | None:
+    if type_ is None:
+        return None
+    detail = {"type": type_, "endpoints": len(told)}
+    return Entry("event.redelivered", merchant_id, target=event_id_text(event_id), detail=detail)
+
+
+def _ids(merchant_id: UUID, endpoint_id: UUID) -> dict[str, str]:
+    return {"merchant_id": str(merchant_id), "endpoint_id": str(endpoint_id)}
+
+
+def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """What was given and differs, as {field: {from, to}}."""
+    changed = {}
+    for name, value in new.items():
+        if value is not None and value != old[name]:
+            before, after = old[name], value
+            if name == "url":
+                before, after = _shown_url(before), _shown_url(after)
+            changed[name] = {"from": before, "to": after}
+    return changed
+
+
+def _shown_url(url: str) -> str:
+    """The address without its query, in which some receivers expect a token of theirs."""
+    place, has_query, _ = url.partition("?")
+    return f"{place}?..." if has_query else place
 
 
 def _endpoint_of(row: Sequence[Any]) -> Endpoint:

@@ -16,10 +16,16 @@ import psycopg2.extensions
 
 from service.database.pool import ConnectionPool, Statement
 from service.errors import WrongState
+from service.payments import audit
+from service.payments.audit import Actor, Entry
 from service.resilience.deadline import Deadline
 
 Mode = Literal["test", "live"]
 SCOPES = ("payments", "refunds", "read", "operator")
+# Acts on the whole instance: drills, simulations, the kill switch, writes of the ops plane. Only the
+# command line and the first start give it; `/v1/api_keys` cannot.
+PLATFORM = "platform"
+ALL_SCOPES = (*SCOPES, PLATFORM)
 # Fixed, so that two instances that start together make the same one.
 DEFAULT_MERCHANT_ID = UUID("00000000-0000-7000-8000-000000000001")
 # The tenant of rehearsals: what happens to its payments is no service level of anybody's.
@@ -82,8 +88,15 @@ def hash_key(api_key: str) -> bytes:
     return hashlib.sha256(api_key.encode()).digest()
 
 
-def bootstrap(connection: psycopg2.extensions.connection, api_key: str, mode: Mode) -> None:
+def bootstrap(
+    connection: psycopg2.extensions.connection,
+    api_key: str,
+    mode: Mode,
+    actor: Actor = audit.SERVICE,
+) -> None:
     """Make the default merchant and its first key with all scopes; harmless when repeated.
+
+    The holder of the setting is the platform's operator: a key that is there already gets the scope.
 
     Raises ValueError for a text that is no API key of that mode.
     """
@@ -96,17 +109,44 @@ def bootstrap(connection: psycopg2.extensions.connection, api_key: str, mode: Mo
             " ON CONFLICT (merchant_id) DO NOTHING",
             (str(DEFAULT_MERCHANT_ID),),
         )
+        # One statement, since the connection may be in autocommit.
         cursor.execute(
-            "INSERT INTO api_keys (key_id, merchant_id, secret_sha256, mode, scopes, label)"
-            " VALUES (%s, %s::uuid, %s, %s, %s, 'bootstrap') ON CONFLICT (key_id) DO NOTHING",
-            (parsed[1], str(DEFAULT_MERCHANT_ID), hash_key(api_key), mode, list(SCOPES)),
+            f"""
+            WITH made AS (
+                INSERT INTO api_keys
+                    (key_id, merchant_id, secret_sha256, mode, scopes, label, platform)
+                VALUES (%(key_id)s, %(owner)s::uuid, %(secret_sha256)s, %(mode)s, %(scopes)s,
+                        'bootstrap', true)
+                ON CONFLICT (key_id) DO UPDATE SET platform = true
+                WHERE NOT api_keys.platform AND api_keys.revoked_at IS NULL
+                  AND api_keys.secret_sha256 = excluded.secret_sha256
+                RETURNING key_id
+            )
+            {audit.WRITE_SQL} SELECT {audit.WRITE_VALUES} FROM made
+            """,  # Only our own SQL is put in.
+            {
+                "key_id": parsed[1],
+                "owner": str(DEFAULT_MERCHANT_ID),
+                "secret_sha256": hash_key(api_key),
+                "mode": mode,
+                "scopes": list(SCOPES),
+                **audit.params_of(
+                    actor,
+                    Entry(
+                        "api_key.bootstrapped",
+                        DEFAULT_MERCHANT_ID,
+                        target=parsed[1],
+                        detail={"mode": mode, "scopes": ALL_SCOPES},
+                    ),
+                ),
+            },
         )
     if not connection.autocommit:
         connection.commit()
 
 
 _COLUMNS = """
-    key_id, merchant_id, secret_sha256, mode, scopes, label, created_at, last_used_at, expires_at,
+    key_id, merchant_id, secret_sha256, mode, scopes, platform, label, created_at, last_used_at, expires_at,
     revoked_at, revoked_at IS NULL AND coalesce(expires_at > now(), true),
     coalesce(last_used_at < now() - interval '1 minute', true),
     coalesce((SELECT has_too_many_open FROM merchants m
@@ -120,9 +160,10 @@ _FIND = Statement(
 _CREATE = Statement(
     "key_create",
     f"""
-    INSERT INTO api_keys (key_id, merchant_id, secret_sha256, mode, scopes, label, expires_at)
+    INSERT INTO api_keys
+        (key_id, merchant_id, secret_sha256, mode, scopes, platform, label, expires_at)
     SELECT %(key_id)s::text, %(merchant_id)s::uuid, %(secret_sha256)s::bytea, %(mode)s::text,
-           %(scopes)s::text[], %(label)s::text, %(expires_at)s::timestamptz
+           %(scopes)s::text[], %(platform)s::boolean, %(label)s::text, %(expires_at)s::timestamptz
     WHERE (SELECT count(*) FROM api_keys WHERE merchant_id = %(merchant_id)s::uuid
            AND revoked_at IS NULL AND coalesce(expires_at > now(), true)) < %(most)s::integer
     RETURNING {_COLUMNS}
@@ -140,7 +181,7 @@ _REVOKE = Statement(
     """
     UPDATE api_keys SET revoked_at = now()
     WHERE merchant_id = %(merchant_id)s::uuid AND key_id = %(key_id)s::text AND revoked_at IS NULL
-    RETURNING 1
+    RETURNING label
     """,
 )
 _TOUCH = Statement(
@@ -175,6 +216,7 @@ class KeyStore:
         scopes: Sequence[str],
         label: str | None = None,
         expires_at: datetime | None = None,
+        actor: Actor = audit.SERVICE,
     ) -> tuple[ApiKey, str]:
         """A new key: (its row, the key itself, which can never be read again).
 
@@ -183,19 +225,33 @@ class KeyStore:
         api_key = generate_key(mode)
         parsed = parse_key(api_key)
         assert parsed is not None  # noqa: S101  # It was just made.
-        rows = self._pool.run(
+        rows = audit.run_audited(
+            self._pool,
             _CREATE,
             {
                 "key_id": parsed[1],
                 "merchant_id": str(merchant_id),
                 "secret_sha256": hash_key(api_key),
                 "mode": mode,
-                "scopes": list(scopes),
+                "scopes": [scope for scope in scopes if scope != PLATFORM],
+                "platform": PLATFORM in scopes,
                 "label": label,
                 "expires_at": expires_at,
                 "most": LIVE_KEYS_MAX,
             },
             deadline,
+            actor=actor,
+            entry=lambda _: Entry(
+                "api_key.created",
+                merchant_id,
+                target=parsed[1],
+                detail={
+                    "mode": mode,
+                    "scopes": sorted(scopes),
+                    "label": label,
+                    "expires_at": expires_at,
+                },
+            ),
         )
         if not rows:
             raise WrongState(f"There are {LIVE_KEYS_MAX} live keys already; revoke one first.")
@@ -206,11 +262,26 @@ class KeyStore:
         rows = self._pool.run(_LIST, {"merchant_id": str(merchant_id)}, deadline)
         return [_key_of(row) for row in rows]
 
-    def revoke(self, merchant_id: UUID, key_id: str, deadline: Deadline) -> bool:
+    def revoke(
+        self,
+        merchant_id: UUID,
+        key_id: str,
+        deadline: Deadline,
+        *,
+        actor: Actor = audit.SERVICE,
+    ) -> bool:
         """End a key; workers notice within the seconds that they remember keys for."""
-        return bool(
-            self._pool.run(_REVOKE, {"merchant_id": str(merchant_id), "key_id": key_id}, deadline)
+        rows = audit.run_audited(
+            self._pool,
+            _REVOKE,
+            {"merchant_id": str(merchant_id), "key_id": key_id},
+            deadline,
+            actor=actor,
+            entry=lambda rows: Entry(
+                "api_key.revoked", merchant_id, target=key_id, detail={"label": rows[0][0]}
+            ),
         )
+        return bool(rows)
 
     def touch(self, key_id: str, deadline: Deadline) -> None:
         """Write down that the key was used, at most once a minute."""
@@ -218,10 +289,10 @@ class KeyStore:
 
 
 def _key_of(row: Sequence[Any]) -> ApiKey:
-    key_id, merchant_id, secret_sha256, mode, scopes, *rest = row
-    return ApiKey(
-        key_id, UUID(str(merchant_id)), bytes(secret_sha256), mode, frozenset(scopes), *rest
-    )
+    key_id, merchant_id, secret_sha256, mode, scopes, is_platform, *rest = row
+    # The column alone gives the platform scope, never a word among the others.
+    held = frozenset(scopes) - {PLATFORM} | ({PLATFORM} if is_platform else frozenset())
+    return ApiKey(key_id, UUID(str(merchant_id)), bytes(secret_sha256), mode, held, *rest)
 
 
 def _random(length: int) -> str:

@@ -18,7 +18,9 @@ import psycopg2
 
 from service.database.pool import Checkout, ConnectionPool
 from service.errors import KeyInFlight, KeyReused
+from service.payments import audit
 from service.payments import payment_statements as statements
+from service.payments.audit import Actor, Entry
 from service.payments.model import (
     OPEN,
     ChargeRequest,
@@ -224,7 +226,14 @@ class PaymentStore:
         return written or self.read(payment, deadline)
 
     def resolve(
-        self, payment: Payment, status: Status, evidence: str, by: str, deadline: Deadline
+        self,
+        payment: Payment,
+        status: Status,
+        evidence: str,
+        by: str,
+        deadline: Deadline,
+        *,
+        actor: Actor | None = None,
     ) -> Payment | None:
         """Write what an operator found out; None where the payment is not in doubt."""
         return self._move(
@@ -236,6 +245,7 @@ class PaymentStore:
             amount_captured=payment.amount_minor if status is Status.SUCCEEDED else 0,
             reason=evidence,
             by=by,
+            actor=actor or Actor("service", by),
         )
 
     def withdraw(self, payment: Payment, idempotency_key: str, deadline: Deadline) -> bool:
@@ -279,9 +289,12 @@ class PaymentStore:
             for event_id, of_payment, type_, detail, at in rows
         ]
 
-    def look_now(self, payment: Payment, deadline: Deadline) -> None:
+    def look_now(
+        self, payment: Payment, deadline: Deadline, *, actor: Actor = audit.SERVICE
+    ) -> None:
         """Have the reconciler look at an open payment at once, whatever its schedule says."""
-        self._pool.run(
+        audit.run_audited(
+            self._pool,
             statements.LOOK_NOW,
             {
                 "merchant_id": str(payment.merchant_id),
@@ -289,6 +302,13 @@ class PaymentStore:
                 "statuses": [status.value for status in OPEN - {Status.REQUIRES_CAPTURE}],
             },
             deadline,
+            actor=actor,
+            entry=lambda _: Entry(
+                "payment.reconcile_requested",
+                payment.merchant_id,
+                target=payment.id,
+                detail={"status": payment.status.value},
+            ),
         )
 
     def nudge(
@@ -357,6 +377,7 @@ class PaymentStore:
         amount_captured: int | None = None,
         reason: str | None = None,
         by: str | None = None,
+        actor: Actor | None = None,
     ) -> Payment | None:
         if amount_captured is None:
             amount_captured = outcome.amount_received if outcome is not None else 0
@@ -366,7 +387,9 @@ class PaymentStore:
         attempts = None
         if outcome is not None and op in ("prepare", "confirm"):
             attempts = attempts_json(payment.attempts, op, outcome)
-        with self._pool.checkout(deadline) as checkout:
+        # An act of a person is written in the same transaction; all else is one statement.
+        lend = self._pool.checkout if actor is None else self._pool.transaction
+        with lend(deadline) as checkout:
             rows = checkout.run(
                 statements.MOVE_AND_TELL if is_told(event_type) else statements.MOVE,
                 {
@@ -399,7 +422,19 @@ class PaymentStore:
                     ),
                 },
             )
+            if rows and actor is not None:
+                audit.write(checkout, actor, _act(event_type, payment, status, reason))
         return payment_of(rows[0]) if rows else None
+
+
+def _act(event_type: str, payment: Payment, status: Status, reason: str | None) -> Entry:
+    detail = {"event": event_type, "from": payment.status.value, "to": status.value}
+    return Entry(
+        "payment.resolved",
+        payment.merchant_id,
+        target=payment.id,
+        detail=detail | {"evidence": reason},
+    )
 
 
 def payment_of(row: Sequence[Any]) -> Payment:

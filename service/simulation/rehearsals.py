@@ -10,6 +10,7 @@ from typing import Any
 
 from service.errors import Busy, NotFound, PreflightRefused, WrongState
 from service.observability import metrics
+from service.payments.audit import Actor
 from service.resilience.deadline import Deadline
 from service.simulation.gameday import GameDay
 from service.simulation.plan import Catalogue, Plan
@@ -33,6 +34,8 @@ class Wish:
     scope: str
     reason: str
     requested_by: str
+    # For the audit log: with the address and the request; without it the name alone is known.
+    actor: Actor | None = None
     fault_s: float | None = None
     load_per_s: int | None = None
     blind: bool = False
@@ -88,7 +91,7 @@ class Rehearsals:
             self._refuse(wish, against, deadline)
         run.set(preflight=checks)
         try:
-            self.around.store.begin(run.document(), deadline)
+            self.around.store.begin(run.document(), deadline, actor=wish.actor)
         except BaseException:
             self._let_go(run)
             raise
@@ -98,7 +101,7 @@ class Rehearsals:
         ).start()
         return run
 
-    def stop_all(self, by: str, deadline: Deadline) -> list[str]:
+    def stop_all(self, by: Actor, deadline: Deadline) -> list[str]:
         """Stop whatever runs here; faults end within a second."""
         run = self._running
         if run is None:
@@ -106,12 +109,12 @@ class Rehearsals:
         self.stop(run, by, deadline)
         return [run.id]
 
-    def stop(self, run: Run, by: str, deadline: Deadline) -> None:
-        run.stop(f"Stopped by {by}.")
-        log.warning("rehearsal.stopped", extra={**_told(run), "stopped_by": by})
+    def stop(self, run: Run, by: Actor, deadline: Deadline) -> None:
+        run.stop(f"Stopped by {by.name}.")
+        log.warning("rehearsal.stopped", extra={**_told(run), "stopped_by": by.name})
         # The stop itself must not wait for a database that may be what is being rehearsed.
         try:
-            self.around.store.audit("stopped", by, run.id, {}, deadline)
+            self.around.store.audit(by, "stopped", run.id, {}, deadline)
         except Busy as error:
             log.warning("rehearsal.audit_failed", extra={"run_id": run.id, "detail": error.detail})
 
@@ -220,7 +223,8 @@ class Rehearsals:
         if wish.kind == "drill":
             metrics.drill_runs_total.labels(wish.name, "refused").inc()
         try:
-            self.around.store.audit("refused", wish.requested_by, None, detail, deadline)
+            actor = wish.actor or Actor("api_key", wish.requested_by)
+            self.around.store.audit(actor, "refused", None, detail, deadline)
         except Busy as error:
             log.warning("rehearsal.audit_failed", extra={"detail": error.detail})
         raise PreflightRefused(against)

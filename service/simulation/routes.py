@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from service.errors import Busy, NotFound
 from service.operations import Operation, documented
+from service.payments.audit import Actor
 from service.resilience.deadline import Deadline
 from service.simulation import report
 from service.simulation.faults import TTL_MAX_S
@@ -74,11 +75,11 @@ class Answer(_Body):
 def simulation_blueprint(
     rehearsals: Rehearsals,
     *,
-    require_operator: Callable[[], str],
+    require_operator: Callable[[], Actor],
     require_same_origin: Callable[[], None],
     read_body: Callable[[type[Any]], Any],
 ) -> Blueprint:
-    """`require_operator` gives the caller's key id or raises; `require_same_origin` raises for
+    """`require_operator` gives the caller or raises; `require_same_origin` raises for
     another page's request; `read_body` checks a body against a model."""
     blueprint = Blueprint(
         "simulation", __name__, static_folder="static", static_url_path="/drills/static"
@@ -109,7 +110,8 @@ def simulation_blueprint(
             kind="simulation",
             scope=body.scope or rehearsals.default_scope,
             reason=body.reason,
-            requested_by=by,
+            requested_by=by.name,
+            actor=by,
             fault_s=body.ttl_s,
             load_per_s=body.load_rps,
         )
@@ -176,7 +178,11 @@ def simulation_blueprint(
         by = require_operator()
         body: Lever = read_body(Lever)
         around.store.set_lever(
-            engaged=body.engaged, reason=body.reason, by=by, deadline=_deadline()
+            engaged=body.engaged,
+            reason=body.reason,
+            by=by.name,
+            deadline=_deadline(),
+            actor=by,
         )
         if body.engaged:
             rehearsals.stop_all(by, _deadline())
@@ -230,7 +236,8 @@ def simulation_blueprint(
             kind="drill",
             scope=body.scope or rehearsals.default_scope,
             reason=body.reason,
-            requested_by=by,
+            requested_by=by.name,
+            actor=by,
             fault_s=body.fault_s,
             load_per_s=body.load_rps,
             blind=body.blind,

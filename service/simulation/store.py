@@ -9,6 +9,8 @@ from typing import Any
 from uuid import UUID
 
 from service.database.pool import ConnectionPool, Statement
+from service.payments import audit
+from service.payments.audit import Actor, AuditLog, Entry
 from service.payments.merchants import DRILL_MERCHANT_ID
 from service.payments.model import new_id
 from service.resilience.deadline import Deadline
@@ -85,15 +87,6 @@ _END = Statement(
     WHERE rehearsal_id = %(id)s::uuid RETURNING 1
     """,
 )
-_AUDIT = Statement(
-    "rehearsal_audit",
-    """
-    INSERT INTO rehearsal_audit (audit_id, action, requested_by, rehearsal_id, detail)
-    VALUES (%(audit_id)s::uuid, %(action)s::text, %(requested_by)s::text, %(id)s::uuid,
-            %(detail)s::jsonb)
-    RETURNING 1
-    """,
-)
 _FIND = Statement(
     "rehearsal_find", "SELECT report FROM rehearsals WHERE rehearsal_id = %(id)s::uuid"
 )
@@ -168,24 +161,48 @@ class RehearsalStore:
         detail, at = rows[0]
         return {**detail, "at": moment(at)}
 
-    def set_lever(self, *, engaged: bool, reason: str, by: str, deadline: Deadline) -> None:
+    def set_lever(
+        self,
+        *,
+        engaged: bool,
+        reason: str,
+        by: str,
+        deadline: Deadline,
+        actor: Actor | None = None,
+    ) -> None:
+        """Write the kill switch and its act, both or neither."""
         detail = {"engaged": engaged, "reason": reason, "by": by}
-        self._pool.run(_SET_LEVER, {"name": _LEVER, "detail": json.dumps(detail)}, deadline)
-        self.audit("lever", by, None, detail, deadline)
+        action = "kill_switch.engaged" if engaged else "kill_switch.released"
+        audit.run_audited(
+            self._pool,
+            _SET_LEVER,
+            {"name": _LEVER, "detail": json.dumps(detail)},
+            deadline,
+            actor=actor or Actor("api_key", by),
+            entry=lambda _: Entry(action, detail={"reason": reason}),
+        )
 
     def make_tenant(self, deadline: Deadline) -> None:
         self._pool.run(_MAKE_TENANT, {"merchant_id": str(DRILL_MERCHANT_ID)}, deadline)
 
-    def begin(self, report: Mapping[str, Any], deadline: Deadline) -> None:
-        """Write the run down with its audit row, before anything is struck."""
+    def begin(
+        self, report: Mapping[str, Any], deadline: Deadline, *, actor: Actor | None = None
+    ) -> None:
+        """Write the run and its act, both or neither, before any fault is injected."""
         params = {
             **{name: report[name] for name in ("kind", "name", "scope", "requested_by", "reason")},
             "id": str(_uuid_of(report["id"])),
             "report": json.dumps(report),
         }
-        self._pool.run(_BEGIN, params, deadline)
         detail = {name: report[name] for name in ("kind", "name", "scope", "reason")}
-        self.audit("started", report["requested_by"], report["id"], detail, deadline)
+        audit.run_audited(
+            self._pool,
+            _BEGIN,
+            params,
+            deadline,
+            actor=actor or Actor("api_key", report["requested_by"]),
+            entry=lambda _: Entry("drill.started", target=report["id"], detail=detail),
+        )
 
     def close_lost(self, deadline: Deadline) -> int:
         """End the runs whose process was killed, once their lease has passed; how many there were."""
@@ -197,27 +214,21 @@ class RehearsalStore:
             "verdict": report["verdict"],
             "report": json.dumps(report),
         }
-        self._pool.run(_END, params, deadline)
-        detail = {"verdict": report["verdict"], "summary": report["summary"]}
-        self.audit("ended", report["requested_by"], report["id"], detail, deadline)
+        detail = {name: report[name] for name in ("verdict", "summary", "requested_by")}
+        audit.run_audited(
+            self._pool,
+            _END,
+            params,
+            deadline,
+            actor=audit.SERVICE,
+            entry=lambda _: Entry("drill.ended", target=report["id"], detail=detail),
+        )
 
     def audit(
-        self,
-        action: str,
-        by: str,
-        run_id: str | None,
-        detail: Mapping[str, Any],
-        deadline: Deadline,
+        self, actor: Actor, action: str, run_id: str | None, detail: Mapping[str, Any], by: Deadline
     ) -> None:
-        """One row that is never changed."""
-        params = {
-            "audit_id": str(new_id()),
-            "action": action,
-            "requested_by": by,
-            "id": str(_uuid_of(run_id)) if run_id else None,
-            "detail": json.dumps(detail),
-        }
-        self._pool.run(_AUDIT, params, deadline)
+        """An act that changes no row of ours: a drill that was refused, or told to stop."""
+        AuditLog(self._pool).write(actor, Entry(f"drill.{action}", None, run_id, detail), by)
 
     def find(self, run_id: str, deadline: Deadline) -> dict[str, Any] | None:
         """A run's report as it was written last."""

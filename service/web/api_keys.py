@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from service.errors import Forbidden, NotFound, ValidationFailed, WrongState
 from service.operations import Operation, documented
-from service.payments.merchants import SCOPES, ApiKey, KeyStore
+from service.payments.merchants import ALL_SCOPES, PLATFORM, SCOPES, ApiKey, KeyStore
 from service.web.auth import Authenticator
 from service.web.bodies import parse_object, read_body, validated
 from service.web.payments import json_answer
@@ -21,6 +21,8 @@ from service.web.schemas import PLAIN, Moment, shown_time
 log = logging.getLogger(__name__)
 
 Scope = Literal["payments", "refunds", "read", "operator"]
+# What a key may have; `platform` acts on the whole instance and is given by the command line only.
+HeldScope = Literal["payments", "refunds", "read", "operator", "platform"]
 
 
 class CreateKey(BaseModel):
@@ -44,7 +46,7 @@ class KeyDocument(BaseModel):
     id: str
     object: Literal["api_key"]
     mode: Literal["test", "live"]
-    scopes: list[Scope]
+    scopes: list[HeldScope]
     label: str | None
     status: Literal["live", "revoked", "expired"]
     created_at: datetime
@@ -88,6 +90,7 @@ def api_keys_blueprint(*, keys: KeyStore, authenticate: Authenticator) -> Bluepr
             scopes=sorted(set(asked.scopes)),
             label=asked.label,
             expires_at=asked.expires_at,
+            actor=caller.actor(),
         )
         log.warning("api_key.created", extra={"key_id": key.key_id, "by": caller.key_id})
         return json_answer({**present_key(key), "key": api_key}, 201)
@@ -108,9 +111,14 @@ def api_keys_blueprint(*, keys: KeyStore, authenticate: Authenticator) -> Bluepr
         if key_id == caller.key_id:
             # Whoever revokes the last key is locked out; with another one they still have one.
             raise WrongState("A key does not revoke itself: use another one.")
-        if not (key_id.isascii() and key_id.isalnum()) or not keys.revoke(
-            caller.merchant_id, key_id, deadline
-        ):
+        if not (key_id.isascii() and key_id.isalnum()):
+            raise NotFound("There is no such live API key.")
+        # A merchant's operator must not shut the platform's operators out.
+        found = keys.find(key_id, deadline)
+        is_own = found is not None and found.merchant_id == caller.merchant_id
+        if found is not None and is_own and not caller.scopes.issuperset(found.scopes & {PLATFORM}):
+            raise Forbidden("A key without the scope 'platform' cannot revoke one that has it.")
+        if not keys.revoke(caller.merchant_id, key_id, deadline, actor=caller.actor()):
             raise NotFound("There is no such live API key.")
         log.warning("api_key.revoked", extra={"key_id": key_id, "by": caller.key_id})
         return Response(status=204)
@@ -125,7 +133,7 @@ def present_key(key: ApiKey) -> dict[str, Any]:
         "id": key.key_id,
         "object": "api_key",
         "mode": key.mode,
-        "scopes": sorted(key.scopes, key=SCOPES.index),
+        "scopes": sorted(key.scopes, key=ALL_SCOPES.index),
         "label": key.label,
         "status": "live" if key.is_live else ended,
         "created_at": shown_time(key.created_at),

@@ -11,6 +11,7 @@ from uuid import UUID
 from flask import request
 
 from service.errors import Busy, Forbidden, Unauthenticated
+from service.payments.audit import Actor
 from service.payments.merchants import (
     DRILL_MERCHANT_ID,
     ApiKey,
@@ -38,6 +39,17 @@ class Caller:
     scopes: frozenset[str]
     # As many payments of the merchant as may be open are: no further ones for now.
     has_too_many_open: bool = False
+    label: str | None = None
+
+    def actor(self) -> Actor:
+        """The caller for the audit log, with the address and the id of the request being served."""
+        return Actor(
+            "api_key",
+            self.key_id,
+            label=self.label,
+            address=request.remote_addr,
+            request_id=request_scope.request_id(),
+        )
 
 
 class Authenticator:
@@ -70,7 +82,9 @@ class Authenticator:
             # When a key was last used is good to know, not worth refusing a payment for.
             with contextlib.suppress(Busy):
                 self._keys.touch(key.key_id, deadline)
-        return Caller(key.merchant_id, key.key_id, key.mode, key.scopes, key.has_too_many_open)
+        return Caller(
+            key.merchant_id, key.key_id, key.mode, key.scopes, key.has_too_many_open, key.label
+        )
 
     def _find(self, key_id: str, deadline: Deadline) -> tuple[ApiKey | None, bool]:
         """The key's row, at most REMEMBER_S old (that there is none, too), and whether just read."""

@@ -62,7 +62,7 @@ def operators_blueprint(*, store: PaymentStore, authenticate: Authenticator) -> 
         payment = _find(store, caller, payment_id, deadline)
         if payment.is_terminal or payment.status is Status.REQUIRES_CAPTURE:
             raise WrongState("There is nothing to find out: the payment is settled.")
-        store.look_now(payment, deadline)
+        store.look_now(payment, deadline, actor=caller.actor())
         answer = json_answer(present(payment), 202)
         answer.headers["Location"] = f"/v1/payments/{payment.id}"
         answer.headers["Retry-After"] = "1"
@@ -85,7 +85,12 @@ def operators_blueprint(*, store: PaymentStore, authenticate: Authenticator) -> 
         resolution = validated(Resolution, parse_object(read_body()))
         payment = _find(store, caller, payment_id, deadline)
         resolved = store.resolve(
-            payment, Status(resolution.outcome), resolution.evidence, caller.key_id, deadline
+            payment,
+            Status(resolution.outcome),
+            resolution.evidence,
+            caller.key_id,
+            deadline,
+            actor=caller.actor(),
         )
         if resolved is None:
             raise WrongState("Only a payment in doubt (unknown, needs_review) can be resolved.")

@@ -148,6 +148,7 @@ def webhook_endpoints_blueprint(
             url=asked.url,
             event_types=asked.event_types,
             description=asked.description,
+            actor=caller.actor(),
         )
         answer = json_answer({**present_endpoint(endpoint), "secret": secret}, 201)
         answer.headers["Location"] = _path(endpoint)
@@ -184,6 +185,7 @@ def webhook_endpoints_blueprint(
             event_types=asked.event_types,
             description=asked.description,
             status=asked.status,
+            actor=caller.actor(),
         )
         return json_answer(present_endpoint(_found(changed)))
 
@@ -192,7 +194,8 @@ def webhook_endpoints_blueprint(
     def delete_endpoint(endpoint_id: str) -> Response:
         deadline = request_deadline()
         caller = authenticate("operator", deadline)
-        if not endpoints.delete(caller.merchant_id, _parse(endpoint_id), deadline):
+        identifier = _parse(endpoint_id)
+        if not endpoints.delete(caller.merchant_id, identifier, deadline, actor=caller.actor()):
             raise _no_such_endpoint()
         return Response(status=204)
 
@@ -201,7 +204,8 @@ def webhook_endpoints_blueprint(
     def rotate_secret(endpoint_id: str) -> Response:
         deadline = request_deadline()
         caller = authenticate("operator", deadline)
-        rotated = endpoints.rotate(caller.merchant_id, _parse(endpoint_id), deadline)
+        identifier = _parse(endpoint_id)
+        rotated = endpoints.rotate(caller.merchant_id, identifier, deadline, actor=caller.actor())
         if rotated is None:
             raise _no_such_endpoint()
         return json_answer({**present_endpoint(rotated[0]), "secret": rotated[1]})
@@ -213,7 +217,9 @@ def webhook_endpoints_blueprint(
         caller = authenticate("operator", deadline)
         identifier = parse_id(event_id, "evt_")
         again = (
-            endpoints.redeliver(caller.merchant_id, identifier, deadline) if identifier else None
+            endpoints.redeliver(caller.merchant_id, identifier, deadline, actor=caller.actor())
+            if identifier
+            else None
         )
         if again is None:
             raise NotFound("There is no such event.")

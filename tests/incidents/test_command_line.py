@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -83,6 +84,22 @@ def test_what_cannot_be_done_is_said_in_a_sentence_with_status_1(
 
     assert [done.returncode for done in refused] == [1] * len(refused)
     assert all(done.stderr.count("\n") == 1 and not done.stdout for done in refused)
+
+
+def test_the_acts_of_commands_are_in_the_audit_log(house: House, command: Command) -> None:
+    made = parsed(command("keys", "make", "--scopes", "read", "--label", "till 9", "--json"))
+    command("keys", "revoke", made["id"])
+
+    acts = parsed(command("audit", "--target", made["id"], "--json"))
+    listed = command("audit", "--action", "api_key", "--limit", "1").stdout.splitlines()
+
+    assert [act["action"] for act in acts] == ["api_key.revoked", "api_key.created"]
+    user = pwd.getpwuid(os.getuid()).pw_name
+    assert {(act["actor_kind"], act["actor"]) for act in acts} == {("cli", user)}
+    assert acts[1]["detail"]["label"] == "till 9"
+    assert made["key"] not in json.dumps(acts)
+    assert len(listed) == 2
+    assert f"cli:{user}" in listed[1]
 
 
 def test_a_payment_in_doubt_is_resolved_with_who_and_why_in_its_timeline(

@@ -191,9 +191,9 @@ def test_what_is_refused_is_written_down_with_its_reasons(house):
     assert (refused.status_code, refused.json()["reasons"]) == (409, [reason])
     ((action, by, detail),) = rows(
         house,
-        "SELECT action, requested_by, detail FROM rehearsal_audit ORDER BY audit_id DESC LIMIT 1",
+        "SELECT action, actor, detail FROM audit_log ORDER BY audit_id DESC LIMIT 1",
     )
-    assert (action, detail["reasons"]) == ("refused", [reason])
+    assert (action, detail["reasons"]) == ("drill.refused", [reason])
     assert by in house.api_key
     events = [one for one in house.log_events("ops-plane") if one["event"] == "rehearsal.refused"]
     assert events[-1]["reasons"] == [reason]
@@ -260,14 +260,8 @@ def test_it_ends_as_soon_as_real_payments_suffer(house):
 
 def audited(house: House, run_id: str) -> list[str]:
     """What was written down about a run, oldest first."""
-    digits = run_id.removeprefix("run_")
-    found = rows(
-        house,
-        "SELECT action FROM rehearsal_audit WHERE replace(rehearsal_id::text, '-', '') = %s"
-        " ORDER BY audit_id",
-        digits,
-    )
-    return [action for (action,) in found]
+    found = rows(house, "SELECT action FROM audit_log WHERE target = %s ORDER BY audit_id", run_id)
+    return [action.removeprefix("drill.") for (action,) in found]
 
 
 def told(house: House, run_id: str) -> list[str]:

@@ -20,7 +20,7 @@ from werkzeug.test import TestResponse
 
 from service.app import create_app
 from service.database.embedded import OWNER, EmbeddedPostgres
-from service.payments.merchants import SCOPES, generate_key, hash_key, parse_key
+from service.payments.merchants import PLATFORM, SCOPES, generate_key, hash_key, parse_key
 from service.providers.base import Outcome
 from service.settings import Settings
 from tests.booked_provider import BookedProvider
@@ -119,9 +119,16 @@ def make_key(owner: Connection) -> Callable[..., str]:
             )
             cursor.execute(
                 "INSERT INTO api_keys"
-                " (key_id, merchant_id, secret_sha256, mode, scopes, expires_at)"
-                " VALUES (%s, %s, %s, 'test', %s, now() + %s * interval '1 second')",
-                (parsed[1], str(merchant_id), hash_key(api_key), list(scopes), expires_in_s),
+                " (key_id, merchant_id, secret_sha256, mode, scopes, platform, expires_at)"
+                " VALUES (%s, %s, %s, 'test', %s, %s, now() + %s * interval '1 second')",
+                (
+                    parsed[1],
+                    str(merchant_id),
+                    hash_key(api_key),
+                    [scope for scope in scopes if scope != PLATFORM],
+                    PLATFORM in scopes,
+                    expires_in_s,
+                ),
             )
         return api_key
 
