@@ -115,7 +115,8 @@ def test_a_program_outlives_the_one_that_needs_it_even_after_a_kill(tmp_path):
         "    sys.exit()\n"
         "base = int(sys.argv[1])\n"
         "signal.signal(signal.SIGTERM, end)\n"
-        "print('ready', flush=True)\n"
+        "sys.stdout.write('ready\\n')\n"
+        "sys.stdout.flush()\n"
         "time.sleep(60)\n"
     )
     script = (
