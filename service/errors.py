@@ -53,6 +53,12 @@ class DatabaseUnavailable(Busy):
     code = "database_unavailable"
 
 
+class AcceptanceUnknown(Busy):
+    """The commit of our promise is in doubt: only the same key tells whether it was accepted."""
+
+    code = "acceptance_unknown"
+
+
 # --- Busy: the provider and ourselves -------------------------------------------------------
 
 

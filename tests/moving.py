@@ -13,8 +13,8 @@ from service.payments.movement_reconcile import MovementReconciler
 from service.payments.movement_store import MovementStore
 from service.payments.movements import Kind, Movement, MovementRequest
 from service.payments.store import PaymentStore
+from service.providers.base import Provider
 from service.resilience.deadline import Deadline
-from tests.booked_provider import BookedProvider
 from tests.charge_requests import charge_request
 
 MERCHANT = uuid4()
@@ -55,7 +55,7 @@ class Moving:
     """Pays, captures, voids and refunds as one merchant, and settles as the reconciler does."""
 
     def __init__(
-        self, pool: ConnectionPool, provider: BookedProvider, *, quiescence_s: float = 0.0
+        self, pool: ConnectionPool, provider: Provider, *, quiescence_s: float = 0.0
     ) -> None:
         self.pool = pool
         pool.run(_REGISTER, {"merchant_id": str(MERCHANT)}, soon())
@@ -85,11 +85,14 @@ class Moving:
 
     def settle(self) -> list[Movement]:
         """One round of the reconciler, with everything due."""
-        self.pool.run(MAKE_DUE, {}, soon())
         return [
-            self.reconciler.settle(movement, payment, soon())
-            for movement, payment in self.store.lease_due(10, soon())
+            self.reconciler.settle(movement, payment, soon()) for movement, payment in self.lease()
         ]
+
+    def lease(self) -> list[tuple[Movement, Payment]]:
+        """Everything, whatever its lease: as the next process does after a death."""
+        self.pool.run(MAKE_DUE, {}, soon())
+        return self.store.lease_due(10, soon())
 
     def age(self) -> None:
         """All movements were sent, and came into doubt, nine days earlier."""

@@ -10,6 +10,7 @@ from service.payments.model import Payment
 from service.payments.movement_handler import MovementHandler, log_movement, refund_of
 from service.payments.movement_store import MovementStore
 from service.payments.movements import (
+    KEY_USED,
     Finding,
     Kind,
     Movement,
@@ -51,10 +52,11 @@ class MovementReconciler:
             # To another provider what is in doubt would be absent, and be sent a second time.
             self._store.postpone(movement, OTHERS_AGAIN_S, deadline)
             return movement
-        if movement.status is MovementStatus.ACCEPTED and not self._provider.available:
+        is_queued = movement.status is MovementStatus.ACCEPTED and movement.promised
+        if is_queued and not self._provider.available:
             self._store.postpone(movement, REFUSED_AGAIN_S, deadline)
             return movement
-        if movement.status is MovementStatus.ACCEPTED:
+        if is_queued:
             again = self._store.begin_again(movement, deadline)
             settled = self._execute(movement, again, payment, deadline)
         else:
@@ -75,12 +77,29 @@ class MovementReconciler:
             at_rest_in_s = self._quiescence_s - (movement.sent_age_s or self._quiescence_s)
             if at_rest_in_s > 0:
                 return self._record(movement, payment, outcome, None, due_in_s=at_rest_in_s)
-            if movement.last_error != "http_4xx":
+            if not movement.promised:
+                return self._withdraw(movement, outcome, deadline)
+            is_used = movement.last_error == KEY_USED and not movement.key_spent
+            if movement.last_error != "http_4xx" and not is_used:
                 return self._send_again(movement, payment, outcome, deadline)
+            if is_used:
+                # Proof of an earlier refund, which the books lack as yet: never the next key.
+                due_in_s = next_look_up_s(movement.doubt_age_s)
+                return self._record(movement, payment, outcome, None, due_in_s=due_in_s)
             # It answered "no" to the call itself, and its books agree that nothing moved.
             found = Finding(MovementStatus.DECLINED, Decline("refused", "The provider refused it."))
         due_in_s = next_look_up_s(movement.doubt_age_s)
         return self._record(movement, payment, outcome, found, due_in_s=due_in_s)
+
+    def _withdraw(self, movement: Movement, outcome: Outcome, deadline: Deadline) -> Movement:
+        """Nobody was told that it is ours, and it was not executed: it is ended unsent."""
+        if self._store.withdraw(movement, deadline, proof=outcome):
+            log.info("%s.withdrawn", movement.kind.value, extra={"movement_id": movement.id})
+        else:
+            # Promised a moment ago: the next look sends it.
+            self._store.postpone(movement, 0.0, deadline)
+        both = self._store.get(movement.merchant_id, movement.movement_id, deadline)
+        return movement if both is None else both[0]
 
     def _ask(self, movement: Movement, payment: Payment, deadline: Deadline) -> Outcome:
         if movement.kind is Kind.REFUND:
@@ -93,11 +112,10 @@ class MovementReconciler:
         """It was not executed, and no call of ours is on its way any more: send it once more.
 
         Under the same key, so that a straggler and this call can only be executed once between
-        them. Only a key whose saved answer is an error can execute nothing: then the next one.
+        them. Only a key under which an error was replayed can execute nothing: then the next one.
         """
-        with_next_key = movement.last_error == "http_5xx"
         again = self._store.begin_again(
-            movement, deadline, with_next_key=with_next_key, proof=outcome
+            movement, deadline, with_next_key=movement.key_spent, proof=outcome
         )
         return self._execute(movement, again, payment, deadline)
 

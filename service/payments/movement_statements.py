@@ -9,7 +9,9 @@ from service.payments.payment_statements import COLUMNS
 
 MOVEMENT_COLUMNS = """
     m.merchant_id, m.movement_id, m.payment_id, m.kind, m.status, m.amount, m.reason,
-    m.provider_ref, m.key_series, m.decline, m.attempts, m.fence, m.leased, m.look_ups, m.due_at,
+    m.provider_ref, m.key_series, encode(m.key_digest, 'hex'),
+    m.key_spent, m.promised, m.withdrawn, m.decline, m.attempts, m.fence, m.leased, m.look_ups,
+    m.due_at,
     extract(epoch FROM now() - m.sent_at)::float8,
     extract(epoch FROM now() - coalesce(m.unknown_since, m.sent_at))::float8,
     m.created_at, m.updated_at
@@ -38,9 +40,17 @@ def _claim(name: str, *, allowed: str, reserve: str, status: str = "sending") ->
             FROM p
         ), m AS (
             INSERT INTO movements (merchant_id, movement_id, payment_id, kind, status, amount,
-                                   reason, leased, due_at, sent_at)
+                                   reason, idempotency_key, key_digest, promised, key_series,
+                                   leased, due_at, sent_at)
             SELECT merchant_id, %(movement_id)s::uuid, payment_id, %(kind)s::text, '{status}',
-                   coalesce(%(amount)s::bigint, amount), %(reason)s::text, '{status}' = 'sending',
+                   coalesce(%(amount)s::bigint, amount), %(reason)s::text,
+                   %(idempotency_key)s::text, decode(%(key_digest)s::text, 'hex'), '{status}' <> 'sending',
+                   -- A key that was freed begins a new series: the provider may remember the old.
+                   1 + coalesce((
+                       SELECT max(w.key_series) FROM movements w
+                       WHERE w.merchant_id = %(merchant_id)s::uuid AND w.withdrawn
+                         AND w.key_digest = decode(%(key_digest)s::text, 'hex')), 0),
+                   '{status}' = 'sending',
                    CASE WHEN '{status}' = 'sending'
                         THEN now() + %(lease_s)s::float8 * interval '1 second' END,
                    CASE WHEN '{status}' = 'sending' THEN now() END
@@ -115,6 +125,73 @@ GET = Statement(
     """,
 )
 
+# A row whose key was lost with its commit, or that the sweep restored: the digest still finds it.
+READ_BY_DIGEST = Statement(
+    "read_movement_by_digest",
+    f"""
+    SELECT {MOVEMENT_COLUMNS}, {COLUMNS} FROM movements m JOIN payments p USING (merchant_id, payment_id)
+    WHERE m.merchant_id = %(merchant_id)s::uuid AND m.key_digest = decode(%(key_digest)s::text, 'hex')
+      AND NOT m.withdrawn
+    """,
+)
+
+# The key of such a row, known again.
+ADD_KEY = Statement(
+    "add_movement_key",
+    """
+    INSERT INTO idempotency_keys
+        (merchant_id, idempotency_key, fingerprint, payment_id, movement_id)
+    VALUES (%(merchant_id)s::uuid, %(idempotency_key)s::text, %(fingerprint)s::bytea,
+            %(payment_id)s::uuid, %(movement_id)s::uuid)
+    ON CONFLICT (merchant_id, idempotency_key) DO NOTHING
+    RETURNING 1
+    """,
+)
+
+# Written before a 202: from here on the background sends it. A promise needs no lease.
+PROMISE = Statement(
+    "promise_movement",
+    """
+    UPDATE movements SET promised = true
+    WHERE merchant_id = %(merchant_id)s::uuid AND movement_id = %(movement_id)s::uuid
+      AND NOT withdrawn
+    RETURNING 1
+    """,
+)
+
+# Ends a claim of which the provider's books know nothing: its key and its amount are free again.
+# Merchants are not told of it: none was promised anything, but where a promise could not be kept.
+WITHDRAW = Statement(
+    "withdraw_movement",
+    """
+    WITH m AS (
+        UPDATE movements SET status = 'declined', withdrawn = true, leased = false, due_at = NULL,
+            decline = %(decline)s::jsonb, unknown_since = NULL, updated_at = now(),
+            look_ups = look_ups + %(looked_up)s::integer
+        WHERE merchant_id = %(merchant_id)s::uuid AND movement_id = %(movement_id)s::uuid
+          AND status NOT IN ('succeeded', 'declined', 'pending') AND NOT promised
+          AND fence = %(fence)s::bigint
+        RETURNING *
+    ), key AS (
+        DELETE FROM idempotency_keys k USING m
+        WHERE k.merchant_id = m.merchant_id AND k.idempotency_key = m.idempotency_key
+          AND k.movement_id = m.movement_id
+    ), p AS (
+        UPDATE payments p SET
+            amount_settling = CASE WHEN m.kind = 'refund' THEN p.amount_settling ELSE 0 END,
+            amount_refunding = p.amount_refunding
+                - CASE WHEN m.kind = 'refund' THEN m.amount ELSE 0 END,
+            updated_at = now()
+        FROM m WHERE p.merchant_id = m.merchant_id AND p.payment_id = m.payment_id
+    ), event AS (
+        INSERT INTO events (merchant_id, event_id, payment_id, type, detail)
+        SELECT merchant_id, %(event_id)s::uuid, payment_id, kind || '.withdrawn', %(detail)s::jsonb
+        FROM m
+    )
+    SELECT 1 FROM m
+    """,
+)
+
 READ_PAYMENT = Statement(
     "read_payment_reserved",
     """
@@ -148,6 +225,8 @@ MOVE = Statement(
             decline = coalesce(%(decline)s::jsonb, decline),
             attempts = coalesce(%(attempts)s::jsonb, attempts),
             key_series = key_series + %(next_series)s::integer,
+            key_spent = (key_spent OR %(key_spent)s::boolean) AND %(next_series)s::integer = 0,
+            promised = promised OR %(promised)s::boolean,
             look_ups = look_ups + %(looked_up)s::integer,
             sent_at = CASE WHEN %(sent)s::boolean THEN now() ELSE sent_at END,
             leased = %(leased)s::boolean,

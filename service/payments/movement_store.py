@@ -9,14 +9,23 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 from uuid import UUID
 
 import psycopg2
 
 from service.database.pool import Checkout, ConnectionPool
-from service.errors import Busy, KeyInFlight, KeyReused, NotFound, ValidationFailed, WrongState
+from service.errors import (
+    AcceptanceUnknown,
+    Busy,
+    DatabaseUnavailable,
+    KeyInFlight,
+    KeyReused,
+    NotFound,
+    ValidationFailed,
+    WrongState,
+)
 from service.payments import movement_statements as statements
 from service.payments.model import Payment, Status, new_id, sources_of
 from service.payments.movements import (
@@ -26,6 +35,7 @@ from service.payments.movements import (
     Movement,
     MovementRequest,
     MovementStatus,
+    spends_key,
 )
 from service.payments.steps import attempts_json, detail_json, next_attempt
 from service.payments.store import RECORD_TIMEOUT_S, payment_of
@@ -61,10 +71,58 @@ class MovementStore:
         with self._pool.checkout(deadline) as checkout:
             if _claimed(checkout, self._parameters(request, movement_id, checkout.wait_s)):
                 return *self._read(checkout, request.merchant_id, movement_id), True
-            first = self._read_first(checkout, request)
+            first = self._read_first(checkout, request) or _recognised(checkout, request)
             if first is None:
                 raise _refusal(request, _reserved(checkout, request))
             return *first, False
+
+    def promise(self, movement: Movement, deadline: Deadline) -> Movement | None:
+        """Note that a caller is told that it is ours: the background sends it from here on.
+
+        None: it was withdrawn meanwhile, and the key is free. Raises AcceptanceUnknown where the
+        promise may have been written or not.
+        """
+        try:
+            kept = self._pool.run(
+                statements.PROMISE,
+                {
+                    "merchant_id": str(movement.merchant_id),
+                    "movement_id": str(movement.movement_id),
+                },
+                deadline,
+            )
+        except DatabaseUnavailable as error:
+            raise AcceptanceUnknown(
+                "Whether it was accepted is not known; the same idempotency key tells."
+            ) from error
+        return replace(movement, promised=True) if kept else None
+
+    def withdraw(self, movement: Movement, deadline: Deadline, *, proof: Outcome) -> bool:
+        """End an unpromised movement of which the provider knows nothing; free key and amount.
+
+        False: it was promised meanwhile, or the lease was lost.
+        """
+        rows = self._pool.run(
+            statements.WITHDRAW,
+            {
+                "merchant_id": str(movement.merchant_id),
+                "movement_id": str(movement.movement_id),
+                "fence": movement.fence,
+                "looked_up": 1,
+                "decline": json.dumps(
+                    {"code": "not_executed", "message": "It was not sent, and its key is free."}
+                ),
+                "event_id": str(new_id()),
+                "detail": detail_json(
+                    proof,
+                    pool_wait_s=None,
+                    reason="withdrawn: nothing was promised",
+                    **_named(movement.kind, movement.movement_id),
+                ),
+            },
+            deadline,
+        )
+        return bool(rows)
 
     def _parameters(
         self, request: MovementRequest, movement_id: UUID, pool_wait_s: float
@@ -75,6 +133,7 @@ class MovementStore:
             "movement_id": str(movement_id),
             "idempotency_key": request.idempotency_key,
             "fingerprint": request.fingerprint,
+            "key_digest": request.key_digest,
             "kind": request.kind.value,
             "amount": request.amount_minor,
             "reason": request.reason,
@@ -117,8 +176,10 @@ class MovementStore:
         op: str,
         due_in_s: float,
         status: MovementStatus | None = None,
+        promise: bool = False,
     ) -> tuple[Movement, Payment]:
-        """Write what a call or look-up came to; the rows as they then stand.
+        """Write what a call or look-up came to, with `promise` that a caller is told of it; the
+        rows as they then stand.
 
         `found` is a fact and needs no lease. Without it the movement becomes `status` (None: it
         stays), under its fence, and is looked at again in `due_in_s`.
@@ -147,6 +208,7 @@ class MovementStore:
                 found=found,
                 attempts=attempts_json(movement.attempts, op, outcome) if is_attempt else None,
                 due_in_s=None if ends or waits_for_a_person else due_in_s,
+                promise=promise,
             )[:2]
         except psycopg2.IntegrityError as error:
             # Another refund's reference, more than was authorised: the answer is wrong somehow,
@@ -155,7 +217,9 @@ class MovementStore:
             lie = Outcome(OutcomeKind.UNKNOWN, outcome.stage, error="mismatch", ms=outcome.ms)
             is_first = movement.status is MovementStatus.SENDING
             doubt = MovementStatus.UNKNOWN if is_first else None
-            return self.record(movement, lie, None, op=op, due_in_s=due_in_s, status=doubt)
+            return self.record(
+                movement, lie, None, op=op, due_in_s=due_in_s, status=doubt, promise=promise
+            )
 
     def begin_again(
         self,
@@ -268,6 +332,7 @@ class MovementStore:
         sent: bool = False,
         lease: bool = False,
         due_in_s: float | None = None,
+        promise: bool = False,
     ) -> tuple[Movement, Payment, bool]:
         found = found or Finding(status)
         is_refund = movement.kind is Kind.REFUND
@@ -291,6 +356,8 @@ class MovementStore:
                     else None,
                     "attempts": attempts,
                     "next_series": next_series,
+                    "key_spent": bool(attempts and outcome and spends_key(movement, outcome)),
+                    "promised": promise,
                     "looked_up": int(op == "look_up"),
                     "sent": sent,
                     "leased": lease,
@@ -330,6 +397,32 @@ def _claimed(checkout: Checkout, parameters: Mapping[str, Any]) -> bool:
     except psycopg2.IntegrityError:
         # Somebody else has the key, or the payment's one end: the whole statement did nothing.
         return False
+
+
+def _recognised(checkout: Checkout, request: MovementRequest) -> tuple[Movement, Payment] | None:
+    """The movement of this client key whose key row was lost with a commit; its key is known again.
+
+    Raises KeyReused where it moved something else.
+    """
+    named = {"merchant_id": str(request.merchant_id), "key_digest": request.key_digest}
+    rows = checkout.run(statements.READ_BY_DIGEST, named)
+    if not rows:
+        return None
+    movement, payment = _both_of(rows[0])
+    amount = payment.amount_minor if request.amount_minor is None else request.amount_minor
+    if (movement.payment_id, movement.amount_minor) != (request.payment_id, amount):
+        raise KeyReused("This idempotency key was used before with another request.")
+    checkout.run(
+        statements.ADD_KEY,
+        {
+            "merchant_id": str(request.merchant_id),
+            "idempotency_key": request.idempotency_key,
+            "fingerprint": request.fingerprint,
+            "payment_id": str(movement.payment_id),
+            "movement_id": str(movement.movement_id),
+        },
+    )
+    return movement, payment
 
 
 def _reserved(checkout: Checkout, request: MovementRequest) -> tuple[Any, ...] | None:

@@ -10,8 +10,11 @@ from typing import Any
 from uuid import UUID
 
 from service.payments.model import Status
-from service.providers.base import Decline, Outcome, OutcomeKind, Stage
+from service.payments.provider_keys import key_digest, provider_key
+from service.providers.base import KEY_REUSED, Decline, Outcome, OutcomeKind, Stage
 
+# The provider knows our key with other parameters.
+KEY_USED = "key_used"
 # The provider's word that an authorisation was released: nothing is held any more.
 CANCELED = "canceled"
 
@@ -53,6 +56,11 @@ class MovementRequest:
     amount_minor: int | None = None
     reason: str | None = None
 
+    @property
+    def key_digest(self) -> str:
+        """What stands for the client's key in the provider's books."""
+        return key_digest(self.merchant_id, self.idempotency_key, self.kind.value)
+
 
 @dataclass(frozen=True, slots=True)
 class Movement:
@@ -68,6 +76,14 @@ class Movement:
     provider_ref: str | None
     # Counts the provider keys used: a new one only when the last can certainly execute nothing.
     key_series: int
+    # Of merchant, client key and operation, in hexadecimal; None: a row of an older version.
+    key_digest: str | None
+    # The provider replayed an error that it saved under the key: the next series may begin.
+    key_spent: bool
+    # A caller was told that it is ours: only then the background sends it.
+    promised: bool
+    # Ended unsent: its key was freed, and may belong to another movement by now.
+    withdrawn: bool
     decline: Mapping[str, str] | None
     attempts: list[Mapping[str, Any]]
     # The compare-and-set number of the lease, as a payment's.
@@ -90,7 +106,9 @@ class Movement:
     @property
     def provider_key(self) -> str:
         """Derived, so that whoever picks the movement up again uses the very same key."""
-        return f"hf-{self.movement_id.hex}-{self.key_series}"
+        if self.key_digest is None:
+            return f"hf-{self.movement_id.hex}-{self.key_series}"
+        return provider_key(self.key_digest, self.key_series)
 
     @property
     def has_ended(self) -> bool:
@@ -125,6 +143,8 @@ class Finding:
 def finding(movement: Movement, outcome: Outcome) -> Finding | None:
     """What the outcome of a call or a look-up settles; None where it settles nothing."""
     if movement.kind is Kind.REFUND:
+        if outcome.kind is OutcomeKind.NOT_EXECUTED and outcome.error == KEY_REUSED:
+            return Finding(MovementStatus.DECLINED, _KEY_REUSED)
         status = _REFUND_STATUSES.get(outcome.kind)
         return None if status is None else Finding(status, outcome.decline)
     if outcome.kind is OutcomeKind.SUCCEEDED and outcome.amount_received > 0:
@@ -140,12 +160,17 @@ def finding(movement: Movement, outcome: Outcome) -> Finding | None:
     return None
 
 
+_KEY_REUSED = Decline(
+    "idempotency_key_reused", "Another amount was given back under this key before."
+)
+
+
 def is_absent(movement: Movement, outcome: Outcome) -> bool:
     """Whether a look-up proved that no call of ours has been executed by now."""
     if outcome.stage is not Stage.ANSWERED:
         return False
-    if outcome.kind is OutcomeKind.NOT_EXECUTED:
-        return outcome.error is None
+    if outcome.kind is OutcomeKind.NOT_EXECUTED or outcome.error == KEY_REUSED:
+        return outcome.error in (None, KEY_REUSED)
     is_reserved = outcome.kind is OutcomeKind.SUCCEEDED and outcome.amount_capturable > 0
     waits_for_payer = outcome.kind is OutcomeKind.PENDING and outcome.next_action is not None
     return movement.kind is not Kind.REFUND and (is_reserved or waits_for_payer)
@@ -168,6 +193,16 @@ def _released(movement: Movement) -> Finding:
         None if is_ours else Decline("canceled", "The authorisation was released."),
         Status.CANCELED,
     )
+
+
+def spends_key(movement: Movement, outcome: Outcome) -> bool:
+    """Whether the answer shows that the key of this series can execute nothing any more.
+
+    A used key is spent for a capture or a void, which the provider's own state allows once; for a
+    refund it is proof of an earlier one.
+    """
+    is_used = outcome.error == KEY_USED and movement.kind is not Kind.REFUND
+    return is_used or (outcome.is_replay and outcome.error == "http_5xx")
 
 
 _REFUND_STATUSES = {

@@ -29,6 +29,10 @@ class Stage(StrEnum):
     ANSWERED = "answered"  # The provider's own, whole answer.
 
 
+# Not executed, for the client's key made another movement before, as the provider's books show.
+KEY_REUSED = "key_reused"
+
+
 @dataclass(frozen=True, slots=True)
 class Decline:
     """Why the provider refused; `code` is the provider's own (Stripe's decline codes)."""
@@ -53,7 +57,7 @@ class Outcome:
     # A word from a closed set (metrics): timeout, connect_timeout, refused, dns, tls, reset,
     # truncated, garbage, too_large, http_409, http_429, http_4xx, http_5xx, mismatch, breaker_open,
     # bulkhead_full, other_provider, deadline, internal; key_used, where our idempotency key was used
-    # for another call before; canceled, where not_executed is what was asked for.
+    # for another call before; KEY_REUSED; canceled, where not_executed is what was asked for.
     error: str | None = None
     # The library's own words for the log and the evidence; no secrets.
     error_detail: str | None = None

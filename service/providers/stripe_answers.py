@@ -114,6 +114,7 @@ def listed(found: Object, by_status: Callable[[Object], Outcome]) -> ProviderCha
 
 # --- Refunds --------------------------------------------------------------------------------
 
+
 _REFUND_STATUSES = {
     "succeeded": OutcomeKind.SUCCEEDED,
     "pending": OutcomeKind.PENDING,
@@ -147,8 +148,26 @@ def of_refund(found: Object, refund: Refund, charge_field: str) -> Outcome:
 
 
 def is_for(found: Object, refund: Refund) -> bool:
-    """Whether a listed refund is ours by its metadata."""
-    return _metadata(found).get("refund_id") == refund.refund_id
+    """Whether a listed refund is ours by its metadata: by its id, or by the client's key."""
+    metadata = _metadata(found)
+    has_our_key = refund.key_digest is not None and (
+        metadata.get("key_digest") == refund.key_digest
+    )
+    return has_our_key or metadata.get("refund_id") == refund.refund_id
+
+
+def is_another(found: Object, refund: Refund) -> bool:
+    """Whether the client's key made this refund, of another amount or with another id of ours."""
+    metadata = _metadata(found)
+    has_our_key = refund.key_digest is not None and (
+        metadata.get("key_digest") == refund.key_digest
+    )
+    return (
+        has_our_key
+        and metadata.get("refund_id") != refund.refund_id
+        and type(found.get("amount")) is int
+        and found["amount"] != refund.amount_minor
+    )
 
 
 # --- Errors ---------------------------------------------------------------------------------

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Literal
 
 from service.providers import stripe_answers as answers
-from service.providers.base import Outcome, OutcomeKind, Refund, Stage
+from service.providers.base import KEY_REUSED, Outcome, OutcomeKind, Refund, Stage
 from service.providers.stripe_api import StripeApi
+from service.providers.transport import TransportError
 from service.resilience.deadline import Deadline
 
 REFUNDS = "/v1/refunds"
@@ -23,18 +24,29 @@ class StripeRefunds:
         self._charge_field = charge_field
 
     def refund(self, refund: Refund, deadline: Deadline) -> Outcome:
-        """Give money back. A refusal is believed only when the books do not show the refund."""
+        """Give money back, unless the books show it already.
+
+        The books are read first: a row that was lost with its commit is sent by nobody's memory,
+        and a provider that ignores keys would give the money back twice. A refusal is believed
+        only when the books do not show the refund.
+        """
 
         def give_back() -> Outcome:
+            if refund.key_digest is not None:
+                known = self._known_before(refund, deadline)
+                if known is not None:
+                    return known
             answer = self._api.post(
                 "refund", REFUNDS, self._form(refund), refund.provider_key, deadline
             )
             if answer.status == 200:
                 return answers.of_refund(answers.parse(answer), refund, self._charge_field)
             outcome = answers.of_error(answer, is_first=True)
-            if outcome.kind is not OutcomeKind.DECLINED:
+            is_used = outcome.error == "key_used"
+            if outcome.kind is not OutcomeKind.DECLINED and not is_used:
                 return outcome
-            # "Already refunded" may be our own refund, of a call whose answer was lost.
+            # "Already refunded", or a key that was used: maybe by our own refund, of a call whose
+            # answer was lost.
             known = self._find(refund, "refund", deadline)
             return outcome if known is None else known
 
@@ -49,12 +61,30 @@ class StripeRefunds:
 
         return self._api.look_up(find)
 
+    def _known_before(self, refund: Refund, deadline: Deadline) -> Outcome | None:
+        """What the books say before anything is sent; books that cannot be read forbid sending."""
+        try:
+            return self._find(refund, "refund", deadline)
+        except TransportError as failure:
+            return _unsent(failure.kind, failure.detail)
+        except answers.Garbage as garbage:
+            return _unsent("garbage", str(garbage))
+
     def _find(self, refund: Refund, operation: str, deadline: Deadline) -> Outcome | None:
         query: dict[str, str] = {self._charge_field: refund.provider_ref}
+        doubt: Outcome | None = None
+        another: Outcome | None = None
         for found in self._api.listed(operation, REFUNDS, query, deadline):
-            if answers.is_for(found, refund):
-                return answers.of_refund(found, refund, self._charge_field)
-        return None
+            if not answers.is_for(found, refund):
+                continue
+            outcome = answers.of_refund(found, refund, self._charge_field)
+            if outcome.error != "mismatch":
+                return outcome
+            if answers.is_another(found, refund):
+                another = _of_another(found)
+            else:
+                doubt = outcome
+        return doubt or another
 
     def _form(self, refund: Refund) -> dict[str, str]:
         form: dict[str, str] = {
@@ -63,6 +93,8 @@ class StripeRefunds:
             "metadata[refund_id]": refund.refund_id,
             "metadata[payment_id]": refund.payment_id,
         }
+        if refund.key_digest is not None:
+            form["metadata[key_digest]"] = refund.key_digest
         if refund.merchant_id is not None:
             form["metadata[merchant_id]"] = refund.merchant_id
         if refund.reason in REFUND_REASONS:
@@ -70,3 +102,17 @@ class StripeRefunds:
         elif refund.reason:
             form["metadata[reason]"] = refund.reason
         return form
+
+
+def _unsent(error: str, detail: str | None) -> Outcome:
+    return Outcome(OutcomeKind.NOT_EXECUTED, Stage.NOT_SENT, error=error, error_detail=detail)
+
+
+def _of_another(found: answers.Object) -> Outcome:
+    """The client's key gave back another amount before: this refund was not sent."""
+    return Outcome(
+        OutcomeKind.NOT_EXECUTED,
+        Stage.ANSWERED,
+        error=KEY_REUSED,
+        error_detail=f"the key made {answers.word(found.get('id'))}",
+    )

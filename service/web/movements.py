@@ -20,7 +20,10 @@ from service.web.payments import ASK_AGAIN_S, json_answer
 from service.web.problems import MEDIA_TYPE, problem_document
 from service.web.request_scope import request_id
 
-MOVEMENT_PROBLEMS = ("invalid_json", "card_declined", "wrong_state", "body_too_large")
+MOVEMENT_PROBLEMS = (
+    *("invalid_json", "card_declined", "wrong_state", "body_too_large"),
+    "acceptance_unknown",
+)
 _ROUTES = {
     Kind.CAPTURE: "/v1/payments/<payment_id>/capture",
     Kind.VOID: "/v1/payments/<payment_id>/void",

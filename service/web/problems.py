@@ -51,6 +51,7 @@ CODES: Mapping[str, tuple[int, str]] = {
     "provider_unavailable": (503, "The payment provider is down"),
     "bulkhead_full": (503, "As many payments as may wait for the provider already do"),
     "deadline_exceeded": (503, "There was no time left to serve this"),
+    "acceptance_unknown": (503, "Whether it was accepted is not known"),
 }
 _HTTP_CODES = {
     400: "bad_request",
@@ -127,7 +128,12 @@ def _from_ours(error: HoldfastError) -> Response:
     # A Busy without a word of its own is still a promise: nothing was sent.
     code = error.code if error.code != "internal_error" else "deadline_exceeded"
     status, body = problem_document(
-        code, error.detail, request_id=request_id(), payment_id=error.payment_id, **more
+        code,
+        error.detail,
+        request_id=request_id(),
+        stage="sent_unknown" if isinstance(error, errors.AcceptanceUnknown) else "not_sent",
+        payment_id=error.payment_id,
+        **more,
     )
     answer = Response(body, status, content_type=MEDIA_TYPE)
     if isinstance(error, Busy):

@@ -221,11 +221,10 @@ def test_a_capture_that_finds_another_end_writes_what_the_provider_says(pool, fo
     provider.next_answers["capture"] = [unknown("http_4xx")]
     moving = Moving(pool, provider)
     payment = moving.authorise()
-    moving.move(Kind.CAPTURE, payment, 1000)
 
-    (settled,) = moving.settle()
+    capture, _ = moving.move(Kind.CAPTURE, payment, 1000)
 
-    assert settled.status is MovementStatus.DECLINED
+    assert capture.status is MovementStatus.DECLINED
     assert moving.read(payment).status is ends_as
     assert moving.read(payment).amount_captured_minor == found.amount_received
     assert moving.broken_promises() == {}
@@ -261,13 +260,17 @@ def test_a_capture_the_provider_did_not_take_leaves_the_money_reserved(pool, ans
     assert moving.amounts(payment)[3] == (0 if is_over else 1000)
 
 
-def test_a_death_between_reserving_and_capturing_is_found_out_when_the_lease_ends(pool):
+@pytest.mark.parametrize("was_executed", [True, False])
+def test_a_capture_that_was_never_promised_is_adopted_or_ended(pool, was_executed):
     provider = BookedProvider()
     moving = Moving(pool, provider)
     payment = moving.authorise()
     moving.store.claim(request(Kind.CAPTURE, payment, 1000), soon())
+    if was_executed:
+        provider.captured[payment.id] = 1000
 
     (settled,) = moving.settle()
 
-    assert settled.status is MovementStatus.SUCCEEDED
-    assert provider.captured == {payment.id: 1000}
+    assert settled.withdrawn is not was_executed
+    assert "capture" not in provider.calls
+    assert moving.amounts(payment) == (1000 if was_executed else 0, 0, 0, 0)

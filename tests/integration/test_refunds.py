@@ -15,11 +15,15 @@ from service.payments.movement_handler import refund_of
 from service.payments.movements import Kind, MovementStatus, finding
 from service.providers.base import Outcome, OutcomeKind, Stage
 from tests.booked_provider import BookedProvider, declined, refused, succeeded, unknown
-from tests.moving import Moving, request, soon
+from tests.moving import MAKE_DUE, Moving, request, soon
 
 
-def saved_500():
+def answered_500():
     return dataclasses.replace(unknown("http_5xx"), stage=Stage.ANSWERED)
+
+
+def replayed_500():
+    return dataclasses.replace(answered_500(), is_replay=True)
 
 
 def pending():
@@ -200,19 +204,37 @@ def test_nothing_is_sent_again_while_the_last_call_may_still_be_on_its_way(pool)
     assert provider.calls.count("refund") == 1
 
 
-def test_a_key_under_which_an_error_is_saved_is_followed_by_the_next(pool):
+def test_the_next_key_comes_only_after_a_replayed_error(pool):
     provider = BookedProvider()
-    provider.next_answers["refund"] = [saved_500()]
+    provider.next_answers["refund"] = [answered_500(), answered_500(), replayed_500()]
     moving = Moving(pool, provider)
     payment = moving.pay()
     moving.refund(payment, 700)
 
+    rounds = [moving.settle()[0].status for _ in range(3)]
+
+    assert rounds == [MovementStatus.UNKNOWN, MovementStatus.UNKNOWN, MovementStatus.SUCCEEDED]
+    *same, after = provider.keys
+    assert len(set(same)) == 1
+    assert after not in same
+    assert len(provider.refunded) == 1
+
+
+def test_a_next_key_that_was_not_recorded_is_sent_again(pool):
+    provider = BookedProvider()
+    provider.next_answers["refund"] = [replayed_500()]
+    moving = Moving(pool, provider)
+    payment = moving.pay()
+    spent = moving.refund(payment, 700)
+    moving.pool.run(MAKE_DUE, {}, soon())
+    ((leased, _),) = moving.store.lease_due(10, soon())
+    next_series = moving.store.begin_again(leased, soon(), with_next_key=True)
+
+    # The process ends here: sent or not, nothing was written.
     (settled,) = moving.settle()
 
     assert settled.status is MovementStatus.SUCCEEDED
-    first, second = provider.keys
-    assert first != second
-    assert len(provider.refunded) == 1
+    assert provider.keys == [spent.provider_key, next_series.provider_key]
 
 
 def test_a_look_up_in_doubt_settles_nothing_and_proof_that_never_comes_ends_in_review(pool):
@@ -287,19 +309,25 @@ def test_a_pending_refund_stays_reserved_until_the_provider_decides(pool):
     assert moving.amounts(payment) == (2599, 0, 0, 0)
 
 
-def test_a_death_between_reserving_and_sending_is_found_out_when_the_lease_ends(pool):
+@pytest.mark.parametrize("was_executed", [True, False])
+def test_a_claim_that_was_never_promised_is_adopted_or_ended(pool, was_executed):
     provider = BookedProvider()
     moving = Moving(pool, provider)
     payment = moving.pay()
     reserved, _, _ = moving.store.claim(request(Kind.REFUND, payment, 700), soon())
 
+    if was_executed:
+        provider.give_back(refund_of(reserved, payment))
+
     assert moving.store.lease_due(10, soon()) == []
     (settled,) = moving.settle()
 
     assert settled.movement_id == reserved.movement_id
-    assert settled.status is MovementStatus.SUCCEEDED
-    assert provider.calls[-2:] == ["look_up_refund", "refund"]
-    assert moving.amounts(payment) == (2599, 700, 0, 0)
+    assert settled.withdrawn is not was_executed
+    # The background sends only what was promised.
+    assert "refund" not in provider.calls
+    assert moving.amounts(payment) == (2599, 700 if was_executed else 0, 0, 0)
+    assert moving.broken_promises() == {}
 
 
 def test_who_lost_the_lease_sends_nothing(pool):
