@@ -9,9 +9,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from uuid import UUID
 
 # As long as fewer rows are due, all of them are read, oldest first; beyond, each owner's oldest.
 WINDOW = 64
+# Less than every owner: where the reads of each owner's rows begin.
+NO_OWNER = UUID(int=0)
+# Look-ups of one merchant that callers may bring forward: those that wait are asked for first.
+NUDGED_AT_ONCE = 16
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from typing import Any
 from uuid import UUID
 
 from service.database.pool import ConnectionPool, Statement
-from service.payments.fair_share import Due, FairShare
+from service.payments.fair_share import NO_OWNER, Due, FairShare
 from service.payments.lease_statements import (
     DOUBTFUL,
     HASTEN,
@@ -29,7 +29,6 @@ from service.resilience.deadline import Deadline
 # One statement's rows when doubtful payments are rescheduled, and how many statements there are.
 HASTENED_AT_ONCE, HASTENED_PAGES = 1000, 20
 HASTENED_WITHIN_S = 2.0
-NO_MERCHANT = UUID(int=0)
 
 # Nothing was asked, so nothing is told: without an event, and the schedule does not move on.
 _POSTPONE = Statement(
@@ -238,7 +237,7 @@ class SettlingStore:
 
         def behind(owner: tuple[str, ...] | None) -> list[Due]:
             values = {
-                "after": owner[0] if owner else str(NO_MERCHANT),
+                "after": owner[0] if owner else str(NO_OWNER),
                 "provider": self._provider,
                 "places": limit,
                 "limit": limit * limit,

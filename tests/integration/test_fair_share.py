@@ -9,14 +9,19 @@ from uuid import UUID, uuid4
 import pytest
 
 from service.database.direct import cursor_to
-from service.payments.fair_share import WINDOW
+from service.payments.deliveries import Deliverer, Delivery
+from service.payments.fair_share import NUDGED_AT_ONCE, WINDOW
 from service.payments.lease_statements import (
     LOOK_UP_IS,
     OLDEST_EXPIRED,
     QUEUED_IS,
     lease_statements,
 )
+from service.payments.movement_store import MovementStore
 from service.payments.settling_store import SettlingStore
+from service.payments.store import PaymentStore
+from service.providers.webhook_sender import WebhookSender
+from service.resilience.watchdog import Watchdog
 from tests.settling import soon
 
 # Enough for a scan of the queue to stand out; tests/bench measures 100,000.
@@ -157,3 +162,79 @@ def test_a_long_queue_does_not_hold_up_one_hasten(settling, pool, owner_url):
             " WHERE due_at < now() + interval '2 s'"
         )
         assert cursor.fetchall() == [(2500, True)]
+
+
+def test_movements_are_shared_by_merchants_as_payments_are(pool, owner_url):
+    big, small = uuid4(), uuid4()
+    queue(owner_url, (big, 300, 3600), (small, 2, 1), status="requires_capture")
+    with cursor_to(owner_url) as cursor:
+        cursor.execute(
+            "INSERT INTO movements (merchant_id, movement_id, payment_id, kind, status, amount,"
+            " due_at) SELECT merchant_id, gen_random_uuid(), payment_id, 'void', 'sending', 100,"
+            " due_at FROM payments"
+        )
+    store = MovementStore(pool, lease_s=60, provider="fake")
+
+    taken = store.lease_due(PLACES, soon())
+
+    assert Counter(movement.merchant_id for movement, _ in taken) == {big: 6, small: 2}
+
+
+@pytest.fixture
+def outbox(owner_url):
+    """Makes an endpoint of a new merchant with so many events that are due."""
+
+    def make(rows: int, *, failures: int = 0) -> str:
+        merchant, endpoint = str(uuid4()), str(uuid4())
+        with cursor_to(owner_url) as cursor:
+            cursor.execute(
+                "INSERT INTO webhook_endpoints (merchant_id, endpoint_id, url, event_types,"
+                " secret, failures) VALUES (%s, %s, 'https://x.example', '{*}', 'k', %s)",
+                (merchant, endpoint, failures),
+            )
+            cursor.execute(
+                "INSERT INTO webhook_outbox (merchant_id, endpoint_id, event_id, type, event_at,"
+                " due_at) SELECT %s, %s, gen_random_uuid(), 't', now(),"
+                " now() - interval '1 h' + n * interval '1 ms' FROM generate_series(1, %s) AS n",
+                (merchant, endpoint, rows),
+            )
+            cursor.execute("ANALYZE webhook_outbox")
+        return endpoint
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("failing", "expected"), [(False, {"long": 6, "short": 2}), (True, {"failing": 1})]
+)
+def test_deliveries_are_shared_by_endpoints(pool, outbox, failing, expected):
+    endpoints = {
+        outbox(300, failures=3): "failing",
+        outbox(300): "long",
+        outbox(2): "short",
+    }
+    deliverer = Deliverer(
+        pool, WebhookSender(watchdog=Watchdog(), allow_private=False), timeout_s=1.0
+    )
+    told: list[Delivery] = []
+
+    def note(call, deliveries):
+        told.extend(deliveries)
+        return []
+
+    deliverer.deliver(PLACES, note, soon(), failing=failing)
+
+    assert Counter(endpoints[str(one.endpoint_id)] for one in told) == expected
+
+
+def test_polling_thousands_of_ids_brings_few_look_ups_forward(pool, owner_url):
+    merchant = uuid4()
+    queue(owner_url, (merchant, 200, -3600), status="unknown")
+    store = PaymentStore(pool, lease_s=60, queue_expires_s=60)
+    payments = store.list(merchant, soon(), limit=200)
+    with cursor_to(owner_url) as cursor:
+        cursor.execute("UPDATE payments SET updated_at = now() - interval '1 h'")
+
+    nudged = [store.nudge(merchant, payment.payment_id, soon()) for payment in payments]
+
+    assert sum(nudged) == NUDGED_AT_ONCE
