@@ -10,6 +10,7 @@ from service.observability import logs, multiprocess
 from service.settings import Settings
 
 _settings = Settings.from_environ()
+_settings.require_ops_bind()
 # Before anything imports the metrics: what exists by then stays private to the master.
 multiprocess.use_directory(_settings.metrics_path)
 

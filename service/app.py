@@ -32,7 +32,7 @@ from service.payments.event_feed import EventFeed
 from service.payments.figures import OpenFigures
 from service.payments.forward import Forwarder
 from service.payments.handler import PaymentHandler
-from service.payments.merchants import KeyStore
+from service.payments.merchants import PLATFORM, KeyStore
 from service.payments.movement_handler import MovementHandler
 from service.payments.movement_reconcile import MovementReconciler
 from service.payments.movement_store import MovementStore
@@ -54,7 +54,7 @@ from service.resilience.rate_limit import RateLimit
 from service.resilience.retry import Retry
 from service.resilience.watchdog import Watchdog
 from service.settings import Settings, SettingsError, environ_of
-from service.web import lifecycle, rate_limits, request_scope
+from service.web import lifecycle, rate_limits, request_scope, same_origin
 from service.web.api_keys import api_keys_blueprint
 from service.web.auth import Authenticator
 from service.web.bodies import parse_object, read_body, validated
@@ -69,7 +69,6 @@ from service.web.operators import operators_blueprint
 from service.web.payments import payments_blueprint
 from service.web.problems import register_problems
 from service.web.refunds import refunds_blueprint
-from service.web.same_origin import require_same_origin
 from service.web.webhook_endpoints import webhook_endpoints_blueprint
 from service.web.webhooks import webhooks_blueprint
 
@@ -226,6 +225,7 @@ def create_ops_app(settings: Settings) -> Flask:
     history = History(recent.reading)
     history.start()
     app = _flask(OPS_REQUEST_TIMEOUT_S)
+    same_origin.install(app, _ops_hosts(settings))
     # This plane serves whatever the database does: that is when it is needed.
     app.register_blueprint(
         health_blueprint(check_ready=lambda deadline: None, is_stopping=lifecycle.is_stopping)
@@ -235,7 +235,7 @@ def create_ops_app(settings: Settings) -> Flask:
             registry=registry,
             health=health,
             statistics=statistics,
-            require_operator=lambda: authenticate("operator", request_scope.request_deadline()),
+            require_platform=lambda: authenticate(PLATFORM, request_scope.request_deadline()),
         )
     )
     payments_host, payments_port = reachable(settings.bind)
@@ -255,7 +255,6 @@ def create_ops_app(settings: Settings) -> Flask:
             health=health,
             store=PaymentStore(pool, lease_s=0.0, queue_expires_s=settings.queue_expires_s),
             authenticate=authenticate,
-            require_same_origin=partial(require_same_origin, _ops_hosts(settings)),
         )
     )
     drills: tuple[str, ...] = ()
@@ -377,8 +376,7 @@ def _simulation(
     )
     blueprint = routes.simulation_blueprint(
         rehearsals,
-        require_operator=lambda: authenticate("operator", request_scope.request_deadline()).actor(),
-        require_same_origin=partial(require_same_origin, _ops_hosts(settings)),
+        require_platform=lambda: authenticate(PLATFORM, request_scope.request_deadline()).actor(),
         read_body=lambda model: validated(model, parse_object(read_body() or b"{}")),
     )
     return blueprint, tuple(catalogue)

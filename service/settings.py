@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import ipaddress
 import os
 import stat
 from collections.abc import Iterator, Mapping
@@ -40,6 +41,11 @@ class Settings:
         "HOLDFAST_OPS_BIND",
         "127.0.0.1:8081",
         "host:port of the ops plane; keep it off the internet",
+    )
+    ops_open: bool = _setting(
+        "HOLDFAST_OPS_OPEN",
+        False,
+        "let HOLDFAST_OPS_BIND be an address that other machines reach, as in a container",
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = _setting(
         "HOLDFAST_LOG_LEVEL", "INFO", "one JSON object a line on standard output"
@@ -269,13 +275,32 @@ class Settings:
     @property
     def is_open_to_others(self) -> bool:
         """Whether the data plane can be reached from other machines."""
-        host = self.bind.rpartition(":")[0].strip("[]")
-        return host != "localhost" and not (host == "::1" or host.startswith("127."))
+        return _is_open(self.bind)
+
+    def require_ops_bind(self) -> None:
+        """Refuse an ops plane that other machines reach, unless the settings say so in words.
+
+        Only the ops plane asks: the other programs of an image have its address in their settings.
+        """
+        if _is_open(self.ops_bind) and not self.ops_open:
+            raise SettingsError(
+                f"HOLDFAST_OPS_BIND={self.ops_bind} is open to other machines: set"
+                " HOLDFAST_OPS_OPEN=true where a private network or a container keeps strangers"
+                " away, else bind 127.0.0.1."
+            )
 
     @property
     def metrics_path(self) -> Path:
         """Where the workers' metric files are."""
         return self.metrics_dir or self.home / "metrics"
+
+
+def _is_open(bind: str) -> bool:
+    host = bind.rpartition(":")[0].strip("[]")
+    try:
+        return not ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() != "localhost"
 
 
 def environ_of(settings: Settings, environ: Mapping[str, str]) -> dict[str, str]:

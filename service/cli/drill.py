@@ -1,7 +1,7 @@
 """Rehearse a fault on a running instance and say whether it held.
 
 Talks to the ops plane: that of the local run (HOLDFAST_HOME/run.json), or HOLDFAST_OPS_URL with
-HOLDFAST_API_KEY (scope operator). Ctrl-C stops the drill. Exit status: 0 HELD, 1 BROKE, 3 otherwise
+HOLDFAST_API_KEY (scope platform). Ctrl-C stops the drill. Exit status: 0 HELD, 1 BROKE, 3 otherwise
 (INCONCLUSIVE, ABORTED), 2 when it was refused.
 
 example:
@@ -93,7 +93,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 class _OpsPlane:
-    """One instance's ops plane, with an operator's key."""
+    """One instance's ops plane, with a key that has the scope `platform`."""
 
     def __init__(self) -> None:
         url, self._api_key = os.environ.get("HOLDFAST_OPS_URL"), os.environ.get("HOLDFAST_API_KEY")

@@ -4,7 +4,7 @@ A process of its own, because it must answer when every thread of the data plane
 the same PROMETHEUS_MULTIPROC_DIR as the data plane beside it.
 
 example:
-  HOLDFAST_OPS_BIND=0.0.0.0:8081 python -m service ops
+  HOLDFAST_OPS_BIND=10.0.0.5:8081 HOLDFAST_OPS_OPEN=true python -m service ops
 """
 
 from __future__ import annotations
@@ -21,4 +21,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from service.supervisor.planes import become_gunicorn, ops_plane
 
-    become_gunicorn(ops_plane(), Settings.from_environ())
+    settings = Settings.from_environ()
+    settings.require_ops_bind()
+    become_gunicorn(ops_plane(), settings)

@@ -75,24 +75,20 @@ class Answer(_Body):
 def simulation_blueprint(
     rehearsals: Rehearsals,
     *,
-    require_operator: Callable[[], Actor],
-    require_same_origin: Callable[[], None],
+    require_platform: Callable[[], Actor],
     read_body: Callable[[type[Any]], Any],
 ) -> Blueprint:
-    """`require_operator` gives the caller or raises; `require_same_origin` raises for
-    another page's request; `read_body` checks a body against a model."""
+    """`require_platform` gives the caller or raises; `read_body` checks a body against a model."""
     blueprint = Blueprint(
         "simulation", __name__, static_folder="static", static_url_path="/drills/static"
     )
     around = rehearsals.around
 
-    blueprint.before_request(require_same_origin)
-
     @blueprint.post("/simulate/<name>")
     @documented(
         Operation(
             summary="Cause one of the incident's errors; `?wait=1` answers when it is over",
-            scope="operator",
+            scope="platform",
             body=SimulationWish,
             example={"ttl_s": 10, "load_rps": 5, "reason": "rehearsal"},
             answers={200: ("It is over: the evidence", None), 202: ("It has begun", None)},
@@ -101,7 +97,7 @@ def simulation_blueprint(
         )
     )
     def simulate(name: str) -> Response:
-        by = require_operator()
+        by = require_platform()
         if name not in SIMULATIONS:
             raise NotFound(f"There is no such simulation: {', '.join(SIMULATIONS)}.")
         body: SimulationWish = read_body(SimulationWish)
@@ -157,25 +153,25 @@ def simulation_blueprint(
     @blueprint.delete("/simulate")
     @documented(
         Operation(
-            summary="Stop everything", scope="operator", answers={200: ("What was stopped", None)}
+            summary="Stop everything", scope="platform", answers={200: ("What was stopped", None)}
         )
     )
     def stop_everything() -> Response:
-        by = require_operator()
+        by = require_platform()
         return _json({"stopped": rehearsals.stop_all(by, _deadline())})
 
     @blueprint.put("/simulate/lever")
     @documented(
         Operation(
             summary="Forbid rehearsals, or allow them again",
-            scope="operator",
+            scope="platform",
             body=Lever,
             example={"engaged": True, "reason": "an incident of our own"},
             answers={200: ("The lever as it now stands", None)},
         )
     )
     def pull_lever() -> Response:
-        by = require_operator()
+        by = require_platform()
         body: Lever = read_body(Lever)
         around.store.set_lever(
             engaged=body.engaged,
@@ -220,7 +216,7 @@ def simulation_blueprint(
     @documented(
         Operation(
             summary="Rehearse, with a verdict; `dry_run` only says what stands against it",
-            scope="operator",
+            scope="platform",
             body=DrillWish,
             example={"drill": "payment-timeout", "dry_run": True},
             answers={200: ("What a dry run found", None), 202: ("It has begun", None)},
@@ -229,7 +225,7 @@ def simulation_blueprint(
         )
     )
     def drill() -> Response:
-        by = require_operator()
+        by = require_platform()
         body: DrillWish = read_body(DrillWish)
         wish = Wish(
             name=body.drill,
@@ -272,10 +268,10 @@ def simulation_blueprint(
 
     @blueprint.delete("/drills/<run_id>")
     @documented(
-        Operation(summary="Stop a drill", scope="operator", answers={200: ("As it ended", None)})
+        Operation(summary="Stop a drill", scope="platform", answers={200: ("As it ended", None)})
     )
     def stop_drill(run_id: str) -> Response:
-        by = require_operator()
+        by = require_platform()
         run = rehearsals.live(run_id)
         rehearsals.stop(run, by, _deadline())
         run.ended.wait(REQUEST_TIMEOUT_S)
@@ -285,14 +281,14 @@ def simulation_blueprint(
     @documented(
         Operation(
             summary="Say which fault a blind game day is thought to be",
-            scope="operator",
+            scope="platform",
             body=Answer,
             example={"name": "payment-timeout"},
             answers={200: ("Right or not, and how long it took", None)},
         )
     )
     def name_fault(run_id: str) -> Response:
-        require_operator()
+        require_platform()
         body: Answer = read_body(Answer)
         return _json(rehearsals.name_fault(rehearsals.live(run_id), body.name))
 

@@ -98,6 +98,7 @@ class _House:
         self._lock_fd = _lock(self._home)
         # Of a run that was killed; nobody must take it for this one's.
         (self._home / "run.json").unlink(missing_ok=True)
+        self._settings.require_ops_bind()
         require_free("HOLDFAST_BIND", self._settings.bind)
         require_free("HOLDFAST_OPS_BIND", self._settings.ops_bind)
         keys = keys_of(self._home)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from time import monotonic
@@ -18,6 +17,7 @@ from service.observability.health import HealthChecks
 from service.observability.statistics import Statistics, describe_now
 from service.observability.window import Window
 from service.operations import Operation, documented
+from service.payments.merchants import ALL_SCOPES, PLATFORM
 from service.payments.model import Payment, parse_id
 from service.payments.store import PaymentStore
 from service.web.auth import Authenticator, Caller
@@ -72,12 +72,8 @@ def console_blueprint(
     health: HealthChecks,
     store: PaymentStore,
     authenticate: Authenticator,
-    require_same_origin: Callable[[], None],
 ) -> Blueprint:
-    """The page at `/`, its files, and its JSON below `/console`; payments need an operator's key.
-
-    `require_same_origin` raises for another page's request: asked before a payment is made.
-    """
+    """The page at `/`, its files, and its JSON below `/console`; payments need an operator's key."""
     blueprint = Blueprint(
         "console",
         __name__,
@@ -95,7 +91,10 @@ def console_blueprint(
     @blueprint.get("/")
     @documented(
         Operation(
-            summary="The console, for people", answers={200: ("HTML", None)}, media_type="text/html"
+            summary="The console, for people",
+            answers={200: ("HTML", None)},
+            media_type="text/html",
+            problems=("forbidden",),
         )
     )
     def page() -> str:
@@ -103,7 +102,11 @@ def console_blueprint(
 
     @blueprint.get("/console/state")
     @documented(
-        Operation(summary="What the console shows now", answers={200: ("The figures", None)})
+        Operation(
+            summary="What the console shows now",
+            answers={200: ("The figures", None)},
+            problems=("forbidden",),
+        )
     )
     def state() -> Response:
         after_s = request.args.get("after", 0.0, type=float)
@@ -131,7 +134,8 @@ def console_blueprint(
     )
     def who() -> Response:
         caller = operator()
-        return jsonify({"key_id": caller.key_id, "mode": caller.mode})
+        scopes = sorted(caller.scopes, key=ALL_SCOPES.index)
+        return jsonify({"key_id": caller.key_id, "mode": caller.mode, "scopes": scopes})
 
     @blueprint.get("/console/payments")
     @documented(
@@ -165,14 +169,13 @@ def console_blueprint(
     @documented(
         Operation(
             summary="Make a test payment through the front door",
-            scope="operator",
+            scope="platform",
             answers={200: ("What was sent and what came back", None)},
             problems=("wrong_state",),
         )
     )
     def pay() -> Response:
-        require_same_origin()
-        caller = operator()
+        caller = authenticate(PLATFORM, request_deadline())
         if caller.mode != "test":
             raise WrongState("A test payment needs a test key: this one would move real money.")
         return jsonify(_pay(instance, request.headers["Authorization"]))

@@ -19,9 +19,9 @@ def diagnostics_blueprint(
     registry: CollectorRegistry,
     health: HealthChecks,
     statistics: Statistics,
-    require_operator: Callable[[], object],
+    require_platform: Callable[[], object],
 ) -> Blueprint:
-    """`require_operator` raises unless the caller's key may cause work (only `?fresh=1` does)."""
+    """`require_platform` raises unless the caller's key may cause work (only `?fresh=1` does)."""
     blueprint = Blueprint("diagnostics", __name__)
 
     @blueprint.get("/metrics")
@@ -40,17 +40,18 @@ def diagnostics_blueprint(
     @blueprint.get("/diagnostics/health")
     @documented(
         Operation(
-            summary="Each component: status, since when, last error; `?fresh=1` (operator) looks now",
+            summary="Each component: status, since when, last error; `?fresh=1` (platform) looks now",
             answers={
                 200: ("All that payments need is there; some of the rest may be degraded", None),
                 503: ("Something that payments need is not", None),
             },
             media_type="application/health+json",
+            problems=("forbidden",),
         )
     )
     def show_health() -> Response:
         if request.args.get("fresh") == "1":
-            require_operator()
+            require_platform()
             health.check_now()
         report = health.report()
         response = jsonify(report)
@@ -65,6 +66,7 @@ def diagnostics_blueprint(
         Operation(
             summary="Success rates, response times, errors, pool, breaker and queue: 1 m, 5 m, 1 h",
             answers={200: ("The figures, added over the workers", None)},
+            problems=("forbidden",),
         )
     )
     def show_statistics() -> Response:

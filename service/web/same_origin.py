@@ -1,10 +1,22 @@
-"""Keeps other pages away from the ops plane, whatever they have a browser send."""
+"""Keeps other pages away from the ops plane, whatever requests they make a browser send."""
 
 from __future__ import annotations
 
-from flask import request
+from flask import Flask, request
 
 from service.errors import Forbidden
+
+# Probes and scrapers come by address, under any name, and read what no page is interested in.
+OPEN_PATHS = frozenset({"/healthz", "/readyz", "/metrics"})
+
+
+def install(app: Flask, hosts: frozenset[str]) -> None:
+    """Check each request of the plane but probes and /metrics, unmatched paths included."""
+
+    @app.before_request
+    def check() -> None:
+        if request.path not in OPEN_PATHS:
+            require_same_origin(hosts)
 
 
 def require_same_origin(hosts: frozenset[str]) -> None:

@@ -67,7 +67,7 @@ def client(tmp_path: Path, health: HealthChecks, statistics: Statistics) -> Flas
             registry=SharedRegistry(tmp_path),
             health=health,
             statistics=statistics,
-            require_operator=refuse,
+            require_platform=refuse,
         )
     )
     return app.test_client()

@@ -53,7 +53,7 @@ export function refuseKey(answer) {
   key.forget();
   show();
   ask();
-  setText(wrong, answer.status === 403 ? "That key lacks the scope operator." : "That key is no longer taken.");
+  setText(wrong, answer.status === 403 ? "That key lacks the scope operator, or platform for what acts on the instance." : "That key is no longer taken.");
   return true;
 }
 
