@@ -20,6 +20,8 @@ from tests.sandbox_process import SandboxProcess, running_sandbox
 if TYPE_CHECKING:
     from service.database.pool import ConnectionPool
 
+pytest_plugins = ["tests.order_of_work", "tests.needed_programs"]
+
 TEMPLATE = "migrated"
 
 

@@ -32,7 +32,10 @@ def stripe_mock() -> Iterator[StripeMock]:
 
 
 @pytest.fixture(
-    params=["sandbox-two_phase", "sandbox-one_shot", "localstripe", "stripe-stateful-mock"]
+    params=[
+        *("sandbox-two_phase", "sandbox-one_shot", "localstripe"),
+        pytest.param("stripe-stateful-mock", marks=pytest.mark.needs("stripe-mock")),
+    ]
 )
 def rig(request: pytest.FixtureRequest) -> Rig:
     """Each provider in turn; only in two_phase where it ignores keys."""

@@ -19,6 +19,8 @@ from service.resilience.watchdog import Watchdog
 from tests.fault_server import Peer, answer, certificate, fault_server
 from tests.provider_rigs import Localstripe, StripeMock
 
+pytestmark = pytest.mark.needs("stripe-mock")
+
 
 def soon() -> Deadline:
     return Deadline.after(10)

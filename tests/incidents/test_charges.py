@@ -20,6 +20,8 @@ from tests.rival_providers import running_stripe_mock
 from tests.running_house import ROOT, House, running_house, wait_for
 from tests.tls_front import tls_front
 
+pytestmark = pytest.mark.needs("stripe-mock")
+
 PROVIDER = {"provider": "stripe_charges"}
 
 

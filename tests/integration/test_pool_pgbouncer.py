@@ -18,7 +18,10 @@ from psycopg2.extensions import make_dsn, parse_dsn
 from service.database.pool import Statement
 from service.resilience.deadline import Deadline
 from tests.database_link import DatabaseLink
+from tests.needed_programs import path_of
 from tests.pools import SLEEP, eventually, pool_of
+
+pytestmark = pytest.mark.needs("pgbouncer")
 
 ADD = Statement("add_merchant", "INSERT INTO merchants (merchant_id, name) VALUES (%s, %s)")
 COUNT = Statement("count_merchants", "SELECT count(*) FROM merchants WHERE name = %s")
@@ -37,9 +40,8 @@ def _answers(url: str) -> bool:
 @pytest.fixture
 def pgbouncer_url(database_url: str) -> Iterator[str]:
     """The same database through a pgbouncer with two server connections."""
-    program = shutil.which("pgbouncer")
-    if program is None:
-        pytest.fail("pgbouncer is not installed: apt-get install pgbouncer")
+    program = path_of("pgbouncer")
+    assert program is not None
     # PostgreSQL lets in nobody but this user, and pgbouncer refuses to be root: the link stands
     # between them and is this user for the one, open to everybody for the other.
     link = DatabaseLink(database_url)

@@ -31,12 +31,14 @@ def identity(rule: dict[str, Any]) -> str:
     return f"{rule['alert']} {rule['labels'].get('long_window', '')}".strip()
 
 
+@pytest.mark.needs("promtool")
 def test_rules_and_configuration_are_valid() -> None:
     ended = _run("promtool", "check", "config", str(PROMETHEUS / "prometheus.yml"))
 
     assert ended.returncode == 0, ended.stdout + ended.stderr
 
 
+@pytest.mark.needs("promtool")
 @pytest.mark.parametrize("path", RULE_TESTS, ids=lambda path: path.stem)
 def test_the_cases_of_the_rules_hold(path: Path) -> None:
     ended = _run("promtool", "test", "rules", str(path))
@@ -91,12 +93,14 @@ def test_the_budgets_are_what_the_service_promises() -> None:
     assert budgets == pytest.approx(promised)
 
 
+@pytest.mark.needs("amtool")
 def test_alertmanagers_configuration_is_valid() -> None:
     ended = _run("amtool", "check-config", str(ALERTMANAGER_YML))
 
     assert ended.returncode == 0, ended.stdout + ended.stderr
 
 
+@pytest.mark.needs("amtool")
 @pytest.mark.parametrize(
     ("labels", "receiver"),
     [

@@ -15,6 +15,8 @@ from playwright.sync_api import Browser, Error, Page, expect
 from tests.running_house import wait_for
 from tests.shipped.console_browser import Console, ConsoleHouse, chromium, console
 
+pytestmark = pytest.mark.needs("chromium")
+
 HERE = Path(__file__).parent
 PAYMENT = "Process a Test Payment"
 TIMEOUT = "Test Payment Timeout (5000ms)"

@@ -45,6 +45,7 @@ def test_no_dashboard_is_committed_without_its_code() -> None:
     assert set(dashboards()) == {board.name for board in ALL}
 
 
+@pytest.mark.needs("promtool")
 def test_every_query_is_promql(tmp_path: Path) -> None:
     rules = [
         {"record": f"query:{number}", "expr": query.expr}

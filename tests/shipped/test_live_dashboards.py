@@ -34,6 +34,8 @@ from tests.shipped_queries import (
     rules,
 )
 
+pytestmark = pytest.mark.needs("prometheus", "alertmanager")
+
 # Small and quick, so that seconds show what minutes show at the real size.
 SMALL = {
     "HOLDFAST_PROVIDER_TIMEOUT_MS": "1000",

@@ -22,6 +22,8 @@ from tests.prometheus_process import (
 )
 from tests.shipped_queries import dashboards, panel_queries, rules
 
+pytestmark = pytest.mark.needs("prometheus", "alertmanager")
+
 
 @dataclass(frozen=True, slots=True)
 class Fleet:

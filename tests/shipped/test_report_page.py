@@ -13,6 +13,8 @@ from tests.rehearsing import drilled
 from tests.running_house import running_house
 from tests.shipped.console_browser import chromium
 
+pytestmark = pytest.mark.needs("chromium")
+
 HERE = Path(__file__).parent
 DRILL = """
 title = "A database that is a little slow <b>today</b>"

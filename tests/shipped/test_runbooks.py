@@ -74,6 +74,7 @@ def test_the_index_names_every_runbook_and_every_link_leads_somewhere() -> None:
             assert (RUNBOOKS / link).is_file(), f"{path.name}: {link}"
 
 
+@pytest.mark.needs("promtool")
 def test_the_queries_of_the_runbooks_are_promql_over_the_catalogue(tmp_path: Path) -> None:
     recorded = {rule["record"] for rule in rules() if "record" in rule}
     written = [

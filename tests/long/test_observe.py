@@ -1,19 +1,14 @@
-"""`python -m service observe`: all of it for real, Grafana apart, and nothing left afterwards."""
+"""`python -m service observe`: the whole tour for real, Grafana apart, and nothing left afterwards."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
-import shutil
 import signal
-import subprocess
 import sys
-import tempfile
 import textwrap
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +16,13 @@ import pytest
 import requests
 
 from service.lookout.incidents import INCIDENTS
+from tests.observing import Show, show
 from tests.process_family import family, runs
-from tests.running_house import ROOT, free_port, wait_for
+from tests.running_house import wait_for
 from tests.shipped_queries import rules
 
-# As small and quick as in the test of the dashboards: seconds show what minutes show at the real size.
-SMALL = {
-    "HOLDFAST_PROVIDER_TIMEOUT_MS": "1000",
-    "HOLDFAST_PROVIDER_CONNECT_TIMEOUT_MS": "500",
-    "HOLDFAST_DB_POOL_SIZE": "4",
-    "HOLDFAST_WEB_THREADS": "12",
-}
+pytestmark = pytest.mark.needs("prometheus", "alertmanager")
+
 # Grafana is packaged nowhere that a test could take it from. This stands in its place: it answers the
 # one question that is asked, and leaves behind how it was started.
 GRAFANA = """
@@ -47,57 +38,6 @@ GRAFANA = """
     pathlib.Path(__file__).with_name("environ.json").write_text(json.dumps(dict(os.environ)))
     server.serve_forever()
 """
-
-
-@dataclass(frozen=True, slots=True)
-class Show:
-    """A running `observe`, and what it prints."""
-
-    process: subprocess.Popen[bytes]
-    home: Path
-    out: Path
-
-    def said(self) -> str:
-        return self.out.read_text()
-
-    def wait_until_said(self, words: str, *, timeout_s: float) -> str:
-        wait_for(
-            lambda: words in self.said() or self.process.poll() is not None, timeout_s=timeout_s
-        )
-        assert words in self.said(), self.said()
-        return self.said()
-
-    def url(self, name: str) -> str:
-        match = re.search(rf"^ +{name} +(http://[^/ ]+)", self.said(), re.MULTILINE)
-        assert match, self.said()
-        return match[1]
-
-
-@contextmanager
-def show(*arguments: str, **environ: str) -> Iterator[Show]:
-    directory = Path(tempfile.mkdtemp(prefix="holdfast-test-"))
-    # PostgreSQL runs as another user where we are root.
-    directory.chmod(0o711)
-    home, out = directory / "home", directory / "out"
-    addresses = {
-        "HOLDFAST_BIND": f"127.0.0.1:{free_port()}",
-        "HOLDFAST_OPS_BIND": f"127.0.0.1:{free_port()}",
-    }
-    with out.open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "service", "observe", "--end-with-parent", *arguments],
-            cwd=ROOT,
-            env={**os.environ, **SMALL, **addresses, "HOLDFAST_HOME": str(home), **environ},
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
-    try:
-        yield Show(process, home, out)
-    finally:
-        if process.poll() is None:
-            process.terminate()
-        process.wait(60)
-        shutil.rmtree(directory)
 
 
 @pytest.fixture(scope="module")
@@ -176,43 +116,13 @@ def test_all_data_is_below_its_home(whole: Show, grafana: Path) -> None:
 
 
 @pytest.mark.slow
-def test_ctrl_c_stops_everything(whole: Show) -> None:
-    everyone = family(whole.process.pid)
-
-    whole.process.send_signal(signal.SIGINT)
-
-    assert whole.process.wait(60) == 0
-    assert len(everyone) > 15
-    assert not any(map(runs, everyone))
-
-
-@pytest.mark.slow
-def test_without_prometheus_it_shows_the_incident_and_says_in_one_line_how_to_install_it() -> None:
-    with show(PATH="/nowhere") as one:
-        said = one.wait_until_said("12 payments a second", timeout_s=120)
+def test_ctrl_c_stops_everything(grafana: Path) -> None:
+    with show("--hurry", PATH=f"{grafana}:{os.environ['PATH']}") as one:
+        one.wait_until_said("12 payments a second", timeout_s=120)
         everyone = family(one.process.pid)
 
-        one.process.send_signal(signal.SIGTERM)
+        one.process.send_signal(signal.SIGINT)
 
         assert one.process.wait(60) == 0
-
-    (line,) = (line for line in said.splitlines() if "apt-get install" in line)
-    assert "prometheus, alertmanager" in line
+    assert len(everyone) > 15
     assert not any(map(runs, everyone))
-
-
-def test_it_never_pays_at_a_real_provider() -> None:
-    with show(STRIPE_API_BASE="https://api.stripe.com", STRIPE_API_KEY="sk_test_x") as one:
-        status = one.process.wait(90)
-
-        assert status == 2
-        assert "STRIPE_API_BASE" in one.said()
-
-
-@pytest.mark.slow
-def test_without_the_fault_proxy_there_is_nothing_to_show() -> None:
-    with show(PATH="/nowhere", HOLDFAST_SIMULATION_ENABLED="false") as one:
-        status = one.process.wait(90)
-
-        assert status == 2
-        assert "HOLDFAST_SIMULATION_ENABLED" in one.said()
