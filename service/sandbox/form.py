@@ -13,11 +13,11 @@ from service.sandbox.errors import invalid
 Form = dict[str, Any]
 Check = Callable[[str, Any], Any]
 
-# Stripe's own limits for metadata and for an amount (eight digits).
+# Stripe's own limits for metadata, and for an amount in any currency (currencies.py has the rest).
 METADATA_KEYS = 50
 METADATA_KEY_CHARACTERS = 40
 METADATA_VALUE_CHARACTERS = 500
-AMOUNT_MAX = 99_999_999
+AMOUNT_MAX = 999_999_999_999
 # Far above any call of ours; a bound for the parser.
 FIELDS_MAX = 300
 
@@ -86,8 +86,7 @@ def integer(name: str, value: Any) -> int:
 
 
 def amount(name: str, value: Any) -> int:
-    """A positive number of minor units. One unit is accepted: Stripe's own minimum depends on the
-    account's currency, and drills pay the smallest amount there is."""
+    """A positive number of minor units; what fits the currency is for currencies.py."""
     minor = integer(name, value)
     if minor < 1:
         raise invalid(
@@ -96,7 +95,9 @@ def amount(name: str, value: Any) -> int:
             param=name,
         )
     if minor > AMOUNT_MAX:
-        raise invalid("Amount must be no more than 99999999.", code="amount_too_large", param=name)
+        raise invalid(
+            f"Amount must be no more than {AMOUNT_MAX}.", code="amount_too_large", param=name
+        )
     return minor
 
 

@@ -6,7 +6,7 @@ import secrets
 from time import time
 from typing import Any
 
-from service.sandbox import cards, form
+from service.sandbox import cards, currencies, form
 from service.sandbox.books import Object, Page, new_id
 from service.sandbox.cards import Card, Refusal
 from service.sandbox.errors import StripeError, invalid, unexpected_state
@@ -74,6 +74,7 @@ class PaymentIntents:
 
     def create(self, page: Page, given: Form, _path_id: str) -> Object:
         """Make it known; move money only when `confirm=true` comes along."""
+        currencies.check_charge(given["amount"], given["currency"])
         if given.get("payment_method"):
             cards.find(given["payment_method"])
         intent = _new_intent(given)
@@ -112,6 +113,7 @@ class PaymentIntents:
             )
         capturable: int = intent["amount_capturable"]
         amount = given.get("amount_to_capture", capturable)
+        currencies.check_part(amount, intent["currency"], param="amount_to_capture")
         if amount > capturable:
             raise invalid(
                 "The amount to capture is greater than the amount that can be captured.",

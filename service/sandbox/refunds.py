@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from time import time
 
-from service.sandbox import cards, form
+from service.sandbox import cards, currencies, form
 from service.sandbox.books import Object, Page, new_id
 from service.sandbox.errors import invalid
 from service.sandbox.form import Form
@@ -32,6 +32,7 @@ def create(page: Page, given: Form, _path_id: str) -> Object:
             f"Charge {charge['id']} has already been refunded.", code="charge_already_refunded"
         )
     amount = given.get("amount", left)
+    currencies.check_part(amount, charge["currency"], param="amount")
     if amount > left:
         raise invalid(
             f"Refund amount ({amount}) is greater than unrefunded amount on charge ({left})",

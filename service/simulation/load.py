@@ -14,7 +14,8 @@ import requests
 CALLERS_MAX = 96
 # Longer than the service takes at most; a caller who waits longer has met a broken promise.
 ANSWER_TIMEOUT_S = 15.0
-AMOUNT_MINOR = 1
+# The least that providers charge in this currency.
+AMOUNT_MINOR = 50
 CURRENCY = "usd"
 SUCCEEDED = frozenset({"succeeded"})
 

@@ -83,14 +83,14 @@ class Callers(RuleBasedStateMachine):
 
     @rule(
         target=charged,
-        amount=st.integers(1, 5000),
+        amount=st.integers(50, 5000),
         card=st.sampled_from(CARDS),
         fault=seldom_struck,
     )
     def pay(self, amount: int, card: str, fault: str | None) -> Payment:
         return self.begin(amount, card, "automatic", fault)
 
-    @rule(target=authorised, amount=st.integers(1, 5000), fault=seldom_struck)
+    @rule(target=authorised, amount=st.integers(50, 5000), fault=seldom_struck)
     def authorise(self, amount: int, fault: str | None) -> Payment:
         return self.begin(amount, "pm_card_visa", "manual", fault)
 
