@@ -135,6 +135,15 @@ class ValidationFailed(Rejected):
         self.fields = fields or []
 
 
+class AmountNotRepresentable(ValidationFailed):
+    """The payment provider cannot take this amount in this currency; `fields` say what it would."""
+
+    code = "amount_not_representable"
+
+    def __init__(self, field: str, reason: str) -> None:
+        super().__init__(f"Refused: {field}.", fields=[{"field": field, "reason": reason}])
+
+
 class CardDataRefused(ValidationFailed):
     """A field holds what looks like a card number; it was neither stored nor logged."""
 

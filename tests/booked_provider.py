@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 
+from service.providers.amounts import ISO_4217
 from service.providers.base import (
     Charge,
     Decline,
@@ -68,6 +69,7 @@ class BookedProvider:
         during_call: Callable[[], None] = lambda: None,
     ) -> None:
         self.two_phase = two_phase
+        self.amounts = ISO_4217
         self.available = True
         self.calls: list[str] = []
         # The provider keys of captures, cancels and refunds, in order.

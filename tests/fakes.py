@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 
+from service.providers.amounts import ISO_4217
 from service.providers.base import (
     Charge,
     Outcome,
@@ -50,6 +51,7 @@ class FakeProvider:
     ) -> None:
         self.name = name
         self.two_phase = two_phase
+        self.amounts = ISO_4217
         self.calls: list[Called] = []
         self.charges: list[ProviderCharge] = []
         self._answers = list(answers) or [SUCCEEDED]

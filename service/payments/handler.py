@@ -6,12 +6,13 @@ import dataclasses
 import logging
 from time import monotonic
 
-from service.errors import Busy, ProviderUnavailable
+from service.errors import AmountNotRepresentable, Busy, ProviderUnavailable
 from service.observability import metrics, tracing
 from service.payments.merchants import DRILL_MERCHANT_ID
 from service.payments.model import ChargeRequest, Payment, Status
 from service.payments.schedule import next_look_up_s
 from service.payments.store import PaymentStore
+from service.providers.amounts import Refused
 from service.providers.base import Charge, Outcome, OutcomeKind, Provider, Stage
 from service.resilience.deadline import Deadline
 
@@ -42,6 +43,9 @@ class PaymentHandler:
         """
         started_s = monotonic()
         deadline.require()
+        refused = self._provider.amounts.refusal(request.amount_minor, request.currency)
+        if refused is not None:
+            return self._refuse(request, refused, deadline), False
         available = self._provider.available
         if not available and request.on_outage == "reject":
             raise ProviderUnavailable(
@@ -60,6 +64,13 @@ class PaymentHandler:
             provider_ms = sum(attempt["ms"] for attempt in payment.attempts)
         _count(payment, monotonic() - started_s, provider_ms / 1000)
         return payment, True
+
+    def _refuse(self, request: ChargeRequest, refused: Refused, deadline: Deadline) -> Payment:
+        """Raise AmountNotRepresentable, with the key unused; a key used before tells as ever."""
+        first = self._store.find_first(request, deadline)
+        if first is None:
+            raise AmountNotRepresentable(refused.field, refused.reason)
+        return first
 
     def _claim(
         self, request: ChargeRequest, deadline: Deadline, *, send_now: bool

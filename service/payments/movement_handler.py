@@ -51,7 +51,9 @@ class MovementHandler:
         KeyReused when it never will be.
         """
         deadline.require()
-        movement, payment, is_new = self._store.claim(request, deadline)
+        movement, payment, is_new = self._store.claim(
+            request, deadline, amounts=self._provider.amounts
+        )
         if is_new and not movement.has_ended:
             movement, payment = self._execute_and_promise(movement, payment, deadline)
         if not movement.has_ended and not movement.promised:

@@ -31,6 +31,7 @@ def _claim(name: str, *, allowed: str, reserve: str, status: str = "sending") ->
             UPDATE payments SET {reserve}, updated_at = now()
             WHERE merchant_id = %(merchant_id)s::uuid AND payment_id = %(payment_id)s::uuid
               AND {allowed}
+              AND currency <> ALL(%(currencies_without)s::text[])
             RETURNING *
         ), key AS (
             INSERT INTO idempotency_keys
@@ -196,7 +197,7 @@ READ_PAYMENT = Statement(
     "read_payment_reserved",
     """
     SELECT status, amount, amount_captured - amount_refunded - amount_refunding, amount_settling,
-           provider_ref
+           provider_ref, currency
     FROM payments
     WHERE merchant_id = %(merchant_id)s::uuid AND payment_id = %(payment_id)s::uuid
     """,

@@ -18,6 +18,7 @@ import psycopg2
 from service.database.pool import Checkout, ConnectionPool
 from service.errors import (
     AcceptanceUnknown,
+    AmountNotRepresentable,
     Busy,
     DatabaseUnavailable,
     KeyInFlight,
@@ -39,6 +40,7 @@ from service.payments.movements import (
 )
 from service.payments.steps import attempts_json, detail_json, next_attempt
 from service.payments.store import RECORD_TIMEOUT_S, payment_of
+from service.providers.amounts import ISO_4217, AmountTable
 from service.providers.base import Outcome, OutcomeKind
 from service.resilience.deadline import Deadline
 
@@ -60,20 +62,29 @@ class MovementStore:
         self._provider = provider
         self._lease_s = lease_s
 
-    def claim(self, request: MovementRequest, deadline: Deadline) -> tuple[Movement, Payment, bool]:
+    def claim(
+        self,
+        request: MovementRequest,
+        deadline: Deadline,
+        *,
+        amounts: AmountTable = ISO_4217,
+    ) -> tuple[Movement, Payment, bool]:
         """Reserve the amount and store the movement under its key, leased to the caller; or read
         who was first: (movement, payment, is_new).
 
-        Raises NotFound, WrongState, ValidationFailed (more than is left), KeyReused, KeyInFlight;
+        Raises NotFound, WrongState, ValidationFailed (more than is left, or nothing that the
+        provider's `amounts` can say in the payment's currency), KeyReused, KeyInFlight;
         then nothing is reserved. A commit in doubt raises Busy, and then nothing may be sent.
         """
         movement_id = new_id()
         with self._pool.checkout(deadline) as checkout:
-            if _claimed(checkout, self._parameters(request, movement_id, checkout.wait_s)):
+            parameters = self._parameters(request, movement_id, checkout.wait_s)
+            parameters["currencies_without"] = amounts.currencies_without(request.amount_minor)
+            if _claimed(checkout, parameters):
                 return *self._read(checkout, request.merchant_id, movement_id), True
             first = self._read_first(checkout, request) or _recognised(checkout, request)
             if first is None:
-                raise _refusal(request, _reserved(checkout, request))
+                raise _refusal(request, _reserved(checkout, request), amounts)
             return *first, False
 
     def promise(self, movement: Movement, deadline: Deadline) -> Movement | None:
@@ -349,11 +360,7 @@ class MovementStore:
                     "fence": fence,
                     # A capture's reference is its payment's; a refund has one of its own.
                     "provider_ref": outcome.provider_ref if outcome and is_refund else None,
-                    "decline": json.dumps(
-                        {"code": found.decline.code, "message": found.decline.message}
-                    )
-                    if found.decline
-                    else None,
+                    "decline": json.dumps(found.decline.document()) if found.decline else None,
                     "attempts": attempts,
                     "next_series": next_series,
                     "key_spent": bool(attempts and outcome and spends_key(movement, outcome)),
@@ -433,11 +440,13 @@ def _reserved(checkout: Checkout, request: MovementRequest) -> tuple[Any, ...] |
     return rows[0] if rows else None
 
 
-def _refusal(request: MovementRequest, reserved: tuple[Any, ...] | None) -> Exception:
+def _refusal(
+    request: MovementRequest, reserved: tuple[Any, ...] | None, amounts: AmountTable
+) -> Exception:
     """Why the payment did not allow it, told from how it stands now."""
     if reserved is None:
         return NotFound("There is no such payment.")
-    status, amount, left, settling, provider_ref = reserved
+    status, amount, left, settling, provider_ref, currency = reserved
     payment_id = f"pay_{request.payment_id.hex}"
     if request.kind is Kind.REFUND and status == Status.SUCCEEDED and provider_ref is not None:
         if (request.amount_minor or 0) > left:
@@ -452,6 +461,9 @@ def _refusal(request: MovementRequest, reserved: tuple[Any, ...] | None) -> Exce
             f"A {request.kind.value} is not possible while the payment is {status}.",
             payment_id=payment_id,
         )
+    unfit = amounts.part_refusal(request.amount_minor or 0, currency)
+    if unfit is not None:
+        return AmountNotRepresentable(unfit.field, unfit.reason)
     return Busy("The payment changed at the same moment; send it again.")
 
 

@@ -97,6 +97,16 @@ class PaymentStore:
                 return payment_of(rows[0]), True
             return self._read_first(checkout, request), False
 
+    def find_first(self, request: ChargeRequest, deadline: Deadline) -> Payment | None:
+        """Who was first with this key, as `claim` reads it; None: the key is free."""
+        with self._pool.checkout(deadline) as checkout:
+            try:
+                return self._read_first(checkout, request)
+            except KeyInFlight as in_flight:
+                if in_flight.payment_id is None:
+                    return None
+                raise
+
     def _read_first(self, checkout: Checkout, request: ChargeRequest) -> Payment:
         rows = checkout.run(
             statements.READ_BY_KEY,
@@ -400,9 +410,7 @@ class PaymentStore:
                     "fence": fence,
                     "provider_ref": outcome.provider_ref if outcome is not None else None,
                     "amount_captured": amount_captured,
-                    "decline": json.dumps({"code": decline.code, "message": decline.message})
-                    if decline is not None
-                    else None,
+                    "decline": json.dumps(decline.document()) if decline is not None else None,
                     "next_action": json.dumps(dict(next_action)) if next_action else None,
                     "attempts": attempts,
                     "next_series": next_series,

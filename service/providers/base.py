@@ -8,6 +8,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, Protocol
 
+from service.providers.amounts import AmountTable
 from service.resilience.deadline import Deadline
 
 
@@ -39,6 +40,16 @@ class Decline:
 
     code: str
     message: str
+    # The request was refused, and no bank was asked: a word about the request, not the card.
+    is_request: bool = False
+    # The caller's own field that the provider objects to, where it is one.
+    field: str | None = None
+
+    def document(self) -> dict[str, str]:
+        """As the payment's row keeps it and callers see it."""
+        told = {"code": self.code, "message": self.message}
+        told["type"] = "request" if self.is_request else "card"
+        return told if self.field is None else {**told, "field": self.field}
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +144,10 @@ class Provider(Protocol):
     # True: `prepare` makes the charge known without moving money and `confirm` moves it.
     # False: `prepare` does nothing and `confirm` does both (one_shot).
     two_phase: bool
+
+    @property
+    def amounts(self) -> AmountTable:
+        """How it counts money, and which amounts it takes: asked before anything is stored."""
 
     @property
     def available(self) -> bool:

@@ -14,6 +14,7 @@ from prometheus_client import Counter, Histogram
 
 from service.errors import BulkheadFull, Busy, ProviderUnavailable
 from service.observability import metrics, tracing
+from service.providers.amounts import AmountTable
 from service.providers.base import (
     Charge,
     Outcome,
@@ -73,6 +74,11 @@ class GuardedProvider:
         self._retry = retry
         self._timeout_s = timeout_s
         self._probe_timeout_s = probe_timeout_s
+
+    @property
+    def amounts(self) -> AmountTable:
+        """The provider's own: a question that no guard stands before."""
+        return self._provider.amounts
 
     @property
     def available(self) -> bool:
@@ -286,6 +292,9 @@ def _again(last: Outcome, *, in_doubt: bool) -> Again | None:
 
 def _failed(last: Outcome, *, is_fair: bool) -> bool | None:
     """What the call says about the provider's health; None: nothing."""
+    if last.kind is OutcomeKind.DECLINED and last.stage is Stage.NOT_SENT:
+        # It cannot be said to this provider: our own doing.
+        return None
     if last.error in _OWN_ENDS or (last.error in _TIMEOUTS and not is_fair):
         return None
     # A whole answer is a sign of life, whatever the provider thinks of our call.

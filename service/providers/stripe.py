@@ -8,10 +8,12 @@ from functools import partial
 from typing import Literal
 
 from service.providers import stripe_answers as answers
+from service.providers import stripe_form
 from service.providers import stripe_intents as intents
 from service.providers.base import Charge, Outcome, OutcomeKind, ProviderCharge, Refund, Stage
 from service.providers.stripe_api import StripeApi, metadata_form
 from service.providers.stripe_books import StripeBooks
+from service.providers.stripe_currencies import STRIPE_AMOUNTS
 from service.providers.stripe_refunds import StripeRefunds
 from service.providers.transport import Answer, Transport
 from service.resilience.deadline import Deadline
@@ -27,6 +29,7 @@ class StripeProvider:
     """
 
     name = "stripe"
+    amounts = STRIPE_AMOUNTS
 
     def __init__(
         self, transport: Transport, *, api_key: str, flow: Literal["two_phase", "one_shot"]
@@ -95,7 +98,7 @@ class StripeProvider:
 
         def take() -> Outcome:
             path = f"{_INTENTS}/{charge.provider_ref}/capture"
-            form = {"amount_to_capture": str(amount_minor)}
+            form = {"amount_to_capture": stripe_form.amount(amount_minor, charge.currency)}
             answer = self._api.post("capture", path, form, key, deadline)
             if answer.status == 200:
                 return intents.of_captured(answers.parse(answer), charge, amount_minor)
@@ -130,7 +133,7 @@ class StripeProvider:
 def _creation(charge: Charge) -> dict[str, str]:
     """The form of a new PaymentIntent: for one charge always the same, as its key demands."""
     form = {
-        "amount": str(charge.amount_minor),
+        "amount": stripe_form.amount(charge.amount_minor, charge.currency),
         "currency": charge.currency,
         "payment_method": charge.payment_method,
         # Cards only: methods that redirect would need a page of ours to come back to.

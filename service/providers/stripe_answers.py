@@ -6,12 +6,14 @@ mismatch, and a mismatch is doubt.
 
 from __future__ import annotations
 
-import json
+import logging
 import re
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
+from service.providers import stripe_json
 from service.providers.base import (
     Charge,
     Decline,
@@ -22,6 +24,8 @@ from service.providers.base import (
     Stage,
 )
 from service.providers.transport import Answer
+
+log = logging.getLogger(__name__)
 
 Object = Mapping[str, Any]
 
@@ -43,7 +47,7 @@ class Garbage(ValueError):
 def parse(answer: Answer) -> Object:
     """The JSON object of an answer; raises Garbage."""
     try:
-        found = json.loads(answer.body)
+        found = stripe_json.read(answer.body)
     except (ValueError, RecursionError) as error:
         raise Garbage(f"status {answer.status} with a body that is no JSON") from error
     if not isinstance(found, dict):
@@ -186,8 +190,9 @@ def of_error(answer: Answer, *, provider_ref: str | None = None, is_first: bool 
     # Under our key something else was done before: proof of an earlier call of ours.
     is_key_used = status == 400 and error.get("type") == "idempotency_error"
     if (status == 402 and is_decline) or is_invalid:
+        refused = decline(error) if is_decline else _of_request(error)
         return Outcome(
-            OutcomeKind.DECLINED, Stage.ANSWERED, provider_ref=provider_ref, decline=decline(error)
+            OutcomeKind.DECLINED, Stage.ANSWERED, provider_ref=provider_ref, decline=refused
         )
     kind = OutcomeKind.NOT_EXECUTED if status in (401, 403, 429) else OutcomeKind.UNKNOWN
     named = " ".join(word(error[name]) for name in ("type", "code") if error.get(name))
@@ -212,6 +217,32 @@ def decline(error: Object) -> Decline:
     code = error.get("decline_code") or error.get("code") or error.get("type")
     message = _UNPRINTABLE.sub(" ", str(error.get("message") or "The payment was declined."))
     return Decline(word(code), message[:MESSAGE_LENGTH_MAX])
+
+
+# The provider's parameters that are a caller's own fields; all others are ours to get right.
+_CALLERS_FIELDS = {
+    "payment_method": "payment_method",
+    "source": "payment_method",
+    "customer": "customer",
+    "currency": "currency",
+    "amount": "amount",
+    "amount_to_capture": "amount",
+}
+# Refusals for the state of what the request is about: true, and nobody's mistake.
+_STATES = frozenset({"charge_already_refunded", "charge_already_captured", "charge_disputed"})
+
+
+def _of_request(error: Object) -> Decline:
+    """The request itself was refused: final, and no word of a bank about a card."""
+    found = decline(error)
+    field = _CALLERS_FIELDS.get(str(error.get("param")))
+    if field is None and found.code not in _STATES:
+        # Only what we wrote ourselves is left: a fault of this adapter or of the account.
+        log.error(
+            "provider.request_refused",
+            extra={"code": found.code, "param": word(error.get("param")), "detail": found.message},
+        )
+    return replace(found, is_request=True, field=field)
 
 
 def error_of(answer: Answer) -> Object:

@@ -9,10 +9,11 @@ from time import monotonic
 from urllib.parse import urlencode
 
 from service.observability import spans
-from service.providers import incident
+from service.providers import incident, stripe_form
 from service.providers import stripe_answers as answers
-from service.providers.base import Charge, Outcome, OutcomeKind, Stage
+from service.providers.base import Charge, Decline, Outcome, OutcomeKind, Stage
 from service.providers.stripe_answers import Garbage, Object
+from service.providers.stripe_form import Unsendable
 from service.providers.transport import Answer, NotSent, SentUnknown, Transport, TransportError
 from service.resilience.deadline import Deadline
 
@@ -46,7 +47,8 @@ class StripeApi:
         key: str | None,
         deadline: Deadline,
     ) -> Answer:
-        """Send a form, under an idempotency key or without; raises TransportError."""
+        """Send a form, under an idempotency key or without; raises TransportError, Unsendable."""
+        stripe_form.check(path, form)
         headers = self._headers if key is None else {**self._headers, "Idempotency-Key": key}
         return self._exchange(operation, "POST", path, form, headers, deadline)
 
@@ -129,6 +131,12 @@ class StripeApi:
             outcome = _failed(OutcomeKind.NOT_EXECUTED, Stage.NOT_SENT, failure)
         except SentUnknown as failure:
             outcome = _failed(OutcomeKind.UNKNOWN, Stage.SENT_UNKNOWN, failure)
+        except Unsendable as unsendable:
+            log.error(
+                "provider.unsendable",
+                extra={"provider": self._name, "operation": operation, "detail": str(unsendable)},
+            )
+            outcome = _unsendable(operation, unsendable)
         except Garbage as garbage:
             log.error(
                 "provider.bad_answer",
@@ -180,6 +188,17 @@ def _without_false_proof(outcome: Outcome) -> Outcome:
     if outcome.kind is OutcomeKind.NOT_EXECUTED and not is_proof:
         return replace(outcome, kind=OutcomeKind.UNKNOWN)
     return outcome
+
+
+def _unsendable(operation: str, reason: Unsendable) -> Outcome:
+    """Final for what was to be sent: it never can be. Of an earlier call it says nothing."""
+    if operation in ("look_up", "cancel"):
+        return Outcome(
+            OutcomeKind.UNKNOWN, Stage.NOT_SENT, error="internal", error_detail=str(reason)
+        )
+    message = f"The provider cannot be sent {reason}."
+    refused = Decline("unsendable", message, is_request=True)
+    return Outcome(OutcomeKind.DECLINED, Stage.NOT_SENT, decline=refused)
 
 
 def _failed(kind: OutcomeKind, stage: Stage, failure: TransportError) -> Outcome:

@@ -12,9 +12,11 @@ from functools import partial
 
 from service.providers import stripe_answers as answers
 from service.providers import stripe_charge_answers as charges
+from service.providers import stripe_form
 from service.providers.base import Charge, Outcome, OutcomeKind, ProviderCharge, Refund, Stage
 from service.providers.stripe_api import StripeApi, metadata_form
 from service.providers.stripe_books import StripeBooks
+from service.providers.stripe_currencies import STRIPE_AMOUNTS
 from service.providers.stripe_refunds import REFUNDS, StripeRefunds
 from service.providers.transport import Answer, Transport
 from service.resilience.deadline import Deadline
@@ -30,6 +32,7 @@ class StripeChargesProvider:
 
     name = "stripe_charges"
     two_phase = False
+    amounts = STRIPE_AMOUNTS
 
     def __init__(self, transport: Transport, *, api_key: str) -> None:
         self._api = StripeApi(transport, name=self.name, api_key=api_key)
@@ -78,7 +81,8 @@ class StripeChargesProvider:
 
         def take() -> Outcome:
             path = f"{_CHARGES}/{charge.provider_ref}/capture"
-            answer = self._api.post("capture", path, {"amount": str(amount_minor)}, key, deadline)
+            form = {"amount": stripe_form.amount(amount_minor, charge.currency)}
+            answer = self._api.post("capture", path, form, key, deadline)
             if answer.status == 200:
                 return charges.of_captured(answers.parse(answer), charge, amount_minor)
             return charges.of_answer(answer, charge)
@@ -99,7 +103,7 @@ class StripeChargesProvider:
             form = {
                 "charge": str(charge.provider_ref),
                 # All of it: refused where a part was captured since we looked.
-                "amount": str(charge.amount_minor),
+                "amount": stripe_form.amount(charge.amount_minor, charge.currency),
                 **metadata_form(charge),
             }
             answer = self._api.post("cancel", REFUNDS, form, key, deadline)
@@ -127,7 +131,7 @@ class StripeChargesProvider:
 def _creation(charge: Charge) -> dict[str, str]:
     """The form of a new charge: for one charge always the same, as its key demands."""
     form = {
-        "amount": str(charge.amount_minor),
+        "amount": stripe_form.amount(charge.amount_minor, charge.currency),
         "currency": charge.currency,
         "source": charge.payment_method,
         "capture": "true" if charge.capture_automatically else "false",

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from service.providers import stripe_answers as answers
+from service.providers import stripe_json
 from service.providers.base import Charge, Outcome, OutcomeKind, ProviderCharge, Stage
 from service.providers.stripe_answers import Object, mismatch, word
 from service.providers.transport import Answer
@@ -86,12 +87,8 @@ def _waiting_for_method(intent: Object) -> Outcome:
 
 
 def _waiting_for_payer(intent: Object) -> Outcome:
-    action = intent.get("next_action")
-    return Outcome(
-        OutcomeKind.PENDING,
-        Stage.ANSWERED,
-        next_action=action if isinstance(action, dict) else {"type": "unknown"},
-    )
+    action = stripe_json.next_action(intent.get("next_action"))
+    return Outcome(OutcomeKind.PENDING, Stage.ANSWERED, next_action=action)
 
 
 _STATUSES: Mapping[str, Callable[[Object], Outcome]] = {

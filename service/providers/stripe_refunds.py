@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from service.providers import stripe_answers as answers
+from service.providers import stripe_form
 from service.providers.base import KEY_REUSED, Outcome, OutcomeKind, Refund, Stage
 from service.providers.stripe_api import StripeApi
 from service.providers.transport import TransportError
@@ -89,7 +90,7 @@ class StripeRefunds:
     def _form(self, refund: Refund) -> dict[str, str]:
         form: dict[str, str] = {
             self._charge_field: refund.provider_ref,
-            "amount": str(refund.amount_minor),
+            "amount": stripe_form.amount(refund.amount_minor, refund.currency),
             "metadata[refund_id]": refund.refund_id,
             "metadata[payment_id]": refund.payment_id,
         }

@@ -17,12 +17,12 @@ from service.resilience.deadline import Deadline
 from service.web.auth import Caller
 from service.web.idempotency import read_idempotency_key
 from service.web.payments import ASK_AGAIN_S, json_answer
-from service.web.problems import MEDIA_TYPE, problem_document
+from service.web.problems import MEDIA_TYPE, problem_document, refusal_code
 from service.web.request_scope import request_id
 
 MOVEMENT_PROBLEMS = (
-    *("invalid_json", "card_declined", "wrong_state", "body_too_large"),
-    "acceptance_unknown",
+    *("invalid_json", "card_declined", "request_refused", "wrong_state", "body_too_large"),
+    *("amount_not_representable", "acceptance_unknown"),
 )
 _ROUTES = {
     Kind.CAPTURE: "/v1/payments/<payment_id>/capture",
@@ -98,7 +98,7 @@ def answer_moved(
 
 def _declined(movement: Movement, payment: Payment) -> Response:
     status, body = problem_document(
-        "card_declined",
+        refusal_code(movement.decline),
         f"The payment provider refused the {movement.kind.value}.",
         request_id=request_id(),
         stage="answered",

@@ -254,7 +254,10 @@ _CREATE = Operation(
         201: ("Made, reserved, or waiting for the payer's action.", PaymentDocument),
         202: ("Durably accepted; we own it: queued, processing or unknown.", PaymentDocument),
     },
-    problems=("card_declined", "provider_unavailable", "bulkhead_full"),
+    problems=(
+        *("card_declined", "request_refused", "amount_not_representable"),
+        *("provider_unavailable", "bulkhead_full"),
+    ),
 )
 _LIST = Operation(
     summary="List payments, newest first",

@@ -29,6 +29,7 @@ CODES: Mapping[str, tuple[int, str]] = {
     "bad_request": (400, "The request cannot be read"),
     "unauthenticated": (401, "An API key is needed"),
     "card_declined": (402, "The card was declined"),
+    "request_refused": (402, "The provider refused the request, and asked no bank"),
     "forbidden": (403, "The API key lacks the scope"),
     "not_found": (404, "There is nothing here"),
     "method_not_allowed": (405, "This address does not take that method"),
@@ -40,6 +41,7 @@ CODES: Mapping[str, tuple[int, str]] = {
     "uri_too_long": (414, "The address is too long"),
     "expectation_failed": (417, "The expectation cannot be met"),
     "validation_failed": (422, "A field is wrong"),
+    "amount_not_representable": (422, "The provider cannot take this amount"),
     "card_data_refused": (422, "Card numbers are not taken here"),
     "idempotency_key_reused": (422, "The key was used with another request"),
     "rate_limited": (429, "Too many requests with this key"),
@@ -98,7 +100,7 @@ def _is_retry_safe(code: str) -> bool:
 def declined(payment: Payment) -> Response:
     """402: final, and the payment can be read at Location."""
     status, body = problem_document(
-        "card_declined",
+        refusal_code(payment.decline),
         "The payment provider refused the payment.",
         request_id=request_id(),
         stage="answered",
@@ -108,6 +110,12 @@ def declined(payment: Payment) -> Response:
     answer = Response(body, status, content_type=MEDIA_TYPE)
     answer.headers["Location"] = f"/v1/payments/{payment.id}"
     return answer
+
+
+def refusal_code(decline: Mapping[str, str] | None) -> str:
+    """The problem that tells a card's decline from a request that the provider did not take."""
+    is_request = decline is not None and decline.get("type") == "request"
+    return "request_refused" if is_request else "card_declined"
 
 
 def register_problems(app: Flask) -> None:

@@ -25,7 +25,13 @@ MAX_AMOUNT_MINOR = 999_999_999_999
 CURRENCIES = frozenset(
     currency.code.lower() for currency in Currency if currency.exponent is not None
 )
-MAX_METADATA_ENTRIES = 50
+# Providers take 50 in all; three are ours.
+MAX_METADATA_ENTRIES = 47
+# The names of our own entries, by which the provider's books lead back to ours.
+RESERVED_METADATA = frozenset(
+    {"payment_id", "merchant_id", "reference", "key_digest", "refund_id", "reason"}
+)
+RESERVED_METADATA_PREFIX = "holdfast"
 
 # The database says `accepted` and `sending` for what callers know as these.
 _SHOWN_STATUS = {Status.ACCEPTED: "queued", Status.SENDING: "processing"}
@@ -102,7 +108,11 @@ AmountMinor = Annotated[
     Field(
         ge=1,
         le=MAX_AMOUNT_MINOR,
-        description="Integer, in the currency's own minor units: 2599 is 25.99 USD, or 2599 JPY.",
+        description=(
+            "Integer, in the minor units of ISO 4217: 2599 is 25.99 USD, or 2599 JPY. What the"
+            " payment provider cannot take (less than its minimum, more than its maximum, or"
+            " 5.124 KWD, whose last digit has to be 0) is 422 `amount_not_representable`."
+        ),
         examples=[2599],
     ),
 ]
@@ -110,18 +120,48 @@ AmountMinor = Annotated[
 # door (bodies.py), and the document says so with this.
 PLAIN = r"^[^\x00-\x1f\x7f]*$"
 _Token = Annotated[str, Field(min_length=1, max_length=255, pattern=r"^[\x21-\x7e]+$")]
+# Square brackets are syntax of the forms that carry metadata to a provider.
+_METADATA_KEY = r"^[^\x00-\x1f\x7f\[\]]*$"
+
+
+def _unreserved(name: str) -> str:
+    if name in RESERVED_METADATA or name.startswith(RESERVED_METADATA_PREFIX):
+        raise ValueError("has a key that is ours: payment_id, merchant_id, reference and others")
+    return name
+
+
 _Metadata = Annotated[
     dict[
-        Annotated[str, Field(min_length=1, max_length=40)],
-        Annotated[str, Field(max_length=500)],
+        Annotated[
+            str,
+            Field(min_length=1, max_length=40, pattern=_METADATA_KEY),
+            AfterValidator(_unreserved),
+        ],
+        # A provider drops an entry whose value is empty.
+        Annotated[str, Field(min_length=1, max_length=500)],
     ],
     Field(max_length=MAX_METADATA_ENTRIES),
     WithJsonSchema(
         {
             "type": "object",
             "maxProperties": MAX_METADATA_ENTRIES,
-            "propertyNames": {"minLength": 1, "maxLength": 40, "pattern": PLAIN},
-            "additionalProperties": {"type": "string", "maxLength": 500, "pattern": PLAIN},
+            "propertyNames": {
+                "minLength": 1,
+                "maxLength": 40,
+                "pattern": _METADATA_KEY,
+                "not": {
+                    "anyOf": [
+                        {"enum": sorted(RESERVED_METADATA)},
+                        {"pattern": f"^{RESERVED_METADATA_PREFIX}"},
+                    ]
+                },
+            },
+            "additionalProperties": {
+                "type": "string",
+                "minLength": 1,
+                "maxLength": 500,
+                "pattern": PLAIN,
+            },
             "examples": [{"order": "123"}],
         }
     ),
@@ -189,6 +229,13 @@ class Decline(BaseModel):
 
     code: str
     message: str
+    type: Annotated[
+        Literal["card", "request"] | None,
+        Field(description="`request`: the request itself was refused, and no bank was asked."),
+    ] = None
+    field: Annotated[
+        str | None, Field(description="Your field that the provider objects to, where it is one.")
+    ] = None
 
 
 class Attempt(BaseModel):

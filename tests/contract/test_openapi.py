@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from service.providers.stripe_currencies import STRIPE_AMOUNTS
 from tests.running_house import ROOT, House, running_house
 
 CONFIG = Path(__file__).with_name("schemathesis.toml")
@@ -101,6 +102,7 @@ def compare(house: House, *options: str, allowed_503: str) -> int:
             "HOLDFAST_API_KEY": house.api_key,
             "STRIPE_WEBHOOK_SECRET": WEBHOOK_SECRET,
             "ALLOWED_503": allowed_503,
+            "PROVIDER_CURRENCIES": " ".join(STRIPE_AMOUNTS.units or {}),
         },
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

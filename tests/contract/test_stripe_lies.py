@@ -137,7 +137,7 @@ UNREADABLE: dict[str, tuple[bytes, str]] = {
     "a list": (said(200, [INTENT]), "garbage"),
     "not UTF-8": (said(200, b'{"id": "\xff\xfe"}'), "garbage"),
     "a hundred thousand brackets": (said(200, b"[" * 100_000), "garbage"),
-    "a number of 5000 digits": (said(200, b'{"amount": ' + b"9" * 5000 + b"}"), "garbage"),
+    "a number of 5000 digits": (said(200, b'{"amount": ' + b"9" * 5000 + b"}"), "mismatch"),
     "compressed": (said(200, b"\x1f\x8b\x08", more="Content-Encoding: gzip\r\n"), "garbage"),
     "too much": (said(200, INTENT | {"padding": "x" * 300_000}), "too_large"),
     "a redirect": (said(302, INTENT, more="Location: /v1/elsewhere\r\n"), "garbage"),
@@ -361,3 +361,110 @@ def test_a_fault_of_the_adapter_itself_is_doubt_and_loud(caplog):
 
     assert (outcome.kind, outcome.error) == (OutcomeKind.UNKNOWN, "internal")
     assert "KeyError" in caplog.text
+
+
+# --- Requests that cannot be said, and refusals of the request ----------------------------------
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"metadata": {"merchant_id]z": "other"}},
+        {"metadata": {"payment_id]z": "other"}},
+        {"metadata": {"a[b]": "c"}},
+        {"metadata": {"a": ""}},
+        {"metadata": {"a": "\x00"}},
+        {"metadata": {f"k{n}": "v" for n in range(49)}},
+        {"customer": "cus\n1"},
+        {"payment_method": "\ud800"},
+        {"payment_method": ""},
+        {"reference": "r" * 501},
+        {"currency": "xxx"},
+    ],
+)
+def test_a_form_that_means_something_else_is_not_sent(changes):
+    with fault_server(always(said(200, INTENT))) as server:
+        transport = Transport(
+            base_url=server.url,
+            ca_file=certificate(),
+            connect_timeout_s=2.0,
+            max_connections=2,
+            watchdog=Watchdog(),
+        )
+        provider = StripeProvider(transport, api_key="sk_test_lies", flow="one_shot")
+        charge = replace(CHARGE_UNSENT, **changes)
+        confirmed, looked = (
+            provider.confirm(charge, Deadline.after(5)),
+            provider.look_up(charge, Deadline.after(5)),
+        )
+        transport.close()
+
+    assert (confirmed.kind, confirmed.stage) == (OutcomeKind.DECLINED, Stage.NOT_SENT)
+    # What was sent before, by an older version, is not ended by this.
+    assert looked.kind is OutcomeKind.UNKNOWN
+
+
+@pytest.mark.parametrize(
+    ("param", "field"),
+    [("payment_method", "payment_method"), ("customer", "customer"), ("confirm", None)],
+)
+def test_an_invalid_request_is_no_declined_card(caplog, param, field):
+    error = {"type": "invalid_request_error", "code": "resource_missing", "param": param}
+    with stripe_that(always(said(400, {"error": error}))) as provider:
+        outcome = provider.prepare(CHARGE_UNSENT, Deadline.after(5))
+
+    assert outcome.decline is not None
+    assert (outcome.decline.is_request, outcome.decline.field) == (True, field)
+    # What is no field of the caller's is a fault of ours, and told to the operator.
+    assert ("provider.request_refused" in caplog.text) is (field is None)
+
+
+def test_a_refused_refund_is_no_declined_card():
+    error = {"type": "invalid_request_error", "code": "charge_already_refunded"}
+
+    def behave(peer: Peer) -> None:
+        while request := peer.read_request():
+            page = said(200, {"data": [], "has_more": False})
+            peer.send(said(400, {"error": error}) if request.startswith(b"POST") else page)
+
+    with stripe_that(behave) as provider:
+        outcome = provider.refund(REFUND, Deadline.after(5))
+
+    assert outcome.decline is not None
+    assert outcome.decline.is_request
+
+
+# --- What is said is stored clean ---------------------------------------------------------------
+
+DIRTY = {
+    "NUL": ("u", "a\x00b"),
+    "a lone surrogate": ("u", "a\ud800b"),
+    "controls": ("u", "a\r\nlevel=info\x1b[31m"),
+    "not a number": ("n", float("nan")),
+    "infinity": ("n", float("inf")),
+    "a huge integer": ("n", 10**300),
+    "deep": ("d", json.loads('{"a":' * 200 + "1" + "}" * 200)),
+    "a name with NUL": ("a\x00b", 1),
+    "long": ("u", "x" * 200_000),
+}
+
+
+@pytest.mark.parametrize("case", DIRTY)
+def test_what_the_payer_must_do_can_be_stored(case):
+    name, content = DIRTY[case]
+    action = {"type": "redirect_to_url", name: content}
+    outcome = confirmed(said(200, INTENT | {"status": "requires_action", "next_action": action}))
+
+    assert outcome.kind is OutcomeKind.PENDING
+    assert outcome.next_action is not None
+    assert outcome.next_action["type"] == "redirect_to_url"
+    stored = json.dumps(dict(outcome.next_action), allow_nan=False)
+    assert len(stored) < 65_536
+    assert not re.search(r"\\u00[01][0-9a-f]|\\ud[89a-f]", stored)
+
+
+def test_a_number_beyond_floats_is_no_number():
+    body = json.dumps(INTENT | {"status": "requires_action"})[:-1]
+    outcome = confirmed(said(200, (body + ', "next_action": {"n": 1e999}}').encode()))
+
+    assert outcome.next_action == {"n": None}

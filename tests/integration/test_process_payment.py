@@ -166,6 +166,7 @@ def test_a_decline_is_final_and_says_why(pool):
     assert payment.decline == {
         "code": "insufficient_funds",
         "message": "Your card has insufficient funds.",
+        "type": "card",
     }
 
 
