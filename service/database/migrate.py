@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
@@ -34,7 +35,10 @@ LOCK_TIMEOUT_MS = 2000
 # Long enough for a colleague's migration, short enough that a deploy's own patience outlasts it.
 PATIENCE_S = 60.0
 MONTHS_AHEAD = 3
-# A file that begins with this holds one repeatable statement, such as CREATE INDEX CONCURRENTLY.
+# A migrate that died in a build outside a transaction: the next one begins anew after so long.
+LEASE_S = 30.0
+# A file that begins with this holds repeatable statements, such as CREATE INDEX CONCURRENTLY behind
+# its DROP INDEX; each runs by itself and ends with a semicolon at the end of its line.
 OUTSIDE_TRANSACTION = "-- outside a transaction"
 
 # The rights of the service's role; what happened is never changed, so events and the audit log have
@@ -58,8 +62,15 @@ APP_LOCK_TIMEOUT_MS = 1000
 APPLIED_SQL = "SELECT version FROM schema_migrations WHERE applied_at IS NOT NULL"
 
 
+_COMMENT = re.compile(r"^\s*--.*$", re.MULTILINE)
+
+
 class MigrationError(Exception):
     """The schema could not be brought up to date; the message says why and what to do."""
+
+
+class _BuiltElsewhere(Exception):
+    """Another migrate holds this version's lease: on an engine whose advisory locks do nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +88,14 @@ class Migration:
     @property
     def in_transaction(self) -> bool:
         return not self.text.startswith(OUTSIDE_TRANSACTION)
+
+    @property
+    def statements(self) -> list[str]:
+        """What is sent at once: the whole file, or each statement outside of a transaction."""
+        if self.in_transaction:
+            return [self.text]
+        parts = re.split(r";[ \t]*(?:\n|$)", self.text)
+        return [part for part in parts if _COMMENT.sub("", part).strip()]
 
 
 @cache
@@ -154,17 +173,49 @@ _TABLE = """
 
 def _apply(cursor: psycopg2.extensions.cursor, migration: Migration) -> bool:
     """Apply one migration unless it is applied; whether it was."""
-    # Outside a transaction the work may have been cut short: its statement must be repeatable.
-    with _transaction(cursor) if migration.in_transaction else contextlib.nullcontext():
+    if not migration.in_transaction:
+        return _apply_outside_transaction(cursor, migration)
+    with _transaction(cursor):
         _claim(cursor, migration)
         if _is_applied(cursor, migration):
             return False
         cursor.execute(migration.text)
-        cursor.execute(
-            "UPDATE schema_migrations SET applied_at = now() WHERE version = %s",
-            (migration.version,),
-        )
+        _note_applied(cursor, migration)
         return True
+
+
+def _apply_outside_transaction(cursor: psycopg2.extensions.cursor, migration: Migration) -> bool:
+    """The same where no row lock lasts: the row's time is the lease of whoever builds."""
+    # The work may have been cut short before: its statements are repeatable.
+    cursor.execute(
+        "INSERT INTO schema_migrations AS m (version, name, checksum) VALUES (%s, %s, %s)"
+        " ON CONFLICT (version) DO UPDATE SET started_at = now()"
+        " WHERE m.applied_at IS NULL AND m.started_at < now() - %s * interval '1 second'",
+        (migration.version, migration.name, migration.checksum, LEASE_S),
+    )
+    is_ours = cursor.rowcount == 1
+    if _is_applied(cursor, migration):
+        return False
+    if not is_ours:
+        raise _BuiltElsewhere(f"{migration.name} is being applied by another migrate")
+    try:
+        for statement in migration.statements:
+            cursor.execute(statement)
+    except BaseException:
+        with contextlib.suppress(psycopg2.Error):
+            cursor.execute(
+                "UPDATE schema_migrations SET started_at = '-infinity' WHERE version = %s",
+                (migration.version,),
+            )
+        raise
+    _note_applied(cursor, migration)
+    return True
+
+
+def _note_applied(cursor: psycopg2.extensions.cursor, migration: Migration) -> None:
+    cursor.execute(
+        "UPDATE schema_migrations SET applied_at = now() WHERE version = %s", (migration.version,)
+    )
 
 
 def _claim(cursor: psycopg2.extensions.cursor, migration: Migration) -> None:
@@ -329,7 +380,7 @@ def _again_after_lock_timeout(give_up_at_s: float, step: Callable[[], T]) -> T:
     while True:
         try:
             return step()
-        except psycopg2.errors.LockNotAvailable as error:
+        except (psycopg2.errors.LockNotAvailable, _BuiltElsewhere) as error:
             if monotonic() > give_up_at_s:
                 raise MigrationError(
                     f"A table stayed locked for {PATIENCE_S:.0f} s: {str(error).strip()}."

@@ -18,6 +18,7 @@ from uuid import UUID
 from service.database.pool import ConnectionPool, Statement
 from service.observability import metrics
 from service.payments.endpoints import endpoint_id_text
+from service.payments.fair_share import NO_OWNER, Due, FairShare
 from service.payments.forward import RunAll
 from service.payments.model import event_id_text, new_id, payment_id_text
 from service.providers.transport import TransportError
@@ -45,30 +46,51 @@ NOTE_TIMEOUT_S = 2.0
 KEPT_DAYS = 30
 TIDIED_AT_ONCE = 1000
 
-# Endpoints in turn: one with a thousand events does not keep another waiting. One that fails gets
-# one event at a time, by the other of the two loops, so that its timeouts are nobody else's.
+# Endpoints in turn: one with a hundred thousand events does not keep another waiting. One that
+# fails gets one event at a time, by the other of the two loops, so that its timeouts are its own.
+_DUE = Statement(
+    "due_deliveries",
+    """
+    SELECT o.merchant_id, o.endpoint_id, o.event_id,
+           w.status = 'enabled' AND (w.failures > 0) = %(failing)s::boolean
+    FROM (
+        SELECT merchant_id, endpoint_id, event_id, due_at FROM webhook_outbox
+        WHERE due_at <= now() ORDER BY due_at LIMIT %(limit)s::integer
+    ) AS o (merchant_id, endpoint_id, event_id, due_at)
+    JOIN webhook_endpoints w ON w.merchant_id = o.merchant_id AND w.endpoint_id = o.endpoint_id
+    ORDER BY o.due_at, o.event_id
+    """,
+)
+
+# One probe of the index for each endpoint on the way.
+_DUE_OF_ENDPOINTS = Statement(
+    "due_deliveries_of_endpoints",
+    """
+    SELECT w.merchant_id, w.endpoint_id, o.event_id
+    FROM webhook_endpoints w
+    CROSS JOIN LATERAL (
+        SELECT event_id FROM webhook_outbox
+        WHERE merchant_id = w.merchant_id AND endpoint_id = w.endpoint_id AND due_at <= now()
+        ORDER BY due_at LIMIT %(places)s::integer
+    ) AS o (event_id)
+    WHERE (w.merchant_id, w.endpoint_id)
+          > (%(after_merchant)s::uuid, %(after_endpoint)s::uuid)
+      AND w.status = 'enabled' AND (w.failures > 0) = %(failing)s::boolean
+    ORDER BY w.merchant_id, w.endpoint_id LIMIT %(limit)s::integer
+    """,
+)
+
 _LEASE = Statement(
     "lease_deliveries",
     """
-    WITH oldest AS (
-        SELECT o.merchant_id, o.endpoint_id, o.event_id
-        FROM webhook_outbox o JOIN webhook_endpoints w USING (merchant_id, endpoint_id)
-        WHERE o.due_at <= now() AND w.status = 'enabled'
-          AND (w.failures > 0) = %(failing)s::boolean
-        ORDER BY o.due_at LIMIT 1000
-    ), due AS (
-        SELECT merchant_id, endpoint_id, event_id FROM (
-            SELECT *, row_number() OVER (PARTITION BY endpoint_id ORDER BY event_id) AS turn
-            FROM oldest) AS in_turn
-        WHERE turn = 1 OR NOT %(failing)s::boolean
-        ORDER BY turn, event_id LIMIT %(limit)s::integer
-    ), o AS (
-        UPDATE webhook_outbox o SET fence = fence + 1,
+    WITH o AS (
+        UPDATE webhook_outbox SET fence = fence + 1,
             due_at = now() + %(lease_s)s::float8 * interval '1 second'
-        FROM due
-        WHERE o.merchant_id = due.merchant_id AND o.endpoint_id = due.endpoint_id
-          AND o.event_id = due.event_id AND o.due_at <= now()
-        RETURNING o.*
+        WHERE due_at <= now() AND (merchant_id, endpoint_id, event_id) IN (
+            SELECT due.merchant_id, due.endpoint_id, due.event_id
+            FROM unnest(%(merchant_ids)s::uuid[], %(endpoint_ids)s::uuid[],
+                        %(event_ids)s::uuid[]) AS due (merchant_id, endpoint_id, event_id))
+        RETURNING *
     )
     SELECT o.merchant_id, o.endpoint_id, o.event_id, o.payment_id, o.type, o.event_at, o.tries,
            o.fence, w.url, w.secret,
@@ -213,6 +235,8 @@ class Deliverer:
         self._timeout_s = timeout_s
         self._pauses_s = pauses_s
         self._pause_after_s = pause_after_s
+        # Endpoints that fail have a loop, and so a turn, of their own.
+        self._turns = {False: FairShare(), True: FairShare()}
 
     def deliver(self, limit: int, run_all: RunAll, deadline: Deadline, *, failing: bool) -> int:
         """Deliver up to `limit` due events to endpoints that fail, or to those that do not.
@@ -229,10 +253,48 @@ class Deliverer:
         self._pool.run(_FORGET, {"limit": TIDIED_AT_ONCE, "kept_days": KEPT_DAYS}, deadline)
 
     def _lease(self, limit: int, deadline: Deadline, *, failing: bool) -> list[Delivery]:
-        # Longer than one holder may still take: the call, then its note.
-        lease_s = self._timeout_s + 2 * NOTE_TIMEOUT_S
-        values = {"limit": limit, "failing": failing, "lease_s": lease_s}
+        picked = self._pick(limit, deadline, failing=failing)
+        if not picked:
+            return []
+        values = {
+            "merchant_ids": [due.owner[0] for due in picked],
+            "endpoint_ids": [due.owner[1] for due in picked],
+            "event_ids": [due.key for due in picked],
+            # Longer than one holder may still take: the call, then its note.
+            "lease_s": self._timeout_s + 2 * NOTE_TIMEOUT_S,
+        }
         return [_delivery_of(row) for row in self._pool.run(_LEASE, values, deadline)]
+
+    def _pick(self, limit: int, deadline: Deadline, *, failing: bool) -> list[Due]:
+        def oldest(most: int) -> list[Due]:
+            values = {"limit": most, "failing": failing}
+            return [
+                Due((str(merchant_id), str(endpoint_id)), str(event_id), is_ours)
+                for merchant_id, endpoint_id, event_id, is_ours in self._pool.run(
+                    _DUE, values, deadline
+                )
+            ]
+
+        def behind(owner: tuple[str, ...] | None) -> list[Due]:
+            after_merchant, after_endpoint = owner or (str(NO_OWNER), str(NO_OWNER))
+            values = {
+                "after_merchant": after_merchant,
+                "after_endpoint": after_endpoint,
+                "failing": failing,
+                "places": 1 if failing else limit,
+                "limit": limit * limit,
+            }
+            rows = self._pool.run(_DUE_OF_ENDPOINTS, values, deadline)
+            return [
+                Due((str(merchant_id), str(endpoint_id)), str(event_id))
+                for merchant_id, endpoint_id, event_id in rows
+            ]
+
+        picked = self._turns[failing].pick(limit, oldest, behind)
+        if failing:
+            # One event of each endpoint, its oldest.
+            picked = list({due.owner: due for due in reversed(picked)}.values())
+        return picked
 
     def _deliver(self, delivery: Delivery) -> bool:
         """One try under its lease; whether the receiver took it."""

@@ -28,6 +28,7 @@ from service.errors import (
     WrongState,
 )
 from service.payments import movement_statements as statements
+from service.payments.fair_share import NO_OWNER, NUDGED_AT_ONCE, Due, FairShare
 from service.payments.model import Payment, Status, new_id, sources_of
 from service.payments.movements import (
     OPEN,
@@ -61,6 +62,7 @@ class MovementStore:
         self._pool = pool
         self._provider = provider
         self._lease_s = lease_s
+        self._turn = FairShare()
 
     def claim(
         self,
@@ -294,13 +296,34 @@ class MovementStore:
         return [_movement_of(row) for row in rows]
 
     def lease_due(self, limit: int, deadline: Deadline) -> list[tuple[Movement, Payment]]:
-        """Take up to `limit` movements that are due, for the time of one call and its record."""
-        rows = self._pool.run(
-            statements.LEASE,
-            {"limit": limit, "lease_s": self._lease_s, "provider": self._provider},
-            deadline,
-        )
-        return [_both_of(row) for row in rows]
+        """Take up to `limit` movements that are due, merchants in turn, for one call and record."""
+
+        def oldest(most: int) -> list[Due]:
+            rows = self._pool.run(statements.DUE, {"limit": most}, deadline)
+            return [
+                Due((str(merchant_id),), str(movement_id), self._provider in (None, provider))
+                for merchant_id, movement_id, provider in rows
+            ]
+
+        def behind(owner: tuple[str, ...] | None) -> list[Due]:
+            values = {
+                "after": owner[0] if owner else str(NO_OWNER),
+                "provider": self._provider,
+                "places": limit,
+                "limit": limit * limit,
+            }
+            rows = self._pool.run(statements.DUE_OF_MERCHANTS, values, deadline)
+            return [Due((str(merchant_id),), str(movement_id)) for merchant_id, movement_id in rows]
+
+        picked = self._turn.pick(limit, oldest, behind)
+        if not picked:
+            return []
+        values = {
+            "merchant_ids": [due.owner[0] for due in picked],
+            "movement_ids": [due.key for due in picked],
+            "lease_s": self._lease_s,
+        }
+        return [_both_of(row) for row in self._pool.run(statements.LEASE, values, deadline)]
 
     def postpone(self, movement: Movement, due_in_s: float, deadline: Deadline) -> None:
         """Give a lease back unused, to be taken again in `due_in_s`."""
@@ -322,6 +345,7 @@ class MovementStore:
             {
                 "merchant_id": str(movement.merchant_id),
                 "movement_id": str(movement.movement_id),
+                "most": NUDGED_AT_ONCE,
             },
             deadline,
         )

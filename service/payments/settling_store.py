@@ -3,64 +3,32 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import random
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
 from service.database.pool import ConnectionPool, Statement
+from service.payments.fair_share import NO_OWNER, Due, FairShare
+from service.payments.lease_statements import (
+    DOUBTFUL,
+    HASTEN,
+    LOOK_UP_IS,
+    OLDEST_EXPIRED,
+    QUEUED_IS,
+    LeaseStatements,
+    lease_statements,
+)
 from service.payments.model import Payment
-from service.payments.payment_statements import COLUMNS
 from service.payments.store import payment_of
 from service.providers.base import ProviderCharge
 from service.resilience.deadline import Deadline
 
-# SKIP LOCKED only keeps reconcilers from queueing behind each other; what decides is the second
-# look at `due_at` in the UPDATE itself, which the row's new version is held against.
-_LEASE = f"""
-    WITH p AS (
-        UPDATE payments SET fence = fence + 1, leased = true,
-            due_at = now() + %(lease_s)s::float8 * interval '1 second'
-        WHERE due_at <= now()
-          AND (merchant_id, payment_id) IN (SELECT merchant_id, payment_id FROM due)
-        RETURNING *
-    )
-    SELECT {COLUMNS} FROM p
-"""
-
-_LEASE_LOOK_UPS = Statement(
-    "lease_look_ups",
-    f"""
-    WITH due AS (
-        SELECT merchant_id, payment_id FROM payments
-        WHERE due_at <= now() AND status <> 'accepted'
-          AND provider = coalesce(%(provider)s::text, provider)
-        ORDER BY due_at LIMIT %(limit)s::integer
-        FOR UPDATE SKIP LOCKED
-    ), {_LEASE.strip().removeprefix("WITH ")}
-    """,
-)
-
-# Oldest first, merchants in turn: each merchant's oldest comes before any merchant's second.
-# Another provider's only to end them in time: nothing is sent for that.
-_LEASE_QUEUED = Statement(
-    "lease_queued",
-    f"""
-    WITH oldest AS (
-        SELECT merchant_id, payment_id, created_at FROM payments
-        WHERE due_at <= now() AND status = 'accepted'
-          AND (expires_at <= now() OR NOT %(only_expired)s::boolean
-               AND provider = coalesce(%(provider)s::text, provider))
-        ORDER BY created_at LIMIT 1000
-    ), due AS (
-        SELECT merchant_id, payment_id FROM (
-            SELECT *, row_number() OVER (PARTITION BY merchant_id ORDER BY created_at) AS turn
-            FROM oldest) AS in_turn
-        ORDER BY turn, created_at LIMIT %(limit)s::integer
-    ), {_LEASE.strip().removeprefix("WITH ")}
-    """,
-)
+# One statement's rows when doubtful payments are rescheduled, and how many statements there are.
+HASTENED_AT_ONCE, HASTENED_PAGES = 1000, 20
+HASTENED_WITHIN_S = 2.0
 
 # Nothing was asked, so nothing is told: without an event, and the schedule does not move on.
 _POSTPONE = Statement(
@@ -70,17 +38,6 @@ _POSTPONE = Statement(
         due_at = now() + %(due_in_s)s::float8 * interval '1 second'
     WHERE merchant_id = %(merchant_id)s::uuid AND payment_id = %(payment_id)s::uuid
       AND fence = %(fence)s::bigint AND leased
-    RETURNING 1
-    """,
-)
-
-# The outage explains their doubt; spread, so as not to cause another.
-_HASTEN = Statement(
-    "hasten",
-    """
-    UPDATE payments SET due_at = now() + random() * interval '2 seconds'
-    WHERE status IN ('sending', 'unknown') AND NOT leased
-      AND due_at > now() + interval '2 seconds'
     RETURNING 1
     """,
 )
@@ -238,23 +195,73 @@ class SettlingStore:
         self, pool: ConnectionPool, *, lease_s: float, provider: str | None = None
     ) -> None:
         self._pool = pool
-        self._leasing = {"lease_s": lease_s, "provider": provider}
+        self._lease_s = lease_s
+        self._provider = provider
+        has_provider = provider is not None
+        self._queued = lease_statements("queued", QUEUED_IS, has_provider=has_provider)
+        self._look_ups = lease_statements("look_ups", LOOK_UP_IS, has_provider=has_provider)
+        self._turn_of_queued, self._turn_of_look_ups = FairShare(), FairShare()
 
     def lease_look_ups(self, limit: int, deadline: Deadline) -> list[Payment]:
-        """Take up to `limit` payments whose look-up is due, for `lease_s`."""
-        rows = self._pool.run(_LEASE_LOOK_UPS, {"limit": limit, **self._leasing}, deadline)
-        return [payment_of(row) for row in rows]
+        """Take up to `limit` payments whose look-up is due, merchants in turn, for `lease_s`."""
+        return self._take(
+            self._look_ups,
+            self._pick(self._look_ups, self._turn_of_look_ups, limit, deadline),
+            deadline,
+        )
 
     def lease_queued(
         self, limit: int, deadline: Deadline, *, only_expired: bool = False
     ) -> list[Payment]:
-        """Take up to `limit` queued payments, oldest first, merchants in turn."""
-        rows = self._pool.run(
-            _LEASE_QUEUED,
-            {"limit": limit, "only_expired": only_expired, **self._leasing},
-            deadline,
-        )
-        return [payment_of(row) for row in rows]
+        """Take up to `limit` queued payments, merchants in turn, each merchant's oldest first.
+
+        Expired ones have up to half of the places: to end them, nothing is sent.
+        """
+        places = limit if only_expired else (limit + 1) // 2
+        expired = self._pool.run(OLDEST_EXPIRED, {"limit": places}, deadline)
+        picked = [Due((str(merchant_id),), str(payment_id)) for merchant_id, payment_id in expired]
+        if not only_expired and len(picked) < limit:
+            queued = self._pick(self._queued, self._turn_of_queued, limit, deadline)
+            picked = list(dict.fromkeys([*picked, *queued]))[:limit]
+        return self._take(self._queued, picked, deadline)
+
+    def _pick(
+        self, statements: LeaseStatements, turn: FairShare, limit: int, deadline: Deadline
+    ) -> list[Due]:
+        def oldest(most: int) -> list[Due]:
+            rows = self._pool.run(statements.oldest, {"limit": most}, deadline)
+            return [
+                Due((str(merchant_id),), str(payment_id), self._provider in (None, provider))
+                for merchant_id, payment_id, provider in rows
+            ]
+
+        def behind(owner: tuple[str, ...] | None) -> list[Due]:
+            values = {
+                "after": owner[0] if owner else str(NO_OWNER),
+                "provider": self._provider,
+                "places": limit,
+                "limit": limit * limit,
+            }
+            rows = self._pool.run(statements.of_merchants, values, deadline)
+            return [Due((str(merchant_id),), str(payment_id)) for merchant_id, payment_id in rows]
+
+        return turn.pick(limit, oldest, behind)
+
+    def _take(
+        self, statements: LeaseStatements, picked: Sequence[Due], deadline: Deadline
+    ) -> list[Payment]:
+        if not picked:
+            return []
+        values = {
+            "merchant_ids": [due.owner[0] for due in picked],
+            "payment_ids": [due.key for due in picked],
+            "lease_s": self._lease_s,
+        }
+        taken = {
+            str(payment.payment_id): payment
+            for payment in map(payment_of, self._pool.run(statements.take, values, deadline))
+        }
+        return [taken[due.key] for due in picked if due.key in taken]
 
     def postpone(self, payment: Payment, due_in_s: float, deadline: Deadline) -> None:
         """Give a lease back unused, to be taken again in `due_in_s`."""
@@ -270,8 +277,26 @@ class SettlingStore:
         )
 
     def hasten(self, deadline: Deadline) -> int:
-        """Look at all doubtful payments within 2 s: the provider is back; how many there were."""
-        return len(self._pool.run(_HASTEN, {}, deadline))
+        """Look at doubtful payments within 2 s: the provider is back; how many there were.
+
+        At most HASTENED_PAGES x HASTENED_AT_ONCE; the rest keep their own schedule.
+        """
+        hastened = 0
+        for _ in range(HASTENED_PAGES):
+            rows = self._pool.run(
+                DOUBTFUL, {"limit": HASTENED_AT_ONCE, "within_s": HASTENED_WITHIN_S}, deadline
+            )
+            if rows:
+                values = {
+                    "merchant_ids": [str(merchant_id) for merchant_id, _ in rows],
+                    "payment_ids": [str(payment_id) for _, payment_id in rows],
+                    # Spread, so as not to cause another outage.
+                    "due_in_s": [random.uniform(0, HASTENED_WITHIN_S) for _ in rows],  # noqa: S311
+                }
+                hastened += len(self._pool.run(HASTEN, values, deadline))
+            if len(rows) < HASTENED_AT_ONCE or deadline.expired:
+                break
+        return hastened
 
     def receive_webhook(
         self,

@@ -21,6 +21,7 @@ from service.errors import KeyInFlight, KeyReused
 from service.payments import audit
 from service.payments import payment_statements as statements
 from service.payments.audit import Actor, Entry
+from service.payments.fair_share import NUDGED_AT_ONCE
 from service.payments.model import (
     OPEN,
     ChargeRequest,
@@ -329,7 +330,10 @@ class PaymentStore:
         *,
         at_most_every_s: float = 2.0,
     ) -> bool:
-        """Bring the next look-up forward to now, unless somebody is looking already."""
+        """Bring the next look-up forward to now, unless somebody is looking already.
+
+        Without effect while NUDGED_AT_ONCE of the merchant's payments wait for their look-up.
+        """
         return bool(
             self._pool.run(
                 statements.NUDGE,
@@ -337,6 +341,7 @@ class PaymentStore:
                     "merchant_id": str(merchant_id),
                     "payment_id": str(payment_id),
                     "at_most_every_s": at_most_every_s,
+                    "most": NUDGED_AT_ONCE,
                 },
                 deadline,
             )

@@ -14,7 +14,6 @@ from standardwebhooks import Webhook, WebhookVerificationError
 
 from service.database.pool import ConnectionPool, Statement
 from service.errors import WrongState
-from service.payments import deliveries
 from service.payments.deliveries import PAUSE_AFTER_FAILURES, Deliverer
 from service.payments.endpoints import ENDPOINTS_MAX, EndpointStore
 from service.payments.handler import PaymentHandler
@@ -277,7 +276,9 @@ def test_who_comes_second_to_a_delivery_finds_it_taken(merchant, receiver, datab
     merchant.pay()
     first = psycopg2.connect(database_url)
     with first.cursor() as cursor, ThreadPoolExecutor(1) as executor:
-        cursor.execute(deliveries._LEASE.sql, {"limit": 1, "failing": False, "lease_s": 10})
+        cursor.execute(
+            "UPDATE webhook_outbox SET fence = fence + 1, due_at = now() + interval '10 s'"
+        )
 
         # It has seen the row as due, and waits for the one who is changing it.
         second = executor.submit(

@@ -1,0 +1,88 @@
+"""What a lease costs while one merchant has a long queue: pages and milliseconds of each read.
+
+HOLDFAST_BENCH_QUEUE says how long it is (100,000). Each plan is printed whole.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from uuid import UUID, uuid4
+
+from service.database.direct import cursor_to
+from service.database.embedded import OWNER, EmbeddedPostgres
+from service.database.migrate import migrate
+from service.payments.fair_share import WINDOW
+from service.payments.lease_statements import (
+    LOOK_UP_IS,
+    OLDEST_EXPIRED,
+    QUEUED_IS,
+    lease_statements,
+)
+
+LONG = int(os.environ.get("HOLDFAST_BENCH_QUEUE", "100000"))
+PLACES = 8
+_FILL = """
+    INSERT INTO payments (merchant_id, payment_id, status, amount, currency, payment_method,
+        capture_method, on_outage, provider, due_at, created_at, expires_at)
+    SELECT %s, gen_random_uuid(), %s, 100, 'usd', 'pm', 'automatic', 'queue', 'stripe',
+        CASE WHEN %s IN ('accepted', 'unknown') THEN now() - interval '1 h' END,
+        now() - interval '1 day' + n * interval '1 ms', now() + interval '1 day'
+    FROM generate_series(1, %s) AS n
+"""
+
+
+def main() -> None:
+    home = Path(tempfile.mkdtemp(prefix="holdfast-bench-"))
+    home.chmod(0o711)
+    server = EmbeddedPostgres(home, options=("fsync=off",))
+    try:
+        server.start()
+        with cursor_to(server.url(OWNER, "postgres")) as cursor:
+            cursor.execute("CREATE DATABASE queue")
+        migrate(server.url(OWNER, "queue"))
+        _measure(server.url(OWNER, "queue"))
+    finally:
+        server.stop()
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def _measure(url: str) -> None:
+    big, small = str(uuid4()), str(uuid4())
+    with cursor_to(url) as cursor:
+        for merchant in (big, small):
+            cursor.execute("INSERT INTO merchants (merchant_id, name) VALUES (%s, '')", (merchant,))
+        for merchant, status, rows in (
+            (big, "accepted", LONG),
+            (small, "accepted", 5),
+            (big, "unknown", LONG),
+            (small, "unknown", 5),
+            (big, "succeeded", LONG),
+        ):
+            cursor.execute(_FILL, (merchant, status, status, rows))
+        cursor.execute("VACUUM ANALYZE payments")
+        values = {
+            "provider": "stripe",
+            "after": str(UUID(int=0)),
+            "places": PLACES,
+            "limit": WINDOW,
+            "lease_s": 10,
+            "merchant_ids": [big],
+            "payment_ids": [small],
+        }
+        for kind, kind_is in (("queued", QUEUED_IS), ("look_ups", LOOK_UP_IS)):
+            statements = lease_statements(kind, kind_is, has_provider=True)
+            for statement in (statements.oldest, statements.of_merchants, statements.take):
+                _explain(cursor, statement.name, statement.sql, values)
+        _explain(cursor, OLDEST_EXPIRED.name, OLDEST_EXPIRED.sql, values)
+
+
+def _explain(cursor, name: str, sql: str, values: dict[str, object]) -> None:
+    cursor.execute(f"EXPLAIN (ANALYZE, BUFFERS) {sql}", values)
+    print(f"\n--- {name}, {LONG} rows wait\n" + "\n".join(line for (line,) in cursor.fetchall()))
+
+
+if __name__ == "__main__":
+    main()
