@@ -20,6 +20,12 @@ def address_of(dsn: str) -> Address | None:
     return host, int(port)
 
 
+def as_role(dsn: str, role: str) -> str:
+    """The same database for another role, without the first one's password."""
+    parts = {name: text for name, text in parse_dsn(dsn).items() if name != "password"}
+    return str(make_dsn(**{**parts, "user": role}))
+
+
 def by_way_of(dsn: str, address: Address) -> str:
     """The DSN through a relay at `address`; over TCP the name is kept, so TLS still verifies it."""
     if isinstance(address, str):

@@ -11,6 +11,7 @@ from service.database.pool import ConnectionPool
 from service.payments.merchants import KeyStore
 from service.simulation.books import ListCharges, standing_rules
 from service.simulation.expectations import Samples
+from service.simulation.losses import LocalDatabase
 from service.simulation.pair import Pair, sweep_leftovers
 from service.simulation.plan import Catalogue
 from service.simulation.preflight import Preflight
@@ -51,6 +52,7 @@ def assemble(
     """The rehearsals of one ops plane; `environ` is what a copy of the service starts with."""
     store = RehearsalStore(pool)
     has_sandbox = provider_key.startswith(SANDBOX_KEY)
+    local_database = LocalDatabase(store, home)
     preflight = Preflight(
         store=store,
         read=read,
@@ -60,6 +62,7 @@ def assemble(
         control_path=control_path,
         instance_allowed=instance_allowed,
         off_file=home / OFF_FILE,
+        is_local_database=local_database.is_ours,
     )
     instance = Instance(
         url=data_plane_url,
@@ -78,6 +81,7 @@ def assemble(
         standing_rules=lambda deadline: standing_rules(pool, deadline),
         sandbox=Sandbox(provider_url, provider_ca_file) if has_sandbox else None,
         webhooks=WebhookDisorder(webhook_secret),
+        local_database=local_database,
     )
     # A pair that lives elsewhere on this machine is waited for, so not by us.
     threading.Thread(target=sweep_leftovers, name="pair-sweep", daemon=True).start()

@@ -21,6 +21,8 @@ GAME_DAY = "game-day"
 LOAD_PER_S_MAX = 20
 # With 300 s of faults it ends within the timeline of a report, and long before its key expires.
 PHASES_MAX_S = {"baseline_s": 60.0, "recovery_max_s": 120.0, "settling_max_s": 300.0}
+# Four payments each, sent one after the other.
+LOST_MAX = 10
 # Each is a label of a metric, five times: the series of an instance are bounded.
 PLANS_MAX = 40
 # What is counted between which readings; besides, each named fault of the plan.
@@ -54,6 +56,8 @@ class Step:
     kills: int = 0
     # End every connection to the database at once, as its restart does.
     restart: bool = False
+    # Lose the newest commits of so many payments of each kind; a local run's database only.
+    lose_commits: int = 0
     # The provider's webhooks, twice each and in the wrong order, once a second.
     webhooks: bool = False
     # So many more callers at one moment, once a second.
@@ -119,7 +123,11 @@ class Plan:
 
     @property
     def needs_sandbox(self) -> bool:
-        return any(step.sandbox is not None for step in self.steps)
+        return any(step.sandbox is not None or step.lose_commits for step in self.steps)
+
+    @property
+    def needs_local_database(self) -> bool:
+        return any(step.lose_commits for step in self.steps)
 
     @property
     def needs_links(self) -> bool:
@@ -203,7 +211,9 @@ def _step(content: dict[str, Any]) -> Step:
     if step.restart and step.link is not None:
         raise ValueError("a restart needs the link for itself: make them two faults")
     acts = (step.link, step.sandbox, step.kills, step.restart, step.webhooks, step.burst)
-    if not any(acts) or step.seconds <= 0:
+    if not 0 <= step.lose_commits <= LOST_MAX:
+        raise ValueError(f"lose_commits is at most {LOST_MAX}")
+    if not any((*acts, step.lose_commits)) or step.seconds <= 0:
         raise ValueError("a fault needs seconds, and something that happens")
     return step
 

@@ -40,6 +40,8 @@ class Preflight:
     control_path: Path | None
     instance_allowed: bool
     off_file: Path
+    # Whether the database is the one that a local run has started.
+    is_local_database: Callable[[], bool] = lambda: False
 
     def check(self, plan: Plan, scope: str, deadline: Deadline) -> list[dict[str, Any]]:
         """Every reason looked at, with `ok` and what was found."""
@@ -49,6 +51,7 @@ class Preflight:
             self._provider_key(),
             self._scope(plan, scope),
             self._sandbox(plan),
+            self._local_database(plan),
             self._service_level(),
             _age("unknown_payments", window, "unknown_oldest_age_seconds", UNKNOWN_AGE_MAX_S),
             _age("queued_payments", window, "queued_oldest_age_seconds", QUEUED_AGE_MAX_S),
@@ -86,6 +89,11 @@ class Preflight:
         is_there = self.has_sandbox or not plan.needs_sandbox
         detail = "Only the sandbox provider fails to order." if not is_there else "As needed."
         return _found("sandbox", is_there, detail)
+
+    def _local_database(self, plan: Plan) -> dict[str, Any]:
+        is_there = not plan.needs_local_database or self.is_local_database()
+        detail = "As needed." if is_there else "Commits are lost in a local run's database only."
+        return _found("local_database", is_there, detail)
 
     def _service_level(self) -> dict[str, Any]:
         payments = self.statistics()["windows"]["5m"]["payments"]

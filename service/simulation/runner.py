@@ -18,6 +18,8 @@ from service.resilience.deadline import Deadline
 from service.simulation import books, evidence
 from service.simulation.expectations import evaluate
 from service.simulation.load import Call, Load
+from service.simulation.losses import LocalDatabase
+from service.simulation.lost_commits import LostCommits
 from service.simulation.plan import SIMULATIONS, Plan
 from service.simulation.preflight import Preflight
 from service.simulation.run import Run
@@ -52,6 +54,8 @@ class Surroundings:
     standing_rules: Callable[[Deadline], list[dict[str, Any]]]
     sandbox: Sandbox | None
     webhooks: WebhookDisorder
+    # None: no commits can be lost here.
+    local_database: LocalDatabase | None = None
 
 
 class Runner:
@@ -108,6 +112,7 @@ class Runner:
             rows=self._rows,
             wait=self._wait,
             turn=watch.turn,
+            lost_commits=self._lost_commits(sides[0], api_key),
         )
         try:
             stopped = self._pass_through(load, watch, strikes)
@@ -117,7 +122,8 @@ class Runner:
             # Where the database is away it expires.
             with contextlib.suppress(Busy):
                 around.keys.revoke(DRILL_MERCHANT_ID, key_id, _deadline())
-        self._collect(sides, watch, load.calls())
+        lost = strikes.lost_commits
+        self._collect(sides, watch, load.calls(), lost.rules if lost is not None else [])
         if stopped is not None:
             raise stopped
 
@@ -189,7 +195,22 @@ class Runner:
     def _rows(self) -> list[books.Row]:
         return self._around.store.payments(self._run.id, self._run.began_at, _deadline())
 
-    def _collect(self, sides: list[Side], watch: Watch, calls: list[Call]) -> None:
+    def _lost_commits(self, side: Side, api_key: str) -> LostCommits | None:
+        around = self._around
+        if around.local_database is None or around.sandbox is None:
+            return None
+        return LostCommits(
+            self._run,
+            around.local_database,
+            around.sandbox,
+            url=side.url,
+            api_key=api_key,
+            wait=self._wait,
+        )
+
+    def _collect(
+        self, sides: list[Side], watch: Watch, calls: list[Call], rules: list[dict[str, Any]]
+    ) -> None:
         """Evidence of every side, and both books."""
         run, rows = self._run, self._rows()
         try:
@@ -203,7 +224,7 @@ class Runner:
             compared = [{"book": "provider", "rule": "readable", "violations": 1, "ok": False}]
         readings = watch.readings(sides[0], recovery_s=self._recovery_s, settled_s=self._settled_s)
         run.set(
-            invariants=compared + self._around.standing_rules(_deadline()),
+            invariants=compared + rules + self._around.standing_rules(_deadline()),
             sides=[self._evidence(side, watch, rows, charges, calls) for side in sides],
             bite=[evaluate(check, readings) for check in self._plan.bite],
             expectations=[evaluate(check, readings) for check in self._plan.expect],
@@ -237,7 +258,7 @@ class Runner:
             DRILL_MERCHANT_ID,
             _deadline(),
             mode="test",
-            scopes=["payments", "read"],
+            scopes=["payments", "refunds", "read"],
             label="drill",
             expires_at=expires_at,
         )

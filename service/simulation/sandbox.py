@@ -17,6 +17,7 @@ class Sandbox:
 
     def __init__(self, url: str, ca_file: Path | None) -> None:
         self._url = f"{url.rstrip('/')}/_control"
+        self._books_url = f"{url.rstrip('/')}/_books"
         self._verify = str(ca_file) if ca_file else True
 
     def strike(self, plan: Mapping[str, Any]) -> None:
@@ -33,6 +34,21 @@ class Sandbox:
             answer = session.get(self._url, verify=self._verify, timeout=ANSWER_TIMEOUT_S)
             return sum(answer.json()["struck"].values())
         return 0
+
+    def moved(self, reference: str) -> dict[str, list[int]]:
+        """What its books say of a payment: the amounts that moved, by kind; raises on no answer."""
+        moved: dict[str, list[int]] = {}
+        with self._session() as session:
+            answer = session.get(
+                self._books_url,
+                params={"reference": reference},
+                verify=self._verify,
+                timeout=ANSWER_TIMEOUT_S,
+            )
+            answer.raise_for_status()
+            for movement in answer.json()["movements"]:
+                moved.setdefault(movement["kind"], []).append(movement["amount"])
+        return moved
 
     def clear(self) -> None:
         """No faults any more; unreachable, it ends them by itself."""

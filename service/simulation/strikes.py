@@ -11,6 +11,7 @@ from service.resilience.deadline import Deadline
 from service.simulation.books import Row
 from service.simulation.faults import TTL_MAX_S
 from service.simulation.load import Load
+from service.simulation.lost_commits import CannotLose, LostCommits
 from service.simulation.plan import Plan, Step
 from service.simulation.run import Run
 from service.simulation.sandbox import Sandbox
@@ -49,6 +50,8 @@ class Strikes:
     wait: Callable[[float], None]
     # Called at both ends of a named fault.
     turn: Callable[[str], None]
+    # None: no commits can be lost on this side.
+    lost_commits: LostCommits | None = None
     # How often a link, a signal or a webhook struck.
     struck: int = 0
     # Most workers that were ever seen ready.
@@ -84,6 +87,8 @@ class Strikes:
             self.sandbox.strike({**step.sandbox, **self._whom(), "ttl_s": ttl_s})
         if step.restart:
             self.run.tell(self._restart())
+        if step.lose_commits:
+            self._lose_commits(step.lose_commits)
 
     def _whom(self) -> dict[str, str]:
         """The sandbox is everybody's: a copy's payments are struck there, and no other's."""
@@ -117,6 +122,14 @@ class Strikes:
         if step.sandbox is not None and self.sandbox is not None:
             self.struck += self.sandbox.struck()
             self.sandbox.clear()
+
+    def _lose_commits(self, count: int) -> None:
+        if self.lost_commits is None:
+            raise Aborted("Commits are lost in a local run's database only.")
+        try:
+            self.struck += self.lost_commits.carry_out(count)
+        except CannotLose as error:
+            raise Inconclusive(str(error)) from error
 
     def _kill(self) -> None:
         """Kill a worker while all are there: live traffic needs those that serve."""
@@ -167,6 +180,8 @@ def described(step: Step) -> str:
         words.append(f"the provider: {', '.join(step.sandbox['mix'])}")
     if step.restart:
         words.append("the database restarts")
+    if step.lose_commits:
+        words.append("the newest commits are lost")
     if step.kills:
         words.append(f"kill -9 of {step.kills} workers")
     if step.webhooks:

@@ -55,6 +55,7 @@ GUARDS: dict[str, tuple[Off, ...]] = {
     "webhook-disorder": (NO_RECONCILER,),
     "half-open-stampede": (NO_BREAKER,),
     "long-outage": (NO_BREAKER,),
+    "lost-commits": (NO_RECONCILER,),
 }
 
 

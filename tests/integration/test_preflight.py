@@ -12,6 +12,7 @@ import pytest
 
 from service.database.pool import ConnectionPool
 from service.resilience.deadline import Deadline
+from service.simulation.losses import LocalDatabase
 from service.simulation.pair import COPY_POOL_SIZE
 from service.simulation.plan import read_catalogue
 from service.simulation.preflight import (
@@ -37,6 +38,7 @@ def look(
 ) -> list[str]:
     """What speaks against a rehearsal where all is well but for what is `changed`."""
     samples = changed.pop("samples", {})
+    plan = changed.pop("plan", PLAN)
     found = changed.pop("statistics", answers(total=1000, truthful_ratio=1.0))
     well: dict[str, Any] = {
         "store": RehearsalStore(pool),
@@ -47,12 +49,23 @@ def look(
         "off_file": tmp_path / "drills.off",
     }
     preflight = Preflight(**{**well, **changed}, read=lambda: samples, statistics=lambda: found)
-    return reasons(preflight.check(PLAN, scope, Deadline.after(5)))
+    return reasons(preflight.check(plan, scope, Deadline.after(5)))
 
 
 @pytest.mark.parametrize("scope", ["instance", "pair"])
 def test_where_all_is_well_nothing_speaks_against_it(pool, tmp_path, scope):
     assert look(pool, tmp_path, scope) == []
+
+
+def test_commits_are_lost_in_a_local_database_only(pool, tmp_path):
+    # The server is embedded, and no local run in this home has started it.
+    elsewhere = LocalDatabase(RehearsalStore(pool), tmp_path)
+    losing = read_catalogue()["lost-commits"]
+
+    against = look(pool, tmp_path, plan=losing, is_local_database=elsewhere.is_ours)
+
+    assert against == ["local_database: Commits are lost in a local run's database only."]
+    assert look(pool, tmp_path, plan=losing, is_local_database=lambda: True) == []
 
 
 @pytest.mark.parametrize("key", ["sk_live_abc", "rk_live_abc"])

@@ -36,7 +36,8 @@ def test_the_catalogue_is_the_one_that_operations_promises():
     assert list(PLANS) == [
         *("payment-timeout", "connection-error", "pool-exhaustion", "charged-but-answer-lost"),
         *("slow-drip", "provider-429-500", "database-restart", "slow-database", "worker-kill"),
-        *("webhook-disorder", "half-open-stampede", "long-outage", "game-day"),
+        *("webhook-disorder", "half-open-stampede", "long-outage", "lost-commits"),
+        "game-day",
     ]
     assert PLANS[GAME_DAY].parts == tuple(plan.name for plan in DRILLS)
 
@@ -107,6 +108,11 @@ def test_a_teams_own_drill_stands_beside_ours(tmp_path: Path):
         ),
         ("own", 'title = ""\nhypothesis = ""\nparts = ["nothing"]', "no such parts: nothing"),
         ("own", 'title = ""\nhypothesis = ""', "it needs faults, or parts"),
+        (
+            "own",
+            SOUND.replace('link = "provider"\nmode = "refuse"', "lose_commits = 11"),
+            "lose_commits is at most 10",
+        ),
         ("own", "title = ", "own.toml"),
     ],
 )
@@ -147,4 +153,4 @@ def test_the_handbooks_own_drill_is_one(tmp_path: Path):
 
     plan = read_catalogue(tmp_path)["fridays"]
 
-    assert [step.name for step in plan.steps] == ["slow", "", ""]
+    assert [step.name for step in plan.steps] == ["slow", "", "", ""]

@@ -1,0 +1,50 @@
+"""The drill that loses the newest commits: once with the repair, and only where it may."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.rehearsing import ask, drilled, rows
+from tests.running_house import House, running_house
+
+OF_ITS_OWN = ("charged_once_after_loss", "refunded_once_after_loss", "captured_once_after_loss")
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    with running_house(tmp_path_factory.mktemp("house")) as house:
+        yield house
+
+
+def test_lost_commits_move_no_money_twice(house: House):
+    run = drilled(house, "lost-commits")
+
+    broken = [rule for rule in run["invariants"] if not rule["ok"]]
+    assert run["verdict"] == "HELD", (run["summary"], broken, run["expectations"], run["bite"])
+    assert {rule["rule"] for rule in run["invariants"]} >= {*OF_ITS_OWN, "known_again"}
+
+
+def test_only_the_drills_own_tenant_loses_rows(house: House):
+    paid = house.pay().json()
+    before = rows(house, "SELECT * FROM payments WHERE payment_id::text = %s", uuid_of(paid["id"]))
+
+    drilled(house, "lost-commits")
+
+    after = rows(house, "SELECT * FROM payments WHERE payment_id::text = %s", uuid_of(paid["id"]))
+    assert after == before
+
+
+def test_a_copy_beside_the_instance_loses_nothing(house: House):
+    wish = {"drill": "lost-commits", "scope": "pair"}
+
+    refused = ask(house, "POST", "/drills", json=wish)
+
+    assert refused.status_code == 409, refused.text
+    assert "scope" in " ".join(refused.json()["reasons"])
+
+
+def uuid_of(payment_id: str) -> str:
+    digits = payment_id.removeprefix("pay_")
+    return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
