@@ -155,7 +155,7 @@ def create_app(settings: Settings, *, provider: Provider | None = None) -> Flask
         burst=settings.rate_limit_burst,
     )
     keys = KeyStore(parts.pool)
-    authenticate = Authenticator(keys, rate_limits.RateLimits(limit))
+    authenticate = Authenticator(keys, rate_limits.RateLimits(limit), mode=settings.provider_mode)
     secrets = [settings.stripe_webhook_secret] if settings.stripe_webhook_secret else []
     app.register_blueprint(
         payments_blueprint(handler=parts.handler, store=parts.store, authenticate=authenticate)
@@ -201,7 +201,7 @@ def create_ops_app(settings: Settings) -> Flask:
     pool = _pool(settings, watchdog, size=OPS_POOL_SIZE)
     provider = _adapter(settings, watchdog, connections=1)
     settling = SettlingStore(pool, lease_s=0.0)
-    authenticate = Authenticator(KeyStore(pool))
+    authenticate = Authenticator(KeyStore(pool), mode=settings.provider_mode)
     registry = shared_registry()
     recent = RecentSamples(lambda: read_samples(registry))
     statistics = Statistics(recent)

@@ -102,7 +102,7 @@ class Unauthenticated(Rejected):
 
 
 class Forbidden(Rejected):
-    """The API key is good but lacks the scope for this call."""
+    """The API key is good, but its scopes or its mode do not allow this call."""
 
     code = "forbidden"
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import dataclasses
 import ipaddress
 import os
+import re
 import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-# What Stripe's keys for real money begin with.
-LIVE_KEYS = ("sk_live_", "rk_live_")
+# Stripe's keys say their mode in the second word, or the third: sk_live_.., rk_test_.., sk_org_live_..
+_KEY_MODE = re.compile(r"(?:[a-z]+_){1,3}?(?P<mode>test|live)_")
+_PUBLISHABLE = re.compile(r"pk_(?:test|live)_")
 
 
 class SettingsError(Exception):
@@ -122,6 +124,11 @@ class Settings:
     )
     stripe_webhook_secret: str | None = _setting(
         "STRIPE_WEBHOOK_SECRET", None, "whsec_..; without it webhooks are refused", secret=True
+    )
+    provider_mode_said: Literal["test", "live"] | None = _setting(
+        "HOLDFAST_PROVIDER_MODE",
+        None,
+        "live where STRIPE_API_KEY moves real money; only for a key whose text does not say it",
     )
     provider_flow: Literal["two_phase", "one_shot"] = _setting(
         "HOLDFAST_PROVIDER_FLOW",
@@ -245,7 +252,8 @@ class Settings:
             )
         if self.provider == "stripe_charges":
             self._check_charges()
-        if self.simulation_enabled and (self.stripe_api_key or "").startswith(LIVE_KEYS):
+        self._check_modes()
+        if self.simulation_enabled and self.provider_mode == "live":
             raise SettingsError(
                 "STRIPE_API_KEY is a live key and HOLDFAST_SIMULATION_ENABLED is on: faults are"
                 " never rehearsed with real money. Use a test key, or turn simulation off."
@@ -254,6 +262,32 @@ class Settings:
             host, _, port = bind.rpartition(":")
             if not host or not port.isdigit() or int(port) > 65535:
                 raise SettingsError(f"{env} must look like 127.0.0.1:8080, not {bind!r}.")
+
+    def _check_modes(self) -> None:
+        """A key of ours must move what its text says: test money or real money."""
+        key = self.stripe_api_key
+        if key is not None and (key != key.strip() or not key.isprintable() or " " in key):
+            # A server may strip what is around it, and then it is another key than was checked.
+            raise SettingsError("STRIPE_API_KEY holds white space: write the key alone.")
+        if key is not None and _PUBLISHABLE.match(key):
+            raise SettingsError("STRIPE_API_KEY is a publishable key: use the secret one, sk_..")
+        told = _mode_of(key)
+        if told is not None and self.provider_mode_said not in (None, told):
+            raise SettingsError(
+                f"STRIPE_API_KEY is a {told} key, but HOLDFAST_PROVIDER_MODE says"
+                f" {self.provider_mode_said}: remove that setting."
+            )
+        if key and self.provider_mode is None:
+            raise SettingsError(
+                "STRIPE_API_KEY does not say whether it moves real money: set"
+                " HOLDFAST_PROVIDER_MODE to test or live."
+            )
+        ours = _mode_of(self.bootstrap_api_key)
+        if ours is not None and self.provider_mode not in (None, ours):
+            raise SettingsError(
+                f"HOLDFAST_BOOTSTRAP_API_KEY is a {ours} key, but STRIPE_API_KEY is of"
+                f" {self.provider_mode} mode: use a key that begins with hf_{self.provider_mode}_."
+            )
 
     def _check_charges(self) -> None:
         if self.provider_flow == "two_phase":
@@ -266,6 +300,11 @@ class Settings:
                 "HOLDFAST_SIMULATION_ENABLED rehearses with PaymentIntents: turn it off, or set"
                 " HOLDFAST_PROVIDER=stripe."
             )
+
+    @property
+    def provider_mode(self) -> Literal["test", "live"] | None:
+        """Whether the provider's key moves real money; None: there is no key, so no money moves."""
+        return self.provider_mode_said or _mode_of(self.stripe_api_key)
 
     @property
     def test_payment_method(self) -> str:
@@ -293,6 +332,14 @@ class Settings:
     def metrics_path(self) -> Path:
         """Where the workers' metric files are."""
         return self.metrics_dir or self.home / "metrics"
+
+
+def _mode_of(key: str | None) -> Literal["test", "live"] | None:
+    """The mode that the text of a key says, the provider's or one of ours."""
+    match = _KEY_MODE.match(key or "")
+    if match is None:
+        return None
+    return "live" if match["mode"] == "live" else "test"
 
 
 def _is_open(bind: str) -> bool:
@@ -345,12 +392,14 @@ def _read(environ: Mapping[str, str], env: str, *, secret: bool) -> str | None:
 
 
 def _parse(env: str, text: str, hint: Any) -> Any:
-    if get_origin(hint) is Literal:
-        allowed = get_args(hint)
+    kind = hint
+    if get_origin(hint) is not Literal:
+        kind = next((arg for arg in get_args(hint) if arg is not type(None)), hint)
+    if get_origin(kind) is Literal:
+        allowed = get_args(kind)
         if text not in allowed:
             raise SettingsError(f"{env} must be one of {', '.join(allowed)}.")
         return text
-    kind = next((arg for arg in get_args(hint) if arg is not type(None)), hint)
     if kind is bool:
         words = {"1": True, "true": True, "on": True, "yes": True}
         words |= {"0": False, "false": False, "off": False, "no": False}

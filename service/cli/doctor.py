@@ -84,6 +84,7 @@ def _examine() -> Iterator[Finding]:
             yield migrated
             # The rest reads tables that may not be there yet.
             if migrated.state == "pass":
+                yield _keys(pool, settings)
                 for ask in (_reconciler, _money, _webhooks_out):
                     yield ask(pool)
     except SystemExit as refused:
@@ -190,6 +191,22 @@ def _clock(pool: ConnectionPool) -> Finding:
         return Finding("clock", "pass", found)
     todo = "Synchronise both (NTP): webhook signatures are refused when clocks are apart."
     return Finding("clock", "fail" if apart_s > CLOCK_FAIL_S else "warn", found, todo)
+
+
+def _keys(pool: ConnectionPool, settings: Settings) -> Finding:
+    """Keys of the other mode are refused at each call: their programs should know before."""
+    from service.payments.merchants import KeyStore
+
+    mode = settings.provider_mode
+    by_mode = KeyStore(pool).live_by_mode(local.soon())
+    total, refused = sum(by_mode.values()), 0
+    if mode is not None:
+        refused = total - by_mode.get(mode, 0)
+    if refused:
+        todo = f"Replace them: python -m service keys make --mode {mode}."
+        found = f"{refused} of {total} live keys are not of the provider's mode, {mode}"
+        return Finding("api keys", "warn", found, todo)
+    return Finding("api keys", "pass", f"{total} live, of the provider's mode")
 
 
 def _reconciler(pool: ConnectionPool) -> Finding:

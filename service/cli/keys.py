@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     made = verbs.add_parser("make", help="a new key, shown this once")
     made.add_argument("--scopes", required=True, help="of payments,refunds,read,operator,platform")
     made.add_argument("--label", help="which program uses it")
-    made.add_argument("--mode", choices=("test", "live"), default="test")
+    made.add_argument("--mode", choices=("test", "live"), help="default: the provider's")
     made.add_argument("--expires-in-days", type=int, metavar="N")
     listed = verbs.add_parser("list", help="the newest 100, with when each was last used")
     revoked = verbs.add_parser("revoke", help="end a key, for good")
@@ -55,11 +55,15 @@ def _make(keys: KeyStore, merchant_id: UUID, arguments: argparse.Namespace) -> N
     scopes = arguments.scopes.split(",")
     if not set(scopes) <= set(ALL_SCOPES):
         local.fail(f"The scopes are {', '.join(ALL_SCOPES)}.")
+    provider_mode = local.settings_here().provider_mode
+    mode = arguments.mode or provider_mode or "test"
+    if provider_mode not in (None, mode):
+        local.fail(f"STRIPE_API_KEY is of {provider_mode} mode: a {mode} key would be refused.")
     days = arguments.expires_in_days
     key, api_key = keys.create(
         merchant_id,
         local.soon(),
-        mode=arguments.mode,
+        mode=mode,
         scopes=scopes,
         label=arguments.label,
         expires_at=None if days is None else datetime.now(UTC) + timedelta(days=days),

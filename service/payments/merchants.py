@@ -184,6 +184,13 @@ _REVOKE = Statement(
     RETURNING label
     """,
 )
+_COUNT = Statement(
+    "key_count",
+    """
+    SELECT mode, count(*) FROM api_keys
+    WHERE revoked_at IS NULL AND coalesce(expires_at > now(), true) GROUP BY mode
+    """,
+)
 _TOUCH = Statement(
     "key_touch",
     # Once a minute is enough to see which key is in use, and keeps the row from being hot.
@@ -282,6 +289,10 @@ class KeyStore:
             ),
         )
         return bool(rows)
+
+    def live_by_mode(self, deadline: Deadline) -> dict[str, int]:
+        """How many keys of all merchants may be used now, by their mode."""
+        return dict(self._pool.run(_COUNT, {}, deadline))
 
     def touch(self, key_id: str, deadline: Deadline) -> None:
         """Write down that the key was used, at most once a minute."""

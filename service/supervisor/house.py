@@ -101,7 +101,8 @@ class _House:
         self._settings.require_ops_bind()
         require_free("HOLDFAST_BIND", self._settings.bind)
         require_free("HOLDFAST_OPS_BIND", self._settings.ops_bind)
-        keys = keys_of(self._home)
+        self._require_test_money()
+        keys = keys_of(self._home, self._settings.provider_mode or "test")
         self._set(
             home=self._home,
             bootstrap_api_key=self._settings.bootstrap_api_key or keys.api_key,
@@ -151,7 +152,15 @@ class _House:
 
     def _may_simulate(self) -> bool:
         is_wanted = _unless_said(self._environ, "HOLDFAST_SIMULATION_ENABLED")
-        return is_wanted and self._settings.provider == "stripe"
+        is_safe = self._settings.provider_mode != "live"
+        return is_wanted and is_safe and self._settings.provider == "stripe"
+
+    def _require_test_money(self) -> None:
+        if self._settings.stripe_api_base is None and self._settings.provider_mode == "live":
+            raise SettingsError(
+                "STRIPE_API_KEY is a live key, but the sandbox would be charged: unset it, or set"
+                " STRIPE_API_BASE."
+            )
 
     def _require_sandbox_speaks(self) -> None:
         if self._settings.provider != "stripe":

@@ -7,6 +7,7 @@ import os
 import secrets
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -17,16 +18,16 @@ class LocalKeys:
     webhook_secret: str
 
 
-def keys_of(home: Path) -> LocalKeys:
-    """Read the keys of `home`, or make them: the same on every start."""
-    path = home / "keys.json"
+def keys_of(home: Path, mode: Literal["test", "live"]) -> LocalKeys:
+    """Read the keys of `home`, or make them: the same on every start, apart for each mode."""
+    path = home / ("keys.json" if mode == "test" else "keys-live.json")
     if path.exists():
         return LocalKeys(**json.loads(path.read_text()))
     # This process serves no metrics: it must not leave files among those that are served.
     os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)
     from service.payments.merchants import generate_key
 
-    keys = LocalKeys(generate_key("test"), f"whsec_{secrets.token_urlsafe(24)}")
+    keys = LocalKeys(generate_key(mode), f"whsec_{secrets.token_urlsafe(24)}")
     write_private(path, asdict(keys))
     return keys
 

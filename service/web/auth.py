@@ -16,6 +16,7 @@ from service.payments.merchants import (
     DRILL_MERCHANT_ID,
     ApiKey,
     KeyStore,
+    Mode,
     hash_key,
     parse_key,
 )
@@ -55,9 +56,17 @@ class Caller:
 class Authenticator:
     """Tells who sent the request being served. One per worker; used by many threads at once."""
 
-    def __init__(self, keys: KeyStore, limits: RateLimits | None = None) -> None:
+    def __init__(
+        self,
+        keys: KeyStore,
+        limits: RateLimits | None = None,
+        *,
+        mode: Mode | None = None,
+    ) -> None:
+        """`mode` is the provider's; None where it has no key, so that no money can move."""
         self._keys = keys
         self._limits = limits
+        self._mode = mode
         self._remembered: dict[str, tuple[ApiKey | None, float]] = {}
 
     def __call__(self, scope: str, deadline: Deadline) -> Caller:
@@ -72,6 +81,9 @@ class Authenticator:
         matches = hmac.compare_digest(hash_key(api_key), expected)
         if key is None or not matches or not key.is_live:
             raise Unauthenticated("The API key is unknown, revoked or expired.")
+        # Asked at each request, not when the key is read: what is remembered is checked as well.
+        if self._mode is not None and {key.mode, parsed[0]} != {self._mode}:
+            raise Forbidden(_WRONG_MODE[self._mode])
         if self._limits is not None:
             self._limits.take(key.key_id)
         if key.merchant_id == DRILL_MERCHANT_ID:
@@ -97,6 +109,12 @@ class Authenticator:
             self._remembered.clear()
         self._remembered[key_id] = (key, now_s + REMEMBER_S)
         return key, True
+
+
+_WRONG_MODE: dict[Mode, str] = {
+    "live": "This API key is for test money, but the provider here moves real money: use hf_live_..",
+    "test": "This API key is for real money, but the provider here is in test mode: use hf_test_..",
+}
 
 
 def _bearer() -> str:

@@ -30,7 +30,7 @@ CODES: Mapping[str, tuple[int, str]] = {
     "unauthenticated": (401, "An API key is needed"),
     "card_declined": (402, "The card was declined"),
     "request_refused": (402, "The provider refused the request, and asked no bank"),
-    "forbidden": (403, "The API key lacks the scope"),
+    "forbidden": (403, "The API key does not allow this"),
     "not_found": (404, "There is nothing here"),
     "method_not_allowed": (405, "This address does not take that method"),
     "request_timeout": (408, "The request did not arrive in time"),

@@ -129,3 +129,55 @@ def test_faults_are_never_rehearsed_with_a_live_key():
 )
 def test_an_address_that_others_can_reach_is_known(bind, is_open):
     assert Settings.from_environ({"HOLDFAST_BIND": bind}).is_open_to_others == is_open
+
+
+@pytest.mark.parametrize(
+    ("key", "mode"),
+    [
+        *(("sk_test_x", "test"), ("rk_test_x", "test"), ("sk_org_test_x", "test")),
+        *(("sk_live_x", "live"), ("rk_live_x", "live"), ("sk_org_live_x", "live")),
+        *((None, None), ("", None)),
+    ],
+)
+def test_the_providers_key_says_whether_real_money_moves(key, mode):
+    environ = {} if key is None else {"STRIPE_API_KEY": key}
+
+    assert Settings.from_environ(environ).provider_mode == mode
+
+
+@pytest.mark.parametrize("ours", ["test", "live"])
+@pytest.mark.parametrize("kind", ["sk", "rk"])
+def test_a_bootstrap_key_of_the_other_mode_is_refused_at_start(ours, kind):
+    other = {"test": "live", "live": "test"}[ours]
+    environ = {"HOLDFAST_BOOTSTRAP_API_KEY": f"hf_{ours}_canary"}
+    Settings.from_environ({**environ, "STRIPE_API_KEY": f"{kind}_{ours}_x"})
+
+    with pytest.raises(SettingsError, match="HOLDFAST_BOOTSTRAP_API_KEY") as refused:
+        Settings.from_environ({**environ, "STRIPE_API_KEY": f"{kind}_{other}_hush"})
+
+    assert not any(secret in str(refused.value) for secret in ("canary", "hush"))
+
+
+def test_a_key_of_unknown_shape_needs_its_mode_in_words():
+    with pytest.raises(SettingsError, match="HOLDFAST_PROVIDER_MODE") as refused:
+        Settings.from_environ({"STRIPE_API_KEY": "secret-canary"})
+    assert "canary" not in str(refused.value)
+
+    said = {"STRIPE_API_KEY": "secret-canary", "HOLDFAST_PROVIDER_MODE": "live"}
+    assert Settings.from_environ(said).provider_mode == "live"
+    with pytest.raises(SettingsError, match="SIMULATION"):
+        Settings.from_environ({**said, "HOLDFAST_SIMULATION_ENABLED": "on"})
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {"STRIPE_API_KEY": "sk_live_x", "HOLDFAST_PROVIDER_MODE": "test"},
+        {"STRIPE_API_KEY": " sk_live_x", "HOLDFAST_PROVIDER_MODE": "test"},
+        {"STRIPE_API_KEY": "sk_live_x\n"},
+        {"STRIPE_API_KEY": "pk_live_x"},
+    ],
+)
+def test_a_key_that_contradicts_its_mode_is_refused(environ):
+    with pytest.raises(SettingsError, match="STRIPE_API_KEY"):
+        Settings.from_environ(environ)
