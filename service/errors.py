@@ -52,6 +52,11 @@ class DatabaseUnavailable(Busy):
 
     code = "database_unavailable"
 
+    def __init__(self, detail: str, *, in_doubt: bool = False) -> None:
+        super().__init__(detail)
+        # The statement was sent and not answered: nobody can say whether it was carried out.
+        self.in_doubt = in_doubt
+
 
 class AcceptanceUnknown(Busy):
     """The commit of our promise is in doubt: only the same key tells whether it was accepted."""

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 
+from service.errors import ProviderUnavailable
 from service.providers.amounts import ISO_4217
 from service.providers.base import (
     Charge,
@@ -80,7 +81,9 @@ class BookedProvider:
         self.captured: dict[str, int] = {}
         self.refunded: dict[str, Refund] = {}
         self.released: set[str] = set()
+        # Beside what was charged.
         self.listed: list[ProviderCharge] = []
+        self.books_are_shut = False
         # operation -> the answers to its next calls; what they say is not in the books.
         self.next_answers: dict[str, list[Outcome]] = defaultdict(list)
         self.during_call = during_call
@@ -150,7 +153,11 @@ class BookedProvider:
 
     def list_since(self, since: datetime, deadline: Deadline) -> Iterator[ProviderCharge]:
         self._begin("list")
+        if self.books_are_shut:
+            raise ProviderUnavailable("The provider's books could not be read.")
         yield from self.listed
+        for charge in list(self.charged.values()):
+            yield self.listed_charge(charge)
 
     def confirm_with(self, *confirms: Outcome) -> None:
         """From now on."""
@@ -178,6 +185,7 @@ class BookedProvider:
             outcome=replace(succeeded(amount), provider_ref=provider_ref),
             created_at=datetime.now(UTC),
             merchant_id=charge.merchant_id,
+            key_digest=charge.key_digest,
         )
 
     def _begin(self, call: str, key: str | None = None) -> None:

@@ -122,9 +122,9 @@ def in_our_words(
 ) -> Exception:
     """DatabaseUnavailable for what another try may cure; constraint breaches and bugs as they are."""
     if has_timed_out:
-        return DatabaseUnavailable("The database did not answer in time.")
+        return DatabaseUnavailable("The database did not answer in time.", in_doubt=True)
     if is_closed:
-        return DatabaseUnavailable("The connection to the database was lost.")
+        return DatabaseUnavailable("The connection to the database was lost.", in_doubt=True)
     if is_stale or isinstance(error, psycopg2.OperationalError) or error.pgcode in FAILOVER:
         return DatabaseUnavailable(_reason(error.pgcode or ""))
     return error

@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 from time import monotonic
+from typing import NoReturn
 
-from service.errors import AmountNotRepresentable, Busy, ProviderUnavailable
+from service.errors import (
+    AcceptanceUnknown,
+    AmountNotRepresentable,
+    Busy,
+    DatabaseUnavailable,
+    KeyInFlight,
+    ProviderUnavailable,
+)
 from service.observability import metrics, tracing
 from service.payments.merchants import DRILL_MERCHANT_ID
-from service.payments.model import ChargeRequest, Payment, Status
+from service.payments.model import UNSETTLED, ChargeRequest, Payment, Status
 from service.payments.schedule import next_look_up_s
 from service.payments.store import PaymentStore
 from service.providers.amounts import Refused
-from service.providers.base import Charge, Outcome, OutcomeKind, Provider, Stage
+from service.providers.base import KEY_USED, Charge, Outcome, OutcomeKind, Provider, Stage
 from service.resilience.deadline import Deadline
 
 log = logging.getLogger(__name__)
 
 # Less than this is left after a slow prepare: a confirm would only end in doubt. Send it later.
 CONFIRM_NEEDS_S = 0.5
+# A prepare that was answered with something else than an unconfirmed charge of ours: money may have
+# moved. Any other doubt about a prepare is none about money.
+_PREPARED_IN_DOUBT = frozenset({"mismatch", KEY_USED})
 # Our own share of a payment, besides the provider's; the service level counts what is over it.
 SLOW_S = 0.5
 
@@ -39,7 +51,8 @@ class PaymentHandler:
 
         No connection is held between the writes. From the claim on the payment is ours: doubt,
         an outage or our own death leave it to the reconciler. Raises Busy only when nothing was
-        accepted, so that the same key again is safe; KeyReused when it never will be.
+        accepted, so that the same key again is safe (AcceptanceUnknown: that is in doubt);
+        KeyReused when it never will be.
         """
         started_s = monotonic()
         deadline.require()
@@ -54,13 +67,14 @@ class PaymentHandler:
         send_now = available and not request.respond_async
         payment, is_new = self._claim(request, deadline, send_now=send_now)
         if not is_new:
-            return payment, False
+            return self._promise(payment, deadline), False
         provider_ms = 0
         if send_now and payment.is_expired:
-            payment = self._expire(payment, deadline)
+            payment = self._store.give_up(
+                payment, Status.EXPIRED, "not sent before expires_at", deadline
+            )
         elif send_now:
-            payment, outcome = self.execute(payment, deadline)
-            self._refuse_if_not_executed(payment, outcome, request, deadline)
+            payment = self._send_first(payment, request, deadline)
             provider_ms = sum(attempt["ms"] for attempt in payment.attempts)
         _count(payment, monotonic() - started_s, provider_ms / 1000)
         return payment, True
@@ -70,7 +84,7 @@ class PaymentHandler:
         first = self._store.find_first(request, deadline)
         if first is None:
             raise AmountNotRepresentable(refused.field, refused.reason)
-        return first
+        return self._promise(first, deadline)
 
     def _claim(
         self, request: ChargeRequest, deadline: Deadline, *, send_now: bool
@@ -86,84 +100,139 @@ class PaymentHandler:
             due_in_s=None if send_now else 0.0,
         )
 
-    def _expire(self, payment: Payment, deadline: Deadline) -> Payment:
-        """End a payment whose time was over when it came; where that fails, the queue does it."""
-        try:
-            return self._store.give_up(
-                payment, Status.EXPIRED, "not sent before expires_at", deadline
-            )
-        except Busy:
+    def _promise(self, payment: Payment, deadline: Deadline) -> Payment:
+        """The payment of an earlier call, where 202 tells of it promised first."""
+        if payment.promised or payment.status not in UNSETTLED:
             return payment
+        promised = self._store.promise(payment, deadline)
+        if promised is None:
+            raise KeyInFlight("The first call with this idempotency key is being ended.")
+        return promised
+
+    def _send_first(self, payment: Payment, request: ChargeRequest, deadline: Deadline) -> Payment:
+        """Send what was just claimed. Whatever is answered with 202 was promised before.
+
+        Raises Busy where nothing is promised: then the background ends the payment, and never
+        sends it.
+        """
+        payment, outcome, op = self._send(payment, deadline)
+        is_unsent = outcome.kind is OutcomeKind.NOT_EXECUTED or (
+            payment.status is Status.ACCEPTED and outcome.kind is OutcomeKind.PENDING
+        )
+        if is_unsent and request.on_outage == "reject":
+            self._withdraw(payment, outcome, op, deadline)
+            raise ProviderUnavailable("The payment provider did not take the payment.")
+        try:
+            recorded = self._record(payment, outcome, op, promised=True)
+        except Busy as error:
+            _log_not_recorded(payment, outcome, error)
+            if outcome.kind is OutcomeKind.NOT_EXECUTED or payment.status is Status.ACCEPTED:
+                _raise_unpromised(error)
+            # It may have been charged: it is looked up when the lease ends, promised or not.
+            return payment
+        if recorded.status in UNSETTLED and not recorded.promised:
+            # The lease ran out meanwhile, and the background is ending it.
+            raise KeyInFlight("The payment took too long to be sent.", payment_id=payment.id)
+        return recorded
 
     def execute(self, payment: Payment, deadline: Deadline) -> tuple[Payment, Outcome]:
-        """Send a leased payment: the row as it then stands, and the last outcome.
+        """Send a leased, promised payment: the row as it then stands, and the last outcome.
 
-        Also the way of a queued payment. Never raises for a fault of provider or database: what
+        The way of a queued payment. Never raises for a fault of provider or database: what
         could not be written is found out again by the reconciler, from the same row.
+        """
+        try:
+            payment, outcome, op = self._send(payment, deadline)
+        except Busy as error:
+            # Not confirmed, so nothing can move: it stays as it is until the lease ends.
+            log.warning(
+                "payment.reference_not_noted", extra={"payment_id": payment.id, "error": error.code}
+            )
+            return payment, Outcome(OutcomeKind.NOT_EXECUTED, Stage.NOT_SENT, error="deadline")
+        return self.record(payment, outcome, op=op), outcome
+
+    def _send(self, payment: Payment, deadline: Deadline) -> tuple[Payment, Outcome, str]:
+        """Prepare, note, confirm: the row as last written, the last outcome, and its operation.
+
+        Raises Busy where the reference could not be noted; then nothing was confirmed.
         """
         deadline = deadline.within(self._provider_timeout_s)
         if payment.status is Status.ACCEPTED:
             prepared = self._prepare(payment, deadline)
+            if prepared.kind is OutcomeKind.UNKNOWN:
+                return self._note_doubt(payment, prepared, deadline), prepared, "prepare"
             if prepared.kind is not OutcomeKind.PENDING or deadline.remaining_s() < CONFIRM_NEEDS_S:
-                return self.record(payment, prepared, op="prepare"), prepared
-            noted = self._note(payment, prepared, deadline)
-            if noted is None:
-                return payment, prepared
-            payment = noted
-        outcome = self._provider.confirm(charge_of(payment), deadline)
-        return self.record(payment, outcome, op="confirm"), outcome
+                return payment, prepared, "prepare"
+            payment = self._note(payment, prepared, deadline)
+            if payment.status is Status.ACCEPTED:
+                lie = dataclasses.replace(prepared, provider_ref=None, error="mismatch")
+                lie = dataclasses.replace(lie, kind=OutcomeKind.NOT_EXECUTED)
+                return payment, lie, "prepare"
+        return payment, self._provider.confirm(charge_of(payment), deadline), "confirm"
 
     def _prepare(self, payment: Payment, deadline: Deadline) -> Outcome:
+        """Make it known: `pending`, refused, not executed, or `unknown` where money may have moved."""
         if payment.provider_ref is not None:
             # By an earlier try that had no time left to confirm: a second one would be another's.
             return Outcome(OutcomeKind.PENDING, Stage.NOT_SENT, provider_ref=payment.provider_ref)
         prepared = self._provider.prepare(charge_of(payment), deadline)
-        if prepared.kind is OutcomeKind.UNKNOWN:
+        if prepared.kind is OutcomeKind.SUCCEEDED:
+            # Nothing was to move yet: its books must tell what did.
+            return dataclasses.replace(prepared, kind=OutcomeKind.UNKNOWN, error="mismatch")
+        if prepared.kind is OutcomeKind.UNKNOWN and prepared.error not in _PREPARED_IN_DOUBT:
             # Unconfirmed, it moves no money: doubt about it is no doubt about money.
             return dataclasses.replace(prepared, kind=OutcomeKind.NOT_EXECUTED)
         return prepared
 
-    def _note(self, payment: Payment, prepared: Outcome, deadline: Deadline) -> Payment | None:
+    def _note(self, payment: Payment, prepared: Outcome, deadline: Deadline) -> Payment:
+        noted = self._store.note_reference(payment, prepared, deadline)
+        if noted is None:
+            raise KeyInFlight("The payment is no longer this call's.", payment_id=payment.id)
+        return noted
+
+    def _note_doubt(self, payment: Payment, prepared: Outcome, deadline: Deadline) -> Payment:
+        """Write `sending` before anything else: from now on only look-ups settle it."""
         try:
-            return self._store.note_reference(payment, prepared, deadline)
+            noted = self._note(payment, prepared, deadline)
+            if noted.status is Status.ACCEPTED:
+                prepared = dataclasses.replace(prepared, provider_ref=None)
+                noted = self._note(payment, prepared, deadline)
+            return noted
         except Busy as error:
-            # Not confirmed, so nothing can move: it stays accepted until the lease ends.
-            log.warning(
-                "payment.reference_not_noted", extra={"payment_id": payment.id, "error": error.code}
-            )
-            return None
+            raise AcceptanceUnknown(
+                "It is not known whether the payment was made. Send it again with the same key;"
+                " do not pay elsewhere."
+            ) from error
 
     def record(self, payment: Payment, outcome: Outcome, *, op: str) -> Payment:
         """Write what a call came to; when that fails, the row stays as it was, and due."""
         try:
-            recorded = self._store.record(
-                payment, outcome, op=op, due_in_s=next_look_up_s(payment.doubt_age_s)
-            )
+            return self._record(payment, outcome, op, promised=False)
         except Busy as error:
             # Harmless: the reconciler asks the provider again when the lease ends.
-            log.warning(
-                "payment.outcome_not_recorded",
-                extra={"payment_id": payment.id, "outcome": outcome.kind, "error": error.code},
-            )
+            _log_not_recorded(payment, outcome, error)
             return payment
+
+    def _record(self, payment: Payment, outcome: Outcome, op: str, *, promised: bool) -> Payment:
+        recorded = self._store.record(
+            payment,
+            outcome,
+            op=op,
+            due_in_s=next_look_up_s(payment.doubt_age_s),
+            promised=promised,
+        )
         _log(recorded, outcome, op)
         return recorded
 
-    def _refuse_if_not_executed(
-        self, payment: Payment, outcome: Outcome, request: ChargeRequest, deadline: Deadline
-    ) -> None:
-        """Tell who asked for it that the provider is down, and free the key for the same call."""
-        if request.on_outage != "reject" or outcome.kind is not OutcomeKind.NOT_EXECUTED:
-            return
-        try:
-            is_withdrawn = self._store.withdraw(payment, request.idempotency_key, deadline)
-        except Busy:
-            return  # It stays ours and will be sent: the answer must not say otherwise.
-        if is_withdrawn:
-            raise ProviderUnavailable("The payment provider did not take the payment.")
+    def _withdraw(self, payment: Payment, outcome: Outcome, op: str, deadline: Deadline) -> None:
+        """Free the key for the same call; where that fails, the background ends the payment."""
+        with contextlib.suppress(Busy):
+            self._store.withdraw(
+                payment, "on_outage=reject", deadline, outcome=outcome, op=op, spent=True
+            )
 
 
-def charge_of(payment: Payment) -> Charge:
+def charge_of(payment: Payment, *, may_send_again: bool = False) -> Charge:
     """The payment in the provider's terms."""
     return Charge(
         payment_id=payment.id,
@@ -178,6 +247,26 @@ def charge_of(payment: Payment) -> Charge:
         customer=payment.customer,
         metadata=payment.metadata,
         created_at=payment.created_at,
+        key_digest=payment.key_digest,
+        may_send_again=may_send_again,
+        is_older=payment.had_key_used,
+    )
+
+
+def _raise_unpromised(error: Busy) -> NoReturn:
+    """Say that nothing was accepted; where the promise was sent and not answered, that it may be."""
+    if isinstance(error, DatabaseUnavailable) and error.in_doubt:
+        raise AcceptanceUnknown(
+            "It is not known whether the payment was accepted. Send it again with the same key;"
+            " do not pay elsewhere."
+        ) from error
+    raise error
+
+
+def _log_not_recorded(payment: Payment, outcome: Outcome, error: Busy) -> None:
+    log.warning(
+        "payment.outcome_not_recorded",
+        extra={"payment_id": payment.id, "outcome": outcome.kind, "error": error.code},
     )
 
 

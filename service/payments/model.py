@@ -13,7 +13,8 @@ from uuid import UUID
 
 from uuid_utils.compat import uuid7
 
-from service.providers.base import Outcome, OutcomeKind
+from service.payments.provider_keys import provider_key
+from service.providers.base import KEY_USED, Outcome, OutcomeKind
 
 
 class Status(StrEnum):
@@ -37,6 +38,8 @@ TERMINAL = frozenset(
     {Status.SUCCEEDED, Status.DECLINED, Status.NOT_EXECUTED, Status.CANCELED, Status.EXPIRED}
 )
 OPEN = frozenset(Status) - TERMINAL
+# What is answered with 202: we own it, and it is not final yet.
+UNSETTLED = frozenset({Status.ACCEPTED, Status.SENDING, Status.UNKNOWN, Status.NEEDS_REVIEW})
 
 # The same table stands in the database as the WHERE of every write (store.py).
 MOVES: Mapping[Status, frozenset[Status]] = {
@@ -176,6 +179,12 @@ class Payment:
     is_expired: bool
     created_at: datetime
     updated_at: datetime
+    # Of the client's key; None: a row from before, whose provider key is made from its own id.
+    key_digest: str | None = None
+    # A caller was told that we own it; nothing else is sent by the background.
+    promised: bool = True
+    # The series whose saved answer is an error: it can execute nothing more.
+    spent_series: int | None = None
 
     @property
     def id(self) -> str:
@@ -185,7 +194,28 @@ class Payment:
     @property
     def provider_key(self) -> str:
         """Derived, so that whoever picks the payment up again uses the very same key."""
-        return f"hf-{self.payment_id.hex}-{self.key_series}"
+        return provider_key(self.key_digest or self.payment_id.hex, self.key_series)
+
+    @property
+    def is_spent(self) -> bool:
+        """The provider's saved answer to the current key is an error: it executes nothing more."""
+        return self.spent_series == self.key_series
+
+    @property
+    def series_after(self) -> int:
+        """The series with which another payment under the same, freed key begins."""
+        return self.key_series + 1 if self.is_spent else self.key_series
+
+    @property
+    def had_key_used(self) -> bool:
+        """The provider knew our key from another call: an earlier row of ours may be lost."""
+        return any(attempt["error"] == KEY_USED for attempt in self.attempts)
+
+    @property
+    def is_prepared_in_doubt(self) -> bool:
+        """Something other than an unconfirmed charge came of a prepare, and it is still unknown."""
+        has_prepared = any(attempt["op"] == "prepare" for attempt in self.attempts)
+        return self.provider_ref is None and has_prepared
 
     @property
     def is_terminal(self) -> bool:

@@ -13,23 +13,15 @@ COLUMNS = """
     extract(epoch FROM now() - p.sent_at)::float8,
     extract(epoch FROM now() - coalesce(p.unknown_since, p.sent_at))::float8,
     coalesce(p.expires_at <= now(), false),
-    p.created_at, p.updated_at
+    p.created_at, p.updated_at, p.key_digest, p.promised, p.spent_series
 """
 
-CLAIM = Statement(
-    "claim",
-    f"""
-    WITH key AS (
-        INSERT INTO idempotency_keys (merchant_id, idempotency_key, fingerprint, payment_id)
-        VALUES (%(merchant_id)s::uuid, %(idempotency_key)s::text, %(fingerprint)s::bytea,
-                %(payment_id)s::uuid)
-        ON CONFLICT (merchant_id, idempotency_key) DO NOTHING
-        RETURNING merchant_id, payment_id
-    ), p AS (
+_INSERT_PAYMENT = f"""
+    p AS (
         INSERT INTO payments (
             merchant_id, payment_id, status, amount, currency, payment_method, reference,
             capture_method, customer, metadata, on_outage, expires_at, provider, leased, due_at,
-            sent_at)
+            sent_at, key_digest, key_series, promised)
         SELECT merchant_id, payment_id, %(status)s::text, %(amount)s::bigint, %(currency)s::text,
                %(payment_method)s::text, %(reference)s::text, %(capture_method)s::text,
                %(customer)s::text, %(metadata)s::jsonb, %(on_outage)s::text,
@@ -37,7 +29,8 @@ CLAIM = Statement(
                         now() + %(queue_expires_s)s::float8 * interval '1 second'),
                %(provider)s::text, %(leased)s::boolean,
                now() + %(due_in_s)s::float8 * interval '1 second',
-               CASE WHEN %(status)s::text = 'sending' THEN now() END
+               CASE WHEN %(status)s::text = 'sending' THEN now() END,
+               %(key_digest)s::text, %(key_series)s::integer, NOT %(leased)s::boolean
         FROM key
         RETURNING *
     ), event AS (
@@ -47,13 +40,44 @@ CLAIM = Statement(
         FROM p
     )
     SELECT {COLUMNS} FROM p
-    """,
+"""
+
+# Leased to its caller it is promised to nobody yet; left to the background it is.
+CLAIM = Statement(
+    "claim",
+    f"""
+    WITH key AS (
+        INSERT INTO idempotency_keys (merchant_id, idempotency_key, fingerprint, payment_id)
+        VALUES (%(merchant_id)s::uuid, %(idempotency_key)s::text, %(fingerprint)s::bytea,
+                %(payment_id)s::uuid)
+        ON CONFLICT (merchant_id, idempotency_key) DO NOTHING
+        RETURNING merchant_id, payment_id
+    ), {_INSERT_PAYMENT}""",
 )
 
+# The same under a key that a withdrawn payment left free; of several callers one gets it.
+CLAIM_FREED = Statement(
+    "claim_freed",
+    f"""
+    WITH key AS (
+        UPDATE idempotency_keys
+        SET payment_id = %(payment_id)s::uuid, fingerprint = %(fingerprint)s::bytea
+        WHERE merchant_id = %(merchant_id)s::uuid
+          AND idempotency_key = %(idempotency_key)s::text
+          AND payment_id = %(freed_by)s::uuid
+        RETURNING merchant_id, payment_id
+    ), {_INSERT_PAYMENT}""",
+)
+
+# In flight: its caller waits, or the background is about to end what was promised to nobody.
+# Free: it ended so. The key's row stays, so that its next payment begins another key series.
 READ_BY_KEY = Statement(
     "read_by_key",
     f"""
-    SELECT k.fingerprint, p.leased AND p.fence = 1 AND p.due_at > now(), {COLUMNS}
+    SELECT k.fingerprint,
+           p.leased AND p.due_at > now() AND (p.fence = 1 OR NOT p.promised),
+           p.status = 'not_executed' AND NOT p.promised,
+           {COLUMNS}
     FROM idempotency_keys k
     JOIN payments p ON p.merchant_id = k.merchant_id AND p.payment_id = k.payment_id
     WHERE k.merchant_id = %(merchant_id)s::uuid AND k.idempotency_key = %(idempotency_key)s::text
@@ -80,6 +104,8 @@ _MOVE_SQL = """
                                THEN coalesce(%(next_action)s::jsonb, next_action) END,
             attempts = coalesce(%(attempts)s::jsonb, attempts),
             key_series = key_series + %(next_series)s::integer,
+            spent_series = CASE WHEN %(spent)s::boolean THEN key_series ELSE spent_series END,
+            promised = promised OR %(promised)s::boolean,
             look_ups = look_ups + %(looked_up)s::integer,
             sent_at = CASE WHEN %(sent)s::boolean THEN now() ELSE sent_at END,
             leased = %(leased)s::boolean,
@@ -90,6 +116,7 @@ _MOVE_SQL = """
         WHERE merchant_id = %(merchant_id)s::uuid AND payment_id = %(payment_id)s::uuid
           AND status = ANY(%(sources)s::text[])
           AND (%(fence)s::bigint IS NULL OR fence = %(fence)s::bigint)
+          AND NOT (%(unless_leased)s::boolean AND leased AND due_at > now())
         RETURNING *
     ), event AS (
         INSERT INTO events (merchant_id, event_id, payment_id, type, detail)
@@ -103,19 +130,20 @@ MOVE = Statement("move", f"{_MOVE_SQL} SELECT {COLUMNS} FROM p")
 # The same where merchants are told of it; a step on the way does not pay for that.
 MOVE_AND_TELL = Statement("move_and_tell", f"{_MOVE_SQL}, {OUTBOX} SELECT {COLUMNS} FROM p")
 
+# What was promised to nobody ends and frees its key, in one statement: until then it is leased,
+# so no retry is told of it.
 WITHDRAW = Statement(
     "withdraw",
     f"""
     WITH p AS (
         UPDATE payments SET status = 'not_executed', leased = false, due_at = NULL,
+            attempts = coalesce(%(attempts)s::jsonb, attempts),
+            spent_series = CASE WHEN %(spent)s::boolean THEN key_series ELSE spent_series END,
             updated_at = now()
         WHERE merchant_id = %(merchant_id)s::uuid AND payment_id = %(payment_id)s::uuid
           AND status IN ('accepted', 'sending') AND fence = %(fence)s::bigint
+          AND NOT promised
         RETURNING *
-    ), key AS (
-        DELETE FROM idempotency_keys k USING p
-        WHERE k.merchant_id = p.merchant_id AND k.idempotency_key = %(idempotency_key)s::text
-          AND k.payment_id = p.payment_id
     ), event AS (
         INSERT INTO events (merchant_id, event_id, payment_id, type, detail)
         SELECT merchant_id, %(event_id)s::uuid, payment_id, 'payment.not_executed',
@@ -123,6 +151,18 @@ WITHDRAW = Statement(
         FROM p
     )
     SELECT {COLUMNS} FROM p
+    """,
+)
+
+# Before a retry is told 202. What its caller wanted refused in an outage is never queued.
+PROMISE = Statement(
+    "promise",
+    f"""
+    UPDATE payments p SET promised = true
+    WHERE p.merchant_id = %(merchant_id)s::uuid AND p.payment_id = %(payment_id)s::uuid
+      AND p.status IN ('accepted', 'sending', 'unknown', 'needs_review')
+      AND NOT (p.status = 'accepted' AND p.on_outage = 'reject')
+    RETURNING {COLUMNS}
     """,
 )
 
@@ -156,7 +196,7 @@ LOOK_NOW = Statement(
     """
     UPDATE payments SET due_at = now()
     WHERE merchant_id = %(merchant_id)s::uuid AND payment_id = %(payment_id)s::uuid
-      AND NOT leased AND status = ANY(%(statuses)s::text[])
+      AND NOT (leased AND due_at > now()) AND status = ANY(%(statuses)s::text[])
     RETURNING 1
     """,
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from datetime import UTC, datetime
 
 from service.observability import metrics
 from service.payments.handler import PaymentHandler, charge_of
@@ -11,7 +12,7 @@ from service.payments.model import Payment, Status
 from service.payments.schedule import is_exhausted, next_look_up_s
 from service.payments.settling_store import SettlingStore
 from service.payments.store import PaymentStore
-from service.providers.base import Outcome, OutcomeKind, Provider, Stage
+from service.providers.base import KEY_LIFETIME, Outcome, OutcomeKind, Provider, Stage
 from service.resilience.deadline import Deadline
 
 log = logging.getLogger(__name__)
@@ -55,11 +56,24 @@ class Reconciler:
             self._settling.postpone(payment, OTHERS_AGAIN_S, deadline)
             log.warning("payment.of_another_provider", extra={"payment_id": payment.id})
             return payment
-        outcome = self._provider.look_up(charge_of(payment), deadline)
+        may_send_again = self._may_send_again(payment)
+        if may_send_again:
+            # Before anything is sent: what comes of it may be late, and is waited for from here.
+            noted = self._store.note_send(payment, deadline)
+            if noted is None:
+                return self._store.read(payment, deadline)
+            payment = noted
+        charge = charge_of(payment, may_send_again=may_send_again)
+        outcome = self._provider.look_up(charge, deadline)
         if outcome.error in ("breaker_open", "bulkhead_full"):
             self._settling.postpone(payment, REFUSED_AGAIN_S, deadline)
             return payment
         proven_absent = outcome.kind is OutcomeKind.NOT_EXECUTED and outcome.stage is Stage.ANSWERED
+        if proven_absent and outcome.provider_ref is None and payment.is_prepared_in_doubt:
+            # Its own answer told of money, or of an earlier call; that the books lack it now is
+            # no proof against that.
+            outcome = dataclasses.replace(outcome, kind=OutcomeKind.UNKNOWN, error="mismatch")
+            proven_absent = False
         if proven_absent:
             settled = self._send_again_or_end(payment, outcome, deadline)
         elif outcome.kind is OutcomeKind.UNKNOWN and _is_over(payment):
@@ -78,32 +92,72 @@ class Reconciler:
         _count(payment, settled)
         return settled
 
+    def _may_send_again(self, payment: Payment) -> bool:
+        """Whether a look-up may send the same key once more: one_shot, promised, and in time."""
+        return (
+            not self._provider.two_phase
+            and payment.provider_ref is None
+            and payment.promised
+            and not payment.is_spent
+            and not payment.is_expired
+            and _key_is_young(payment)
+        )
+
     def _send_again_or_end(self, payment: Payment, outcome: Outcome, deadline: Deadline) -> Payment:
         """The provider has proven that nothing moved: confirm under the next key, or end it."""
-        at_rest_in_s = self._quiescence_s - (payment.sent_age_s or self._quiescence_s)
+        sent_age_s = self._quiescence_s if payment.sent_age_s is None else payment.sent_age_s
+        at_rest_in_s = self._quiescence_s - sent_age_s
+        if payment.provider_ref is None and outcome.provider_ref is not None:
+            # The charge whose reference we lost: from now on it is looked up by that.
+            at_rest_in_s = max(at_rest_in_s, REFUSED_AGAIN_S)
         if at_rest_in_s > 0:
             return self._store.record(payment, outcome, op="look_up", due_in_s=at_rest_in_s)
-        if payment.status is Status.REQUIRES_ACTION or payment.is_expired:
-            outcome = self._fence_off(payment, outcome, deadline)
-            if outcome.error != CANCELED:
-                return self._store.record(
-                    payment, outcome, op="cancel", due_in_s=next_look_up_s(payment.doubt_age_s)
-                )
         if outcome.error == CANCELED:
-            return self._store.give_up(
-                payment, Status.NOT_EXECUTED, "proven not executed", deadline, outcome
-            )
+            return self._end(payment, outcome, deadline)
+        is_spent = payment.is_spent or outcome.is_replay
+        if payment.provider_ref is None and not is_spent:
+            return self._send_same_key_or_end(payment, outcome, deadline)
+        is_over = payment.status is Status.REQUIRES_ACTION or payment.is_expired
+        if is_over or not payment.promised:
+            return self._fence_off(payment, outcome, deadline)
         again = self._store.begin_series(payment, deadline)
         if again is None:
             return self._store.read(payment, deadline)
         confirmed = self._provider.confirm(charge_of(again), deadline)
         return self._handler.record(again, confirmed, op="confirm")
 
-    def _fence_off(self, payment: Payment, outcome: Outcome, deadline: Deadline) -> Outcome:
+    def _send_same_key_or_end(
+        self, payment: Payment, outcome: Outcome, deadline: Deadline
+    ) -> Payment:
+        """No saved error was replayed, so no other key may be sent: the same one, or none."""
+        if not self._may_send_again(payment):
+            return self._end(payment, outcome, deadline)
+        again = self._store.note_send(payment, deadline)
+        if again is None:
+            return self._store.read(payment, deadline)
+        confirmed = self._provider.confirm(charge_of(again), deadline)
+        return self._handler.record(again, confirmed, op="confirm")
+
+    def _fence_off(self, payment: Payment, outcome: Outcome, deadline: Deadline) -> Payment:
         """Have the provider cancel it, so that a straggler of ours finds nothing to confirm."""
-        if outcome.error == CANCELED or payment.provider_ref is None:
-            return dataclasses.replace(outcome, error=CANCELED)
-        return self._provider.cancel(charge_of(payment), f"{payment.provider_key}-cancel", deadline)
+        if payment.provider_ref is None:
+            return self._end(payment, outcome, deadline)
+        key = f"{payment.provider_key}-cancel"
+        canceled = self._provider.cancel(charge_of(payment), key, deadline)
+        if canceled.error == CANCELED:
+            return self._end(payment, canceled, deadline)
+        due_in_s = next_look_up_s(payment.doubt_age_s)
+        return self._store.record(payment, canceled, op="cancel", due_in_s=due_in_s)
+
+    def _end(self, payment: Payment, outcome: Outcome, deadline: Deadline) -> Payment:
+        """End it as not executed; what was promised to nobody leaves its key free."""
+        return self._store.give_up(
+            payment, Status.NOT_EXECUTED, "proven not executed", deadline, outcome
+        )
+
+
+def _key_is_young(payment: Payment) -> bool:
+    return datetime.now(UTC) - payment.created_at < KEY_LIFETIME
 
 
 def _is_over(payment: Payment) -> bool:

@@ -17,7 +17,7 @@ from uuid import UUID
 import psycopg2
 
 from service.database.pool import Checkout, ConnectionPool
-from service.errors import KeyInFlight, KeyReused
+from service.errors import AcceptanceUnknown, DatabaseUnavailable, KeyInFlight, KeyReused
 from service.payments import audit
 from service.payments import payment_statements as statements
 from service.payments.audit import Actor, Entry
@@ -33,8 +33,9 @@ from service.payments.model import (
     sources_of,
 )
 from service.payments.outbox import is_told
+from service.payments.provider_keys import key_digest
 from service.payments.steps import attempts_json, detail_json, next_attempt
-from service.providers.base import Outcome, OutcomeKind, Stage
+from service.providers.base import Outcome, OutcomeKind, ProviderCharge, Stage
 from service.resilience.deadline import Deadline
 
 log = logging.getLogger(__name__)
@@ -62,53 +63,80 @@ class PaymentStore:
     ) -> tuple[Payment, bool]:
         """Store the payment under its key, or read who was first: (payment, is_new).
 
-        `due_in_s=None` leases it to the caller; a number leaves it to the background from then
-        on. A commit in doubt raises Busy, and then nothing may be sent. Raises KeyReused and
-        KeyInFlight.
+        `due_in_s=None` leases it to the caller, and it is promised to nobody; a number leaves it
+        to the background from then on, as a promise. A commit in doubt raises Busy, and then
+        nothing may be sent: without a promise nobody else sends it either. Where the promise is
+        in doubt, that is AcceptanceUnknown. Raises KeyReused and KeyInFlight.
         """
-        payment_id = new_id()
-        with self._pool.checkout(deadline) as checkout:
-            rows = checkout.run(
-                statements.CLAIM,
-                {
-                    "merchant_id": str(request.merchant_id),
-                    "payment_id": str(payment_id),
-                    "idempotency_key": request.idempotency_key,
-                    "fingerprint": request.fingerprint,
-                    "status": status.value,
-                    "amount": request.amount_minor,
-                    "currency": request.currency,
-                    "payment_method": request.payment_method,
-                    "reference": request.reference,
-                    "capture_method": request.capture_method,
-                    "customer": request.customer,
-                    "metadata": json.dumps(dict(request.metadata)),
-                    "on_outage": request.on_outage,
-                    "expires_at": request.expires_at,
-                    "queue_expires_s": self._queue_expires_s,
-                    "provider": provider,
-                    "leased": due_in_s is None,
-                    "due_in_s": self._lease_s if due_in_s is None else due_in_s,
-                    "event_id": str(new_id()),
-                    "event_type": f"payment.{status.value}",
-                    "detail": detail_json(pool_wait_s=checkout.wait_s),
-                },
-            )
-            if rows:
-                return payment_of(rows[0]), True
-            return self._read_first(checkout, request), False
+        try:
+            with self._pool.checkout(deadline) as checkout:
+                claim = self._claim_params(
+                    request, provider, status, due_in_s, wait_s=checkout.wait_s
+                )
+                rows = checkout.run(statements.CLAIM, claim)
+                if rows:
+                    return payment_of(rows[0]), True
+                first, is_free = self._read_first(checkout, request)
+                if not is_free:
+                    return first, False
+                claim |= {"freed_by": str(first.payment_id), "key_series": first.series_after}
+                rows = checkout.run(statements.CLAIM_FREED, claim)
+        except DatabaseUnavailable as error:
+            if due_in_s is not None:
+                _raise_in_doubt(error)
+            raise
+        if not rows:
+            raise KeyInFlight("Another call with this idempotency key was quicker; send it again.")
+        return payment_of(rows[0]), True
 
     def find_first(self, request: ChargeRequest, deadline: Deadline) -> Payment | None:
         """Who was first with this key, as `claim` reads it; None: the key is free."""
         with self._pool.checkout(deadline) as checkout:
             try:
-                return self._read_first(checkout, request)
+                first, is_free = self._read_first(checkout, request)
             except KeyInFlight as in_flight:
                 if in_flight.payment_id is None:
                     return None
                 raise
+        return None if is_free else first
 
-    def _read_first(self, checkout: Checkout, request: ChargeRequest) -> Payment:
+    def _claim_params(
+        self,
+        request: ChargeRequest,
+        provider: str,
+        status: Status,
+        due_in_s: float | None,
+        *,
+        wait_s: float,
+    ) -> dict[str, Any]:
+        return {
+            "merchant_id": str(request.merchant_id),
+            "payment_id": str(new_id()),
+            "idempotency_key": request.idempotency_key,
+            "fingerprint": request.fingerprint,
+            "status": status.value,
+            "amount": request.amount_minor,
+            "currency": request.currency,
+            "payment_method": request.payment_method,
+            "reference": request.reference,
+            "capture_method": request.capture_method,
+            "customer": request.customer,
+            "metadata": json.dumps(dict(request.metadata)),
+            "on_outage": request.on_outage,
+            "expires_at": request.expires_at,
+            "queue_expires_s": self._queue_expires_s,
+            "provider": provider,
+            "key_digest": key_digest(request.merchant_id, request.idempotency_key, "payment"),
+            "key_series": 1,
+            "leased": due_in_s is None,
+            "due_in_s": self._lease_s if due_in_s is None else due_in_s,
+            "event_id": str(new_id()),
+            "event_type": f"payment.{status.value}",
+            "detail": detail_json(pool_wait_s=wait_s),
+        }
+
+    def _read_first(self, checkout: Checkout, request: ChargeRequest) -> tuple[Payment, bool]:
+        """The payment that the key belongs to, and whether it left the key free."""
         rows = checkout.run(
             statements.READ_BY_KEY,
             {
@@ -117,10 +145,12 @@ class PaymentStore:
             },
         )
         if not rows:
-            # It was withdrawn between our insert and this look: the key is free again.
+            # A worker from before withdrew it between our insert and this look.
             raise KeyInFlight("The first call with this idempotency key just ended; send it again.")
-        fingerprint, in_flight, *row = rows[0]
+        fingerprint, in_flight, is_free, *row = rows[0]
         payment = payment_of(row)
+        if is_free:
+            return payment, True
         if bytes(fingerprint) != request.fingerprint:
             raise KeyReused("This idempotency key was used before with another request.")
         if in_flight:
@@ -128,16 +158,33 @@ class PaymentStore:
                 "The first call with this idempotency key is still being served.",
                 payment_id=payment.id,
             )
-        return payment
+        return payment, False
+
+    def promise(self, payment: Payment, deadline: Deadline) -> Payment | None:
+        """Write that a caller is told 202, before that; None: it ended, or is not to be queued."""
+        try:
+            rows = self._pool.run(
+                statements.PROMISE,
+                {"merchant_id": str(payment.merchant_id), "payment_id": str(payment.payment_id)},
+                deadline,
+            )
+        except DatabaseUnavailable as error:
+            _raise_in_doubt(error)
+            raise
+        return payment_of(rows[0]) if rows else None
 
     def note_reference(
         self, payment: Payment, prepared: Outcome, deadline: Deadline
     ) -> Payment | None:
         """Commit the provider's reference and `sending`, before any money can move.
 
-        None: the lease was lost, and whoever has it now will confirm; or the reference is another
-        payment's. Do not confirm.
+        Also where `prepared` is a doubt that money has moved already. None: the lease was lost,
+        and whoever has it now decides. The payment as it was, still accepted: the reference is
+        another payment's. Do not confirm either.
         """
+        # No attempt where nothing was sent (in one call, or prepared by an earlier try), and none
+        # of a doubt, which is recorded next.
+        is_new = prepared.stage is Stage.ANSWERED and prepared.kind is OutcomeKind.PENDING
         try:
             return self._move(
                 payment,
@@ -146,60 +193,111 @@ class PaymentStore:
                 sources=[Status.ACCEPTED.value],
                 fence=payment.fence,
                 outcome=prepared,
-                # No attempt where nothing was sent: in one call, or prepared by an earlier try.
-                op="prepare" if prepared.stage is Stage.ANSWERED else None,
+                op="prepare" if is_new else None,
                 lease=True,
                 sent=True,
             )
         except psycopg2.IntegrityError as error:
             _log_refused(payment, error)
+            return payment
+
+    def adopt(self, payment: Payment, charge: ProviderCharge, deadline: Deadline) -> Payment | None:
+        """Take a charge of the provider's books for this queued payment's, to be looked up at once.
+
+        Our own note of it is lost, so it may have been confirmed: as if it was sent just now.
+        None: the lease was lost, or the charge belongs to another payment.
+        """
+        found = Outcome(
+            OutcomeKind.PENDING, Stage.NOT_SENT, provider_ref=charge.provider_ref, error=None
+        )
+        try:
+            return self._move(
+                payment,
+                Status.SENDING,
+                deadline,
+                sources=[Status.ACCEPTED.value],
+                fence=payment.fence,
+                outcome=found,
+                due_in_s=0.0,
+                sent=True,
+                reason="found in the provider's books",
+            )
+        except psycopg2.IntegrityError as error:
+            _log_refused(payment, error)
             return None
 
-    def begin_series(self, payment: Payment, deadline: Deadline) -> Payment | None:
-        """Take the next provider key, after proof that the last was not executed.
-
-        None: the lease was lost; do not send.
-        """
+    def note_send(self, payment: Payment, deadline: Deadline) -> Payment | None:
+        """Write that the same key is about to be sent once more; None: the lease was lost."""
         return self._move(
             payment,
             payment.status,
             deadline,
             sources=[payment.status.value],
             fence=payment.fence,
-            event_type="payment.confirm_again",
+            event_type="payment.send_again",
             lease=True,
             sent=True,
+        )
+
+    def begin_series(self, payment: Payment, deadline: Deadline) -> Payment | None:
+        """Take the next provider key, after proof that the last was not executed.
+
+        None: the lease was lost; do not send.
+        """
+        is_queued = payment.status is Status.ACCEPTED
+        return self._move(
+            payment,
+            payment.status,
+            deadline,
+            sources=[payment.status.value],
+            fence=payment.fence,
+            event_type="payment.prepare_again" if is_queued else "payment.confirm_again",
+            lease=True,
+            sent=not is_queued,
             next_series=1,
         )
 
     def record(
-        self, payment: Payment, outcome: Outcome, *, op: str = "confirm", due_in_s: float
+        self,
+        payment: Payment,
+        outcome: Outcome,
+        *,
+        op: str = "confirm",
+        due_in_s: float,
+        promised: bool = False,
     ) -> Payment:
         """Write what a call came to and return the row as it then stands.
 
         A definite outcome is a fact and needs no lease; doubt and waiting are written only
-        under the payment's fence. `due_in_s` is when to look again where the answer is open.
+        under the payment's fence. `due_in_s` is when to look again where the answer is open;
+        `promised`: the caller is told 202 for it.
         """
+        try:
+            return self._record(payment, outcome, op=op, due_in_s=due_in_s, promised=promised)
+        except psycopg2.IntegrityError as error:
+            # More captured than authorised, another's reference: the answer is wrong somehow, and
+            # the money in doubt.
+            _log_refused(payment, error)
+            lie = Outcome(OutcomeKind.UNKNOWN, outcome.stage, error="mismatch", ms=outcome.ms)
+            return self._record(payment, lie, op=op, due_in_s=due_in_s, promised=promised)
+
+    def _record(
+        self, payment: Payment, outcome: Outcome, *, op: str, due_in_s: float, promised: bool
+    ) -> Payment:
         deadline = Deadline.after(RECORD_TIMEOUT_S)
         target = fact_status(outcome)
         if target is not None and target is not payment.status:
-            try:
-                written = self._move(
-                    payment,
-                    target,
-                    deadline,
-                    sources=sources_of(target),
-                    fence=None,
-                    outcome=outcome,
-                    op=op,
-                    due_in_s=due_in_s if target is Status.REQUIRES_ACTION else None,
-                )
-            except psycopg2.IntegrityError as error:
-                # More captured than authorised, another's reference: the answer is wrong somehow,
-                # and the money in doubt.
-                _log_refused(payment, error)
-                lie = Outcome(OutcomeKind.UNKNOWN, outcome.stage, error="mismatch", ms=outcome.ms)
-                return self.record(payment, lie, op=op, due_in_s=due_in_s)
+            written = self._move(
+                payment,
+                target,
+                deadline,
+                sources=sources_of(target),
+                fence=None,
+                outcome=outcome,
+                op=op,
+                due_in_s=due_in_s if target is Status.REQUIRES_ACTION else None,
+                promised=promised,
+            )
         else:
             doubtful = outcome.kind is OutcomeKind.UNKNOWN and payment.status is Status.SENDING
             written = self._move(
@@ -212,6 +310,7 @@ class PaymentStore:
                 op=op,
                 event_type=None if doubtful else f"payment.{op}",
                 due_in_s=due_in_s,
+                promised=promised,
             )
         return written or self.read(payment, deadline)
 
@@ -223,7 +322,10 @@ class PaymentStore:
         deadline: Deadline,
         outcome: Outcome | None = None,
     ) -> Payment:
-        """End waiting under the lease: expired, not_executed (with proof) or needs_review."""
+        """End waiting under the lease: expired, not_executed (with proof) or needs_review.
+
+        Not executed and promised to nobody, it leaves its key free.
+        """
         written = self._move(
             payment,
             status,
@@ -233,6 +335,8 @@ class PaymentStore:
             outcome=outcome,
             op="look_up",
             reason=reason,
+            # Of a canceled charge the key is spent: under it the provider has that one for ever.
+            spent=outcome is not None and outcome.error == "canceled",
         )
         return written or self.read(payment, deadline)
 
@@ -246,7 +350,8 @@ class PaymentStore:
         *,
         actor: Actor | None = None,
     ) -> Payment | None:
-        """Write what an operator found out; None where the payment is not in doubt."""
+        """Write what an operator found out; None where the payment is not in doubt, or where
+        somebody holds its lease: a call about it may be under way."""
         return self._move(
             payment,
             status,
@@ -257,19 +362,36 @@ class PaymentStore:
             reason=evidence,
             by=by,
             actor=actor or Actor("service", by),
+            unless_leased=True,
+            promised=True,
         )
 
-    def withdraw(self, payment: Payment, idempotency_key: str, deadline: Deadline) -> bool:
-        """Free the key of a payment that certainly was not executed; False: the lease was lost."""
+    def withdraw(
+        self,
+        payment: Payment,
+        reason: str,
+        deadline: Deadline,
+        *,
+        outcome: Outcome | None = None,
+        op: str = "confirm",
+        spent: bool,
+    ) -> bool:
+        """End a payment that was not executed and promised to nobody, and leave its key free.
+
+        `spent`: the key's next payment begins the next series, since the provider may know this
+        one's. False: the lease was lost, or it was promised meanwhile.
+        """
+        attempts = attempts_json(payment.attempts, op, outcome) if outcome is not None else None
         rows = self._pool.run(
             statements.WITHDRAW,
             {
                 "merchant_id": str(payment.merchant_id),
                 "payment_id": str(payment.payment_id),
                 "fence": payment.fence,
-                "idempotency_key": idempotency_key,
+                "attempts": attempts,
+                "spent": spent,
                 "event_id": str(new_id()),
-                "detail": detail_json(reason="withdrawn: on_outage=reject"),
+                "detail": detail_json(outcome, reason=f"withdrawn: {reason}"),
             },
             deadline,
         )
@@ -302,9 +424,12 @@ class PaymentStore:
 
     def look_now(
         self, payment: Payment, deadline: Deadline, *, actor: Actor = audit.SERVICE
-    ) -> None:
-        """Have the reconciler look at an open payment at once, whatever its schedule says."""
-        audit.run_audited(
+    ) -> bool:
+        """Have the reconciler look at an open payment at once, whatever its schedule says.
+
+        False: somebody holds its lease, and is looking already.
+        """
+        rows = audit.run_audited(
             self._pool,
             statements.LOOK_NOW,
             {
@@ -321,6 +446,7 @@ class PaymentStore:
                 detail={"status": payment.status.value},
             ),
         )
+        return bool(rows)
 
     def nudge(
         self,
@@ -393,6 +519,9 @@ class PaymentStore:
         reason: str | None = None,
         by: str | None = None,
         actor: Actor | None = None,
+        spent: bool = False,
+        promised: bool = False,
+        unless_leased: bool = False,
     ) -> Payment | None:
         if amount_captured is None:
             amount_captured = outcome.amount_received if outcome is not None else 0
@@ -419,6 +548,9 @@ class PaymentStore:
                     "next_action": json.dumps(dict(next_action)) if next_action else None,
                     "attempts": attempts,
                     "next_series": next_series,
+                    "spent": spent or (outcome is not None and outcome.is_replay),
+                    "promised": promised,
+                    "unless_leased": unless_leased,
                     "looked_up": int(op == "look_up"),
                     "sent": sent,
                     "leased": lease,
@@ -454,6 +586,15 @@ def payment_of(row: Sequence[Any]) -> Payment:
     """The Payment behind a row of `payment_statements.COLUMNS`."""
     merchant_id, payment_id, status, *rest = row
     return Payment(UUID(str(merchant_id)), UUID(str(payment_id)), Status(status), *rest)
+
+
+def _raise_in_doubt(error: DatabaseUnavailable) -> None:
+    """Say of a promise whose commit is in doubt that only the same key tells what became of it."""
+    if error.in_doubt:
+        raise AcceptanceUnknown(
+            "It is not known whether the payment was accepted. Send it again with the same key;"
+            " do not pay elsewhere."
+        ) from error
 
 
 def _log_refused(payment: Payment, error: psycopg2.IntegrityError) -> None:

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any, Protocol
 
 from service.providers.amounts import AmountTable
 from service.resilience.deadline import Deadline
+
+# A provider keeps a key for at least 24 h; past this its reuse could be a second charge.
+KEY_LIFETIME = timedelta(hours=20)
+# The error of an answer that our key was used for another call before.
+KEY_USED = "key_used"
 
 
 class OutcomeKind(StrEnum):

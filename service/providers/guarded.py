@@ -16,6 +16,7 @@ from service.errors import BulkheadFull, Busy, ProviderUnavailable
 from service.observability import metrics, tracing
 from service.providers.amounts import AmountTable
 from service.providers.base import (
+    KEY_USED,
     Charge,
     Outcome,
     OutcomeKind,
@@ -39,7 +40,8 @@ _LATER = frozenset({"http_409", "http_429"})
 # `not_executed` said by the provider about the charge, and not about one call.
 _DEFINITE = frozenset({None, "canceled"})
 # Trying again at once meets the same certificate, or has no time either.
-_HOPELESS = frozenset({"tls", *_OWN_ENDS})
+# An answer that is not about our call is a doubt about money, even of a prepare: never again.
+_HOPELESS = frozenset({"tls", "mismatch", KEY_USED, *_OWN_ENDS})
 # A timeout counts against the provider when it had at least this share of a probe's time.
 _FAIR_SHARE = 0.9
 # For a client it is not worth asking sooner.

@@ -58,9 +58,10 @@ class StripeProvider:
             return Outcome(OutcomeKind.PENDING, Stage.NOT_SENT, provider_ref=charge.provider_ref)
 
         def create() -> Outcome:
-            # Without a key: Stripe would replay a saved 500 under it for a day, and what is
-            # created twice and never confirmed moves nothing.
-            answer = self._api.post("prepare", _INTENTS, _creation(charge), None, deadline)
+            # Under a key, although what is never confirmed moves nothing: where our row was lost
+            # and claimed again, the provider answers that it knows the key from another call.
+            key = f"{charge.provider_key}-prepare"
+            answer = self._api.post("prepare", _INTENTS, _creation(charge), key, deadline)
             if answer.status == 200:
                 return intents.of_prepared(answers.parse(answer), charge)
             return intents.of_answer(answer, charge, is_first=True)
@@ -81,7 +82,7 @@ class StripeProvider:
         return self._api.outcome("confirm", move)
 
     def look_up(self, charge: Charge, deadline: Deadline) -> Outcome:
-        """What became of the charge, by its reference, its key (one_shot), or its place in the books."""
+        """What became of the charge, by its reference, its place in the books, or its key (one_shot)."""
         again = partial(self._create_confirmed, "look_up", charge, deadline)
         return self._api.look_up(
             lambda: self._books.look_up(

@@ -15,6 +15,7 @@ from typing import Any
 
 from service.providers import stripe_json
 from service.providers.base import (
+    KEY_USED,
     Charge,
     Decline,
     Outcome,
@@ -200,7 +201,7 @@ def of_error(answer: Answer, *, provider_ref: str | None = None, is_first: bool 
         kind,
         Stage.ANSWERED,
         provider_ref=provider_ref,
-        error="key_used" if is_key_used else _error_word(status),
+        error=KEY_USED if is_key_used else _error_word(status),
         error_detail=f"status {status} {named}".strip(),
         retry_after_s=_retry_after_s(answer),
         is_replay=is_replay(answer),

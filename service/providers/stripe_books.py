@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
 from service.errors import ProviderUnavailable
-from service.providers.base import Charge, Outcome, OutcomeKind, ProviderCharge, Stage
+from service.providers import stripe_answers as answers
+from service.providers.base import (
+    KEY_LIFETIME,
+    KEY_USED,
+    Charge,
+    Outcome,
+    OutcomeKind,
+    ProviderCharge,
+    Stage,
+)
 from service.providers.stripe_answers import Garbage, Object
 from service.providers.stripe_api import StripeApi
 from service.providers.transport import Answer, TransportError
 from service.resilience.deadline import Deadline
 
-# Stripe keeps a key for at least 24 h; past this its reuse could be a second charge.
-KEY_LIFETIME = timedelta(hours=20)
+# A provider that knows a key was given it within this time (Stripe: at least 24 h).
+KEYS_REMEMBERED = timedelta(hours=48)
 # Stripe's clock and ours, and the time between our commit and its create.
 CLOCKS_DIFFER = timedelta(minutes=10)
+_MAY_HAVE_MOVED = frozenset({OutcomeKind.SUCCEEDED, OutcomeKind.PENDING})
 
 
 class OfAnswer(Protocol):
@@ -51,40 +62,60 @@ class StripeBooks:
         *,
         send_again: Callable[[], Answer] | None = None,
     ) -> Outcome:
-        """By its reference, its key, or its place in the list.
+        """By its reference, its place in the list, or its key.
 
         `send_again` is the one thing here that could move money: the same key once more, which
-        completes the attempt that is in doubt and never begins another.
+        completes the attempt that is in doubt and never begins another. Only where the charge
+        allows it (its caller has noted it as sent just now) and the books lack it: a provider that
+        ignores keys would charge twice.
         """
         if charge.provider_ref is not None:
             return self.retrieve("look_up", charge, deadline)
-        if send_again is not None and _key_is_young(charge):
-            answer = send_again()
-            # Neither a saved 500 nor "invalid" tells whether the first call charged.
-            if answer.status < 500 and answer.status not in (400, 404):
-                return self._of_answer(answer, charge)
-        return self._find(charge, deadline)
+        found = self._find(charge, deadline)
+        may_send_again = charge.may_send_again and _key_is_young(charge)
+        if found is not None or send_again is None or not may_send_again:
+            return found or Outcome(OutcomeKind.NOT_EXECUTED, Stage.ANSWERED)
+        outcome = self._of_answer(send_again(), charge)
+        if outcome.error == KEY_USED:
+            # Of an earlier call under the same client key, whose row we lost.
+            return self._find(replace(charge, is_older=True), deadline) or outcome
+        if outcome.error == "http_5xx" and outcome.is_replay:
+            # Saved, so the key executes nothing more; and the books lack what it might have.
+            return Outcome(OutcomeKind.NOT_EXECUTED, Stage.ANSWERED, is_replay=True)
+        return outcome
 
     def retrieve(self, operation: str, charge: Charge, deadline: Deadline) -> Outcome:
         """The charge by its reference."""
         answer = self._api.get(operation, f"{self._path}/{charge.provider_ref}", deadline)
         return self._of_answer(answer, charge)
 
-    def _find(self, charge: Charge, deadline: Deadline) -> Outcome:
-        """By our metadata in the list, which Stripe keeps up to date (its search is not)."""
-        created_at = charge.created_at or datetime.fromtimestamp(0, UTC) + CLOCKS_DIFFER
+    def _find(self, charge: Charge, deadline: Deadline) -> Outcome | None:
+        """By our metadata in the list, which Stripe keeps up to date (its search is not).
+
+        None: it is not there now, which is proof of absence; whether it may still come is for
+        the caller.
+        """
+        created_at = charge.created_at or datetime.fromtimestamp(0, UTC) + KEYS_REMEMBERED
+        since = created_at - (KEYS_REMEMBERED if charge.is_older else CLOCKS_DIFFER)
         best: Outcome | None = None
-        for found in self._since("look_up", created_at - CLOCKS_DIFFER, deadline):
+        best_of_key: Outcome | None = None
+        for found in self._since("look_up", since, deadline):
             listed = self._of_listed(found)
-            if listed is None or listed.payment_id != charge.payment_id:
+            if listed is None or not answers.is_of(found, charge):
                 continue
             outcome = self._of_object(found, charge)
-            if outcome.kind is OutcomeKind.SUCCEEDED:
-                return outcome
-            if best is None or _doubt(outcome) > _doubt(best):
-                best = outcome
-        # What is not there now was proven absent; whether it may still come is for the caller.
-        return best or Outcome(OutcomeKind.NOT_EXECUTED, Stage.ANSWERED)
+            if listed.payment_id == charge.payment_id:
+                if outcome.kind is OutcomeKind.SUCCEEDED:
+                    return outcome
+                best = _more_doubtful(best, outcome)
+            else:
+                best_of_key = _more_doubtful(best_of_key, outcome)
+        if best is None:
+            return best_of_key
+        # What moved under another id of ours was lost; what did not is an earlier, ended payment's.
+        if best_of_key is not None and best_of_key.kind in _MAY_HAVE_MOVED:
+            return best_of_key
+        return best
 
     def list_since(self, since: datetime, deadline: Deadline) -> Iterator[ProviderCharge]:
         """All charges made since, newest first; raises ProviderUnavailable where a page fails."""
@@ -105,7 +136,14 @@ def _key_is_young(charge: Charge) -> bool:
     return charge.created_at is not None and datetime.now(UTC) - charge.created_at < KEY_LIFETIME
 
 
+def _more_doubtful(one: Outcome | None, other: Outcome) -> Outcome:
+    """Which of two matches is believed: what could move money, or did, comes first."""
+    return other if one is None or _doubt(other) > _doubt(one) else one
+
+
 def _doubt(outcome: Outcome) -> int:
-    """The order in which one of several matches is believed: what could move money comes first."""
-    order = (OutcomeKind.NOT_EXECUTED, OutcomeKind.DECLINED, OutcomeKind.PENDING)
-    return order.index(outcome.kind) if outcome.kind in order else len(order)
+    order = (
+        *(OutcomeKind.NOT_EXECUTED, OutcomeKind.DECLINED, OutcomeKind.PENDING),
+        *(OutcomeKind.UNKNOWN, OutcomeKind.SUCCEEDED),
+    )
+    return order.index(outcome.kind)

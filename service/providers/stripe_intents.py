@@ -37,9 +37,12 @@ def of_intent(intent: Object, charge: Charge) -> Outcome:
 def of_prepared(intent: Object, charge: Charge) -> Outcome:
     """As `of_intent`, when nothing was to move yet: a success at this point is a lie."""
     difference = answers.difference(intent, charge, kind="payment_intent")
-    if difference is None and intent.get("status") == "requires_confirmation":
+    if difference is not None:
+        return mismatch(difference)
+    if intent.get("status") == "requires_confirmation":
         return Outcome(OutcomeKind.PENDING, Stage.ANSWERED, provider_ref=intent["id"])
-    return mismatch(difference or f"prepared, but {word(intent.get('status'))}")
+    # With its reference: it is looked up from now on, and no other is made.
+    return mismatch(f"prepared, but {word(intent.get('status'))}", provider_ref=intent["id"])
 
 
 def of_captured(intent: Object, charge: Charge, amount_minor: int) -> Outcome:

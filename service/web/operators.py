@@ -21,6 +21,8 @@ from service.web.schemas import PLAIN, PaymentDocument, present
 
 log = logging.getLogger(__name__)
 
+_UNDER_WAY = "A call about this payment is under way; read the payment, and try again in a moment."
+
 
 class Resolution(BaseModel):
     """What a person found out, and how; kept in the payment's timeline with who said it."""
@@ -62,7 +64,8 @@ def operators_blueprint(*, store: PaymentStore, authenticate: Authenticator) -> 
         payment = _find(store, caller, payment_id, deadline)
         if payment.is_terminal or payment.status is Status.REQUIRES_CAPTURE:
             raise WrongState("There is nothing to find out: the payment is settled.")
-        store.look_now(payment, deadline, actor=caller.actor())
+        if not store.look_now(payment, deadline, actor=caller.actor()):
+            raise WrongState(_UNDER_WAY)
         answer = json_answer(present(payment), 202)
         answer.headers["Location"] = f"/v1/payments/{payment.id}"
         answer.headers["Retry-After"] = "1"
@@ -92,6 +95,8 @@ def operators_blueprint(*, store: PaymentStore, authenticate: Authenticator) -> 
             deadline,
             actor=caller.actor(),
         )
+        if resolved is None and payment.status in (Status.UNKNOWN, Status.NEEDS_REVIEW):
+            raise WrongState(_UNDER_WAY)
         if resolved is None:
             raise WrongState("Only a payment in doubt (unknown, needs_review) can be resolved.")
         log.warning(

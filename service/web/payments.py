@@ -21,7 +21,14 @@ from service.operations import (
     documented,
 )
 from service.payments.handler import PaymentHandler
-from service.payments.model import ChargeRequest, Payment, Status, fingerprint, parse_id
+from service.payments.model import (
+    UNSETTLED,
+    ChargeRequest,
+    Payment,
+    Status,
+    fingerprint,
+    parse_id,
+)
 from service.payments.store import PaymentStore
 from service.resilience.deadline import Deadline
 from service.web.auth import Authenticator, Caller
@@ -32,7 +39,6 @@ from service.web.problems import declined
 from service.web.queries import read_query
 from service.web.request_scope import request_deadline
 from service.web.schemas import (
-    UNSETTLED,
     CreatePayment,
     PaymentDocument,
     PaymentPage,
@@ -256,7 +262,7 @@ _CREATE = Operation(
     },
     problems=(
         *("card_declined", "request_refused", "amount_not_representable"),
-        *("provider_unavailable", "bulkhead_full"),
+        *("provider_unavailable", "bulkhead_full", "acceptance_unknown"),
     ),
 )
 _LIST = Operation(

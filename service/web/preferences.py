@@ -9,9 +9,8 @@ from time import sleep
 
 from flask import request
 
-from service.payments.model import Payment
+from service.payments.model import UNSETTLED, Payment
 from service.resilience.deadline import Deadline
-from service.web.schemas import UNSETTLED
 
 # Longest `wait=N` that is honoured; a client's own timeout is often 10 s.
 LONGEST_WAIT_S = 10.0

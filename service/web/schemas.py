@@ -17,6 +17,7 @@ from pydantic import (
     model_validator,
 )
 
+from service.payments.model import UNSETTLED as UNSETTLED
 from service.payments.model import Event, Payment, Status
 
 # Twelve digits: what providers take at most, and far inside a bigint even when a year is added up.
@@ -48,8 +49,6 @@ _OUTCOMES = {
     Status.CANCELED: "not_executed",
     Status.EXPIRED: "not_executed",
 }
-# What we still owe an answer for: 202 when created or replayed.
-UNSETTLED = frozenset({Status.ACCEPTED, Status.SENDING, Status.UNKNOWN, Status.NEEDS_REVIEW})
 
 PaymentStatus = Literal[
     "queued",

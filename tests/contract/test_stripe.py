@@ -260,8 +260,12 @@ def test_a_prepare_that_failed_may_be_repeated_freely(sandbox, provider):
     failed = provider.prepare(charge, soon())
     sandbox.clear()
 
-    assert failed.kind is OutcomeKind.UNKNOWN
-    assert provider.prepare(charge, soon()).kind is OutcomeKind.PENDING
+    replayed = provider.prepare(charge, soon())
+    next_series = replace(charge, provider_key=f"{charge.provider_key}2")
+
+    assert (failed.kind, replayed.kind) == (OutcomeKind.UNKNOWN, OutcomeKind.UNKNOWN)
+    assert (failed.is_replay, replayed.is_replay) == (False, True)
+    assert provider.prepare(next_series, soon()).kind is OutcomeKind.PENDING
     assert movements(sandbox, charge) == []
 
 
@@ -297,7 +301,7 @@ def test_in_one_shot_the_same_key_completes_the_attempt_in_doubt(sandbox, one_sh
     doubt = one_shot.confirm(charge, soon(1.5))
     sandbox.clear()
 
-    settled = one_shot.look_up(charge, soon())
+    settled = one_shot.look_up(replace(charge, may_send_again=True), soon())
 
     assert doubt.kind is OutcomeKind.UNKNOWN
     assert settled.kind is OutcomeKind.SUCCEEDED

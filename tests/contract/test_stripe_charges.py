@@ -94,7 +94,7 @@ def test_the_same_key_completes_the_call_in_doubt(stripe_mock, provider, fault):
     with stripe_mock.front.failing(fault):
         provider.confirm(charge, soon())
 
-    outcome = provider.look_up(charge, soon())
+    outcome = provider.look_up(replace(charge, may_send_again=True), soon())
 
     assert outcome.kind is OutcomeKind.SUCCEEDED
     assert stripe_mock.taken(charge) == [2599]
@@ -110,12 +110,13 @@ def test_a_charge_that_was_made_is_not_made_again_under_another_key(stripe_mock,
     assert stripe_mock.taken(charge) == [2599]
 
 
-# --- Why one_shot asks for a provider that honours keys ------------------------------------------
+# --- Where keys mean nothing ---------------------------------------------------------------------
 
 
-def test_a_provider_that_ignores_keys_charges_twice_in_one_shot(localstripe: Localstripe):
+def test_the_books_are_read_before_the_same_key_is_sent_again(localstripe: Localstripe):
+    # To this provider a key means nothing: what is sent again is charged again.
     one_shot = replace(localstripe, flow="one_shot")
-    charge = one_shot.a_charge()
+    charge = one_shot.a_charge(may_send_again=True)
 
     with one_shot.provider() as provider:
         with one_shot.front.failing("reset_after"):
@@ -123,7 +124,7 @@ def test_a_provider_that_ignores_keys_charges_twice_in_one_shot(localstripe: Loc
         provider.look_up(charge, soon())
 
     assert doubt.kind is OutcomeKind.UNKNOWN
-    assert one_shot.taken(charge) == [2599, 2599]
+    assert one_shot.taken(charge) == [2599]
 
 
 # --- Lies -----------------------------------------------------------------------------------------

@@ -1,0 +1,289 @@
+"""Commits that a failover lost: rows are set back by SQL as it would, and nobody pays twice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from service.database.pool import ConnectionPool, Statement
+from service.errors import Busy
+from service.payments.model import ChargeRequest, Payment, Status
+from service.providers.base import Provider
+from tests.charge_requests import charge_request
+from tests.scripted_books import Rule
+from tests.scripted_provider import ScriptedProvider, scripted_provider
+from tests.settling import MERCHANT, Service, soon
+
+# As the claim's own commit left it: whatever came after is lost.
+_SET_BACK = """
+    UPDATE payments SET status = 'accepted', provider_ref = NULL, amount_captured = 0,
+        attempts = '[]', sent_at = NULL, unknown_since = NULL, look_ups = 0, key_series = 1,
+        spent_series = NULL, fence = 1, leased = %(leased)s::boolean, due_at = now(),
+        promised = NOT %(leased)s::boolean
+    RETURNING 1
+"""
+_LOSE = """
+    WITH p AS (DELETE FROM payments RETURNING 1), k AS (DELETE FROM idempotency_keys)
+    SELECT 1 FROM p
+"""
+FLOWS = {
+    "two_phase": ("stripe", "two_phase", True),
+    "two_phase, keys ignored": ("stripe", "two_phase", False),
+    "one_shot": ("stripe", "one_shot", True),
+    "one_shot, keys ignored": ("stripe", "one_shot", False),
+    "charges": ("stripe_charges", "one_shot", True),
+}
+HONOURING = [name for name, (_, _, honours) in FLOWS.items() if honours]
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[ScriptedProvider]:
+    with scripted_provider() as provider:
+        yield provider
+
+
+@dataclass
+class Rig:
+    """A service on a scripted provider, and the database's owner who plays the failover."""
+
+    service: Service
+    scripted: ScriptedProvider
+    owner: ConnectionPool
+
+    def set_back(self, *, leased: bool = False) -> None:
+        self._run(_SET_BACK, {"leased": leased})
+
+    def lose(self) -> None:
+        self._run(_LOSE, {})
+
+    def _run(self, sql: str, params: dict[str, Any]) -> None:
+        self.owner.run(Statement("failover", sql), params, soon())
+
+    def pay(self, request: ChargeRequest) -> Payment:
+        return self.service.handler.process_payment(request, soon())[0]
+
+    def work(self, rounds: int = 4) -> None:
+        """The background's rounds, with everything due."""
+        for _ in range(rounds):
+            self.service.make_due()
+            self.service.drain()
+            self.service.settle()
+
+    @property
+    def charges(self) -> int:
+        return len(self.scripted.movements(None, "charge"))
+
+
+@pytest.fixture
+def rig_of(running: ScriptedProvider, pool: ConnectionPool, owner_url: str) -> Iterator[Any]:
+    from tests.pools import open_pool_of
+
+    running.clear(books=True)
+    opened = []
+    with open_pool_of(1, owner_url) as owner:
+
+        def of(flow: str, **more: Any) -> Rig:
+            kind, shape, honours = FLOWS[flow]
+            running.honour_keys(honours)
+            adapter = running.adapter(kind, flow=shape)
+            provider: Provider = adapter.__enter__()
+            opened.append(adapter)
+            return Rig(Service(pool, provider, **more), running, owner)
+
+        yield of
+        for adapter in opened:
+            adapter.__exit__(None, None, None)
+
+
+def request(**changes: object) -> ChargeRequest:
+    return charge_request(MERCHANT, **changes)
+
+
+@pytest.mark.parametrize("leased", [False, True], ids=["queued", "leased"])
+@pytest.mark.parametrize("flow", FLOWS)
+def test_a_paid_row_that_was_set_back_is_found_and_not_paid_again(rig_of, flow, leased):
+    rig = rig_of(flow)
+    paid = rig.pay(request())
+    rig.set_back(leased=leased)
+
+    rig.work()
+
+    after = rig.service.read(paid)
+    assert (paid.status, after.status) == (Status.SUCCEEDED, Status.SUCCEEDED)
+    assert after.provider_ref == paid.provider_ref
+    assert rig.charges == 1
+
+
+@pytest.mark.parametrize("flow", FLOWS)
+def test_a_set_back_row_that_expired_is_found_all_the_same(rig_of, flow):
+    rig = rig_of(flow)
+    paid = rig.pay(request(expires_at=datetime.now(UTC) + timedelta(milliseconds=1500)))
+    rig.set_back()
+    rig.owner.run(
+        Statement("late", "UPDATE payments SET expires_at = now() RETURNING 1"), {}, soon()
+    )
+
+    rig.work()
+
+    assert rig.service.read(paid).status is Status.SUCCEEDED
+    assert rig.charges == 1
+
+
+@pytest.mark.parametrize("flow", FLOWS)
+def test_a_retry_of_a_set_back_row_is_not_paid_again(rig_of, flow):
+    rig = rig_of(flow)
+    asked = request()
+    paid = rig.pay(asked)
+    rig.set_back(leased=True)
+
+    again = rig.pay(asked)
+    rig.work()
+
+    assert again.payment_id == paid.payment_id
+    assert rig.service.read(paid).status is Status.SUCCEEDED
+    assert rig.charges == 1
+
+
+@pytest.mark.parametrize("flow", HONOURING)
+def test_a_retry_of_a_lost_row_adopts_its_charge(rig_of, flow):
+    rig = rig_of(flow)
+    asked = request()
+    paid = rig.pay(asked)
+    rig.lose()
+
+    again = rig.pay(asked)
+    rig.work()
+
+    after = rig.service.read(again)
+    assert again.payment_id != paid.payment_id
+    assert (after.status, after.provider_ref) == (Status.SUCCEEDED, paid.provider_ref)
+    assert rig.charges == 1
+
+
+@pytest.mark.parametrize("flow", FLOWS)
+def test_a_queued_retry_of_a_lost_row_adopts_its_charge(rig_of, flow):
+    rig = rig_of(flow)
+    asked = request()
+    paid = rig.pay(asked)
+    rig.lose()
+
+    again = rig.pay(request(idempotency_key=asked.idempotency_key, respond_async=True))
+    rig.work()
+
+    after = rig.service.read(again)
+    assert (after.status, after.provider_ref) == (Status.SUCCEEDED, paid.provider_ref)
+    assert rig.charges == 1
+
+
+def conflict(on: str) -> Rule:
+    """As Stripe answers a key that came with other parameters."""
+    return Rule(on, status=400, body={"error": {"type": "idempotency_error"}}, execute="never")
+
+
+@pytest.mark.parametrize(
+    ("flow", "on"),
+    [("two_phase", "create"), ("one_shot", "create_confirmed"), ("charges", "create_confirmed")],
+)
+def test_a_key_that_was_used_is_proof_and_the_next_is_never_sent(rig_of, flow, on):
+    rig = rig_of(flow)
+    asked = request()
+    paid = rig.pay(asked)
+    rig.lose()
+    rig.scripted.script(conflict(on), conflict(on))
+
+    again = rig.pay(asked)
+    assert again.status is Status.UNKNOWN
+    rig.work()
+
+    after = rig.service.read(again)
+    assert (after.status, after.provider_ref) == (Status.SUCCEEDED, paid.provider_ref)
+    assert rig.charges == 1
+
+
+def test_a_key_that_was_used_for_nothing_in_the_books_stays_a_doubt(rig_of):
+    rig = rig_of("two_phase")
+    rig.scripted.script(conflict("create"))
+
+    payment = rig.pay(request())
+    rig.work()
+
+    assert rig.service.read(payment).status is Status.UNKNOWN
+    assert rig.scripted.objects("payment_intents") == []
+
+
+def test_a_lost_unconfirmed_charge_is_confirmed_and_no_other_made(rig_of):
+    rig = rig_of("two_phase")
+    asked = request()
+    rig.scripted.script(Rule("confirm", status=503, execute="never"))
+    rig.pay(asked)
+    rig.lose()
+
+    again = rig.pay(asked)
+    rig.work()
+
+    assert rig.service.read(again).status is Status.SUCCEEDED
+    assert len(rig.scripted.objects("payment_intents")) == rig.charges == 1
+
+
+@pytest.mark.parametrize("flow", FLOWS)
+def test_nothing_is_sent_or_ended_while_the_books_cannot_be_read(rig_of, flow):
+    rig = rig_of(flow)
+    paid = rig.pay(request())
+    rig.set_back()
+    rig.scripted.script(Rule("list", status=504, times=None, execute="never"))
+
+    rig.work(rounds=2)
+    during = rig.service.read(paid)
+    rig.scripted.clear()
+    rig.work()
+
+    assert (during.status, during.leased) == (Status.ACCEPTED, False)
+    assert rig.service.read(paid).status is Status.SUCCEEDED
+    assert rig.charges == 1
+
+
+def test_a_long_queue_is_compared_with_one_listing_a_batch(rig_of):
+    rig = rig_of("two_phase")
+    for _ in range(14):
+        rig.pay(request(respond_async=True))
+
+    batches = [rig.service.drain() for _ in range(4)]
+
+    assert batches == [2, 4, 8, 0]
+    assert len(rig.scripted.requests("list")) == 3
+    assert rig.charges == 14
+
+
+def test_a_withdrawn_key_that_is_used_again_begins_a_new_series(rig_of):
+    rig = rig_of("two_phase")
+    asked = request(on_outage="reject")
+    # Noted, and certainly not confirmed.
+    rig.scripted.script(Rule("confirm", status=429, execute="never", times=None))
+    with pytest.raises(Busy):
+        rig.pay(asked)
+    rig.scripted.clear()
+
+    paid = rig.pay(request(idempotency_key=asked.idempotency_key, amount_minor=100))
+
+    assert (paid.status, paid.amount_captured_minor) == (Status.SUCCEEDED, 100)
+    assert paid.key_series == 2
+    assert rig.charges == 1
+
+
+def test_a_queued_payment_leaves_a_withdrawn_ones_charge_alone(rig_of):
+    rig = rig_of("two_phase")
+    asked = request(on_outage="reject")
+    rig.scripted.script(Rule("confirm", status=429, execute="never", times=None))
+    with pytest.raises(Busy):
+        rig.pay(asked)
+    rig.scripted.clear()
+
+    queued = rig.pay(request(idempotency_key=asked.idempotency_key, respond_async=True))
+    rig.work()
+
+    assert rig.service.read(queued).status is Status.SUCCEEDED
+    assert rig.charges == 1
