@@ -82,7 +82,9 @@ def prepared_form(statement: Statement, *, has_params: bool) -> tuple[str, str]:
 
 
 # No payment waits for these: a histogram for each would be half of all the series there are.
-FAMILIES = frozenset({"invariant", "rehearsal", "endpoint", "audit", "due", "retain", "erase"})
+FAMILIES = frozenset(
+    {"key", "invariant", "rehearsal", "endpoint", "audit", "due", "retain", "erase"}
+)
 
 
 @lru_cache(maxsize=512)

@@ -57,7 +57,7 @@ CLAIM = Statement(
 
 # The same under a key that a withdrawn payment left free; of several callers one gets it.
 CLAIM_FREED = Statement(
-    "claim_freed",
+    "key_freed",
     f"""
     WITH key AS (
         UPDATE idempotency_keys
@@ -156,7 +156,7 @@ WITHDRAW = Statement(
 
 # Before a retry is told 202. What its caller wanted refused in an outage is never queued.
 PROMISE = Statement(
-    "promise",
+    "key_promise",
     f"""
     UPDATE payments p SET promised = true
     WHERE p.merchant_id = %(merchant_id)s::uuid AND p.payment_id = %(payment_id)s::uuid
