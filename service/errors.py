@@ -130,6 +130,12 @@ class KeyMissing(Rejected):
     code = "idempotency_key_missing"
 
 
+class HeaderRepeated(Rejected):
+    """A header that must stand once is repeated, or was joined with a comma on the way."""
+
+    code = "header_repeated"
+
+
 class ValidationFailed(Rejected):
     """A field is missing, unknown, of the wrong type or out of range; `fields` never holds values."""
 

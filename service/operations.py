@@ -61,10 +61,10 @@ TIMEOUT = HeaderIn(
 )
 IDEMPOTENCY_KEY = HeaderIn(
     "Idempotency-Key",
-    "1 to 255 visible ASCII characters, bare or as a quoted string.",
+    "1 to 255 visible ASCII characters, bare or as a quoted string; with a comma only in quotes.",
     {
         "type": "string",
-        "pattern": r'^(?:[!#-~][!-~]{0,254}|"(?:[!#-\[\]-~]|\\["\\]){1,255}")$',
+        "pattern": r'^(?:[!#-+\--~][!-+\--~]{0,254}|"(?:[!#-\[\]-~]|\\["\\]){1,255}")$',
     },
     required=True,
 )

@@ -13,6 +13,8 @@ from service.observability.health import HealthChecks
 from service.observability.statistics import Statistics
 from service.operations import Operation, documented
 
+_OPEN_METRICS = "application/openmetrics-text"
+
 
 def diagnostics_blueprint(
     *,
@@ -34,7 +36,7 @@ def diagnostics_blueprint(
     )
     def metrics() -> Response:
         """All workers together; OpenMetrics with exemplars for who accepts it."""
-        encode, content_type = choose_encoder(request.headers.get("Accept", ""))
+        encode, content_type = choose_encoder(understood_accept(request.headers.get("Accept", "")))
         return Response(encode(registry), content_type=content_type)
 
     @blueprint.get("/diagnostics/health")
@@ -78,3 +80,21 @@ def diagnostics_blueprint(
         return response
 
     return blueprint
+
+
+def understood_accept(accept: str) -> str:
+    """The header in the words that the encoder reads: OpenMetrics 1.0.0 where it is taken, else text.
+
+    The encoder itself raises for versions that are no plain numbers, in quotes as RFC 9110 allows.
+    """
+    for media_range in accept.replace('"', "").lower().split(","):
+        kind, *parameters = (part.strip() for part in media_range.split(";"))
+        values = dict(part.partition("=")[::2] for part in parameters)
+        is_refused = values.get("q", "1").strip("0.") == ""
+        if (
+            kind == _OPEN_METRICS
+            and values.get("version", "1.0.0") in ("", "1.0.0")
+            and not is_refused
+        ):
+            return f"{_OPEN_METRICS}; version=1.0.0"
+    return ""

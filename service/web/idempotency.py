@@ -6,22 +6,29 @@ import re
 
 from flask import request
 
-from service.errors import KeyMissing
+from service.errors import HeaderRepeated, KeyMissing
 from service.web.bodies import refuse_card_number
 
 _BARE = re.compile(r"[\x21-\x7e]{1,255}")
 # An RFC 8941 string: quotes and backslashes inside are escaped. Parameters after it mean nothing.
 _QUOTED = re.compile(r'"((?:[\x20-\x21\x23-\x5b\x5d-\x7e]|\\["\\])*)"(?:\s*;.*)?')
+# A repeated header is joined by a comma on its way, with or without a space: K and "K, K" would be
+# two keys, and two charges. So a key with a comma of its own is written in quotes.
+_JOINED = re.compile(r'"(?:[^"\\]|\\.)*"\s*,.*|[^"].*,.*', re.DOTALL)
 
 
 def read_idempotency_key() -> str:
-    """The key of the request being served; raises KeyMissing, CardDataRefused."""
+    """The key of the request being served; raises KeyMissing, HeaderRepeated, CardDataRefused."""
     return parse_idempotency_key(request.headers.get("Idempotency-Key", ""))
 
 
 def parse_idempotency_key(header: str) -> str:
-    """The key, the same whichever way it was written; raises KeyMissing, CardDataRefused."""
+    """The key, the same whichever way it was written; raises as `read_idempotency_key` does."""
     key = given = header.strip()
+    if _JOINED.fullmatch(given):
+        raise HeaderRepeated(
+            "The Idempotency-Key header must stand once; quote a key with a comma."
+        )
     if given.startswith('"'):
         match = _QUOTED.fullmatch(given)
         key = re.sub(r"\\(.)", r"\1", match[1]) if match is not None else ""

@@ -84,7 +84,7 @@ def answers_of(
 
 def _problems_of(operation: Operation, path: str) -> list[str]:
     """What may go wrong with the call, each once: what it says itself, and what follows."""
-    codes = list(operation.problems)
+    codes = [*operation.problems, "bad_request", "header_repeated"]
     if operation.scope is not None:
         codes += ["unauthenticated", "forbidden"]
     if _is_counted(operation, path):

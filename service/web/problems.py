@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from flask import Flask, Response, request
+from gunicorn.http.errors import NoMoreData, ParseException
 from werkzeug.exceptions import HTTPException
 
 from service import errors
@@ -26,6 +27,7 @@ CODES: Mapping[str, tuple[int, str]] = {
     "invalid_json": (400, "The body is not the JSON we read"),
     "idempotency_key_missing": (400, "An Idempotency-Key header is needed"),
     "signature_invalid": (400, "The signature does not match"),
+    "header_repeated": (400, "A header that must stand once is repeated"),
     "bad_request": (400, "The request cannot be read"),
     "unauthenticated": (401, "An API key is needed"),
     "card_declined": (402, "The card was declined"),
@@ -124,6 +126,8 @@ def register_problems(app: Flask) -> None:
     app.url_map.merge_slashes = False
     app.register_error_handler(HoldfastError, _from_ours)
     app.register_error_handler(HTTPException, _from_http)
+    app.register_error_handler(ParseException, _from_parser)
+    app.register_error_handler(NoMoreData, _from_parser)
     app.register_error_handler(Exception, _from_bug)
 
 
@@ -166,6 +170,14 @@ def _from_http(error: HTTPException) -> Response:
         if name == "Allow":
             answer.headers[name] = value
     return answer
+
+
+def _from_parser(_error: Exception) -> Response:
+    # Our worker frames each body before a thread has it; another worker finds out while it reads.
+    status, body = problem_document(
+        "bad_request", "The body is not framed as HTTP says.", request_id=request_id()
+    )
+    return Response(body, status, content_type=MEDIA_TYPE, headers={"Connection": "close"})
 
 
 def _from_bug(error: Exception) -> Response:

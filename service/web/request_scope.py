@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from flask import Flask, Response, request
 
-from service.errors import ValidationFailed
+from service.errors import HeaderRepeated, ValidationFailed
 from service.observability import logs, metrics, tracing
 from service.observability.card_numbers import holds_card_number
 from service.resilience.deadline import Deadline
@@ -124,6 +124,8 @@ def request_deadline() -> Deadline:
     budget_s: float = environ[_BUDGET_S]
     wanted_ms = environ.get("HTTP_X_REQUEST_TIMEOUT_MS")
     if wanted_ms is not None:
+        if "," in wanted_ms:
+            raise HeaderRepeated("The X-Request-Timeout-Ms header must stand once.")
         if not _WHOLE_MS.fullmatch(wanted_ms):
             raise ValidationFailed(
                 "Refused: X-Request-Timeout-Ms.",

@@ -26,7 +26,7 @@ from gunicorn.workers import gthread
 
 from service.observability import metrics
 from service.web import incoming, lifecycle, refusals
-from service.web.incoming import Verdict
+from service.web.incoming import Arrival, Verdict
 from service.web.request_scope import ARRIVED_S
 
 if TYPE_CHECKING:
@@ -47,6 +47,8 @@ YIELD_S = 0.001
 # How soon the line's and the connections' ends are noticed.
 TICK_S = 0.05
 _RECEIVE_BYTES = 64 * 1024
+# Events may be large: so many of them are received at once, and 16 MiB is all that they take.
+LARGE_AT_ONCE = 16
 
 
 class Connection(gthread.TConn):  # type: ignore[misc]
@@ -54,7 +56,9 @@ class Connection(gthread.TConn):  # type: ignore[misc]
 
     def __init__(self, *of: Any) -> None:
         super().__init__(*of)
-        self.received = bytearray()
+        self.arrival = Arrival()
+        # The whole request that is given to a thread next, until the parser there has it.
+        self.request = b""
         self.arrived_s = 0.0
         self.expires_s = 0.0
         self.is_closing = False
@@ -65,9 +69,9 @@ class Connection(gthread.TConn):  # type: ignore[misc]
     def init(self) -> None:
         """In the thread: give the parser what the main loop has received."""
         super().init()
-        if self.received:
-            self.parser.unreader.unread(bytes(self.received))
-            self.received = bytearray()
+        if self.request:
+            self.parser.unreader.unread(self.request)
+            self.request = b""
 
 
 class PaymentWorker(gthread.ThreadWorker):  # type: ignore[misc]
@@ -170,35 +174,38 @@ class PaymentWorker(gthread.ThreadWorker):  # type: ignore[misc]
             return self._drop(connection)
         if connection.is_closing:
             return None
-        if not connection.received:
+        if not connection.arrival.has_begun:
             self._begin(connection)
-        connection.received += chunk
-        return self._judge(connection)
+        return self._judge(connection, connection.arrival.feed(chunk))
 
     def _begin(self, connection: Connection) -> None:
         connection.arrived_s = monotonic()
         connection.expires_s = connection.arrived_s + RECEIVE_S
 
-    def _judge(self, connection: Connection) -> None:
-        match incoming.judge(connection.received):
-            case Verdict.WAIT:
-                self._watch(connection)
-            case Verdict.WHOLE:
-                self._unwatch(connection)
-                self._admit(connection)
-            case Verdict.CONTINUE:
-                self._send(connection, b"HTTP/1.1 100 Continue\r\n\r\n")
-                connection.received = incoming.without_expectation(connection.received)
-                self._watch(connection)
-            case Verdict.BODY_TOO_LARGE:
-                self._refuse(connection, "body_too_large", "The body is larger than 65536 bytes.")
-            case Verdict.HEAD_TOO_LARGE:
-                self._refuse(connection, "headers_too_large", "The headers exceed 32768 bytes.")
+    def _judge(self, connection: Connection, verdict: Verdict) -> None:
+        if verdict is Verdict.WHOLE:
+            connection.request = connection.arrival.take()
+            self._unwatch(connection)
+            self._admit(connection)
+            return
+        if verdict is Verdict.REFUSE and connection.arrival.refusal is not None:
+            refusal = connection.arrival.refusal
+            log.warning("http.unreadable", extra={"code": refusal.code, "detail": refusal.detail})
+            self._refuse(connection, refusal.code, refusal.detail)
+            return
+        if verdict is Verdict.CONTINUE:
+            self._send(connection, b"HTTP/1.1 100 Continue\r\n\r\n")
+        self._watch(connection)
+        if connection.arrival.is_large and self._holds_too_many_large():
+            self._shed(connection, "queue_full", "More large requests arrive than can be held.")
+
+    def _holds_too_many_large(self) -> bool:
+        return sum(each.arrival.is_large for each in self._watched) > LARGE_AT_ONCE
 
     # --- The line before the threads
 
     def _admit(self, connection: Connection) -> None:
-        if incoming.is_probe(connection.received):
+        if incoming.is_probe(connection.request):
             self._submit(self._probes, connection)
             return
         waiting = self._admitted - self.cfg.threads
@@ -229,11 +236,11 @@ class PaymentWorker(gthread.ThreadWorker):  # type: ignore[misc]
 
     def _displaces_a_write(self, connection: Connection) -> bool:
         """Reads are never refused before writes: the newest write in line makes room for one."""
-        if not incoming.is_read(connection.received):
+        if not incoming.is_read(connection.request):
             return False
         for future, waiting in reversed(self._line):
             # One that made room already stays in line until the next tick, and gives no second place.
-            is_there = not future.cancelled() and not incoming.is_read(waiting.received)
+            is_there = not future.cancelled() and not incoming.is_read(waiting.request)
             if is_there and future.cancel():
                 self._shed(waiting, "queue_full", "More requests wait than can be served.")
                 return True
@@ -245,7 +252,7 @@ class PaymentWorker(gthread.ThreadWorker):  # type: ignore[misc]
         for future, connection in line:
             if future.running() or future.done():
                 continue
-            patience = 2 if incoming.is_read(connection.received) else 1
+            patience = 2 if incoming.is_read(connection.request) else 1
             if now_s - connection.arrived_s < patience * self.line_wait_s or not future.cancel():
                 self._line.append((future, connection))
             else:
@@ -260,7 +267,7 @@ class PaymentWorker(gthread.ThreadWorker):  # type: ignore[misc]
         answer = refusals.refusal(
             code,
             detail,
-            method=incoming.method_of(connection.received),
+            method=incoming.method_of(connection.request) or connection.arrival.method,
             took_s=monotonic() - connection.arrived_s,
         )
         self._send(connection, answer)
@@ -326,15 +333,15 @@ class PaymentWorker(gthread.ThreadWorker):  # type: ignore[misc]
             self._drop(connection)
             return
         connection.sock.setblocking(False)
-        if not can_reuse:
+        # The parser got one request; bytes that it left would be read as part of the next one.
+        if not can_reuse or connection.parser.unreader.take_buffered():
             self._linger(connection)
             return
         connection.expires_s = monotonic() + self.cfg.keepalive
-        # What the parser read beyond this request is the beginning of the next.
-        connection.received = bytearray(connection.parser.unreader.take_buffered())
-        if connection.received:
+        # What came behind this request is the beginning of the next.
+        if connection.arrival.has_begun:
             self._begin(connection)
-            self._judge(connection)
+            self._judge(connection, connection.arrival.judge())
         else:
             self._watch(connection)
 
@@ -397,7 +404,7 @@ class PaymentWorker(gthread.ThreadWorker):  # type: ignore[misc]
         return TICK_S if self._line or self._stop_at_s is not None or not self.alive else 0.5
 
     def _expire(self, connection: Connection) -> None:
-        if connection.is_closing or not connection.received:
+        if connection.is_closing or not connection.arrival.has_begun:
             self._drop(connection)
         else:
             self._refuse(connection, "request_timeout", "The request did not arrive in time.")
@@ -418,5 +425,5 @@ class PaymentWorker(gthread.ThreadWorker):  # type: ignore[misc]
         """
         if lifecycle.is_stopping():
             for connection in self._watched:
-                if not connection.received:
+                if not connection.arrival.has_begun:
                     connection.expires_s = min(connection.expires_s, deadline)

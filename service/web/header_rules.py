@@ -1,0 +1,187 @@
+"""The head of a request, read strictly: which headers must stand once, and what frames the body. Pure."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+MAX_LINE_BYTES = 4094
+MAX_FIELDS = 64
+MAX_FIELD_BYTES = 8190
+# So many digits say a length that is too large in any case; Python reads no number of any length.
+_MAX_LENGTH_DIGITS = 18
+
+# Fields whose grammar is one item, by the documents that define them. A repeated one has no meaning:
+# servers and proxies pick the first, the last, or both with a comma. All others are lists (RFC 9110,
+# section 5.3) or unknown to us, and may repeat: Accept*, Cache-Control, Connection, Content-Encoding,
+# Forwarded, If-Match, If-None-Match, Prefer (RFC 7240), Transfer-Encoding, Via, X-Forwarded-For,
+# tracestate, baggage and so on.
+STAND_ONCE = frozenset(
+    {
+        # RFC 9110
+        *("authorization", "content-length", "content-location", "content-range", "content-type"),
+        *("date", "expect", "from", "host", "if-modified-since", "if-range"),
+        *("if-unmodified-since", "max-forwards", "proxy-authorization", "range", "referer"),
+        *("user-agent", "last-modified", "etag", "location", "retry-after"),
+        # RFC 6454, RFC 6265, Fetch, Fetch Metadata, HTML
+        *("origin", "cookie", "access-control-request-method", "sec-fetch-dest"),
+        *("sec-fetch-mode", "sec-fetch-site", "sec-fetch-user", "upgrade-insecure-requests"),
+        # The IETF draft on Idempotency-Key, W3C Trace Context
+        *("idempotency-key", "traceparent"),
+        # Ours, and what others send to us
+        *("x-request-id", "x-request-timeout-ms", "stripe-signature"),
+    }
+)
+# Those of them that can hold no comma outside of quotes: a proxy has joined a repeated one.
+_NEVER_JOINED = frozenset(
+    {
+        *("content-length", "content-type", "host", "origin", "traceparent"),
+        "x-request-timeout-ms",
+    }
+)
+# An underscore in place of a dash is dropped by gunicorn but read by other servers; where the body
+# ends and whom the request is for must not depend on the reader.
+_FRAMING = frozenset({"content-length", "transfer-encoding", "host"})
+
+_REQUEST_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]{1,20}) ([\x21-\x7e]+) HTTP/1\.([0-9])")
+_NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_QUOTED = re.compile(rb'"[^"]*"')
+_HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.vV]+\]|[A-Za-z0-9._~!$&'()*+;=%-]*)(?::[0-9]{0,5})?")
+_CODINGS = frozenset({b"gzip", b"x-gzip", b"deflate", b"compress", b"x-compress", b"identity"})
+# What the parser behind us is not to read again: the framing is ours by then.
+_REFRAMED = frozenset({b"transfer-encoding", b"content-length", b"trailer", b"expect"})
+
+
+class Malformed(Exception):
+    """The request is refused; `code` is the problem's, `detail` holds nothing of the request."""
+
+    def __init__(self, code: str, detail: str) -> None:
+        super().__init__(detail)
+        self.code = code
+        self.detail = detail
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What the head says of the body."""
+
+    request_line: bytes
+    fields: tuple[bytes, ...]
+    target: bytes
+    # None: chunked.
+    length: int | None
+    expects_continue: bool
+
+    def reframed(self, length: int) -> bytes:
+        """The same head for a body of `length` bytes that is not chunked and not asked for."""
+        kept = [line for line in self.fields if line.partition(b":")[0].lower() not in _REFRAMED]
+        framing = [b"Content-Length: %d" % length] if length or self.length is None else []
+        return b"\r\n".join([self.request_line, *kept, *framing, b"", b""])
+
+
+def check_trailer(line: bytes) -> None:
+    """Raise Malformed unless the line is a field; trailers are read and dropped (RFC 9110, 6.5.1)."""
+    _split(line)
+
+
+def read_head(head: bytes) -> Head:
+    """The head without its empty line; raises Malformed."""
+    request_line, *fields = head.split(b"\r\n")
+    if len(request_line) > MAX_LINE_BYTES:
+        raise Malformed("uri_too_long", "The request line is too long.")
+    if len(fields) > MAX_FIELDS or any(len(line) > MAX_FIELD_BYTES for line in fields):
+        raise Malformed("headers_too_large", "The request has too many headers, or a too long one.")
+    match = _REQUEST_LINE.fullmatch(request_line)
+    if match is None:
+        raise Malformed("bad_request", "The request line is not HTTP/1 as we read it.")
+    is_old = match[3] == b"0"
+    values = _values(fields)
+    if not is_old and "host" not in values:
+        raise Malformed("bad_request", "A request of HTTP/1.1 needs a Host header.")
+    return Head(
+        request_line,
+        tuple(fields),
+        target=match[2],
+        length=_length(values, is_old=is_old),
+        expects_continue=_expects_continue(values, is_old=is_old),
+    )
+
+
+def _values(fields: list[bytes]) -> dict[str, list[bytes]]:
+    """The values by name in lower case; raises Malformed for what must stand once and does not."""
+    values: dict[str, list[bytes]] = {}
+    for line in fields:
+        written, value = _split(line)
+        name = written.replace("_", "-")
+        if name != written:
+            if name in _FRAMING:
+                raise Malformed("bad_request", f"The {name.title()} header has an underscore.")
+        elif name in STAND_ONCE and _is_joined(name, value):
+            raise _repeated(name)
+        values.setdefault(name, []).append(value)
+        if name in STAND_ONCE and len(values[name]) > 1:
+            raise _repeated(name)
+    if any(not _HOST.fullmatch(host) for host in values.get("host", ())):
+        raise Malformed("bad_request", "The Host header is not a host.")
+    return values
+
+
+def _split(line: bytes) -> tuple[str, bytes]:
+    """A field line's name in lower case and value. Folded lines have no name, so they are refused."""
+    name, colon, value = line.partition(b":")
+    if not colon or not _NAME.fullmatch(name):
+        raise Malformed("bad_request", "A header is not written as name, colon, value.")
+    return name.decode("ascii").lower(), value.strip(b" \t")
+
+
+def _is_joined(name: str, value: bytes) -> bool:
+    if b"," not in value:
+        return False
+    if name == "authorization":
+        return value[:7].lower() == b"bearer "
+    return name in _NEVER_JOINED and b"," in _QUOTED.sub(b"", value)
+
+
+def _repeated(name: str) -> Malformed:
+    return Malformed("header_repeated", f"The {name.title()} header must stand once.")
+
+
+def _length(values: dict[str, list[bytes]], *, is_old: bool) -> int | None:
+    """The body's length, None for a chunked one (RFC 9112, section 6)."""
+    lengths = values.get("content-length", [])
+    if "transfer-encoding" in values:
+        _check_codings(b",".join(values["transfer-encoding"]))
+        if is_old or lengths:
+            raise Malformed(
+                "bad_request", "The body's length is said in two ways, or for HTTP/1.0."
+            )
+        return None
+    if not lengths:
+        return 0
+    if not lengths[0].isdigit():
+        raise Malformed("bad_request", "The Content-Length header is not a number.")
+    digits = lengths[0].lstrip(b"0")
+    if len(digits) > _MAX_LENGTH_DIGITS:
+        raise Malformed("body_too_large", "The body is larger than we read.")
+    return int(digits or b"0")
+
+
+def _check_codings(value: bytes) -> None:
+    codings = [coding.strip(b" \t").lower() for coding in value.split(b",")]
+    if any(coding not in _CODINGS and coding != b"chunked" for coding in codings if coding):
+        raise Malformed("not_implemented", "The transfer coding is not one that we read.")
+    if codings.count(b"chunked") != 1 or codings[-1] != b"chunked" or b"" in codings:
+        raise Malformed("bad_request", "The transfer coding must be chunked, once and at the end.")
+    if len(codings) > 1:
+        # `identity` is none since RFC 7230; of the compressed ones we read none.
+        code = "bad_request" if b"identity" in codings else "not_implemented"
+        raise Malformed(code, "The transfer coding is not one that we read.")
+
+
+def _expects_continue(values: dict[str, list[bytes]], *, is_old: bool) -> bool:
+    expected = values.get("expect")
+    if expected is None or is_old:
+        return False
+    if expected[0].lower() != b"100-continue":
+        raise Malformed("expectation_failed", "No such expectation can be met.")
+    return True
