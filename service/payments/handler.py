@@ -22,7 +22,15 @@ from service.payments.model import UNSETTLED, ChargeRequest, Payment, Status
 from service.payments.schedule import next_look_up_s
 from service.payments.store import PaymentStore
 from service.providers.amounts import Refused
-from service.providers.base import KEY_USED, Charge, Outcome, OutcomeKind, Provider, Stage
+from service.providers.base import (
+    KEY_USED,
+    Charge,
+    Outcome,
+    OutcomeKind,
+    PayerAction,
+    Provider,
+    Stage,
+)
 from service.resilience.deadline import Deadline
 
 log = logging.getLogger(__name__)
@@ -134,6 +142,19 @@ class PaymentHandler:
             # The lease ran out meanwhile, and the background is ending it.
             raise KeyInFlight("The payment took too long to be sent.", payment_id=payment.id)
         return recorded
+
+    def payer_action(self, payment: Payment, deadline: Deadline) -> PayerAction | None:
+        """What finishes 3-D Secure, asked of the provider each time: secrets are not stored.
+
+        Only for the payment's creator. None: nothing is to be done, or it could not be had now.
+        """
+        is_waiting = payment.status is Status.REQUIRES_ACTION
+        if not is_waiting or payment.provider_ref is None:
+            return None
+        if payment.provider != self._provider.name:
+            return None
+        within = deadline.within(self._provider_timeout_s)
+        return self._provider.look_up(charge_of(payment), within).payer_action
 
     def execute(self, payment: Payment, deadline: Deadline) -> tuple[Payment, Outcome]:
         """Send a leased, promised payment: the row as it then stands, and the last outcome.

@@ -58,6 +58,14 @@ class Decline:
 
 
 @dataclass(frozen=True, slots=True)
+class PayerAction:
+    """What finishes 3-D Secure, secrets included: for the payment's creator, and kept nowhere."""
+
+    next_action: Mapping[str, Any] = field(repr=False)
+    client_secret: str | None = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Outcome:
     """What one call to a provider came to. Amounts are integers in minor units."""
 
@@ -68,8 +76,9 @@ class Outcome:
     amount_capturable: int = 0
     amount_received: int = 0
     decline: Decline | None = None
-    # What the payer must do, as the provider says it (3-D Secure).
+    # What the payer must do, as the provider says it (3-D Secure), without its secrets.
     next_action: Mapping[str, Any] | None = None
+    payer_action: PayerAction | None = None
     # A word from a closed set (metrics): timeout, connect_timeout, refused, dns, tls, reset,
     # truncated, garbage, too_large, http_409, http_429, http_4xx, http_5xx, mismatch, breaker_open,
     # bulkhead_full, other_provider, deadline, internal; key_used, where our idempotency key was used

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from service.providers import stripe_answers as answers
 from service.providers import stripe_json
-from service.providers.base import Charge, Outcome, OutcomeKind, ProviderCharge, Stage
+from service.providers.base import Charge, Outcome, OutcomeKind, PayerAction, ProviderCharge, Stage
 from service.providers.stripe_answers import Object, mismatch, word
 from service.providers.transport import Answer
 
@@ -91,7 +91,13 @@ def _waiting_for_method(intent: Object) -> Outcome:
 
 def _waiting_for_payer(intent: Object) -> Outcome:
     action = stripe_json.next_action(intent.get("next_action"))
-    return Outcome(OutcomeKind.PENDING, Stage.ANSWERED, next_action=action)
+    secret = stripe_json.client_secret(intent.get("client_secret"))
+    return Outcome(
+        OutcomeKind.PENDING,
+        Stage.ANSWERED,
+        next_action=stripe_json.without_secrets(action),
+        payer_action=PayerAction(next_action=action, client_secret=secret),
+    )
 
 
 _STATUSES: Mapping[str, Callable[[Object], Outcome]] = {

@@ -23,6 +23,9 @@ NEXT_ACTION_CHARACTERS_MAX = 32_768
 
 # Controls (NUL among them), and halves of characters; whole pairs were joined by the parser.
 _UNFIT = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
+_CLIENT_SECRET = re.compile(r"[A-Za-z0-9_]{1,128}_secret_[A-Za-z0-9_]{1,128}")
+_SECRET_INSIDE = re.compile(r"(?<=client_secret=)[^&#\s]+|\w*_secret_\w+")
+HIDDEN = "hidden"
 _AMOUNTS = frozenset(
     {
         *("amount", "amount_received", "amount_capturable", "amount_captured", "amount_refunded"),
@@ -52,6 +55,25 @@ def next_action(found: Any) -> Mapping[str, Any]:
         return found
     kind = found.get("type")
     return {"type": kind if isinstance(kind, str) and len(kind) <= 64 else "unknown"}
+
+
+def client_secret(found: Any) -> str | None:
+    """An intent's client_secret where it looks like one."""
+    return found if isinstance(found, str) and _CLIENT_SECRET.fullmatch(found) else None
+
+
+def without_secrets(found: Any) -> Any:
+    """A next_action as everybody may see it: the provider's addresses hold the client_secret."""
+    if isinstance(found, str):
+        return _SECRET_INSIDE.sub(HIDDEN, found)
+    if isinstance(found, list):
+        return [without_secrets(one) for one in found]
+    if isinstance(found, dict):
+        return {
+            name: HIDDEN if "secret" in name.lower() else without_secrets(one)
+            for name, one in found.items()
+        }
+    return found
 
 
 def _integer(digits: str) -> int | None:

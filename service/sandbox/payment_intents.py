@@ -188,7 +188,9 @@ class PaymentIntents:
 
     def _ask_for_action(self, page: Page, intent: Object, given: Form) -> None:
         where = {
-            "url": f"{self._hosted_url}/_authenticate/{intent['id']}",
+            # As Stripe's own addresses do, it lets whoever has it act for the payer.
+            "url": f"{self._hosted_url}/_authenticate/{intent['id']}"
+            f"?payment_intent_client_secret={intent['client_secret']}",
             "return_url": given.get("return_url"),
         }
         intent |= {

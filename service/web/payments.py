@@ -30,6 +30,7 @@ from service.payments.model import (
     parse_id,
 )
 from service.payments.store import PaymentStore
+from service.providers.base import PayerAction
 from service.resilience.deadline import Deadline
 from service.web.auth import Authenticator, Caller
 from service.web.bodies import parse_object, read_body, validated
@@ -39,12 +40,14 @@ from service.web.problems import declined
 from service.web.queries import read_query
 from service.web.request_scope import request_deadline
 from service.web.schemas import (
+    CreatedPayment,
     CreatePayment,
     PaymentDocument,
     PaymentPage,
     PaymentQuery,
     Timeline,
     present,
+    present_created,
     present_event,
 )
 
@@ -83,7 +86,7 @@ def payments_blueprint(
             metrics.idempotent_requests_total.labels("mismatch").inc()
             raise
         metrics.idempotent_requests_total.labels("new" if is_new else "replayed").inc()
-        return _created(payment, is_new=is_new)
+        return _created(payment, handler.payer_action(payment, deadline), is_new=is_new)
 
     @blueprint.get("/v1/payments")
     @documented(_LIST)
@@ -171,12 +174,12 @@ def _read_charge(caller: Caller) -> ChargeRequest:
     )
 
 
-def _created(payment: Payment, *, is_new: bool) -> Response:
+def _created(payment: Payment, action: PayerAction | None, *, is_new: bool) -> Response:
     """The current representation; the status is the promise that goes with it."""
     if payment.status is Status.DECLINED:
         answer = declined(payment)
     else:
-        answer = json_answer(present(payment), _promise(payment))
+        answer = json_answer(present_created(payment, action), _promise(payment))
         answer.headers["Location"] = f"/v1/payments/{payment.id}"
     if payment.status in UNSETTLED:
         answer.headers["Retry-After"] = ASK_AGAIN_S
@@ -255,10 +258,10 @@ _CREATE = Operation(
         200: (
             "Ended without money moving: expired before it could be sent; in a replay also "
             "canceled or not_executed.",
-            PaymentDocument,
+            CreatedPayment,
         ),
-        201: ("Made, reserved, or waiting for the payer's action.", PaymentDocument),
-        202: ("Durably accepted; we own it: queued, processing or unknown.", PaymentDocument),
+        201: ("Made, reserved, or waiting for the payer's action.", CreatedPayment),
+        202: ("Durably accepted; we own it: queued, processing or unknown.", CreatedPayment),
     },
     problems=(
         *("card_declined", "request_refused", "amount_not_representable"),

@@ -19,6 +19,7 @@ from pydantic import (
 
 from service.payments.model import UNSETTLED as UNSETTLED
 from service.payments.model import Event, Payment, Status
+from service.providers.base import PayerAction
 
 # Twelve digits: what providers take at most, and far inside a bigint even when a year is added up.
 MAX_AMOUNT_MINOR = 999_999_999_999
@@ -282,12 +283,35 @@ class PaymentDocument(BaseModel):
     provider_ref: str | None
     reference: str | None
     decline: Decline | None
-    next_action: dict[str, Any] | None
+    next_action: Annotated[
+        dict[str, Any] | None,
+        Field(
+            description=(
+                "What the payer has to do. Whole only in the answer of `POST /v1/payments`;"
+                " elsewhere `hidden` stands for the secrets in it."
+            )
+        ),
+    ]
     next_check_at: datetime | None
     attempts: list[Attempt]
     created_at: datetime
     updated_at: datetime
     links: Links
+
+
+class CreatedPayment(PaymentDocument):
+    """A payment as its creator is answered, also when the same key is sent again."""
+
+    client_secret: Annotated[
+        str | None,
+        Field(
+            description=(
+                "Finishes 3-D Secure in the payer's browser: there while the payment is"
+                " `requires_action`, only in this answer, and never stored. Null: the provider"
+                " could not be asked; send the same key again."
+            )
+        ),
+    ] = None
 
 
 class PaymentPage(BaseModel):
@@ -411,6 +435,16 @@ def present(payment: Payment) -> dict[str, Any]:
         "updated_at": shown_time(payment.updated_at),
         "links": {"self": path, "timeline": f"{path}/timeline"},
     }
+
+
+def present_created(payment: Payment, action: PayerAction | None) -> dict[str, Any]:
+    """The payment as its creator sees it, like CreatedPayment: with what the payer needs."""
+    document = present(payment)
+    if payment.status is Status.REQUIRES_ACTION:
+        document["client_secret"] = None if action is None else action.client_secret
+    if action is not None:
+        document["next_action"] = dict(action.next_action)
+    return document
 
 
 def present_event(event: Event) -> Mapping[str, Any]:

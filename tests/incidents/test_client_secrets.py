@@ -1,0 +1,72 @@
+"""The secret that finishes 3-D Secure reaches the payment's creator, and is nowhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import psycopg2
+import pytest
+
+from tests.running_house import House, running_house
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    with running_house(tmp_path_factory.mktemp("home")) as house:
+        yield house
+
+
+def test_the_creator_alone_gets_the_client_secret(house: House) -> None:
+    key = str(uuid4())
+    made = house.pay(key, payment_method="pm_card_authenticationRequired", reference=key)
+    payment = made.json()
+    again = house.pay(key, payment_method="pm_card_authenticationRequired", reference=key).json()
+    path = f"/v1/payments/{payment['id']}"
+    others = [
+        house.get(where).text
+        for where in (path, f"{path}/timeline", f"/v1/payments?reference={key}", "/v1/events")
+    ]
+
+    secret = payment["client_secret"]
+    assert (made.status_code, payment["status"]) == (201, "requires_action")
+    assert secret.startswith(f"{payment['provider_ref']}_secret_")
+    assert secret in payment["next_action"]["redirect_to_url"]["url"]
+    assert (again["client_secret"], again["next_action"]) == (secret, payment["next_action"])
+    digits = secret.partition("_secret_")[2]
+    stored = _all_rows(house)
+    assert payment["id"].removeprefix("pay_") in stored.replace("-", "")
+    logged = [log.read_text(errors="replace") for log in Path(house.home, "logs").glob("*.log")]
+    for text in (*others, stored, *logged):
+        assert digits not in text
+    # Readers see that something is to be done, and where, but cannot do it for the payer.
+    assert "client_secret=hidden" in others[0]
+
+
+def test_the_answer_holds_no_secret_once_nothing_is_to_be_done(house: House) -> None:
+    key = str(uuid4())
+    payment = house.pay(key, payment_method="pm_card_authenticationRequired").json()
+    decision = {"payment_intent": payment["provider_ref"], "success": True}
+    house.sandbox("POST", "/_complete_action", json=decision).raise_for_status()
+    house.settled(payment["id"])
+
+    again = house.pay(key, payment_method="pm_card_authenticationRequired").json()
+
+    assert (again["status"], again["next_action"]) == ("succeeded", None)
+    assert "client_secret" not in again
+
+
+def _all_rows(house: House) -> str:
+    """Every row of the service's own tables, as text."""
+    with psycopg2.connect(house.database_url) as connection, connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT relname FROM pg_class WHERE relkind IN ('r', 'p')"
+            " AND relnamespace = 'public'::regnamespace AND has_table_privilege(oid, 'SELECT')"
+        )
+        tables = [name for (name,) in cursor.fetchall()]
+        rows = []
+        for table in tables:
+            cursor.execute(f"SELECT t::text FROM {table} t")  # noqa: S608
+            rows += [row for (row,) in cursor.fetchall()]
+    return "\n".join(rows)
