@@ -19,6 +19,7 @@ COMMANDS = {
     "reconcile": "the clock: settle what is in doubt, send what is queued",
     "drill": "rehearse a fault on a running instance, with a verdict",
     "migrate": "bring the database to this version's schema",
+    "retain": "make and detach months of events; for cron",
     "payments": "list, show, reconcile and resolve payments",
     "keys": "make, list and revoke API keys",
     "events": "follow what happens",

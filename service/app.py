@@ -38,6 +38,7 @@ from service.payments.movement_reconcile import MovementReconciler
 from service.payments.movement_store import MovementStore
 from service.payments.open_limit import OpenLimit
 from service.payments.reconcile import Reconciler
+from service.payments.retention import Kept, Retention
 from service.payments.settling_store import SettlingStore
 from service.payments.store import RECORD_TIMEOUT_S, PaymentStore
 from service.payments.sweep import Sweep
@@ -315,6 +316,16 @@ def create_background(settings: Settings) -> Background:
             timeout_s=settings.webhook_timeout_ms / 1000,
         ),
         open_limit=OpenLimit(parts.pool, most=settings.open_payments_max),
+        retention=Retention(
+            parts.pool,
+            parts.settling,
+            Kept(
+                inbox_days=settings.keep_inbox_days,
+                outbox_days=settings.keep_outbox_days,
+                drills_days=settings.keep_drills_days,
+                keys_days=settings.keep_keys_days,
+            ),
+        ),
         sweep=Sweep(parts.store, parts.settling, parts.provider),
         figures=OpenFigures(parts.settling),
         probe=parts.provider.probe,

@@ -25,6 +25,7 @@ from service.payments.movements import Movement
 from service.payments.open_limit import EVERY_S as OPEN_LIMIT_EVERY_S
 from service.payments.open_limit import OpenLimit
 from service.payments.reconcile import Reconciler
+from service.payments.retention import Retention
 from service.payments.settling_store import SettlingStore
 from service.payments.sweep import Sweep
 from service.resilience.deadline import Deadline
@@ -38,6 +39,7 @@ ROUND_TIMEOUT_S = 5.0
 FIGURES_EVERY_S = 5.0
 HEARTBEAT_EVERY_S = 5.0
 DELIVERIES_TIDIED_EVERY_S = 5.0
+RETENTION_EVERY_S = 15.0
 SWEEP_TIMEOUT_S = 200.0
 HINTS_AT_ONCE = 100
 
@@ -63,6 +65,7 @@ class Background:
     movement_reconciler: MovementReconciler
     deliverer: Deliverer
     open_limit: OpenLimit
+    retention: Retention
     sweep: Sweep
     figures: OpenFigures
     # A sign of life from the provider, asked for only when the breaker wants one.
@@ -149,6 +152,8 @@ class Background:
             self._invariants: INVARIANTS_EVERY_S,
             self.open_limit.mark: OPEN_LIMIT_EVERY_S,
             self.deliverer.tidy: DELIVERIES_TIDIED_EVERY_S,
+            # One process a minute removes rows; the others only ask whether it is their turn.
+            self.retention.run_if_due: RETENTION_EVERY_S,
         }
         due_s = dict.fromkeys(every_s, 0.0)
         while not stop.is_set():

@@ -220,6 +220,30 @@ class Settings:
         "a queued payment that could not be sent by then is given up; a request may say less",
     )
 
+    keep_inbox_days: int = _setting(
+        "HOLDFAST_KEEP_INBOX_DAYS",
+        30,
+        "the provider's handled webhooks; at least 7, since the provider sends again for days",
+    )
+    keep_outbox_days: int = _setting(
+        "HOLDFAST_KEEP_OUTBOX_DAYS",
+        30,
+        "merchants' webhooks that were given up or wait for a paused endpoint; at least 7",
+    )
+    keep_drills_days: int = _setting(
+        "HOLDFAST_KEEP_DRILLS_DAYS", 365, "reports of drills; the audit log keeps that they ran"
+    )
+    keep_keys_days: int | None = _setting(
+        "HOLDFAST_KEEP_KEYS_DAYS",
+        None,
+        "idempotency keys of ended payments, at least 90; none: as long as the payment",
+    )
+    keep_events_months: int | None = _setting(
+        "HOLDFAST_KEEP_EVENTS_MONTHS",
+        None,
+        "whole months of events that `retain` leaves in the table, at least 13; none: all",
+    )
+
     @classmethod
     def from_environ(cls, environ: Mapping[str, str] | None = None) -> Settings:
         """Read all settings; raises SettingsError that names the first one that is wrong."""
@@ -250,6 +274,7 @@ class Settings:
                 "HOLDFAST_GRACEFUL_STOP_S must exceed HOLDFAST_REQUEST_TIMEOUT_MS: else a stop can"
                 " kill a payment in the middle of its call."
             )
+        self._check_kept()
         if self.provider == "stripe_charges":
             self._check_charges()
         self._check_modes()
@@ -288,6 +313,17 @@ class Settings:
                 f"HOLDFAST_BOOTSTRAP_API_KEY is a {ours} key, but STRIPE_API_KEY is of"
                 f" {self.provider_mode} mode: use a key that begins with hf_{self.provider_mode}_."
             )
+
+    def _check_kept(self) -> None:
+        """Less than these and something that is still needed would be removed."""
+        for env, kept, least in (
+            ("HOLDFAST_KEEP_INBOX_DAYS", self.keep_inbox_days, 7),
+            ("HOLDFAST_KEEP_OUTBOX_DAYS", self.keep_outbox_days, 7),
+            ("HOLDFAST_KEEP_KEYS_DAYS", self.keep_keys_days, 90),
+            ("HOLDFAST_KEEP_EVENTS_MONTHS", self.keep_events_months, 13),
+        ):
+            if kept is not None and kept < least:
+                raise SettingsError(f"{env} must be at least {least}, not {kept}.")
 
     def _check_charges(self) -> None:
         if self.provider_flow == "two_phase":

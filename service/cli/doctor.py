@@ -85,7 +85,7 @@ def _examine() -> Iterator[Finding]:
             # The rest reads tables that may not be there yet.
             if migrated.state == "pass":
                 yield _keys(pool, settings)
-                for ask in (_reconciler, _money, _webhooks_out):
+                for ask in (_reconciler, _money, _webhooks_out, _partitions):
                     yield ask(pool)
     except SystemExit as refused:
         todo = "Is it running, and does DATABASE_URL name it? Everything else needs it."
@@ -248,6 +248,21 @@ def _webhooks_out(pool: ConnectionPool) -> Finding:
         todo = "Tell their owners: GET /v1/webhook_endpoints says since when and why."
         return Finding("webhooks out", "warn", found, todo)
     return Finding("webhooks out", "pass", "no endpoint fails")
+
+
+def _partitions(pool: ConnectionPool) -> Finding:
+    from service.database.partitions import STATE_SQL
+    from service.database.pool import Statement
+
+    ((has_next_month, has_strays),) = pool.run(
+        Statement("due_partitions", STATE_SQL), {}, local.soon()
+    )
+    todo = "Run `python -m service retain` as the owner, each night: docs/retention.md."
+    if not has_next_month:
+        return Finding("event months", "warn", "next month's partition is missing", todo)
+    if has_strays:
+        return Finding("event months", "warn", "events lie in the default partition", todo)
+    return Finding("event months", "pass", "made ahead")
 
 
 def _ms_since(began_s: float) -> float:

@@ -14,7 +14,6 @@ import logging
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
 from functools import cache, partial
 from importlib.resources import files
 from time import monotonic, sleep
@@ -26,6 +25,7 @@ import psycopg2.extensions
 from psycopg2 import sql
 
 from service.database.direct import cursor_to
+from service.database.partitions import create, make_partitions, today
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -34,7 +34,6 @@ T = TypeVar("T")
 LOCK_TIMEOUT_MS = 2000
 # Long enough for a colleague's migration, short enough that a deploy's own patience outlasts it.
 PATIENCE_S = 60.0
-MONTHS_AHEAD = 3
 # A migrate that died in a build outside a transaction: the next one begins anew after so long.
 LEASE_S = 30.0
 # A file that begins with this holds repeatable statements, such as CREATE INDEX CONCURRENTLY behind
@@ -50,6 +49,9 @@ RIGHTS = {
     "idempotency_keys": "SELECT, INSERT, UPDATE, DELETE",
     "webhook_endpoints": "SELECT, INSERT, UPDATE, DELETE",
     "webhook_outbox": "SELECT, INSERT, UPDATE, DELETE",
+    # What is kept long enough is removed by the background.
+    "webhook_inbox": "SELECT, INSERT, UPDATE, DELETE",
+    "rehearsals": "SELECT, INSERT, UPDATE, DELETE",
     "rehearsal_audit": "SELECT, INSERT",
     "schema_migrations": "SELECT",
 }
@@ -127,7 +129,7 @@ def applied_version(rows: Sequence[tuple[int]]) -> int:
 
 def pending(dsn: str) -> list[str]:
     """Names of the migrations that the database still lacks."""
-    with _session(dsn) as cursor:
+    with owner_session(dsn) as cursor:
         cursor.execute("SELECT to_regclass('schema_migrations') IS NOT NULL")
         if not _value(cursor):
             return [migration.name for migration in migrations()]
@@ -146,16 +148,16 @@ def migrate(
     """
     give_up_at_s = monotonic() + PATIENCE_S
     applied = []
-    with _session(owner_dsn) as cursor, _turn(cursor, give_up_at_s):
-        _again_after_lock_timeout(give_up_at_s, lambda: _create(cursor, _TABLE))
+    with owner_session(owner_dsn) as cursor, one_at_a_time(cursor, give_up_at_s):
+        again_after_lock_timeout(give_up_at_s, lambda: create(cursor, _TABLE))
         for migration in migrations():
-            if _again_after_lock_timeout(give_up_at_s, partial(_apply, cursor, migration)):
+            if again_after_lock_timeout(give_up_at_s, partial(_apply, cursor, migration)):
                 log.info("migration.applied", extra={"migration": migration.name})
                 applied.append(migration.name)
-        _again_after_lock_timeout(give_up_at_s, lambda: _make_partitions(cursor, _today()))
+        again_after_lock_timeout(give_up_at_s, lambda: make_partitions(cursor, today()))
         role = psycopg2.extensions.parse_dsn(app_dsn).get("user") if app_dsn else None
         if role:
-            _again_after_lock_timeout(give_up_at_s, lambda: _grant(cursor, role))
+            again_after_lock_timeout(give_up_at_s, lambda: _grant(cursor, role))
             _limit(cursor, role, app_statement_timeout_ms)
     return applied
 
@@ -175,7 +177,7 @@ def _apply(cursor: psycopg2.extensions.cursor, migration: Migration) -> bool:
     """Apply one migration unless it is applied; whether it was."""
     if not migration.in_transaction:
         return _apply_outside_transaction(cursor, migration)
-    with _transaction(cursor):
+    with transaction(cursor):
         _claim(cursor, migration)
         if _is_applied(cursor, migration):
             return False
@@ -241,43 +243,6 @@ def _is_applied(cursor: psycopg2.extensions.cursor, migration: Migration) -> boo
     return bool(is_applied)
 
 
-def _make_partitions(cursor: psycopg2.extensions.cursor, today: date) -> None:
-    """Make the partitions of `events` for this month and the next MONTHS_AHEAD."""
-    for first, next_first in _months(today, 1 + MONTHS_AHEAD):
-        name = f"events_{first:%Y_%m}"
-        cursor.execute("SELECT to_regclass(%s) IS NOT NULL", (name,))
-        if _value(cursor):
-            continue
-        try:
-            _create(
-                cursor,
-                sql.SQL("CREATE TABLE IF NOT EXISTS {} PARTITION OF events").format(
-                    sql.Identifier(name)
-                )
-                + sql.SQL(" FOR VALUES FROM ({}) TO ({})").format(
-                    sql.Literal(f"{first} 00:00:00+00"), sql.Literal(f"{next_first} 00:00:00+00")
-                ),
-            )
-        except psycopg2.errors.CheckViolation:
-            # The month began before anybody migrated: its events stay where they are found as
-            # well, in events_other, and only the next months get partitions.
-            log.warning("migration.partition_skipped", extra={"partition": name})
-
-
-def _create(cursor: psycopg2.extensions.cursor, statement: str | sql.Composable) -> None:
-    """Run a CREATE .. IF NOT EXISTS; two at once may both find nothing, and the slower one fails."""
-    with contextlib.suppress(psycopg2.errors.UniqueViolation, psycopg2.errors.DuplicateTable):
-        cursor.execute(statement)
-
-
-def _months(today: date, count: int) -> Iterator[tuple[date, date]]:
-    first = today.replace(day=1)
-    for _ in range(count):
-        next_first = date(first.year + first.month // 12, first.month % 12 + 1, 1)
-        yield first, next_first
-        first = next_first
-
-
 def _grant(cursor: psycopg2.extensions.cursor, role: str) -> None:
     """Give the service's role its rights on each table, and take all others away."""
     cursor.execute("SELECT current_user = %s", (role,))
@@ -290,7 +255,7 @@ def _grant(cursor: psycopg2.extensions.cursor, role: str) -> None:
     )
     tables = [name for (name,) in cursor.fetchall()]
     role_name = sql.Identifier(role)
-    with _transaction(cursor):
+    with transaction(cursor):
         try:
             cursor.execute(sql.SQL("GRANT USAGE ON SCHEMA public TO {}").format(role_name))
         except psycopg2.errors.UndefinedObject as error:
@@ -330,7 +295,7 @@ def _limit(cursor: psycopg2.extensions.cursor, role: str, statement_timeout_ms: 
 
 
 @contextlib.contextmanager
-def _session(dsn: str) -> Iterator[psycopg2.extensions.cursor]:
+def owner_session(dsn: str) -> Iterator[psycopg2.extensions.cursor]:
     """A connection of its own, in autocommit, with a migration's time limits."""
     with cursor_to(dsn) as cursor:
         cursor.execute(f"SET lock_timeout = {LOCK_TIMEOUT_MS}")
@@ -341,7 +306,7 @@ def _session(dsn: str) -> Iterator[psycopg2.extensions.cursor]:
 
 
 @contextlib.contextmanager
-def _transaction(cursor: psycopg2.extensions.cursor) -> Iterator[None]:
+def transaction(cursor: psycopg2.extensions.cursor) -> Iterator[None]:
     cursor.execute("BEGIN")
     try:
         yield
@@ -354,7 +319,7 @@ def _transaction(cursor: psycopg2.extensions.cursor) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _turn(cursor: psycopg2.extensions.cursor, give_up_at_s: float) -> Iterator[None]:
+def one_at_a_time(cursor: psycopg2.extensions.cursor, give_up_at_s: float) -> Iterator[None]:
     """Let one migrate at a time where the engine can; the version rows guard where it cannot."""
     # Polled: a session that blocks in pg_advisory_lock has a snapshot that CREATE INDEX
     # CONCURRENTLY waits for, and the two would wait for each other.
@@ -376,7 +341,7 @@ def _turn(cursor: psycopg2.extensions.cursor, give_up_at_s: float) -> Iterator[N
 _ADVISORY_LOCK = int.from_bytes(b"holdfast", "big")
 
 
-def _again_after_lock_timeout(give_up_at_s: float, step: Callable[[], T]) -> T:
+def again_after_lock_timeout(give_up_at_s: float, step: Callable[[], T]) -> T:
     while True:
         try:
             return step()
@@ -387,10 +352,6 @@ def _again_after_lock_timeout(give_up_at_s: float, step: Callable[[], T]) -> T:
                 ) from error
             # Leave the readers that queued behind us time to pass.
             sleep(0.5)
-
-
-def _today() -> date:
-    return datetime.now(UTC).date()
 
 
 def _value(cursor: psycopg2.extensions.cursor) -> Any:

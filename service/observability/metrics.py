@@ -46,6 +46,8 @@ CONNECTION_ERROR_KINDS = (
         "internal",
     ),
 )
+# What retention removes: a fixed list, whatever the tables are called.
+REMOVED_TABLES = ("inbox", "outbox", "drills", "keys")
 RETRY_REASONS = ("not_executed", "http_429", "http_409", "unknown")
 BREAKER_STATES = ("closed", "half_open", "open")
 POOL_REFUSAL_REASONS = ("waiters_full", "closed", "deadline", "unreachable")
@@ -273,6 +275,9 @@ db_errors_total = _counter("db_errors_total", "Errors of the database, by class.
 
 # --- Settling -------------------------------------------------------------------------------
 
+rows_removed_total = _counter(
+    "rows_removed_total", "Old rows removed by retention, by kind.", "table"
+)
 reconcile_settled_total = _counter(
     "reconcile_settled_total", "Payments settled after the answer was given.", "outcome"
 )

@@ -67,6 +67,7 @@ def begin_settling() -> None:
     """What the reconciler counts."""
     _begin(metrics.reconcile_settled_total, outcome=metrics.PAYMENT_OUTCOMES)
     _begin(metrics.webhook_deliveries_total, result=metrics.DELIVERY_RESULTS)
+    _begin(metrics.rows_removed_total, table=metrics.REMOVED_TABLES)
 
 
 def begin_drills(names: Iterable[str]) -> None:

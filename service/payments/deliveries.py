@@ -42,8 +42,6 @@ PAUSE_AFTER_FAILURES = 10
 GONE = 410
 # The write that ends a delivery has time of its own, however long the receiver took.
 NOTE_TIMEOUT_S = 2.0
-# What nobody asked for in a month is in GET /v1/events still.
-KEPT_DAYS = 30
 TIDIED_AT_ONCE = 1000
 
 # Endpoints in turn: one with a hundred thousand events does not keep another waiting. One that
@@ -175,26 +173,25 @@ _FAILED = Statement(
 _SHELVE = Statement(
     "shelve_deliveries",
     """
-    UPDATE webhook_outbox o SET
-        due_at = CASE stray.status WHEN 'paused' THEN 'infinity'::timestamptz ELSE now() END
+    UPDATE webhook_outbox o SET due_at = stray.due_at
     FROM (
-        SELECT o.merchant_id, o.endpoint_id, o.event_id, w.status
-        FROM webhook_outbox o JOIN webhook_endpoints w USING (merchant_id, endpoint_id)
-        WHERE CASE w.status WHEN 'paused' THEN o.due_at < 'infinity' ELSE o.due_at = 'infinity' END
+        SELECT w.merchant_id, w.endpoint_id, o.event_id, 'infinity'::timestamptz
+        FROM webhook_endpoints w CROSS JOIN LATERAL (
+            SELECT event_id FROM webhook_outbox
+            WHERE merchant_id = w.merchant_id AND endpoint_id = w.endpoint_id
+              AND due_at < 'infinity' LIMIT %(limit)s::integer) AS o (event_id)
+        WHERE w.status = 'paused'
+        UNION ALL
+        SELECT w.merchant_id, w.endpoint_id, o.event_id, now()
+        FROM webhook_endpoints w CROSS JOIN LATERAL (
+            SELECT event_id FROM webhook_outbox
+            WHERE merchant_id = w.merchant_id AND endpoint_id = w.endpoint_id
+              AND due_at = 'infinity' LIMIT %(limit)s::integer) AS o (event_id)
+        WHERE w.status <> 'paused'
         LIMIT %(limit)s::integer
-    ) AS stray
+    ) AS stray (merchant_id, endpoint_id, event_id, due_at)
     WHERE o.merchant_id = stray.merchant_id AND o.endpoint_id = stray.endpoint_id
       AND o.event_id = stray.event_id
-    RETURNING 1
-    """,
-)
-_FORGET = Statement(
-    "forget_deliveries",
-    """
-    DELETE FROM webhook_outbox WHERE (merchant_id, endpoint_id, event_id) IN (
-        SELECT merchant_id, endpoint_id, event_id FROM webhook_outbox
-        WHERE event_at < now() - %(kept_days)s::integer * interval '1 day'
-        LIMIT %(limit)s::integer)
     RETURNING 1
     """,
 )
@@ -250,7 +247,6 @@ class Deliverer:
     def tidy(self, deadline: Deadline) -> None:
         """Set aside what waits for paused endpoints, take it back for those that no longer are."""
         self._pool.run(_SHELVE, {"limit": TIDIED_AT_ONCE}, deadline)
-        self._pool.run(_FORGET, {"limit": TIDIED_AT_ONCE, "kept_days": KEPT_DAYS}, deadline)
 
     def _lease(self, limit: int, deadline: Deadline, *, failing: bool) -> list[Delivery]:
         picked = self._pick(limit, deadline, failing=failing)

@@ -26,6 +26,7 @@ from service.database.migrate import (
     migrations,
     pending,
 )
+from service.database.partitions import make_partitions
 
 
 @pytest.fixture
@@ -56,7 +57,7 @@ def test_many_that_start_at_once_apply_each_once(empty_url):
 
 def test_without_the_advisory_lock_the_version_rows_alone_hold(empty_url, monkeypatch):
     # As on engines whose advisory locks do nothing.
-    monkeypatch.setattr(subject, "_turn", lambda cursor, give_up_at_s: nullcontext())
+    monkeypatch.setattr(subject, "one_at_a_time", lambda cursor, give_up_at_s: nullcontext())
     both_begin = threading.Barrier(2)
 
     def start() -> list[str]:
@@ -147,7 +148,7 @@ def test_events_of_this_month_and_the_next_three_have_partitions(empty_url):
     migrate(empty_url)
 
     with cursor_to(empty_url) as cursor:
-        subject._make_partitions(cursor, date(2031, 11, 30))
+        make_partitions(cursor, date(2031, 11, 30))
         cursor.execute(
             "SELECT relname FROM pg_class WHERE relname LIKE 'events\\_203%' AND relkind = 'r'"
             " ORDER BY relname"
@@ -165,7 +166,7 @@ def test_a_month_that_began_without_its_partition_loses_nothing(empty_url):
             " VALUES (gen_random_uuid(), gen_random_uuid(), 'x', '2031-11-05')"
         )
 
-        subject._make_partitions(cursor, date(2031, 11, 30))
+        make_partitions(cursor, date(2031, 11, 30))
 
         assert _value(cursor, "SELECT count(*) FROM events") == 1
         assert _value(cursor, "SELECT to_regclass('events_2031_12') IS NOT NULL")

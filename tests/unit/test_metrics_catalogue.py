@@ -142,6 +142,7 @@ def test_an_instance_with_four_workers_stays_under_its_share_of_series():
         ("provider_connection_errors_total", "kind"): len(metrics.CONNECTION_ERROR_KINDS),
         ("requests_shed_total", "reason"): len(metrics.SHED_REASONS),
         ("provider_retries_total", "reason"): len(metrics.RETRY_REASONS),
+        ("rows_removed_total", "table"): len(metrics.REMOVED_TABLES),
         ("db_pool_refusals_total", "reason"): len(metrics.POOL_REFUSAL_REASONS),
         ("db_pool_connections_discarded_total", "reason"): len(metrics.DISCARD_REASONS),
     }
