@@ -18,7 +18,22 @@ MOVEMENT_COLUMNS = """
 """
 
 
-def _claim(name: str, *, allowed: str, reserve: str, status: str = "sending") -> Statement:
+# The payment came to this end, and no row of ours brought it there.
+_ENDED_WITHOUT_US = """capture_method = 'manual' AND provider_ref IS NOT NULL
+    AND NOT EXISTS (
+        SELECT 1 FROM movements o
+        WHERE o.merchant_id = %(merchant_id)s::uuid AND o.payment_id = %(payment_id)s::uuid
+          AND o.kind IN ('capture', 'void') AND o.status <> 'declined')"""
+
+
+def _claim(
+    name: str,
+    *,
+    allowed: str,
+    reserve: str,
+    status: str = "sending",
+    payment_event: str | None = None,
+) -> Statement:
     """The statement that takes hold of the money: all of it happens, or nothing.
 
     The key's insert has no ON CONFLICT: of two calls with one key the loser's whole statement
@@ -63,9 +78,9 @@ def _claim(name: str, *, allowed: str, reserve: str, status: str = "sending") ->
                    %(detail)s::jsonb
             FROM m
             UNION ALL
-            SELECT merchant_id, %(payment_event_id)s::uuid, payment_id, 'payment.canceled',
+            SELECT merchant_id, %(payment_event_id)s::uuid, payment_id, '{payment_event}',
                    %(detail)s::jsonb
-            FROM p WHERE status = 'canceled'
+            FROM p WHERE {payment_event is not None}
             RETURNING merchant_id, event_id, payment_id, type, created_at
         ), {OUTBOX}
         SELECT 1 FROM m
@@ -88,7 +103,15 @@ CLAIMS = {
             allowed="""status = 'requires_capture' AND amount_settling = 0
                 AND coalesce(%(amount)s::bigint, amount) <= amount""",
             reserve="amount_settling = coalesce(%(amount)s::bigint, amount)",
-        )
+        ),
+        # The capture whose row was lost: the sweep has learnt of it, and its caller asks again.
+        _claim(
+            "adopt_capture",
+            allowed=f"""status = 'succeeded' AND {_ENDED_WITHOUT_US}
+                AND amount_captured = coalesce(%(amount)s::bigint, amount)""",
+            reserve="amount_settling = 0",
+            status="succeeded",
+        ),
     ],
     Kind.VOID: [
         _claim(
@@ -101,6 +124,13 @@ CLAIMS = {
             "cancel_queued",
             allowed="status = 'accepted'",
             reserve="status = 'canceled', leased = false, due_at = NULL",
+            status="succeeded",
+            payment_event="payment.canceled",
+        ),
+        _claim(
+            "adopt_void",
+            allowed=f"status = 'canceled' AND {_ENDED_WITHOUT_US}",
+            reserve="amount_settling = 0",
             status="succeeded",
         ),
     ],
@@ -190,6 +220,19 @@ WITHDRAW = Statement(
         FROM m
     )
     SELECT 1 FROM m
+    """,
+)
+
+# A key without its movement leads nowhere: the call begins anew, and the digest still protects it.
+FREE_KEY = Statement(
+    "free_movement_key",
+    """
+    DELETE FROM idempotency_keys k
+    WHERE k.merchant_id = %(merchant_id)s::uuid AND k.idempotency_key = %(idempotency_key)s::text
+      AND k.movement_id IS NOT NULL AND NOT EXISTS (
+          SELECT 1 FROM movements m
+          WHERE m.merchant_id = %(merchant_id)s::uuid AND m.movement_id = k.movement_id)
+    RETURNING 1
     """,
 )
 

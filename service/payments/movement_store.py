@@ -85,6 +85,12 @@ class MovementStore:
             if _claimed(checkout, parameters):
                 return *self._read(checkout, request.merchant_id, movement_id), True
             first = self._read_first(checkout, request) or _recognised(checkout, request)
+            if (
+                first is None
+                and _has_freed_key(checkout, request)
+                and _claimed(checkout, parameters)
+            ):
+                return *self._read(checkout, request.merchant_id, movement_id), True
             if first is None:
                 raise _refusal(request, _reserved(checkout, request), amounts)
             return *first, False
@@ -172,6 +178,9 @@ class MovementStore:
         # The fingerprint tells the payment's own call from a movement's, so past it there is one.
         if bytes(fingerprint) != request.fingerprint:
             raise KeyReused("This idempotency key was used before with another request.")
+        if row[0] is None:
+            # A restore of single tables can lose the movement behind its key.
+            return None
         movement, payment = _both_of(row)
         if in_flight:
             raise KeyInFlight(
@@ -454,6 +463,14 @@ def _recognised(checkout: Checkout, request: MovementRequest) -> tuple[Movement,
         },
     )
     return movement, payment
+
+
+def _has_freed_key(checkout: Checkout, request: MovementRequest) -> bool:
+    named = {
+        "merchant_id": str(request.merchant_id),
+        "idempotency_key": request.idempotency_key,
+    }
+    return bool(checkout.run(statements.FREE_KEY, named))
 
 
 def _reserved(checkout: Checkout, request: MovementRequest) -> tuple[Any, ...] | None:

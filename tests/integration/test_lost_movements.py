@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import psycopg2
 import pytest
 
-from service.errors import KeyReused
+from service.errors import KeyReused, WrongState
 from service.payments.model import Payment, Status
 from service.payments.movements import Kind, MovementStatus
 from tests.moving import Moving, request, soon
@@ -181,6 +181,23 @@ def test_a_row_without_its_key_is_known_by_the_digest(moving, scripted):
 LOSE_KEY = "DELETE FROM idempotency_keys WHERE movement_id = %(movement_id)s::uuid"
 
 
+def test_a_key_without_its_movement_begins_anew(moving, scripted):
+    payment = moving.pay()
+    first = moving.refund(payment, 700, key="k")
+    moving.lose(LOSE_ROW, movement_id=str(first.movement_id))
+
+    again = moving.refund(payment, 700, key="k")
+
+    assert (again.status, again.provider_ref) == (MovementStatus.SUCCEEDED, first.provider_ref)
+    assert given_back(scripted, payment) == [700]
+
+
+LOSE_ROW = """
+    WITH m AS (DELETE FROM movements WHERE movement_id = %(movement_id)s::uuid RETURNING *)
+    UPDATE payments p SET amount_refunded = 0 FROM m WHERE p.payment_id = m.payment_id
+"""
+
+
 # --- Any 5xx is doubt ---------------------------------------------------------------------------
 
 
@@ -296,6 +313,44 @@ def test_after_a_lost_void_nothing_is_held(moving, scripted, kind):
     )
     assert after.status is Status.CANCELED
     assert taken(scripted, payment) == []
+
+
+SWEPT = """
+    UPDATE payments SET status = %(status)s::text, amount_captured = %(captured)s::bigint
+    WHERE payment_id = %(payment_id)s::uuid
+"""
+
+
+@pytest.mark.parametrize("amount", [1000, 900])
+def test_a_lost_capture_that_was_swept_is_known_by_its_retry(moving, scripted, amount):
+    payment = moving.authorise()
+    moving.move(Kind.CAPTURE, payment, 1000, key="k")
+    lose(moving, payment)
+    named = {"payment_id": str(payment.payment_id), "status": "succeeded", "captured": 1000}
+    moving.lose(SWEPT, **named)
+
+    if amount == 1000:
+        capture, _ = moving.move(Kind.CAPTURE, payment, amount, key="k")
+        assert capture.status is MovementStatus.SUCCEEDED
+    else:
+        with pytest.raises(WrongState):
+            moving.move(Kind.CAPTURE, payment, amount, key="k")
+    assert moving.amounts(payment) == (1000, 0, 0, 0)
+    assert taken(scripted, payment) == [1000]
+
+
+def test_a_lost_void_that_was_swept_is_known_by_its_retry(moving, scripted):
+    payment = moving.authorise()
+    moving.move(Kind.VOID, payment, key="k")
+    lose(moving, payment)
+    named = {"payment_id": str(payment.payment_id), "status": "canceled", "captured": 0}
+    moving.lose(SWEPT, **named)
+
+    void, after = moving.move(Kind.VOID, payment, key="k")
+
+    assert (void.status, after.status) == (MovementStatus.SUCCEEDED, Status.CANCELED)
+    assert moving.events(payment).count("payment.canceled") == 1
+    assert len(scripted.movements(payment.id, "void")) == 1
 
 
 # --- Promises -----------------------------------------------------------------------------------
