@@ -111,6 +111,8 @@ class MovementStore:
                 deadline,
             )
         except DatabaseUnavailable as error:
+            if not error.in_doubt:
+                raise
             raise AcceptanceUnknown(
                 "Whether it was accepted is not known; the same idempotency key tells."
             ) from error

@@ -31,7 +31,7 @@ _TO_THE_CLAIM = (
     """,
     """
     UPDATE payments SET status = 'accepted', provider_ref = NULL, amount_captured = 0,
-        attempts = '[]', sent_at = NULL, leased = true, due_at = now()
+        attempts = '[]', sent_at = NULL, promised = false, leased = true, due_at = now()
     WHERE merchant_id = %(merchant_id)s::uuid AND payment_id = ANY(%(ids)s::uuid[]) RETURNING 1
     """,
 )

@@ -12,7 +12,7 @@ import requests
 
 from service.database.direct import Unreachable
 from service.payments.model import parse_id
-from service.simulation.load import AMOUNT_MINOR, ANSWER_TIMEOUT_S, CURRENCY
+from service.simulation.load import AMOUNT_MINOR, ANSWER_TIMEOUT_S, CURRENCY, Call
 from service.simulation.losses import LocalDatabase, Losses
 from service.simulation.run import Run
 from service.simulation.sandbox import Sandbox
@@ -25,6 +25,8 @@ ANSWERED_WITHIN_S = 60.0
 AGAIN_S = 0.5
 # What is lost of each, and what the provider's books must show of it in the end.
 _LEFT_BEHIND: Mapping[str, Mapping[str, list[int]]] = {
+    "payment": {"charge": [PAID_MINOR]},
+    "outcome": {"charge": [PAID_MINOR]},
     "refund": {"charge": [PAID_MINOR], "refund": [MOVED_MINOR]},
     "capture": {"authorize": [PAID_MINOR], "capture": [MOVED_MINOR]},
 }
@@ -71,6 +73,8 @@ class LostCommits:
         self._session = requests.Session()
         self._session.trust_env = False
         self.rules: list[dict[str, Any]] = []
+        # Payments only, as the guard of live traffic counts them.
+        self.calls: list[Call] = []
 
     def carry_out(self, count: int) -> int:
         """Lose `count` of each kind; how many payments were set back. Raises CannotLose."""
@@ -95,7 +99,7 @@ class LostCommits:
         return Victim(loses, key, str(body["id"]))
 
     def _post_payment(self, loses: str, key: str) -> tuple[int | None, dict[str, Any]]:
-        return self._post(
+        status, body = self._post(
             "/v1/payments",
             key,
             amount=PAID_MINOR,
@@ -104,6 +108,20 @@ class LostCommits:
             reference=key,
             capture_method="manual" if loses == "capture" else "automatic",
         )
+        outcome = body.get("outcome") if status and status < 400 else None
+        self.calls.append(
+            Call(
+                side="instance",
+                n=len(self.calls),
+                at_s=self._run.at_s,
+                ms=0.0,
+                status=status,
+                code=body.get("code"),
+                outcome=outcome,
+                payment_id=None,
+            )
+        )
+        return status, body
 
     def _move(self, victim: Victim) -> None:
         status, _ = self._post_movement(victim)
@@ -125,8 +143,8 @@ class LostCommits:
         try:
             return self._database.lose(
                 Losses(
-                    all_of_it=ids.get("payment", ()),
-                    after_the_claim=ids.get("outcome", ()),
+                    all_of_it=ids["payment"],
+                    after_the_claim=ids["outcome"],
                     movements=[*ids["refund"], *ids["capture"]],
                 )
             )

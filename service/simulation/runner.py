@@ -94,6 +94,7 @@ class Runner:
         run, around = self._run, self._around
         urls = {side.name: side.url for side in sides}
         key_id, api_key = self._make_key()
+        lost = self._lost_commits(sides[0], api_key)
         load = Load(run.id, urls, api_key, per_s=self._load_per_s, began_s=run.began_s)
         watch = Watch(
             run,
@@ -102,6 +103,7 @@ class Runner:
             store=around.store,
             preflight=around.preflight,
             struck=lambda: strikes.struck,
+            other_calls=lambda: list(lost.calls) if lost is not None else [],
         )
         strikes = Strikes(
             run=run,
@@ -112,7 +114,7 @@ class Runner:
             rows=self._rows,
             wait=self._wait,
             turn=watch.turn,
-            lost_commits=self._lost_commits(sides[0], api_key),
+            lost_commits=lost,
         )
         try:
             stopped = self._pass_through(load, watch, strikes)
@@ -122,7 +124,6 @@ class Runner:
             # Where the database is away it expires.
             with contextlib.suppress(Busy):
                 around.keys.revoke(DRILL_MERCHANT_ID, key_id, _deadline())
-        lost = strikes.lost_commits
         self._collect(sides, watch, load.calls(), lost.rules if lost is not None else [])
         if stopped is not None:
             raise stopped

@@ -41,6 +41,7 @@ class Watch:
         store: RehearsalStore,
         preflight: Preflight,
         struck: Callable[[], int],
+        other_calls: Callable[[], list[Call]] = list,
     ) -> None:
         self._run = run
         self._sides = sides
@@ -48,6 +49,8 @@ class Watch:
         self._store = store
         self._preflight = preflight
         self._struck = struck
+        # Payments of the run's own that are not its load.
+        self._other_calls = other_calls
         self._readings: dict[str, list[Reading]] = {side.name: [] for side in sides}
         # A registry has thousands of series: of each second, what a check looks at is kept.
         self._looked_at = frozenset(
@@ -147,7 +150,7 @@ class Watch:
         if side.striker is not None:
             side.striker.describe()
         # Copies count for themselves: all that the serving workers count is real.
-        ours = self._load.calls() if side.name == "instance" else []
+        ours = [*self._load.calls(), *self._other_calls()] if side.name == "instance" else []
         harm = guards.harm(self._live_at_start, self._preflight.read(), ours)
         if harm is not None:
             self._run.stop(f"Live traffic: {harm}")
