@@ -32,7 +32,16 @@ FAMILIES = {
     "Circuit breaker": ("breaker_",),
     "Bulkhead": ("bulkhead_",),
     "Database": ("db_",),
-    "Settling": ("reconcile_", "sweep_", "invariant_", "queued_", "webhooks_", "webhook_", "rows_"),
+    "Settling": (
+        "reconcile_",
+        "sweep_",
+        "disputes_",
+        "invariant_",
+        "queued_",
+        "webhooks_",
+        "webhook_",
+        "rows_",
+    ),
     "Health, drills, promises": ("health_", "simulation_", "drill_", "slo_", "build_"),
 }
 SUFFIXES = {"counter": "_total"}

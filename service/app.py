@@ -13,7 +13,7 @@ from pathlib import Path
 
 from flask import Blueprint, Flask
 
-from service.background import Background
+from service.background import LATE_AT_ONCE, Background
 from service.database import migrate
 from service.database.pool import ConnectionPool, Statement
 from service.observability import health_components as check
@@ -32,6 +32,8 @@ from service.payments.event_feed import EventFeed
 from service.payments.figures import OpenFigures
 from service.payments.forward import Forwarder
 from service.payments.handler import PaymentHandler
+from service.payments.late import LateFacts
+from service.payments.late_store import LateStore
 from service.payments.merchants import PLATFORM, KeyStore
 from service.payments.movement_handler import MovementHandler
 from service.payments.movement_reconcile import MovementReconciler
@@ -42,9 +44,10 @@ from service.payments.retention import Kept, Retention
 from service.payments.settling_store import SettlingStore
 from service.payments.store import RECORD_TIMEOUT_S, PaymentStore
 from service.payments.sweep import Sweep
+from service.payments.sweep_progress import SweepRuns
 from service.providers.adapters import adapter
-from service.providers.base import Provider
 from service.providers.guarded import GuardedProvider
+from service.providers.later import LaterProvider
 from service.providers.prober import Prober
 from service.providers.transport import Transport
 from service.providers.webhook_sender import WebhookSender, refusal_of
@@ -98,7 +101,7 @@ class Parts:
 
 
 def build_parts(
-    settings: Settings, *, provider: Provider | None = None, pool_size: int, threads: int
+    settings: Settings, *, provider: LaterProvider | None = None, pool_size: int, threads: int
 ) -> Parts:
     """Make the parts; call it after the fork. At most `threads` wait for the provider at once."""
     watchdog = Watchdog()
@@ -134,7 +137,7 @@ def build_parts(
     )
 
 
-def create_app(settings: Settings, *, provider: Provider | None = None) -> Flask:
+def create_app(settings: Settings, *, provider: LaterProvider | None = None) -> Flask:
     """The data plane: /v1, /healthz, /readyz and the contract's own description."""
     _send_spans(settings)
     share = settings.provider_concurrency_ratio
@@ -282,14 +285,21 @@ def create_ops_app(settings: Settings) -> Flask:
 def create_background(settings: Settings) -> Background:
     """The reconciler: look-ups, the queue, the sweep and the figures, each on its clock."""
     _send_spans(settings)
-    # One thread of each loop may wait for the provider; the sweep has one of its own.
+    # One thread of each loop may wait for the provider; the sweep has one of its own, late facts a few.
     parts = build_parts(
-        settings, pool_size=RECONCILER_POOL_SIZE, threads=3 * RECONCILER_THREADS + 1
+        settings,
+        pool_size=RECONCILER_POOL_SIZE,
+        threads=3 * RECONCILER_THREADS + 1 + LATE_AT_ONCE,
     )
     zeros.begin_settling()
     reconciler = Reconciler(parts.store, parts.settling, parts.handler, parts.provider)
     # A queued payment is not in a hurry, but its lease is: a call, then its record.
     send_timeout_s = settings.provider_timeout_ms / 1000 + RECORD_TIMEOUT_S
+    lease_s = settings.provider_timeout_ms / 1000 + 2 * RECORD_TIMEOUT_S
+    # A check asks four questions, each within the provider's deadline.
+    late_store = LateStore(parts.pool, lease_s=4 * lease_s, provider=parts.provider.name)
+    late = LateFacts(parts.store, late_store, parts.movements, parts.settling, parts.provider)
+    runs = SweepRuns(parts.pool, parts.provider.name)
     return Background(
         pool=parts.pool,
         settling=parts.settling,
@@ -326,8 +336,18 @@ def create_background(settings: Settings) -> Background:
                 keys_days=settings.keep_keys_days,
             ),
         ),
-        sweep=Sweep(parts.store, parts.settling, parts.provider),
-        figures=OpenFigures(parts.settling),
+        sweep=Sweep(
+            parts.store,
+            parts.settling,
+            late,
+            late_store,
+            runs,
+            parts.provider,
+            foreign_charges=settings.foreign_charges,
+        ),
+        late=late,
+        late_store=late_store,
+        figures=OpenFigures(parts.settling, late_store, runs),
         probe=parts.provider.probe,
         send_timeout_s=send_timeout_s,
         threads=RECONCILER_THREADS,
@@ -352,7 +372,7 @@ def _routes(app: Flask) -> list[tuple[str, str]]:
 def _simulation(
     settings: Settings,
     pool: ConnectionPool,
-    provider: Provider,
+    provider: LaterProvider,
     *,
     read: Callable[[], Mapping[SampleKey, float]],
     statistics: Statistics,
@@ -418,7 +438,7 @@ def _pool(settings: Settings, watchdog: Watchdog, *, size: int) -> ConnectionPoo
     )
 
 
-def _adapter(settings: Settings, watchdog: Watchdog, *, connections: int) -> Provider:
+def _adapter(settings: Settings, watchdog: Watchdog, *, connections: int) -> LaterProvider:
     transport = Transport(
         base_url=settings.stripe_api_base or "https://api.stripe.com",
         ca_file=settings.provider_ca_file,
@@ -443,7 +463,7 @@ def _missing(pool: ConnectionPool, deadline: Deadline) -> str | None:
     return None
 
 
-def _reach(provider: Provider) -> None:
+def _reach(provider: LaterProvider) -> None:
     """Ask for a list of nothing: it moves no money and raises Busy without an answer."""
     next(provider.list_since(datetime.now(UTC), _check_deadline()), None)
 

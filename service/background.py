@@ -18,6 +18,8 @@ from service.payments.figures import OpenFigures
 from service.payments.forward import Forwarder, Item, RunAll
 from service.payments.invariants import EVERY_S as INVARIANTS_EVERY_S
 from service.payments.invariants import check_invariants
+from service.payments.late import LateFacts
+from service.payments.late_store import LateCheck, LateStore
 from service.payments.model import Payment
 from service.payments.movement_reconcile import MovementReconciler
 from service.payments.movement_store import MovementStore
@@ -40,8 +42,11 @@ FIGURES_EVERY_S = 5.0
 HEARTBEAT_EVERY_S = 5.0
 DELIVERIES_TIDIED_EVERY_S = 5.0
 RETENTION_EVERY_S = 15.0
-SWEEP_TIMEOUT_S = 200.0
+# All four lists have a turn within it; then the next round begins.
+SWEEP_TIMEOUT_S = 85.0
 HINTS_AT_ONCE = 100
+# Rare, and never in a hurry: half of what a loop may do at once.
+LATE_AT_ONCE = 4
 
 
 class Work(Protocol):
@@ -67,6 +72,8 @@ class Background:
     open_limit: OpenLimit
     retention: Retention
     sweep: Sweep
+    late: LateFacts
+    late_store: LateStore
     figures: OpenFigures
     # A sign of life from the provider, asked for only when the breaker wants one.
     probe: Callable[[Deadline], bool]
@@ -88,6 +95,7 @@ class Background:
                 ("deliveries", self._deliver),
                 ("deliveries to who fails", self._deliver_to_who_fails),
                 ("sweep", self._sweep),
+                ("late facts", self._late_facts),
             )
         ]
         for loop in loops:
@@ -141,9 +149,16 @@ class Background:
         return self.deliverer.deliver(self.threads, run_all, deadline, failing=True)
 
     def _sweep(self, _run_all: RunAll, _deadline: Deadline) -> int:
-        """One sweep, where it is due; it reads page after page in one thread."""
-        self.sweep.run_if_due(Deadline.after(SWEEP_TIMEOUT_S))
-        return 0
+        """A turn for each list that is due; it reads page after page in one thread."""
+        return int(self.sweep.run_if_due(Deadline.after(SWEEP_TIMEOUT_S)))
+
+    def _late_facts(self, run_all: RunAll, deadline: Deadline) -> int:
+        """Ask about resting payments of which something was heard, a few at once."""
+        hints = self.late_store.unnamed_hints(LATE_AT_ONCE, deadline)
+        run_all(self._name_hint, hints)
+        due = self.late_store.lease_checks(LATE_AT_ONCE, deadline)
+        run_all(self._settle_late, due)
+        return len(hints) + len(due)
 
     def _keep_the_clocks(self, stop: threading.Event) -> None:
         every_s: dict[Callable[[Deadline], None], float] = {
@@ -169,6 +184,14 @@ class Background:
 
     def _settle_movement(self, leased: tuple[Movement, Payment]) -> bool:
         self.movement_reconciler.settle(*leased, Deadline.after(self.send_timeout_s))
+        return True
+
+    def _name_hint(self, hint: tuple[str, str, str]) -> bool:
+        self.late.name_hint(hint, Deadline.after(self.send_timeout_s))
+        return True
+
+    def _settle_late(self, check: LateCheck) -> bool:
+        self.late.settle(check, Deadline.after(self.send_timeout_s))
         return True
 
     def _outlive(self, work: Callable[..., Any], *arguments: object) -> Any:

@@ -130,6 +130,11 @@ class Settings:
         None,
         "live where STRIPE_API_KEY moves real money; only for a key whose text does not say it",
     )
+    foreign_charges: Literal["page", "ignore"] = _setting(
+        "HOLDFAST_FOREIGN_CHARGES",
+        "ignore",
+        "charges on the account without our metadata: page where nobody else may charge on it",
+    )
     provider_flow: Literal["two_phase", "one_shot"] = _setting(
         "HOLDFAST_PROVIDER_FLOW",
         "two_phase",

@@ -19,6 +19,7 @@ from service.providers.base import (
     Refund,
     Stage,
 )
+from service.providers.later import Feed, Page, ProviderDispute, ProviderRefund, Slice
 from service.resilience.deadline import Deadline
 
 
@@ -158,6 +159,23 @@ class BookedProvider:
         yield from self.listed
         for charge in list(self.charged.values()):
             yield self.listed_charge(charge)
+
+    # --- What came later ------------------------------------------------------------------------
+
+    def page(self, feed: Feed, part: Slice, deadline: Deadline) -> Page:
+        if feed is not Feed.CHARGES:
+            return Page([], None, part.page_size)
+        self._begin("list")
+        return Page(list(self.listed), None, part.page_size)
+
+    def refunds_of(self, charge_ref: str, deadline: Deadline) -> list[ProviderRefund]:
+        return []
+
+    def disputes_of(self, charge_ref: str, deadline: Deadline) -> list[ProviderDispute]:
+        return []
+
+    def identify(self, charge_ref: str, deadline: Deadline) -> ProviderCharge | None:
+        return next((one for one in self.listed if one.provider_ref == charge_ref), None)
 
     def confirm_with(self, *confirms: Outcome) -> None:
         """From now on."""

@@ -16,6 +16,7 @@ from service.providers.base import (
     Refund,
     Stage,
 )
+from service.providers.later import Feed, Page, ProviderDispute, ProviderRefund, Slice
 from service.resilience.deadline import Deadline
 
 SUCCEEDED = Outcome(OutcomeKind.SUCCEEDED, Stage.ANSWERED, provider_ref="pi_1")
@@ -95,6 +96,22 @@ class FakeProvider:
     def list_since(self, since: datetime, deadline: Deadline) -> Iterator[ProviderCharge]:
         self._answer("list", "", deadline)
         yield from self.charges
+
+    def page(self, feed: Feed, part: Slice, deadline: Deadline) -> Page:
+        self._answer("list", "", deadline)
+        return Page(list(self.charges), None, part.page_size)
+
+    def refunds_of(self, charge_ref: str, deadline: Deadline) -> list[ProviderRefund]:
+        self._answer("list", "", deadline)
+        return []
+
+    def disputes_of(self, charge_ref: str, deadline: Deadline) -> list[ProviderDispute]:
+        self._answer("list", "", deadline)
+        return []
+
+    def identify(self, charge_ref: str, deadline: Deadline) -> ProviderCharge | None:
+        self._answer("look_up", "", deadline)
+        return None
 
     def _answer(self, operation: str, key: str, deadline: Deadline) -> Outcome:
         with self._lock:

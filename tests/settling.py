@@ -7,11 +7,15 @@ from uuid import uuid4
 from service.database.pool import ConnectionPool, Statement
 from service.payments.forward import Forwarder
 from service.payments.handler import PaymentHandler
+from service.payments.late import LateFacts
+from service.payments.late_store import LateStore
 from service.payments.model import Payment
+from service.payments.movement_store import MovementStore
 from service.payments.reconcile import Reconciler
 from service.payments.settling_store import SettlingStore
 from service.payments.store import PaymentStore
 from service.payments.sweep import Sweep
+from service.payments.sweep_progress import SweepRuns
 from service.resilience.deadline import Deadline
 from tests.booked_provider import BookedProvider
 from tests.charge_requests import charge_request
@@ -36,7 +40,13 @@ def soon() -> Deadline:
 class Service:
     """Pays and settles as one merchant, as the data plane and the reconciler do."""
 
-    def __init__(self, pool: ConnectionPool, provider: BookedProvider, quiescence_s: float = 0.0):
+    def __init__(
+        self,
+        pool: ConnectionPool,
+        provider: BookedProvider,
+        quiescence_s: float = 0.0,
+        foreign_charges: str = "ignore",
+    ):
         self.pool = pool
         self.provider = provider
         self.store = PaymentStore(pool, lease_s=10, queue_expires_s=3600)
@@ -48,7 +58,19 @@ class Service:
         self.forwarder = Forwarder(
             self.store, self.settling, self.handler, provider, send_timeout_s=2, batch_max=8
         )
-        self.sweep = Sweep(self.store, self.settling, provider)
+        self.movements = MovementStore(pool, lease_s=10)
+        self.late_store = LateStore(pool, lease_s=10)
+        self.late = LateFacts(self.store, self.late_store, self.movements, self.settling, provider)
+        self.runs = SweepRuns(pool, provider.name)
+        self.sweep = Sweep(
+            self.store,
+            self.settling,
+            self.late,
+            self.late_store,
+            self.runs,
+            provider,
+            foreign_charges=foreign_charges,
+        )
 
     def pay(self, **changes: object) -> Payment:
         return self.handler.process_payment(charge_request(MERCHANT, **changes), soon())[0]
@@ -70,6 +92,16 @@ class Service:
 
     def drain(self) -> int:
         return self.forwarder.drain(lambda call, payments: [call(p) for p in payments], soon())
+
+    def settle_late(self) -> int:
+        """One round for resting payments: hints, then checks; how many checks there were."""
+        for hint in self.late_store.unnamed_hints(100, soon()):
+            self.late.name_hint(hint, soon())
+        self.settling.apply_hints(100, soon())
+        checks = self.late_store.lease_checks(100, soon())
+        for check in checks:
+            self.late.settle(check, soon())
+        return len(checks)
 
     def read(self, payment: Payment) -> Payment:
         return self.store.read(payment, soon())

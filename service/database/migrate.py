@@ -47,6 +47,7 @@ RIGHTS = {
     "events": "SELECT, INSERT",
     "audit_log": "SELECT, INSERT",
     "idempotency_keys": "SELECT, INSERT, UPDATE, DELETE",
+    "late_checks": "SELECT, INSERT, UPDATE, DELETE",
     "webhook_endpoints": "SELECT, INSERT, UPDATE, DELETE",
     "webhook_outbox": "SELECT, INSERT, UPDATE, DELETE",
     # What is kept long enough is removed by the background.

@@ -83,7 +83,7 @@ def prepared_form(statement: Statement, *, has_params: bool) -> tuple[str, str]:
 
 # No payment waits for these: a histogram for each would be half of all the series there are.
 FAMILIES = frozenset(
-    {"key", "invariant", "rehearsal", "endpoint", "audit", "due", "retain", "erase"}
+    {"key", "invariant", "rehearsal", "endpoint", "audit", "due", "retain", "erase", "late"}
 )
 
 

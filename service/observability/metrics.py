@@ -289,6 +289,14 @@ reconcile_due_oldest_age_seconds = _gauge(
 sweep_orphans_total = _counter(
     "sweep_orphans_total", "Charges in the provider's books that ours cannot explain."
 )
+sweep_age_seconds = _gauge(
+    "sweep_age_seconds",
+    "Age of the newest moment up to which all of the provider's lists were compared with our books.",
+    over_workers=_LAST,
+)
+disputes_open = _gauge(
+    "disputes_open", "Disputes that the payer's bank has not decided.", over_workers=_LAST
+)
 invariant_violations = _gauge(
     "invariant_violations",
     "Rows that break a promise about money; always 0.",

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 from service.observability import metrics
+from service.payments.late_store import LateStore
 from service.payments.settling_store import SettlingStore
+from service.payments.sweep_progress import SweepRuns, age_s
 from service.resilience.deadline import Deadline
 
 # What may have moved without our knowing.
@@ -13,8 +17,12 @@ AT_RISK = ("sending", "unknown", "needs_review")
 class OpenFigures:
     """Refreshes the gauges; remembers the currencies shown, so that one goes back to 0."""
 
-    def __init__(self, settling: SettlingStore) -> None:
+    def __init__(self, settling: SettlingStore, late: LateStore, runs: SweepRuns) -> None:
         self._settling = settling
+        self._late = late
+        self._runs = runs
+        # Where nobody has ever swept, the age grows from here.
+        self._began = datetime.now(UTC)
         self._currencies: set[str] = set()
 
     def refresh(self, deadline: Deadline) -> None:
@@ -31,6 +39,8 @@ class OpenFigures:
         metrics.queued_payments.set(sum(figure.count for figure in queued))
         metrics.queued_oldest_age_seconds.set(max((f.oldest_age_s for f in queued), default=0))
         metrics.reconcile_due_oldest_age_seconds.set(max((f.overdue_s for f in figures), default=0))
+        metrics.disputes_open.set(self._late.open_disputes(deadline))
+        metrics.sweep_age_seconds.set(age_s(self._runs.swept_to(deadline) or self._began))
         self._currencies.update(figure.currency for figure in figures)
         for currency in self._currencies:
             at_risk = [f for f in figures if f.currency == currency and f.status in AT_RISK]

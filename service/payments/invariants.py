@@ -73,6 +73,7 @@ RULES = {
             SELECT 1 FROM recent r JOIN events e USING (merchant_id, payment_id)
             WHERE e.type IN ('payment.succeeded', 'payment.declined', 'payment.not_executed',
                              'payment.canceled', 'payment.expired')
+              AND coalesce(e.detail ->> 'op', '') <> 'late'
             GROUP BY r.merchant_id, r.payment_id HAVING count(*) > 1) AS broken""",
     "charge_has_payment": """
         SELECT count(*) FROM orphan_charges WHERE resolved_at IS NULL""",

@@ -7,6 +7,8 @@ from __future__ import annotations
 TOLD = (
     *("succeeded", "declined", "canceled", "expired", "not_executed"),
     *("requires_action", "requires_capture", "unknown", "needs_review"),
+    # Afterwards: payment.disputed, and what a dispute came to.
+    *("disputed", "won", "lost", "closed"),
 )
 
 # To follow a CTE `event` that returns what it inserted into `events`. For a merchant without

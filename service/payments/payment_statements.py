@@ -130,6 +130,20 @@ MOVE = Statement("move", f"{_MOVE_SQL} SELECT {COLUMNS} FROM p")
 # The same where merchants are told of it; a step on the way does not pay for that.
 MOVE_AND_TELL = Statement("move_and_tell", f"{_MOVE_SQL}, {OUTBOX} SELECT {COLUMNS} FROM p")
 
+# The same for a payment that ended without money: its intent is closed at the provider, so that
+# nobody can pay it later. In the same statement, so that no declined payment is forgotten.
+MOVE_TELL_AND_CLOSE = Statement(
+    "late_move_and_close",
+    f"""{_MOVE_SQL}, {OUTBOX}, closing AS (
+        INSERT INTO late_checks (merchant_id, payment_id, provider, closes, due_at)
+        SELECT merchant_id, payment_id, provider, true, now() FROM p WHERE provider_ref IS NOT NULL
+        ON CONFLICT (merchant_id, payment_id) DO UPDATE SET
+            closes = true, due_at = excluded.due_at
+    )
+    SELECT {COLUMNS} FROM p
+    """,
+)
+
 # What was promised to nobody ends and frees its key, in one statement: until then it is leased,
 # so no retry is told of it.
 WITHDRAW = Statement(

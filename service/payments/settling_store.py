@@ -12,6 +12,7 @@ from uuid import UUID
 
 from service.database.pool import ConnectionPool, Statement
 from service.payments.fair_share import NO_OWNER, Due, FairShare
+from service.payments.late_statements import APPLY_HINTS
 from service.payments.lease_statements import (
     DOUBTFUL,
     HASTEN,
@@ -51,43 +52,6 @@ _RECEIVE_WEBHOOK = Statement(
             %(merchant_id)s::uuid, %(payment_id)s::uuid, now())
     ON CONFLICT (provider, event_id) DO NOTHING
     RETURNING 1
-    """,
-)
-
-# A hint brings the look-ups forward: the payment's, and those of what is done with its money.
-# Without a row yet, or while somebody is looking, it waits.
-_APPLY_HINTS = Statement(
-    "apply_hints",
-    """
-    WITH hint AS (
-        SELECT provider, event_id, merchant_id, payment_id FROM webhook_inbox
-        WHERE due_at <= now() ORDER BY due_at LIMIT %(limit)s::integer
-        FOR UPDATE SKIP LOCKED
-    ), known AS (
-        SELECT h.provider, h.event_id, p.merchant_id, p.payment_id, p.leased,
-               (p.due_at IS NOT NULL OR p.status = 'needs_review') AND NOT p.leased AS can_nudge
-        FROM hint h JOIN payments p USING (merchant_id, payment_id)
-    ), nudged AS (
-        UPDATE payments p SET due_at = now() FROM known k
-        WHERE k.can_nudge AND p.merchant_id = k.merchant_id AND p.payment_id = k.payment_id
-          AND NOT p.leased AND coalesce(p.due_at > now(), true)
-        RETURNING p.payment_id
-    ), moving AS (
-        UPDATE movements m SET due_at = now() FROM known k
-        WHERE m.merchant_id = k.merchant_id AND m.payment_id = k.payment_id
-          AND m.status NOT IN ('succeeded', 'declined') AND NOT m.leased
-          AND coalesce(m.due_at > now(), true)
-        RETURNING m.payment_id
-    )
-    UPDATE webhook_inbox i SET
-        tries = i.tries + 1,
-        due_at = CASE
-            WHEN EXISTS (SELECT 1 FROM known k WHERE k.provider = i.provider
-                         AND k.event_id = i.event_id AND NOT k.leased) THEN NULL
-            WHEN i.tries >= %(max_tries)s::integer THEN NULL
-            ELSE now() + least(2 ^ i.tries, 3600) * interval '1 second' END
-    FROM hint h WHERE i.provider = h.provider AND i.event_id = h.event_id
-    RETURNING i.due_at IS NULL
     """,
 )
 
@@ -326,7 +290,7 @@ class SettlingStore:
 
     def apply_hints(self, limit: int, deadline: Deadline) -> int:
         """Bring forward the look-ups that webhooks hint at; the number of hints used up."""
-        rows = self._pool.run(_APPLY_HINTS, {"limit": limit, "max_tries": 24}, deadline)
+        rows = self._pool.run(APPLY_HINTS, {"limit": limit, "max_tries": 24}, deadline)
         return sum(used_up for (used_up,) in rows)
 
     def add_orphan(

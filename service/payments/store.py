@@ -16,7 +16,7 @@ from uuid import UUID
 
 import psycopg2
 
-from service.database.pool import Checkout, ConnectionPool
+from service.database.pool import Checkout, ConnectionPool, Statement
 from service.errors import AcceptanceUnknown, DatabaseUnavailable, KeyInFlight, KeyReused
 from service.payments import audit
 from service.payments import payment_statements as statements
@@ -535,7 +535,7 @@ class PaymentStore:
         lend = self._pool.checkout if actor is None else self._pool.transaction
         with lend(deadline) as checkout:
             rows = checkout.run(
-                statements.MOVE_AND_TELL if is_told(event_type) else statements.MOVE,
+                _statement(status, event_type),
                 {
                     "merchant_id": str(payment.merchant_id),
                     "payment_id": str(payment.payment_id),
@@ -580,6 +580,12 @@ def _act(event_type: str, payment: Payment, status: Status, reason: str | None) 
         target=payment.id,
         detail=detail | {"evidence": reason},
     )
+
+
+def _statement(status: Status, event_type: str) -> Statement:
+    if status in (Status.DECLINED, Status.EXPIRED):
+        return statements.MOVE_TELL_AND_CLOSE
+    return statements.MOVE_AND_TELL if is_told(event_type) else statements.MOVE
 
 
 def payment_of(row: Sequence[Any]) -> Payment:

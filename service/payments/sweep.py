@@ -1,82 +1,187 @@
 """The reverse sweep: compares the provider's books with ours, and repairs or reports the rest.
 
-A database failover can lose the newest commits; then a charge is known to the provider alone.
+A database failover can lose the newest commits; then a charge is known to the provider alone. And
+what happens at the provider after a payment has come to rest is known to it first. Four lists are
+read, oldest slice first: charges, refunds, disputes, and events, which tell of every change.
 """
 
 from __future__ import annotations
 
 import logging
-from datetime import UTC, datetime, timedelta
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Literal
 from uuid import UUID
 
+from service.errors import Busy
 from service.observability import metrics
+from service.payments.late import LateFacts, ids_of, parse_ids
+from service.payments.late_facts import (
+    AFTERWARDS,
+    RESTING,
+    contradicts,
+    is_news,
+    late_target,
+)
+from service.payments.late_store import LateStore
 from service.payments.model import Payment, Status, fact_status, parse_id
-from service.payments.settling_store import SettlingStore
+from service.payments.movements import REFUND_PREFIX
+from service.payments.settling_store import Run, SettlingStore
 from service.payments.store import PaymentStore
-from service.providers.base import OutcomeKind, Provider, ProviderCharge
+from service.payments.sweep_progress import Progress, SweepRuns
+from service.providers.base import OutcomeKind, ProviderCharge
+from service.providers.later import (
+    EVENT_SOURCE,
+    Feed,
+    FeedMissing,
+    Item,
+    LaterProvider,
+    ProviderDispute,
+    ProviderEvent,
+    ProviderRefund,
+)
 from service.resilience.deadline import Deadline
 
 log = logging.getLogger(__name__)
 
 EVERY_S = 300.0
-# Clocks differ and commits are late: each sweep reads an hour again that the last one read.
-OVERLAP = timedelta(hours=1)
-# A sweep of a busy hour reads many pages; past this its lease is another's.
-LEASE_S = 240.0
-_MONEY_MOVED = frozenset({Status.SUCCEEDED, Status.REQUIRES_CAPTURE})
+# Of one list, before the next has its turn: a long one keeps no other waiting for longer.
+TURN_S = 20.0
+# A page and its comparison; the checkpoint after each page renews it.
+LEASE_S = 60.0
+# After a page that could not be had.
+FAILED_AGAIN_S = 10.0
+
+ForeignCharges = Literal["page", "ignore"]
 
 
 class Sweep:
     """Looks from the provider's side for money that our books do not explain."""
 
-    def __init__(self, store: PaymentStore, settling: SettlingStore, provider: Provider) -> None:
+    def __init__(
+        self,
+        store: PaymentStore,
+        settling: SettlingStore,
+        late: LateFacts,
+        late_store: LateStore,
+        runs: SweepRuns,
+        provider: LaterProvider,
+        *,
+        foreign_charges: ForeignCharges = "ignore",
+    ) -> None:
         self._store = store
         self._settling = settling
+        self._late = late
+        self._late_store = late_store
+        self._runs = runs
         self._provider = provider
+        self._foreign_charges = foreign_charges
+        self._compare: Mapping[Feed, Callable[[Sequence[Item], Deadline], None]] = {
+            Feed.CHARGES: self._compare_charges,
+            Feed.REFUNDS: self._compare_refunds,
+            Feed.DISPUTES: self._compare_disputes,
+            Feed.EVENTS: self._compare_events,
+        }
 
     def run_if_due(self, deadline: Deadline, *, every_s: float = EVERY_S) -> bool:
-        """Sweep once where no other process has lately; True if swept. Raises Busy on an outage,
-        and then the next sweep begins where the last whole one ended."""
-        # Of each provider's books one: else what one has read would pass for read in the other's.
-        name = f"sweep {self._provider.name}"
+        """Give each list that is due a turn; True if one was read. Raises Busy on an outage, and
+        then each list goes on where its last page was compared."""
+        is_swept = False
+        failure: Busy | None = None
+        for feed in Feed:
+            try:
+                is_swept |= self._sweep(feed, deadline.within(TURN_S), every_s)
+            except Busy as error:
+                # One list that cannot be read keeps no other from being read.
+                failure = failure or error
+        if failure is not None:
+            raise failure
+        return is_swept
+
+    def _sweep(self, feed: Feed, deadline: Deadline, every_s: float) -> bool:
+        name = self._runs.name(feed)
         run = self._settling.lease_run(name, every_s=every_s, lease_s=LEASE_S, deadline=deadline)
         if run is None:
             return False
-        began = datetime.now(UTC)
-        swept_to = run.detail.get("swept_to")
-        since = datetime.fromisoformat(swept_to) if swept_to else began
-        compared = 0
-        for charge in self._provider.list_since(since - OVERLAP, deadline):
-            self._compare(charge, deadline)
-            compared += 1
-        self._settling.end_run(run, {"swept_to": began.isoformat(), "compared": compared}, deadline)
-        log.info("sweep.done", extra={"compared": compared})
+        progress = Progress.of(run.detail, datetime.now(UTC))
+        try:
+            while not progress.is_done and deadline.remaining_s() > 0:
+                page = self._provider.page(feed, progress.slice, deadline)
+                self._compare[feed](page.items, deadline)
+                progress = progress.past(page, len(page.items))
+                if not progress.is_done and not self._runs.save(run, progress, LEASE_S, deadline):
+                    return True  # The lease went to somebody else, with what we had committed.
+        except FeedMissing:
+            log.warning("sweep.list_missing", extra={"feed": feed.value})
+            return self._end(run, feed, _passed(progress), deadline)
+        except Busy:
+            progress = progress.with_smaller_pages()
+            # Its own time: the turn's may be what has run out.
+            self._runs.save(run, progress, FAILED_AGAIN_S, Deadline.after(TURN_S))
+            raise
+        if progress.is_done:
+            return self._end(run, feed, progress, Deadline.after(TURN_S))
+        self._runs.save(run, progress, 0.0, Deadline.after(TURN_S))
         return True
 
-    def _compare(self, charge: ProviderCharge, deadline: Deadline) -> None:
-        if charge.outcome.kind is not OutcomeKind.SUCCEEDED:
-            return  # No money moved; ours will find out by itself.
-        merchant_id, payment_id = _ids(charge)
-        payment = None
-        if merchant_id and payment_id:
-            payment = self._store.get(merchant_id, payment_id, deadline)
+    def _end(self, run: Run, feed: Feed, progress: Progress, deadline: Deadline) -> bool:
+        self._settling.end_run(run, progress.detail(), deadline)
+        log.info("sweep.done", extra={"feed": feed.value, "compared": progress.compared})
+        return True
+
+    # --- Charges: by creation -------------------------------------------------------------------
+
+    def _compare_charges(self, items: Sequence[Item], deadline: Deadline) -> None:
+        charges = [item for item in items if isinstance(item, ProviderCharge)]
+        moved = [charge for charge in charges if _tells_of_money(charge)]
+        ids = [ids for charge in moved if (ids := ids_of(charge)) is not None]
+        payments = self._late_store.payments(ids, deadline)
+        for charge in moved:
+            known = ids_of(charge)
+            self._compare_charge(charge, payments.get(known) if known else None, deadline)
+
+    def _compare_charge(
+        self, charge: ProviderCharge, payment: Payment | None, deadline: Deadline
+    ) -> None:
+        has_moved = charge.outcome.kind is OutcomeKind.SUCCEEDED
         if payment is None:
-            self._report(charge, merchant_id, payment_id, "no payment here", deadline)
+            if has_moved and not (self._foreign_charges == "ignore" and _is_foreign(charge)):
+                self._report(charge, "no payment here", deadline)
         elif payment.provider != self._provider.name or payment.provider_ref not in (
             None,
             charge.provider_ref,
         ):
-            self._report(charge, merchant_id, payment_id, "a second charge", deadline)
+            if has_moved:
+                self._report(charge, "a second charge", deadline)
         elif (payment.amount_minor, payment.currency) != (charge.amount_minor, charge.currency):
-            self._report(charge, merchant_id, payment_id, "another amount", deadline)
-        elif payment.status not in _MONEY_MOVED:
+            self._report(charge, "another amount", deadline)
+        elif payment.status in RESTING:
+            self._compare_resting(charge, payment, deadline)
+        elif has_moved:
             self._repair(payment, charge, deadline)
 
-    def _repair(self, payment: Payment, charge: ProviderCharge, deadline: Deadline) -> None:
-        if payment.is_terminal:
-            reason = f"charged, but {payment.status.value} here"
-            self._report(charge, payment.merchant_id, payment.payment_id, reason, deadline)
+    def _compare_resting(
+        self, charge: ProviderCharge, payment: Payment, deadline: Deadline
+    ) -> None:
+        """The page may be older than the row by now: only a fresh look may move what rests."""
+        outcome = charge.outcome
+        target = late_target(outcome)
+        is_paid_here = payment.status in (Status.SUCCEEDED, Status.REQUIRES_CAPTURE)
+        if target is None or not (is_paid_here or outcome.kind is OutcomeKind.SUCCEEDED):
+            return  # Ended without money, here and there.
+        is_other_amount = (
+            target is payment.status
+            and outcome.amount_capturable == 0
+            and outcome.amount_received != payment.amount_captured_minor
+        )
+        if target is payment.status and not is_other_amount:
             return
+        if payment.provider_ref is None:
+            self._report(charge, f"charged, but {payment.status.value} here", deadline)
+        else:
+            self._late_store.ask(payment, deadline)
+
+    def _repair(self, payment: Payment, charge: ProviderCharge, deadline: Deadline) -> None:
         repaired = self._store.record(payment, charge.outcome, op="sweep", due_in_s=0.0)
         if repaired.status is fact_status(charge.outcome):
             metrics.reconcile_settled_total.labels(outcome=repaired.status.value).inc()
@@ -84,34 +189,100 @@ class Sweep:
                 "sweep.repaired", extra={"payment_id": payment.id, "was": payment.status.value}
             )
 
-    def _report(
-        self,
-        charge: ProviderCharge,
-        merchant_id: UUID | None,
-        payment_id: UUID | None,
-        reason: str,
-        deadline: Deadline,
-    ) -> None:
-        is_new = self._settling.add_orphan(
-            charge,
-            provider=self._provider.name,
-            merchant_id=merchant_id,
-            payment_id=payment_id,
-            reason=reason,
-            deadline=deadline,
-        )
-        if is_new:
-            metrics.sweep_orphans_total.inc()
-            log.error(
-                "sweep.orphan",
-                extra={"provider_ref": charge.provider_ref, "reason": reason},
-            )
+    def _report(self, charge: ProviderCharge, reason: str, deadline: Deadline) -> None:
+        merchant_id, payment_id = _ids_told(charge)
+        self._late.report_charge(charge, merchant_id, payment_id, reason, deadline)
+
+    # --- Refunds: by creation -------------------------------------------------------------------
+
+    def _compare_refunds(self, items: Sequence[Item], deadline: Deadline) -> None:
+        """Ours are compared by their id; those by hand are hints about the charge they name."""
+        refunds = [item for item in items if isinstance(item, ProviderRefund)]
+        ours = {refund.provider_ref: ids for refund in refunds if (ids := _refund_ids(refund))}
+        statuses = self._late_store.refund_statuses(ours.values(), deadline)
+        hints: list[tuple[ProviderEvent, tuple[UUID, UUID] | None]] = []
+        for refund in refunds:
+            known = ours.get(refund.provider_ref)
+            status = statuses.get(known[1]) if known else None
+            if status is not None and not contradicts(refund, status):
+                continue
+            if known is None and refund.kind is OutcomeKind.DECLINED:
+                continue  # By hand, and it failed: no money went back.
+            ids = parse_ids(refund.merchant_id, refund.payment_id)
+            hints.append((_as_event(refund), ids))
+        self._late_store.receive(EVENT_SOURCE, hints, deadline)
+
+    # --- Disputes: by creation ------------------------------------------------------------------
+
+    def _compare_disputes(self, items: Sequence[Item], deadline: Deadline) -> None:
+        """Each state of each is a hint about the charge that it names."""
+        disputes = [item for item in items if isinstance(item, ProviderDispute)]
+        hints = [(_as_event_of(dispute), None) for dispute in disputes if dispute.charge_ref]
+        self._late_store.receive(EVENT_SOURCE, hints, deadline)
+
+    # --- Events: by change ----------------------------------------------------------------------
+
+    def _compare_events(self, items: Sequence[Item], deadline: Deadline) -> None:
+        """Keep what is news, as if it had come by webhook; both are applied in the same way."""
+        events = [item for item in items if isinstance(item, ProviderEvent)]
+        named = [(event, parse_ids(event.merchant_id, event.payment_id)) for event in events]
+        payments = self._late_store.payments([ids for _, ids in named if ids], deadline)
+        kept = []
+        for event, ids in named:
+            payment = payments.get(ids) if ids else None
+            # Without our metadata only what is made beside the charge can be about one of ours.
+            is_possible = ids is not None or event.type in AFTERWARDS
+            if is_possible and is_news(event.type, payment.status if payment else None):
+                kept.append((event, ids))
+        self._late_store.receive(EVENT_SOURCE, kept, deadline)
 
 
-def _ids(charge: ProviderCharge) -> tuple[UUID | None, UUID | None]:
+def _passed(progress: Progress) -> Progress:
+    """A list that this provider does not have holds nothing that could be missed."""
+    return Progress(progress.began, progress.began, swept_to=progress.began)
+
+
+def _tells_of_money(charge: ProviderCharge) -> bool:
+    return charge.outcome.kind in (OutcomeKind.SUCCEEDED, OutcomeKind.NOT_EXECUTED)
+
+
+def _is_foreign(charge: ProviderCharge) -> bool:
+    """Whether nothing in its metadata is of our making: another program's, on the same account."""
+    return _ids_told(charge) == (None, None)
+
+
+def _ids_told(charge: ProviderCharge) -> tuple[UUID | None, UUID | None]:
     """Merchant and payment as our metadata names them; None where it is not ours."""
     try:
         merchant_id = UUID(charge.merchant_id) if charge.merchant_id else None
     except ValueError:
         merchant_id = None
     return merchant_id, parse_id(charge.payment_id or "", "pay_")
+
+
+def _refund_ids(refund: ProviderRefund) -> tuple[UUID, UUID] | None:
+    """(merchant, movement) of a refund that we made."""
+    ids = parse_ids(refund.merchant_id, refund.payment_id)
+    movement_id = parse_id(refund.refund_id or "", REFUND_PREFIX)
+    return None if ids is None or movement_id is None else (ids[0], movement_id)
+
+
+def _as_event(refund: ProviderRefund) -> ProviderEvent:
+    """A hint with a name of its own for each thing that the list tells of the refund."""
+    return ProviderEvent(
+        event_id=f"sweep.{refund.provider_ref}.{refund.kind.value}",
+        type="refund.updated",
+        charge_ref=refund.charge_ref,
+        payment_id=refund.payment_id,
+        merchant_id=refund.merchant_id,
+    )
+
+
+def _as_event_of(dispute: ProviderDispute) -> ProviderEvent:
+    return ProviderEvent(
+        event_id=f"sweep.{dispute.provider_ref}.{dispute.status}",
+        type="charge.dispute.updated",
+        charge_ref=dispute.charge_ref,
+        payment_id=None,
+        merchant_id=None,
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from service.providers.base import Provider
+from service.providers.later import LaterProvider
 from service.providers.stripe import StripeProvider
 from service.providers.stripe_charges import StripeChargesProvider
 from service.providers.transport import Transport
@@ -12,7 +12,7 @@ from service.providers.transport import Transport
 
 def adapter(
     name: str, transport: Transport, *, api_key: str, flow: Literal["two_phase", "one_shot"]
-) -> Provider:
+) -> LaterProvider:
     """The adapter of that name; `flow` is for those that have the choice."""
     if name == StripeChargesProvider.name:
         return StripeChargesProvider(transport, api_key=api_key)

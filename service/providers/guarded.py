@@ -9,6 +9,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from functools import lru_cache, partial
 from time import monotonic
+from typing import TypeVar
 
 from prometheus_client import Counter, Histogram
 
@@ -20,10 +21,18 @@ from service.providers.base import (
     Charge,
     Outcome,
     OutcomeKind,
-    Provider,
     ProviderCharge,
     Refund,
     Stage,
+)
+from service.providers.later import (
+    Feed,
+    FeedMissing,
+    LaterProvider,
+    Page,
+    ProviderDispute,
+    ProviderRefund,
+    Slice,
 )
 from service.resilience.breaker import Breaker, BreakerOpen
 from service.resilience.bulkhead import Bulkhead
@@ -31,6 +40,8 @@ from service.resilience.deadline import Deadline
 from service.resilience.retry import Again, Retry
 
 log = logging.getLogger(__name__)
+
+Answer = TypeVar("Answer")
 
 # Ends of our own making: they say nothing about the provider.
 _OWN_ENDS = frozenset({"deadline", "breaker_open", "bulkhead_full"})
@@ -60,7 +71,7 @@ class GuardedProvider:
 
     def __init__(
         self,
-        provider: Provider,
+        provider: LaterProvider,
         *,
         bulkhead: Bulkhead,
         breaker: Breaker,
@@ -202,6 +213,57 @@ class GuardedProvider:
         while charge is not None:
             yield charge
             charge = self._step(charges, deadline, is_first=False)
+
+    # --- What came later: each a question of its own, and no question moves money -----------------
+
+    def page(self, feed: Feed, part: Slice, deadline: Deadline) -> Page:
+        """One page of a list; raises Busy where it cannot be had, FeedMissing."""
+        return self._read("list", partial(self._provider.page, feed, part), deadline)
+
+    def refunds_of(self, charge_ref: str, deadline: Deadline) -> list[ProviderRefund]:
+        """All refunds of a charge; raises Busy."""
+        return self._read("list", partial(self._provider.refunds_of, charge_ref), deadline)
+
+    def disputes_of(self, charge_ref: str, deadline: Deadline) -> list[ProviderDispute]:
+        """All disputes about a charge; raises Busy."""
+        return self._read("list", partial(self._provider.disputes_of, charge_ref), deadline)
+
+    def identify(self, charge_ref: str, deadline: Deadline) -> ProviderCharge | None:
+        """The charge with that reference; raises Busy."""
+        return self._read("look_up", partial(self._provider.identify, charge_ref), deadline)
+
+    def _read(
+        self, operation: str, send: Callable[[Deadline], Answer], deadline: Deadline
+    ) -> Answer:
+        """One read behind bulkhead and breaker, within one call's time; raises Busy."""
+        within = deadline.within(self._timeout_s)
+        is_fair = self._is_fair(within)
+        result = "unknown"
+        try:
+            with self._bulkhead.enter(), self._breaker.admit() as permit:
+                try:
+                    answer = send(within)
+                except FeedMissing:
+                    result = "not_executed"
+                    permit.record(failed=False)
+                    raise
+                except Exception:
+                    permit.record(failed=True if is_fair else None)
+                    raise
+                result = "succeeded"
+                permit.record(failed=False)
+                return answer
+        except BulkheadFull:
+            result = "refused"
+            raise
+        except BreakerOpen:
+            result = "refused"
+            raise ProviderUnavailable(
+                "The provider is known to be down.",
+                retry_after_s=max(_RETRY_AFTER_MIN_S, self._breaker.open_remaining),
+            ) from None
+        finally:
+            _count(self.name, operation, result)
 
     def _step(
         self,

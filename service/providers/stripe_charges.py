@@ -14,9 +14,11 @@ from service.providers import stripe_answers as answers
 from service.providers import stripe_charge_answers as charges
 from service.providers import stripe_form
 from service.providers.base import Charge, Outcome, OutcomeKind, ProviderCharge, Refund, Stage
+from service.providers.later import Feed, Page, ProviderDispute, ProviderRefund, Slice
 from service.providers.stripe_api import StripeApi, metadata_form
 from service.providers.stripe_books import StripeBooks
 from service.providers.stripe_currencies import STRIPE_AMOUNTS
+from service.providers.stripe_later import StripeLater
 from service.providers.stripe_refunds import REFUNDS, StripeRefunds
 from service.providers.transport import Answer, Transport
 from service.resilience.deadline import Deadline
@@ -44,6 +46,9 @@ class StripeChargesProvider:
             of_listed=charges.of_listed,
         )
         self._refunds = StripeRefunds(self._api, charge_field="charge")
+        self._later = StripeLater(
+            self._api, _CHARGES, charge_field="charge", of_listed=charges.of_listed
+        )
 
     @property
     def available(self) -> bool:
@@ -126,6 +131,24 @@ class StripeChargesProvider:
     def list_since(self, since: datetime, deadline: Deadline) -> Iterator[ProviderCharge]:
         """All charges made since but those of PaymentIntents; raises ProviderUnavailable."""
         return self._books.list_since(since, deadline)
+
+    # --- What came later ------------------------------------------------------------------------
+
+    def page(self, feed: Feed, part: Slice, deadline: Deadline) -> Page:
+        """One page of a list, for the sweep; raises ProviderUnavailable, FeedMissing."""
+        return self._later.page(feed, part, deadline)
+
+    def refunds_of(self, charge_ref: str, deadline: Deadline) -> list[ProviderRefund]:
+        """All refunds of a charge, whoever made them; raises ProviderUnavailable."""
+        return self._later.refunds_of(charge_ref, deadline)
+
+    def disputes_of(self, charge_ref: str, deadline: Deadline) -> list[ProviderDispute]:
+        """All disputes about a charge; raises ProviderUnavailable."""
+        return self._later.disputes_of(charge_ref, deadline)
+
+    def identify(self, charge_ref: str, deadline: Deadline) -> ProviderCharge | None:
+        """The charge with that reference; raises ProviderUnavailable."""
+        return self._later.identify(charge_ref, deadline)
 
 
 def _creation(charge: Charge) -> dict[str, str]:

@@ -39,6 +39,7 @@ class EventObject(BaseModel):
 
     id: Any
     payment_intent: Any = None
+    charge: Any = None
     metadata: dict[str, Any] | None = None
 
 
@@ -132,7 +133,8 @@ def read_event(body: bytes) -> dict[str, Any]:
         metrics.webhooks_received_total.labels("refused").inc()
         raise InvalidJson("The body is not an event.") from None
     about = event.data.object
-    reference = about.payment_intent or about.id
+    # A refund or a dispute is found by its charge; expanded, the charge stands where its id did.
+    reference = _reference(about.payment_intent) or _reference(about.charge) or about.id
     metadata = about.metadata or {}
     payment_id, merchant_id = metadata.get("payment_id"), metadata.get("merchant_id")
     return {
@@ -142,6 +144,10 @@ def read_event(body: bytes) -> dict[str, Any]:
         "payment_id": parse_id(payment_id, "pay_") if isinstance(payment_id, str) else None,
         "merchant_id": _parse_uuid(merchant_id),
     }
+
+
+def _reference(found: Any) -> Any:
+    return found.get("id") if isinstance(found, dict) else found
 
 
 def _parse_uuid(value: object) -> UUID | None:

@@ -1,0 +1,113 @@
+"""What a provider tells of charges after they were made: refunds, disputes, events, pages of lists."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Protocol
+
+from service.providers.base import Decline, OutcomeKind, Provider, ProviderCharge
+from service.resilience.deadline import Deadline
+
+# Under which name webhooks and the feed keep events: one that comes both ways is one.
+EVENT_SOURCE = "stripe"
+
+
+class Feed(StrEnum):
+    """The lists that the sweep reads; each has a checkpoint of its own."""
+
+    CHARGES = "charges"
+    REFUNDS = "refunds"
+    DISPUTES = "disputes"
+    # What happened, whatever its object's age: the only list that is ordered by change.
+    EVENTS = "events"
+
+
+@dataclass(frozen=True, slots=True)
+class ProviderRefund:
+    """A refund as the provider's own books show it, whoever made it."""
+
+    provider_ref: str
+    charge_ref: str | None
+    amount_minor: int
+    currency: str
+    kind: OutcomeKind  # succeeded, pending or declined
+    decline: Decline | None
+    created_at: datetime
+    # From our metadata; None: not made by us.
+    refund_id: str | None = None
+    payment_id: str | None = None
+    merchant_id: str | None = None
+    key_digest: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ProviderDispute:
+    """A dispute as the provider's own books show it."""
+
+    provider_ref: str
+    amount_minor: int
+    currency: str
+    reason: str
+    status: str
+    opened_at: datetime
+    charge_ref: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ProviderEvent:
+    """One event of the provider's feed: a hint, as its webhook is."""
+
+    event_id: str
+    type: str
+    # Of the charge that it is about, however far down.
+    charge_ref: str | None
+    payment_id: str | None
+    merchant_id: str | None
+
+
+Item = ProviderCharge | ProviderRefund | ProviderDispute | ProviderEvent
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """A part of a feed: from `since` to before `until`, in whole seconds, after the item `after`."""
+
+    since: datetime
+    until: datetime
+    after: str | None = None
+    page_size: int = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """One page of a slice, newest first."""
+
+    items: Sequence[Item]
+    # Where the slice is read on; None: this was its last page.
+    after: str | None
+    # What the provider could send; smaller than asked for where objects are large.
+    page_size: int
+
+
+class FeedMissing(Exception):
+    """This provider has no such list at all."""
+
+
+class LaterProvider(Provider, Protocol):
+    """A Provider that can also be asked for what came later. Each method raises Busy where its
+    answer cannot be had; that proves nothing."""
+
+    def page(self, feed: Feed, part: Slice, deadline: Deadline) -> Page:
+        """One page; raises FeedMissing where the provider does not know the list."""
+
+    def refunds_of(self, charge_ref: str, deadline: Deadline) -> list[ProviderRefund]:
+        """All refunds of a charge, whoever made them."""
+
+    def disputes_of(self, charge_ref: str, deadline: Deadline) -> list[ProviderDispute]:
+        """All disputes about a charge."""
+
+    def identify(self, charge_ref: str, deadline: Deadline) -> ProviderCharge | None:
+        """The charge with that reference; None: there is none, or another adapter answers for it."""
