@@ -9,8 +9,6 @@ from __future__ import annotations
 import logging
 from uuid import UUID
 
-import psycopg2
-
 from service.errors import Busy
 from service.observability import metrics
 from service.payments.handler import charge_of
@@ -22,7 +20,7 @@ from service.payments.late_facts import (
     late_target,
     released_with_capture,
 )
-from service.payments.late_store import LateCheck, LateStore
+from service.payments.late_store import AlreadyKnown, Contradiction, LateCheck, LateStore
 from service.payments.model import Payment, Status, new_id, parse_id
 from service.payments.movement_store import MovementStore
 from service.payments.movements import REFUND_PREFIX, Movement
@@ -157,7 +155,7 @@ class LateFacts:
     ) -> Payment | None:
         try:
             moved = self._late.move(payment, target, outcome, deadline)
-        except psycopg2.IntegrityError:
+        except Contradiction:
             self.report(payment, outcome, "more than was authorised", deadline)
             return payment
         if moved is None:
@@ -246,7 +244,7 @@ class LateFacts:
             return
         try:
             status = self._late.move_refund(movement, refund, deadline)
-        except psycopg2.IntegrityError:
+        except Contradiction:
             self._report_refund(payment, refund, "a refund of more than was captured", deadline)
             return
         if status is not None:
@@ -264,9 +262,9 @@ class LateFacts:
         reason = OURS_LOST if ours is not None else BY_HAND
         try:
             is_added = self._late.add_refund(payment, refund, ours or new_id(), reason, deadline)
-        except psycopg2.errors.UniqueViolation:
-            return  # Another process was quicker.
-        except psycopg2.IntegrityError:
+        except AlreadyKnown:
+            return
+        except Contradiction:
             is_added = False
         if is_added:
             log.warning(

@@ -119,6 +119,15 @@ PAYMENTS = Statement(
     """,
 )
 
+BY_REFERENCE = Statement(
+    "late_by_reference",
+    f"""
+    SELECT {COLUMNS} FROM payments p
+    WHERE p.merchant_id = %(merchant_id)s::uuid AND p.provider_ref = %(provider_ref)s::text
+      AND p.provider = coalesce(%(provider)s::text, p.provider)
+    """,
+)
+
 ASK = Statement(
     "late_ask",
     """

@@ -9,7 +9,10 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from service.database.pool import ConnectionPool
+import psycopg2
+import psycopg2.errors
+
+from service.database.pool import ConnectionPool, Statement
 from service.payments import late_statements as statements
 from service.payments.late_facts import LATE, late_sources
 from service.payments.model import Payment, Status, new_id
@@ -24,6 +27,14 @@ from service.resilience.deadline import Deadline
 HINT_TRIES = 24
 _ENDS = {"won": "dispute.won", "lost": "dispute.lost"}
 _CLOSED = frozenset({"warning_closed", "prevented"})
+
+
+class Contradiction(Exception):
+    """A constraint refuses the fact: more than was authorised, more back than was captured."""
+
+
+class AlreadyKnown(Exception):
+    """Another process has written it down."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +145,22 @@ class LateStore:
         found = [payment_of(row) for row in rows]
         return {(payment.merchant_id, payment.payment_id): payment for payment in found}
 
+    def by_reference(
+        self, merchant_id: UUID, charge_ref: str, deadline: Deadline
+    ) -> Payment | None:
+        """The payment that has this reference, whatever id the charge's metadata tells: a retry
+        after a lost commit adopts the charge of the row that was lost."""
+        rows = self._pool.run(
+            statements.BY_REFERENCE,
+            {
+                "merchant_id": str(merchant_id),
+                "provider": self._provider,
+                "provider_ref": charge_ref,
+            },
+            deadline,
+        )
+        return payment_of(rows[0]) if rows else None
+
     def refund_statuses(
         self, ids: Iterable[tuple[UUID, UUID]], deadline: Deadline
     ) -> dict[UUID, MovementStatus]:
@@ -181,8 +208,8 @@ class LateStore:
     def move(
         self, payment: Payment, target: Status, outcome: Outcome, deadline: Deadline
     ) -> Payment | None:
-        """Move a resting payment; None where it stands otherwise, or its money is being moved."""
-        rows = self._pool.run(
+        """Move a resting payment; raises Contradiction. None where it stands otherwise, or its money is being moved."""
+        rows = self._write(
             statements.LATE_MOVE,
             {
                 **_payment_ids(payment),
@@ -203,7 +230,7 @@ class LateStore:
         is_success = found.kind is OutcomeKind.SUCCEEDED
         target = MovementStatus.SUCCEEDED if is_success else MovementStatus.DECLINED
         decline = found.decline
-        rows = self._pool.run(
+        rows = self._write(
             statements.LATE_REFUND_MOVE,
             {
                 "merchant_id": str(movement.merchant_id),
@@ -232,7 +259,7 @@ class LateStore:
         deadline: Deadline,
     ) -> bool:
         """Write down a refund that succeeded at the provider and has no row; False: it cannot be."""
-        rows = self._pool.run(
+        rows = self._write(
             statements.ADD_REFUND,
             {
                 **_payment_ids(payment),
@@ -247,6 +274,17 @@ class LateStore:
             deadline,
         )
         return bool(rows)
+
+    def _write(
+        self, statement: Statement, parameters: Mapping[str, Any], deadline: Deadline
+    ) -> list[tuple[Any, ...]]:
+        """Run a move; raises Contradiction or AlreadyKnown where a constraint refuses it."""
+        try:
+            return self._pool.run(statement, parameters, deadline)
+        except psycopg2.errors.UniqueViolation as error:
+            raise AlreadyKnown from error
+        except psycopg2.IntegrityError as error:
+            raise Contradiction from error
 
     # --- Disputes -------------------------------------------------------------------------------
 

@@ -138,7 +138,10 @@ class Sweep:
         payments = self._late_store.payments(ids, deadline)
         for charge in moved:
             known = ids_of(charge)
-            self._compare_charge(charge, payments.get(known) if known else None, deadline)
+            payment = payments.get(known) if known else None
+            if payment is None and known is not None:
+                payment = self._late_store.by_reference(known[0], charge.provider_ref, deadline)
+            self._compare_charge(charge, payment, deadline)
 
     def _compare_charge(
         self, charge: ProviderCharge, payment: Payment | None, deadline: Deadline
