@@ -338,7 +338,7 @@ DUE_OF_MERCHANTS = Statement(
         JOIN payments p ON p.merchant_id = d.merchant_id AND p.payment_id = d.payment_id
         WHERE d.merchant_id = w.merchant_id AND d.due_at <= now()
           AND (%(provider)s::text IS NULL OR p.provider = %(provider)s::text)
-        ORDER BY d.due_at LIMIT %(places)s::integer
+        ORDER BY d.due_at NULLS FIRST LIMIT %(places)s::integer
     ) AS m (movement_id)
     WHERE w.merchant_id > %(after)s::uuid
     ORDER BY w.merchant_id LIMIT %(limit)s::integer
@@ -382,7 +382,7 @@ NUDGE = Statement(
       -- A client that polls thousands of refunds has this many looked at before their time.
       AND (SELECT count(*) FROM (
               SELECT 1 FROM movements WHERE merchant_id = %(merchant_id)s::uuid AND due_at <= now()
-              LIMIT %(most)s::integer) AS waiting (one)) < %(most)s::integer
+              ORDER BY due_at NULLS FIRST LIMIT %(most)s::integer) AS waiting (one)) < %(most)s::integer
     RETURNING 1
     """,
 )

@@ -485,8 +485,10 @@ class PaymentStore:
         limit: int = 20,
     ) -> list[Payment]:
         """Newest first, at most `limit`, after the payment that `before` names."""
+        # A reference has few payments: its own index finds them, whatever their status.
+        by_status = statuses is not None and len(statuses) > 0 and reference is None
         rows = self._pool.run(
-            statements.LIST,
+            statements.LIST_BY_STATUS if by_status else statements.LIST,
             {
                 "merchant_id": str(merchant_id),
                 "statuses": [status.value for status in statuses] if statuses else None,

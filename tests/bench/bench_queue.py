@@ -21,6 +21,7 @@ from service.payments.lease_statements import (
     QUEUED_IS,
     lease_statements,
 )
+from service.payments.payment_statements import LIST_BY_STATUS
 
 LONG = int(os.environ.get("HOLDFAST_BENCH_QUEUE", "100000"))
 PLACES = 8
@@ -59,7 +60,7 @@ def _measure(url: str) -> None:
             (small, "accepted", 5),
             (big, "unknown", LONG),
             (small, "unknown", 5),
-            (big, "succeeded", LONG),
+            (big, "requires_capture", LONG),
         ):
             cursor.execute(_FILL, (merchant, status, status, rows))
         cursor.execute("VACUUM ANALYZE payments")
@@ -77,6 +78,9 @@ def _measure(url: str) -> None:
             for statement in (statements.oldest, statements.of_merchants, statements.take):
                 _explain(cursor, statement.name, statement.sql, values)
         _explain(cursor, OLDEST_EXPIRED.name, OLDEST_EXPIRED.sql, values)
+        no_hit = {"merchant_id": big, "statuses": ["declined", "expired"], "created_gte": None}
+        no_hit |= {"before_at": None, "before_id": None, "limit": 21}
+        _explain(cursor, LIST_BY_STATUS.name, LIST_BY_STATUS.sql, no_hit)
 
 
 def _explain(cursor, name: str, sql: str, values: dict[str, object]) -> None:

@@ -9,6 +9,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from service.database.direct import cursor_to
+from service.payments import deliveries, movement_statements, payment_statements
 from service.payments.deliveries import Deliverer, Delivery
 from service.payments.fair_share import NUDGED_AT_ONCE, WINDOW
 from service.payments.lease_statements import (
@@ -17,7 +18,9 @@ from service.payments.lease_statements import (
     QUEUED_IS,
     lease_statements,
 )
+from service.payments.model import Status
 from service.payments.movement_store import MovementStore
+from service.payments.payment_statements import LIST_BY_STATUS
 from service.payments.settling_store import SettlingStore
 from service.payments.store import PaymentStore
 from service.providers.webhook_sender import WebhookSender
@@ -28,7 +31,7 @@ from tests.settling import soon
 LONG = 20_000
 PLACES = 8
 # What a statement may touch however long the queue is: a few pages for each row that it reads.
-PAGES_MAX = 600
+PAGES_MAX = 120
 
 
 def queue(url: str, *queues: tuple[UUID, int, int], status: str = "accepted") -> None:
@@ -52,6 +55,12 @@ def queue(url: str, *queues: tuple[UUID, int, int], status: str = "accepted") ->
                 (str(merchant), status, age_s, age_s, rows),
             )
         cursor.execute("ANALYZE payments")
+
+
+_VOIDS = """
+    INSERT INTO movements (merchant_id, movement_id, payment_id, kind, status, amount, due_at)
+    SELECT merchant_id, gen_random_uuid(), payment_id, 'void', 'sending', 100, due_at FROM payments
+"""
 
 
 @pytest.fixture
@@ -141,6 +150,47 @@ def test_no_lease_reads_more_pages_for_a_longer_queue(owner_url, kind_is):
         assert pages_of(cursor, statements.take.sql, taken) < PAGES_MAX
 
 
+def test_no_share_of_movements_or_deliveries_reads_a_long_queue(owner_url, outbox):
+    queue(owner_url, (uuid4(), LONG, 3600), (uuid4(), 3, 1), status="requires_capture")
+    outbox(LONG)
+    outbox(2)
+    nobody = str(UUID(int=0))
+    values = {"provider": "fake", "after": nobody, "places": PLACES, "limit": WINDOW}
+    values |= {"after_merchant": nobody, "after_endpoint": nobody, "failing": False}
+
+    with cursor_to(owner_url) as cursor:
+        cursor.execute(_VOIDS)
+        cursor.execute("ANALYZE movements")
+        for statement in (
+            movement_statements.DUE,
+            movement_statements.DUE_OF_MERCHANTS,
+            deliveries._DUE,
+            deliveries._DUE_OF_ENDPOINTS,
+        ):
+            assert pages_of(cursor, statement.sql, values) < 3 * PAGES_MAX, statement.name
+
+
+def test_a_nudge_does_not_read_the_look_ups_of_others(owner_url):
+    merchant = uuid4()
+    queue(owner_url, (uuid4(), LONG, 3600), (merchant, 3, -60), status="unknown")
+    with cursor_to(owner_url) as cursor:
+        cursor.execute(_VOIDS)
+        cursor.execute(
+            "UPDATE payments SET updated_at = now() - interval '1 h' WHERE due_at > now()"
+        )
+        cursor.execute(
+            "UPDATE movements SET updated_at = now() - interval '1 h' WHERE due_at > now()"
+            " RETURNING payment_id, movement_id"
+        )
+        payment_id, movement_id = cursor.fetchall()[0]
+        cursor.execute("ANALYZE payments")
+        cursor.execute("ANALYZE movements")
+        values = {"merchant_id": str(merchant), "most": 16, "at_most_every_s": 2}
+        values |= {"payment_id": payment_id, "movement_id": movement_id}
+        for statement in (payment_statements.NUDGE, movement_statements.NUDGE):
+            assert pages_of(cursor, statement.sql, values) < PAGES_MAX, statement.name
+
+
 def pages_of(cursor, sql: str, values: dict[str, object]) -> int:
     """Pages that the statement touched, found in memory or not."""
     cursor.execute(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {sql}", values)
@@ -168,11 +218,7 @@ def test_movements_are_shared_by_merchants_as_payments_are(pool, owner_url):
     big, small = uuid4(), uuid4()
     queue(owner_url, (big, 300, 3600), (small, 2, 1), status="requires_capture")
     with cursor_to(owner_url) as cursor:
-        cursor.execute(
-            "INSERT INTO movements (merchant_id, movement_id, payment_id, kind, status, amount,"
-            " due_at) SELECT merchant_id, gen_random_uuid(), payment_id, 'void', 'sending', 100,"
-            " due_at FROM payments"
-        )
+        cursor.execute(_VOIDS)
     store = MovementStore(pool, lease_s=60, provider="fake")
 
     taken = store.lease_due(PLACES, soon())
@@ -238,3 +284,44 @@ def test_polling_thousands_of_ids_brings_few_look_ups_forward(pool, owner_url):
     nudged = [store.nudge(merchant, payment.payment_id, soon()) for payment in payments]
 
     assert sum(nudged) == NUDGED_AT_ONCE
+
+
+@pytest.mark.parametrize("statuses", [["declined"], ["declined", "expired", "unknown"]])
+def test_a_list_by_status_without_hits_reads_few_pages(owner_url, statuses):
+    merchant = uuid4()
+    queue(owner_url, (merchant, LONG, 3600), status="requires_capture")
+    values = {
+        "merchant_id": str(merchant),
+        "statuses": statuses,
+        "created_gte": None,
+        "before_at": None,
+        "before_id": None,
+        "limit": 21,
+    }
+
+    with cursor_to(owner_url) as cursor:
+        assert pages_of(cursor, LIST_BY_STATUS.sql, values) < 50
+        values |= {"before_at": "2100-01-01", "before_id": str(merchant)}
+        assert pages_of(cursor, LIST_BY_STATUS.sql, values) < 50
+
+
+def test_a_list_of_several_statuses_is_newest_first_across_pages(pool, owner_url):
+    merchant = uuid4()
+    queue(owner_url, (merchant, 30, 3600), status="unknown")
+    queue(owner_url, (merchant, 30, 3600), status="declined")
+    store = PaymentStore(pool, lease_s=60, queue_expires_s=60)
+    wanted = [Status.UNKNOWN, Status.DECLINED]
+
+    listed = store.list(merchant, soon(), statuses=wanted, limit=25)
+    while page := store.list(
+        merchant,
+        soon(),
+        statuses=wanted,
+        before=(listed[-1].created_at, listed[-1].payment_id),
+        limit=25,
+    ):
+        listed += page
+
+    assert len({payment.payment_id for payment in listed}) == len(listed) == 60
+    keys = [(payment.created_at, payment.payment_id) for payment in listed]
+    assert keys == sorted(keys, reverse=True)
