@@ -48,6 +48,12 @@ class DatabaseLink:
             thread.join()
         self._sockets, self._threads = [], []
 
+    def lose(self) -> None:
+        """Cut it, and pass on nothing of what stalled."""
+        for end in list(self._sockets):
+            _shut(end)
+        self.cut()
+
     def restore(self) -> None:
         """Let everything through again."""
         self._flows.set()

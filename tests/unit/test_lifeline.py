@@ -183,7 +183,8 @@ def _run_starter(script: str, tmp_path: Path) -> tuple[subprocess.Popen[str], li
 
 
 def _family_of(kept: Kept) -> list[int]:
-    _wait_until(lambda: bool(kept.lines()))
+    # A line can be seen before all of it is written.
+    _wait_until(lambda: len(" ".join(kept.lines()[:1]).split()) == 2)
     return [int(word) for word in kept.lines()[0].split()]
 
 
