@@ -38,6 +38,7 @@ FAMILIES = {
         "disputes_",
         "invariant_",
         "queued_",
+        "recovering",
         "webhooks_",
         "webhook_",
         "rows_",

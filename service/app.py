@@ -40,6 +40,7 @@ from service.payments.movement_reconcile import MovementReconciler
 from service.payments.movement_store import MovementStore
 from service.payments.open_limit import OpenLimit
 from service.payments.reconcile import Reconciler
+from service.payments.recovery import Recovery
 from service.payments.retention import Kept, Retention
 from service.payments.settling_store import SettlingStore
 from service.payments.store import RECORD_TIMEOUT_S, PaymentStore
@@ -293,6 +294,7 @@ def create_background(settings: Settings) -> Background:
     )
     zeros.begin_settling()
     reconciler = Reconciler(parts.store, parts.settling, parts.handler, parts.provider)
+    recovery = Recovery(parts.pool, parts.provider.name)
     # A queued payment is not in a hurry, but its lease is: a call, then its record.
     send_timeout_s = settings.provider_timeout_ms / 1000 + RECORD_TIMEOUT_S
     lease_s = settings.provider_timeout_ms / 1000 + 2 * RECORD_TIMEOUT_S
@@ -311,6 +313,7 @@ def create_background(settings: Settings) -> Background:
             parts.provider,
             send_timeout_s=send_timeout_s,
             batch_max=RECONCILER_THREADS,
+            is_recovering=recovery.is_recovering,
         ),
         movements=parts.movements,
         movement_reconciler=MovementReconciler(
@@ -348,6 +351,7 @@ def create_background(settings: Settings) -> Background:
         late=late,
         late_store=late_store,
         figures=OpenFigures(parts.settling, late_store, runs),
+        recovery=recovery,
         probe=parts.provider.probe,
         send_timeout_s=send_timeout_s,
         threads=RECONCILER_THREADS,

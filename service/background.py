@@ -27,6 +27,8 @@ from service.payments.movements import Movement
 from service.payments.open_limit import EVERY_S as OPEN_LIMIT_EVERY_S
 from service.payments.open_limit import OpenLimit
 from service.payments.reconcile import Reconciler
+from service.payments.recovery import CHECKED_EVERY_S as RECOVERY_CHECKED_EVERY_S
+from service.payments.recovery import Recovery
 from service.payments.retention import Retention
 from service.payments.settling_store import SettlingStore
 from service.payments.sweep import Sweep
@@ -75,6 +77,7 @@ class Background:
     late: LateFacts
     late_store: LateStore
     figures: OpenFigures
+    recovery: Recovery
     # A sign of life from the provider, asked for only when the breaker wants one.
     probe: Callable[[Deadline], bool]
     send_timeout_s: float
@@ -162,6 +165,7 @@ class Background:
 
     def _keep_the_clocks(self, stop: threading.Event) -> None:
         every_s: dict[Callable[[Deadline], None], float] = {
+            self.recovery.check: RECOVERY_CHECKED_EVERY_S,
             self._heartbeat: HEARTBEAT_EVERY_S,
             self.figures.refresh: FIGURES_EVERY_S,
             self._invariants: INVARIANTS_EVERY_S,

@@ -307,6 +307,11 @@ queued_payments = _gauge("queued_payments", "Payments stored and not yet sent.",
 queued_oldest_age_seconds = _gauge(
     "queued_oldest_age_seconds", "Age of the oldest queued payment; 0: none.", over_workers=_LAST
 )
+recovering = _gauge(
+    "recovering",
+    "1 while the queue waits for the first whole sweep after a failover or restore; 0: it does not.",
+    over_workers=_LAST,
+)
 webhooks_received_total = _counter(
     "webhooks_received_total", "Webhooks from the provider.", "result"
 )

@@ -1,0 +1,162 @@
+"""Whether our rows may be older than the provider's books: after a restore or a failover.
+
+An asynchronous failover, or a restore, takes the newest commits. What then waits in the queue may
+have been charged, so nothing is sent from it before one whole sweep has compared the books.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import psycopg2
+
+from service.database.pool import ConnectionPool, Statement
+from service.observability import metrics
+from service.resilience.deadline import Deadline
+
+log = logging.getLogger(__name__)
+
+CHECKED_EVERY_S = 5.0
+# Every running reconciler writes its check; a database in which none did for so long was restored,
+# or ours was away for three sweeps: either way the books are compared before the queue goes on.
+GAP_S = 900.0
+_RUN = "recovery"
+
+# A restore into another cluster has another identifier; a promotion and a restore to a point in
+# time begin another timeline.
+_IDENTITY = Statement(
+    "key_database_identity",
+    """
+    SELECT system_identifier::text || '/' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)
+    FROM pg_control_system()
+    """,
+)
+_READ = Statement(
+    "key_read_recovery",
+    """
+    SELECT name, detail, extract(epoch FROM now() - last_run_at)::float8 FROM background_runs
+    WHERE name = ANY(%(names)s::text[])
+    """,
+)
+_BEGIN = Statement(
+    "key_begin_recovery",
+    """
+    INSERT INTO background_runs (name, last_run_at, detail)
+    VALUES (%(name)s::text, now(), %(detail)s::jsonb)
+    ON CONFLICT (name) DO NOTHING
+    RETURNING 1
+    """,
+)
+# Of several reconcilers that saw the same, one writes it: what another has found is not undone.
+_SAVE = Statement(
+    "key_save_recovery",
+    """
+    UPDATE background_runs SET last_run_at = now(), detail = %(detail)s::jsonb
+    WHERE name = %(name)s::text AND detail = %(before)s::jsonb
+    RETURNING 1
+    """,
+)
+_SWEEP_NOW = Statement(
+    "key_sweep_now",
+    """
+    UPDATE background_runs SET last_run_at = NULL
+    WHERE name = %(sweep)s::text OR starts_with(name, %(sweep)s::text || ' ')
+    RETURNING 1
+    """,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _State:
+    """What is kept in `background_runs`."""
+
+    # None: the engine does not tell.
+    identity: str | None
+    # When lost commits were noticed; None: none are to be expected.
+    since: datetime | None
+
+    @classmethod
+    def of(cls, detail: Mapping[str, Any]) -> _State:
+        since = detail.get("since")
+        return cls(detail.get("database"), datetime.fromisoformat(since) if since else None)
+
+    @property
+    def detail(self) -> str:
+        since = self.since.isoformat() if self.since else None
+        return json.dumps({"database": self.identity, "since": since})
+
+
+class Recovery:
+    """Notices lost commits, and that a whole sweep has ended since. For one reconciler process."""
+
+    def __init__(self, pool: ConnectionPool, provider: str, *, gap_s: float = GAP_S) -> None:
+        self._pool = pool
+        # The charges' list; its checkpoint says up to when the provider's books were compared.
+        self._sweep = f"sweep {provider}"
+        self._gap_s = gap_s
+        self._tells_identity = True
+        # Until it is known that they are not, our rows may be old.
+        self._is_recovering = True
+
+    def is_recovering(self) -> bool:
+        """Whether the queue waits; cheap, as of the last check."""
+        return self._is_recovering
+
+    def check(self, deadline: Deadline) -> None:
+        """Compare the database with what it was; raises Busy, and then the last answer stands."""
+        identity = self._identity(deadline)
+        rows = self._pool.run(_READ, {"names": [_RUN, self._sweep]}, deadline)
+        kept = {name: (detail, age_s) for name, detail, age_s in rows}
+        if _RUN not in kept:
+            first = _State(identity, None)
+            self._pool.run(_BEGIN, {"name": _RUN, "detail": first.detail}, deadline)
+            self._show(first)
+            return
+        detail, age_s = kept[_RUN]
+        swept_to = kept[self._sweep][0].get("swept_to") if self._sweep in kept else None
+        before = _State.of(detail)
+        after = self._next(before, identity, age_s or 0.0, swept_to)
+        params = {"name": _RUN, "detail": after.detail, "before": json.dumps(detail)}
+        if not self._pool.run(_SAVE, params, deadline):
+            return  # Another was quicker: the next check reads what it wrote.
+        if after.since is not None and after.since != before.since:
+            self._pool.run(_SWEEP_NOW, {"sweep": self._sweep}, deadline)
+        self._show(after)
+
+    def _next(
+        self, before: _State, identity: str | None, age_s: float, swept_to: str | None
+    ) -> _State:
+        is_other = None not in (identity, before.identity) and identity != before.identity
+        known = identity or before.identity
+        if is_other or age_s > self._gap_s:
+            log.error(
+                "recovery.began",
+                extra={"is_other_database": is_other, "unchecked_s": round(age_s)},
+            )
+            return _State(known, datetime.now(UTC))
+        if before.since is None:
+            return _State(known, None)
+        if swept_to is None or datetime.fromisoformat(swept_to) < before.since:
+            return _State(known, before.since)
+        log.warning("recovery.ended", extra={"since": before.since.isoformat()})
+        return _State(known, None)
+
+    def _identity(self, deadline: Deadline) -> str | None:
+        if not self._tells_identity:
+            return None
+        try:
+            return str(self._pool.run(_IDENTITY, {}, deadline)[0][0])
+        except psycopg2.Error as error:
+            # Not every engine has these functions, or grants them: the gap must tell.
+            log.warning("recovery.no_identity", extra={"sqlstate": error.pgcode})
+            self._tells_identity = False
+            return None
+
+    def _show(self, state: _State) -> None:
+        self._is_recovering = state.since is not None
+        metrics.recovering.set(int(self._is_recovering))

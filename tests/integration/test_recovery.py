@@ -1,0 +1,128 @@
+"""After a restore or a failover the queue waits for the first whole sweep."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from service.database.pool import ConnectionPool, Statement
+from service.payments.forward import Forwarder
+from service.payments.model import Status
+from service.payments.recovery import Recovery
+from tests.booked_provider import BookedProvider
+from tests.settling import Service, soon
+
+
+def run(pool: ConnectionPool, sql: str, **params: object) -> None:
+    pool.run(Statement("as_told", f"{sql} RETURNING 1"), params, soon())
+
+
+def fail_over(pool: ConnectionPool) -> None:
+    """The last check was made in another timeline of the database."""
+    detail = json.dumps({"database": "1/00000001", "since": None})
+    run(
+        pool,
+        "UPDATE background_runs SET detail = %(d)s::jsonb WHERE name = 'recovery'",
+        d=detail,
+    )
+
+
+def sweep_to(pool: ConnectionPool, moment: datetime) -> None:
+    run(
+        pool,
+        "INSERT INTO background_runs (name, last_run_at, detail)"
+        " VALUES ('sweep fake', now(), %(d)s::jsonb)"
+        " ON CONFLICT (name) DO UPDATE SET detail = excluded.detail",
+        d=json.dumps({"swept_to": moment.isoformat()}),
+    )
+
+
+@pytest.fixture
+def recovery(pool: ConnectionPool) -> Recovery:
+    recovery = Recovery(pool, "fake")
+    recovery.check(soon())
+    return recovery
+
+
+def test_before_the_first_check_nothing_is_sent(pool):
+    assert Recovery(pool, "fake").is_recovering()
+
+
+def test_a_new_database_and_a_quiet_one_are_not_recovering(recovery):
+    first = recovery.is_recovering()
+    recovery.check(soon())
+
+    assert (first, recovery.is_recovering()) == (False, False)
+
+
+def test_another_timeline_makes_the_queue_wait_for_a_whole_sweep(pool, recovery):
+    fail_over(pool)
+
+    recovery.check(soon())
+    began = recovery.is_recovering()
+    sweep_to(pool, datetime.now(UTC) - timedelta(minutes=1))
+    recovery.check(soon())
+    still = recovery.is_recovering()
+    sweep_to(pool, datetime.now(UTC) + timedelta(seconds=1))
+    recovery.check(soon())
+
+    assert (began, still, recovery.is_recovering()) == (True, True, False)
+
+
+def test_a_database_unchecked_for_long_was_restored(pool, recovery):
+    run(
+        pool,
+        "UPDATE background_runs SET last_run_at = now() - interval '1 hour'"
+        " WHERE name = 'recovery'",
+    )
+
+    recovery.check(soon())
+
+    assert recovery.is_recovering()
+
+
+def test_every_reconciler_waits_whoever_noticed(pool, recovery):
+    fail_over(pool)
+    recovery.check(soon())
+    other = Recovery(pool, "fake")
+
+    other.check(soon())
+
+    assert other.is_recovering()
+
+
+def test_the_sweep_is_due_at_once(pool, recovery):
+    sweep_to(pool, datetime.now(UTC) - timedelta(minutes=1))
+    service = Service(pool, BookedProvider())
+    fail_over(pool)
+
+    recovery.check(soon())
+
+    assert service.settling.lease_run("sweep fake", every_s=300, lease_s=10, deadline=soon())
+
+
+def test_nothing_is_sent_from_the_queue_while_recovering(pool, recovery):
+    provider = BookedProvider()
+    service = Service(pool, provider)
+    payment = service.pay(respond_async=True)
+    service.forwarder = Forwarder(
+        service.store,
+        service.settling,
+        service.handler,
+        provider,
+        send_timeout_s=2,
+        batch_max=8,
+        is_recovering=recovery.is_recovering,
+    )
+    fail_over(pool)
+    recovery.check(soon())
+
+    waited = service.drain()
+    sweep_to(pool, datetime.now(UTC) + timedelta(seconds=1))
+    recovery.check(soon())
+    service.drain()
+
+    assert waited == 0
+    assert service.read(payment).status is Status.SUCCEEDED
