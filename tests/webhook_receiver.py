@@ -17,6 +17,8 @@ class Receiver:
         self.got: list[tuple[dict[str, str], bytes]] = []
         # For the next requests, in turn; from then on 204.
         self.statuses: list[int] = []
+        # Further header lines of every answer.
+        self.more = ""
         self.server = FaultServer(self._behave, tls=False)
         self.url = f"{self.server.url}/hooks?merchant=7"
 
@@ -35,7 +37,7 @@ class Receiver:
             named = (line.partition(": ") for line in lines[1:])
             self.got.append(({":line": lines[0]} | {k.lower(): v for k, _, v in named}, body))
             status = self.statuses.pop(0) if self.statuses else 204
-            peer.send(answer(status, b"", more="Location: http://127.0.0.1:9/\r\n"))
+            peer.send(answer(status, b"", more=f"Location: http://127.0.0.1:9/\r\n{self.more}"))
 
 
 @contextlib.contextmanager

@@ -22,7 +22,7 @@ from service.payments.fair_share import NO_OWNER, Due, FairShare
 from service.payments.forward import RunAll
 from service.payments.model import event_id_text, new_id, payment_id_text
 from service.providers.transport import TransportError
-from service.providers.webhook_sender import WebhookSender
+from service.providers.webhook_sender import Receipt, WebhookSender
 from service.resilience.deadline import Deadline
 
 log = logging.getLogger(__name__)
@@ -297,27 +297,29 @@ class Deliverer:
         body = body_of(delivery)
         headers = signed_headers(delivery.event_id, body, delivery.secrets, now_s=time.time())
         try:
-            status = self._sender.post(delivery.url, body, headers, Deadline.after(self._timeout_s))
-            error = None if 200 <= status < 300 else f"status {status}"
+            receipt = self._sender.post(
+                delivery.url, body, headers, Deadline.after(self._timeout_s)
+            )
+            error = None if 200 <= receipt.status < 300 else f"status {receipt.status}"
         except TransportError as refused:
-            status, error = 0, refused.kind
+            receipt, error = Receipt(0), refused.kind
         if error is None:
             self._pool.run(_DELIVERED, _lease_of(delivery), Deadline.after(NOTE_TIMEOUT_S))
             metrics.webhook_deliveries_total.labels("delivered").inc()
             log.debug("webhook.delivered", extra=_told_of(delivery))
         else:
-            self._note_failure(delivery, error, is_gone=status == GONE)
+            self._note_failure(delivery, error, receipt)
         return error is None
 
-    def _note_failure(self, delivery: Delivery, error: str, *, is_gone: bool) -> None:
+    def _note_failure(self, delivery: Delivery, error: str, receipt: Receipt) -> None:
         is_last = delivery.tries >= len(self._pauses_s)
         rows = self._pool.run(
             _FAILED,
             {
                 **_lease_of(delivery),
-                "due_in_s": None if is_last else _spread(self._pauses_s[delivery.tries]),
+                "due_in_s": None if is_last else self._pause_s(delivery, receipt),
                 "error": error,
-                "is_gone": is_gone,
+                "is_gone": receipt.status == GONE,
                 "pause_after_s": self._pause_after_s,
                 "pause_after_failures": PAUSE_AFTER_FAILURES,
                 "paused_event_id": str(new_id()),
@@ -332,6 +334,10 @@ class Deliverer:
                 "webhook_endpoint.paused",
                 extra={"endpoint_id": endpoint_id_text(delivery.endpoint_id), "reason": reason},
             )
+
+    def _pause_s(self, delivery: Delivery, receipt: Receipt) -> float:
+        """The schedule's pause, or the longer one that the receiver asked for."""
+        return max(_spread(self._pauses_s[delivery.tries]), receipt.retry_after_s or 0.0)
 
 
 def body_of(delivery: Delivery) -> bytes:

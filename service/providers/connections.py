@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import socket
 import threading
 from enum import Enum, auto
@@ -24,6 +25,9 @@ IDLE_LIMIT_S = 4.0
 # The socket's own timeout ends a silent peer exactly at the deadline, with the library's words for
 # it; the watchdog, this much later, ends what the timeout cannot (drips, the handshake).
 WATCHDOG_GRACE_S = 0.005
+
+# An answer may be announced (RFC 9110, section 15.2): a few times by sane peers, and not without end.
+INTERIM_ANSWERS_MAX = 16
 
 # A timeout of 0 would mean "do not block" to a socket.
 SHORTEST_TIMEOUT_S = 0.001
@@ -78,9 +82,29 @@ class Exchange:
             self._watch.release()
 
 
+class FinalResponse(http.client.HTTPResponse):
+    """The final answer: what comes before it (100, 102, 103, any 1xx) is read and passed over.
+
+    http.client itself does so with 100 only, and takes a 103 for the answer.
+    """
+
+    def _read_status(self) -> tuple[str, int, str]:
+        for _ in range(INTERIM_ANSWERS_MAX + 1):
+            version, status, reason = super()._read_status()  # type: ignore[misc]
+            if status >= http.client.OK:
+                return version, status, reason
+            if status == http.client.SWITCHING_PROTOCOLS:
+                raise http.client.HTTPException(
+                    "The peer switched protocols, which no request asked"
+                )
+            http.client.parse_headers(self.fp)
+        raise http.client.HTTPException(f"Over {INTERIM_ANSWERS_MAX} answers of 1xx came first")
+
+
 class _Connection(urllib3.connection.HTTPConnection):
     """Serves `exchange`; the pool sets it whenever it lends the connection out."""
 
+    response_class = FinalResponse
     exchange: Exchange
     idle_since_s = 0.0
     _held: list[bytes] | None = None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import socket
+import time
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
 
@@ -13,6 +15,7 @@ from requests.utils import DEFAULT_CA_BUNDLE_PATH
 from service.providers.connections import Exchange, pool_for
 from service.providers.public_addresses import address_of, is_public
 from service.providers.resolver import Resolver
+from service.providers.retry_after import parse_retry_after_s
 from service.providers.transport import (
     NotSent,
     causes_of,
@@ -32,6 +35,20 @@ _HOST = re.compile(r"[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?", re.IGNORECASE)
 _NUMBER = re.compile(r"(?:.*\.)?(?:0x[0-9a-f]*|[0-9]+)\.?", re.IGNORECASE)
 
 
+# Statuses with which Retry-After asks for patience (RFC 9110, section 15.6.4; RFC 6585, section 4).
+_ASKS_FOR_PATIENCE = frozenset({429, 503})
+# The longest pause of the delivery schedule: a receiver cannot put its events off for ever.
+RETRY_AFTER_MAX_S = 86_400.0
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """A receiver's final answer, and how long it asks us to stay away."""
+
+    status: int
+    retry_after_s: float | None = None
+
+
 class AddressRefused(socket.gaierror):
     """The name leads to a place that we do not call."""
 
@@ -47,8 +64,8 @@ class WebhookSender:
         self._resolver = _CheckedResolver(allow_private=allow_private)
         self._tls = verifying_context(str(ca_file or DEFAULT_CA_BUNDLE_PATH))
 
-    def post(self, url: str, body: bytes, headers: dict[str, str], deadline: Deadline) -> int:
-        """Send it once and return the answer's status; the answer's body is not read.
+    def post(self, url: str, body: bytes, headers: dict[str, str], deadline: Deadline) -> Receipt:
+        """Send it once and return the final answer, without its body.
 
         Ends by `deadline`. The name is resolved once and the connection goes to the very address
         that was checked; TLS and Host keep the name. A redirect is an answer like any other.
@@ -94,7 +111,16 @@ class WebhookSender:
         finally:
             exchange.release()
             pool.close()
-        return response.status
+        return _receipt_of(response)
+
+
+def _receipt_of(response: urllib3.BaseHTTPResponse) -> Receipt:
+    if response.status not in _ASKS_FOR_PATIENCE:
+        return Receipt(response.status)
+    asked_s = parse_retry_after_s(
+        response.headers.get("Retry-After"), now_s=time.time(), longest_s=RETRY_AFTER_MAX_S
+    )
+    return Receipt(response.status, asked_s)
 
 
 def refusal_of(url: str, *, allow_private: bool) -> str | None:

@@ -317,6 +317,37 @@ def test_a_chunked_answer_of_the_largest_size_is_whole():
         assert post(transport, 5.0).body == body
 
 
+def test_answers_of_1xx_are_passed_over_and_the_connection_is_kept():
+    early = b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\nHTTP/1.1 102 Processing\r\n\r\n"
+    with fault_server(always(early + OK)) as server, transport_to(server.url) as transport:
+        answers = [post(transport, 2.0) for _ in range(3)]
+
+    assert [(each.status, each.body) for each in answers] == [(200, b'{"ok": true}')] * 3
+    assert server.accepted == 1
+
+
+@pytest.mark.parametrize(
+    ("before", "kind"),
+    [
+        (b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\n" + OK, "garbage"),
+        (b"HTTP/1.1 102 Processing\r\n\r\n" * 17 + OK, "garbage"),
+        (b"HTTP/1.1 100 Continue\r\n\r\n" * 17 + OK, "garbage"),
+    ],
+)
+def test_protocol_switch_or_endless_1xx_is_doubt(before, kind):
+    failure = failure_of(always(before))
+
+    assert (type(failure), failure.kind) == (SentUnknown, kind)
+
+
+def test_interim_answer_without_a_final_one_is_doubt():
+    def behave(peer: Peer) -> None:
+        peer.read_request()
+        peer.send(b"HTTP/1.1 103 Early Hints\r\nContent-Length: 0\r\n\r\n")
+
+    assert isinstance(failure_of(behave), SentUnknown)
+
+
 def test_a_redirect_is_an_answer_and_is_not_followed():
     elsewhere = FaultServer(always(OK))
     redirect = answer(302, b"{}", more=f"Location: {elsewhere.url}/\r\n")

@@ -10,7 +10,7 @@ import pytest
 
 from service.providers import webhook_sender
 from service.providers.transport import NotSent, SentUnknown, TransportError
-from service.providers.webhook_sender import WebhookSender, refusal_of
+from service.providers.webhook_sender import RETRY_AFTER_MAX_S, Receipt, WebhookSender, refusal_of
 from service.resilience.deadline import Deadline
 from service.resilience.watchdog import Watchdog
 from tests.fault_server import Peer, always, answer, certificate, fault_server
@@ -38,6 +38,10 @@ def lenient() -> WebhookSender:
 
 
 def post(sender: WebhookSender, url: str, within_s: float = 2.0) -> int:
+    return receipt(sender, url, within_s).status
+
+
+def receipt(sender: WebhookSender, url: str, within_s: float = 2.0) -> Receipt:
     return sender.post(url, b"{}", {"webhook-id": "evt_1"}, Deadline.after(within_s))
 
 
@@ -122,6 +126,52 @@ def test_tls_asks_for_the_name_and_believes_no_other(lenient, monkeypatch):
 def test_a_verified_receiver_is_told_over_tls(lenient):
     with fault_server(always(answer(200, b"thanks"))) as server:
         assert post(lenient, server.url) == 200
+
+
+def test_answers_of_1xx_are_passed_over(lenient):
+    early = b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\nHTTP/1.1 102 Processing\r\n\r\n"
+    for status in (204, 500):
+        with fault_server(
+            always(b"HTTP/1.1 100 Continue\r\n\r\n" + early + answer(status, b""))
+        ) as server:
+            assert post(lenient, server.url) == status
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\n",
+        b"HTTP/1.1 102 Processing\r\n\r\n" * 17,
+        b"HTTP/1.1 100 Continue\r\n\r\n" * 17,
+    ],
+)
+def test_protocol_switch_or_endless_1xx_is_no_answer(lenient, before):
+    with (
+        fault_server(always(before + answer(200, b""))) as server,
+        pytest.raises(SentUnknown) as refused,
+    ):
+        post(lenient, server.url)
+
+    assert refused.value.kind == "garbage"
+
+
+@pytest.mark.parametrize(
+    ("status", "header", "seconds"),
+    [
+        (429, "120", 120.0),
+        (503, "0", 0.0),
+        (503, "999999999", RETRY_AFTER_MAX_S),
+        (503, "Fri, 31 Dec 9999 23:59:59 GMT", RETRY_AFTER_MAX_S),
+        (429, "Sun, 06 Nov 1994 08:49:37 GMT", 0.0),
+        (500, "120", None),
+        (200, "120", None),
+        *((503, header, None) for header in ("", "-1", "1.5", "soon", "9" * 4000, "\xb2")),
+        *((503, header, None) for header in ("Fri, 99 Foo 9999 23:59:59 GMT", "1e3", "0x10")),
+    ],
+)
+def test_retry_after_is_read_within_bounds(lenient, status, header, seconds):
+    with fault_server(always(answer(status, b"", more=f"Retry-After: {header}\r\n"))) as server:
+        assert receipt(lenient, server.url) == Receipt(status, seconds)
 
 
 def test_a_redirect_is_not_followed(lenient):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime
+from datetime import UTC, datetime
 from uuid import UUID, uuid4
 
 import psycopg2
@@ -167,6 +167,22 @@ def test_what_is_refused_comes_again_with_the_same_id_until_it_is_taken(merchant
     assert len({headers["webhook-id"] for headers, _ in receiver.got}) == 1
     assert len(receiver.got) == 3
     assert (merchant.endpoint(endpoint_id).failures, merchant.outbox()) == (0, [])
+
+
+@pytest.mark.parametrize(("status", "seconds"), [(429, 7000), (503, 7000), (500, 1)])
+def test_receiver_that_asks_for_patience_is_given_it(pool, receiver, status, seconds):
+    merchant = Merchant(pool, pauses_s=[1.0, 1.0])
+    merchant.hears_at(receiver.url)
+    merchant.pay()
+    receiver.statuses, receiver.more = [status], "Retry-After: 7000\r\n"
+    before = datetime.now(UTC)
+
+    merchant.deliver()
+
+    ((_, tries, due_at),) = merchant.outbox()
+    assert tries == 1
+    assert due_at is not None
+    assert abs((due_at - before).total_seconds() - seconds) < 60
 
 
 def test_after_the_last_pause_it_is_given_up_and_can_be_asked_for_again(pool, receiver):
