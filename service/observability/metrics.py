@@ -55,7 +55,7 @@ DISCARD_REASONS = ("broken", "lifetime", "evicted", "leaked", "closed")
 DB_ERROR_CLASSES = (
     *("connection", "timeout", "serialization", "integrity", "read_only", "shutdown", "other"),
 )
-WEBHOOK_RESULTS = ("stored", "duplicate", "bad_signature", "refused")
+WEBHOOK_RESULTS = ("stored", "duplicate", "bad_signature", "ignored")
 DELIVERY_RESULTS = ("delivered", "retried", "given_up")
 FAULTS = ("payment_timeout", "connection_error", "pool_exhaustion", "other")
 VERDICTS = ("held", "broke", "inconclusive", "aborted", "refused")

@@ -11,8 +11,8 @@ from pydantic import BaseModel, ValidationError
 
 from service.errors import BodyTooLarge, CardDataRefused, InvalidJson, ValidationFailed
 from service.observability.card_numbers import holds_card_number
+from service.web.incoming import MAX_BODY_BYTES
 
-MAX_BODY_BYTES = 64 * 1024
 # The deepest request of the contract has two levels; a parser's stack is not for callers to fill.
 MAX_DEPTH = 8
 
@@ -27,13 +27,13 @@ _UNSTORABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 Model = TypeVar("Model", bound=BaseModel)
 
 
-def read_body() -> bytes:
-    """The raw body, at most 64 KiB, whether or not its length was announced."""
-    if (request.content_length or 0) > MAX_BODY_BYTES:
-        raise BodyTooLarge(f"The body is larger than {MAX_BODY_BYTES} bytes.")
-    body: bytes = request.stream.read(MAX_BODY_BYTES + 1)
-    if len(body) > MAX_BODY_BYTES:
-        raise BodyTooLarge(f"The body is larger than {MAX_BODY_BYTES} bytes.")
+def read_body(limit: int = MAX_BODY_BYTES) -> bytes:
+    """The raw body, at most `limit` bytes, whether or not its length was announced."""
+    if (request.content_length or 0) > limit:
+        raise BodyTooLarge(f"The body is larger than {limit} bytes.")
+    body: bytes = request.stream.read(limit + 1)
+    if len(body) > limit:
+        raise BodyTooLarge(f"The body is larger than {limit} bytes.")
     return body
 
 

@@ -12,14 +12,16 @@ from typing import Annotated, Any
 from uuid import UUID
 
 from flask import Blueprint, Response, request
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field
+from pydantic_core import from_json
 
-from service.errors import InvalidJson, NotFound, SignatureInvalid
+from service.errors import NotFound, SignatureInvalid
 from service.observability import metrics
 from service.operations import STRIPE_SIGNATURE, Operation, documented
 from service.payments.model import parse_id
 from service.payments.settling_store import SettlingStore
 from service.web.bodies import read_body
+from service.web.incoming import MAX_EVENT_BYTES
 from service.web.request_scope import request_deadline
 from service.web.schemas import Received
 
@@ -37,16 +39,22 @@ _Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.\-]{1,255}$")]
 class EventObject(BaseModel):
     """What an event is about; of all that providers say of it only this is read."""
 
-    id: Any
+    id: Any = None
     payment_intent: Any = None
     charge: Any = None
-    metadata: dict[str, Any] | None = None
+    metadata: Any = None
 
 
 class EventData(BaseModel):
     """Where providers put the object."""
 
-    object: EventObject
+    object: EventObject | None = None
+
+
+class RelatedObject(BaseModel):
+    """Where thin events name the object."""
+
+    id: Any = None
 
 
 class ProviderEvent(BaseModel):
@@ -54,7 +62,8 @@ class ProviderEvent(BaseModel):
 
     id: _Name
     type: _Name
-    data: EventData
+    data: EventData | None = None
+    related_object: RelatedObject | None = None
 
 
 def webhooks_blueprint(*, inbox: SettlingStore, stripe_secrets: Sequence[str]) -> Blueprint:
@@ -67,7 +76,7 @@ def webhooks_blueprint(*, inbox: SettlingStore, stripe_secrets: Sequence[str]) -
             summary="A provider's event; 200 once it is stored",
             body=ProviderEvent,
             headers=(STRIPE_SIGNATURE,),
-            answers={200: ("Stored, or here already", Received)},
+            answers={200: ("Stored, here already, or signed and not about payments", Received)},
             problems=("signature_invalid",),
         )
     )
@@ -75,7 +84,7 @@ def webhooks_blueprint(*, inbox: SettlingStore, stripe_secrets: Sequence[str]) -
         if provider != "stripe":
             raise NotFound("There is no such provider.")
         deadline = request_deadline()
-        body = read_body()
+        body = read_body(MAX_EVENT_BYTES)
         try:
             check_signature(
                 body,
@@ -88,11 +97,20 @@ def webhooks_blueprint(*, inbox: SettlingStore, stripe_secrets: Sequence[str]) -
             log.warning("webhook.signature_invalid", extra={"provider": provider})
             raise
         event = read_event(body)
+        if event is None:
+            # It is the provider's, and we need nothing of it. A refusal would not change it, and
+            # providers stop sending to endpoints that refuse.
+            metrics.webhooks_received_total.labels("ignored").inc()
+            return _received()
         is_new = inbox.receive_webhook(deadline, provider=provider, **event)
         metrics.webhooks_received_total.labels("stored" if is_new else "duplicate").inc()
-        return Response('{"received": true}\n', 200, content_type="application/json")
+        return _received()
 
     return blueprint
+
+
+def _received() -> Response:
+    return Response('{"received": true}\n', 200, content_type="application/json")
 
 
 def check_signature(body: bytes, header: str, *, secrets: Sequence[str], now_s: float) -> None:
@@ -125,33 +143,54 @@ def _parse_signature(header: str) -> tuple[str | None, list[str]]:
 _STAMP = re.compile(r"[0-9]{1,12}")
 
 
-def read_event(body: bytes) -> dict[str, Any]:
-    """What we keep of the event: which object it hints at. The object itself is fetched later."""
+def read_event(body: bytes) -> dict[str, Any] | None:
+    """What we keep of a signed event: which object it hints at, to be fetched later.
+
+    None for one that hints at nothing: no event at all, one without an object, or one whose object
+    has neither an id nor a payment of ours.
+    """
     try:
-        event = ProviderEvent.model_validate_json(body)
-    except ValidationError:
-        metrics.webhooks_received_total.labels("refused").inc()
-        raise InvalidJson("The body is not an event.") from None
-    about = event.data.object
+        event = from_json(body)
+    except ValueError:
+        return None
+    event_id, kind = _name_in(event, "id"), _name_in(event, "type")
+    about = _inner(_inner(event, "data"), "object")
+    metadata = _inner(about, "metadata")
     # A refund or a dispute is found by its charge; expanded, the charge stands where its id did.
-    reference = _reference(about.payment_intent) or _reference(about.charge) or about.id
-    metadata = about.metadata or {}
-    payment_id, merchant_id = metadata.get("payment_id"), metadata.get("merchant_id")
+    reference = (
+        _reference(about, "payment_intent")
+        or _reference(about, "charge")
+        or _name_in(about, "id")
+        or _name_in(_inner(event, "related_object"), "id")
+    )
+    payment_id = parse_id(_name_in(metadata, "payment_id") or "", "pay_")
+    if event_id is None or kind is None or (reference is None and payment_id is None):
+        return None
     return {
-        "event_id": event.id,
-        "type_": event.type,
-        "provider_ref": reference if isinstance(reference, str) and _SANE(reference) else None,
-        "payment_id": parse_id(payment_id, "pay_") if isinstance(payment_id, str) else None,
-        "merchant_id": _parse_uuid(merchant_id),
+        "event_id": event_id,
+        "type_": kind,
+        "provider_ref": reference,
+        "payment_id": payment_id,
+        "merchant_id": _parse_uuid(_name_in(metadata, "merchant_id")),
     }
 
 
-def _reference(found: Any) -> Any:
-    return found.get("id") if isinstance(found, dict) else found
+def _reference(about: Any, name: str) -> str | None:
+    return _name_in(about, name) or _name_in(_inner(about, name), "id")
 
 
-def _parse_uuid(value: object) -> UUID | None:
+def _inner(value: Any, name: str) -> Any:
+    return value.get(name) if isinstance(value, dict) else None
+
+
+def _name_in(value: Any, name: str) -> str | None:
+    """A sane name that stands there, not a value of any other kind."""
+    found = _inner(value, name)
+    return found if isinstance(found, str) and _SANE(found) else None
+
+
+def _parse_uuid(value: str | None) -> UUID | None:
     try:
-        return UUID(str(value)) if value is not None else None
+        return UUID(value) if value is not None else None
     except ValueError:
         return None

@@ -7,6 +7,7 @@ seeds, so that what was found once stays mended.
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import hmac
 import json
@@ -15,6 +16,7 @@ import socket
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from ipaddress import ip_address
+from time import thread_time
 from typing import Any
 from uuid import UUID
 
@@ -22,7 +24,7 @@ from gunicorn.config import Config
 from gunicorn.http.errors import NoMoreData, ParseException
 from gunicorn.http.parser import RequestParser
 
-from service.errors import HoldfastError, InvalidJson, KeyMissing, SignatureInvalid
+from service.errors import HoldfastError, KeyMissing, SignatureInvalid
 from service.observability.card_numbers import holds_card_number
 from service.observability.redaction import clean, clean_text
 from service.observability.tracing import Trace
@@ -31,6 +33,7 @@ from service.payments.merchants import generate_key, parse_key
 from service.payments.model import fingerprint
 from service.providers import stripe_answers, stripe_charge_answers, stripe_intents
 from service.providers.base import Charge, Outcome, OutcomeKind, Refund
+from service.providers.retry_after import parse_retry_after_s
 from service.providers.stripe_answers import Garbage
 from service.providers.transport import Answer
 from service.providers.webhook_sender import refusal_of
@@ -38,6 +41,8 @@ from service.sandbox import form
 from service.sandbox.errors import StripeError
 from service.settings import Settings, SettingsError
 from service.web.bodies import MAX_DEPTH, parse_object, validated
+from service.web.diagnostics import understood_accept
+from service.web.header_rules import MAX_FIELD_BYTES, Malformed
 from service.web.idempotency import parse_idempotency_key
 from service.web.incoming import Arrival, Verdict
 from service.web.payments import parse_cursor
@@ -48,6 +53,10 @@ from service.web.webhooks import check_signature, read_event
 SECRET = "whsec_of_the_fuzzer"
 NOW_S = 1_800_000_000.0
 CANARY = "canary-7f3a91c2"
+# What a request may hold, and what one parser may take for it: linear ones need a tenth, also under
+# the fuzzer's instruments; a quadratic one needs minutes.
+LONG_BYTES = 64 * 1024
+LONGEST_S = 1.5
 
 
 def json_body(data: bytes) -> None:
@@ -153,10 +162,9 @@ def signature_out(data: bytes) -> None:
 
 
 def provider_event(data: bytes) -> None:
-    """An event is a few sound names or a refusal, whatever the provider sends."""
-    try:
-        event = read_event(data)
-    except InvalidJson:
+    """An event is a few sound names or nothing for us, whatever the provider sends."""
+    event = read_event(data)
+    if event is None:
         return
     for name in ("event_id", "type_", "provider_ref"):
         assert event[name] is None or re.fullmatch(r"[A-Za-z0-9_.\-]{1,255}", event[name])
@@ -297,6 +305,38 @@ def list_query(data: bytes) -> None:
     assert query.created_gte is None or query.created_gte.utcoffset() is not None
 
 
+def time_of_parsers(data: bytes) -> None:
+    """No parser takes more than time in proportion to its text, whatever is repeated in it."""
+    piece = data[:64]
+    if not piece:
+        return
+    long = (piece * (LONG_BYTES // len(piece) + 1))[:LONG_BYTES]
+    header = long[: MAX_FIELD_BYTES - 64].decode("latin-1")
+    text = long.decode("utf-8", "replace")
+    reads: tuple[Callable[[], object], ...] = (
+        *(lambda: parse_object(long), lambda: parse_object(b'{"a": ["' + long + b'"]}')),
+        *(lambda: holds_card_number(text), lambda: clean_text(text), lambda: clean({text: [text]})),
+        *(lambda: read_event(long), lambda: Arrival().feed(long)),
+        *(lambda: parse_idempotency_key(header), lambda: parse_idempotency_key(f'"{header}"')),
+        *(lambda: parse_wait_s(f"wait{header}"), lambda: asks_for_async(header)),
+        *(
+            lambda: understood_accept(header),
+            lambda: Trace.parse(header),
+            lambda: parse_key(header),
+        ),
+        lambda: check_signature(long, f"t=1,{header}", secrets=["x"], now_s=NOW_S),
+        lambda: parse_retry_after_s(header, now_s=NOW_S, longest_s=1.0),
+        lambda: refusal_of(f"https://{header}", allow_private=False),
+        lambda: validated(PaymentQuery, {"cursor": header, "limit": header}),
+        lambda: fingerprint("POST", "/x", {text: text}),
+    )
+    for read in reads:
+        began_s = thread_time()
+        with contextlib.suppress(HoldfastError, Malformed):
+            read()
+        assert thread_time() - began_s < LONGEST_S, header[:64]
+
+
 CHARGE = Charge("pay_1", "m", 1500, "usd", "pm_card_visa", "key", provider_ref=None)
 REFUND = Refund("ref_1", "pay_1", "pi_1", 700, "usd", "key")
 PROPERTIES: dict[str, Callable[[bytes], None]] = {
@@ -304,7 +344,7 @@ PROPERTIES: dict[str, Callable[[bytes], None]] = {
     for of in (
         *(json_body, card_numbers, idempotency_key, request_headers, api_key, signature_in),
         *(signature_out, provider_event, provider_answer, sandbox_form, incoming_request),
-        *(settings, webhook_address, list_query),
+        *(settings, webhook_address, list_query, time_of_parsers),
     )
 }
 

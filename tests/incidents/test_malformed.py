@@ -264,3 +264,15 @@ def test_key_that_is_repeated_charges_nothing(house: House) -> None:
 
         assert (status, json.loads(answer)["code"]) == (400, "header_repeated"), named
     assert house.charges(f"r-{reference.decode()}") == []
+
+
+@pytest.mark.parametrize(
+    ("size", "status"), [(200_000, 400), (1_048_576, 400), (1_048_577, 413), (10**12, 413)]
+)
+def test_events_have_a_limit_of_their_own(house: House, size: int, status: int) -> None:
+    length = b"Content-Length: %d\r\n" % size
+    body = b" " * min(size, 1_048_576)
+
+    ((given, _),) = exchange(house.url, head(b"POST /v1/webhooks/stripe", length) + body)
+
+    assert given == status

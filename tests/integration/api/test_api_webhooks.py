@@ -13,6 +13,7 @@ import pytest
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
+from service.web.incoming import MAX_EVENT_BYTES
 from tests.integration.api.conftest import WEBHOOK_SECRET, Connection
 
 Send = Callable[..., TestResponse]
@@ -110,15 +111,74 @@ def test_a_forged_or_replayed_event_is_refused(
     assert inbox("evt_forged") == []
 
 
-@pytest.mark.parametrize(
-    "body",
-    [b"", b"{", b"[]", b'"x"', b"{}", b'{"id": 1, "type": "x", "data": {"object": {"id": "y"}}}',
-     b'{"id": "e", "type": "a\\u0000", "data": {"object": {"id": "y"}}}', b"[" * 60000]
-)  # fmt: skip
-def test_a_signed_body_that_is_no_event_is_refused(send: Send, body: bytes) -> None:
+NOT_FOR_US = [
+    *(
+        b"",
+        b"{",
+        b"[]",
+        b'"x"',
+        b"{}",
+        b"null",
+        b"\xff\xfe",
+        b"[" * 60000,
+        b'{"id": ' + b"9" * 60000,
+    ),
+    b'{"id": 1, "type": "x", "data": {"object": {"id": "y"}}}',
+    b'{"id": "evt_none", "type": "a\\u0000", "data": {"object": {"id": "y"}}}',
+    b'{"id": "evt_none", "type": "balance.available", "data": {"object": {"object": "balance"}}}',
+    b'{"id": "evt_none", "type": "x", "data": null}',
+    b'{"id": "evt_none", "type": "x", "data": {"object": "pi_1"}}',
+    b'{"id": "evt_none", "type": "x", "data": {"object": {"id": 7, "metadata": []}}}',
+    b'{"id": "evt_none", "type": "x", "data": {"object": {"id": null, "metadata": {"a": {}}}}}',
+    b'{"id": "evt_none", "object": "v2.core.event", "type": "v2.core.account.created"}',
+    b'{"id": "evt_none", "object": "v2.core.event", "type": "x", "related_object": null}',
+]
+
+
+@pytest.mark.parametrize("body", NOT_FOR_US)
+def test_signed_body_that_is_not_for_us_is_taken_and_dropped(
+    send: Send, inbox: Callable[[str], list[tuple[object, ...]]], body: bytes
+) -> None:
     answer = send(body)
 
-    assert (answer.status_code, answer.json["code"]) == (400, "invalid_json")
+    assert (answer.status_code, answer.json) == (200, {"received": True})
+    assert inbox("evt_none") == []
+
+
+@pytest.mark.parametrize("body", NOT_FOR_US)
+def test_unsigned_body_is_refused_whatever_it_is(send: Send, body: bytes) -> None:
+    answer = send(body, sign(body, secret="guessed"))
+
+    assert (answer.status_code, answer.json["code"]) == (400, "signature_invalid")
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"object": "v2.core.event", "related_object": {"id": "pi_77", "type": "payment_intent"}},
+        {"data": {"object": {"id": "ch_1", "payment_intent": "pi_77"}}},
+        {"data": {"object": {"id": "ch_1", "payment_intent": {"id": "pi_77"}}}},
+        {"data": {"object": {"id": "pi_77", "metadata": {"merchant_id": "9" * 200}}}},
+        {"data": {"object": {"id": "pi_77", "metadata": {"payment_id": 10**400}}}},
+    ],
+)
+def test_event_of_any_shape_hints_at_its_object(
+    send: Send, inbox: Callable[[str], list[tuple[object, ...]]], more: dict[str, object]
+) -> None:
+    body = json.dumps({"id": "evt_shape", "type": "x.y", **more}).encode()
+
+    assert send(body).status_code == 200
+    assert inbox("evt_shape") == [("x.y", "pi_77", None, None)]
+
+
+def test_large_event_is_stored(
+    send: Send, inbox: Callable[[str], list[tuple[object, ...]]]
+) -> None:
+    body = event("evt_large", note="x" * (MAX_EVENT_BYTES - 1000))
+
+    assert send(body).status_code == 200
+    assert len(inbox("evt_large")) == 1
+    assert send(body + b" " * 2000).status_code == 413
 
 
 def test_only_known_providers_have_a_door(client: FlaskClient) -> None:
