@@ -20,6 +20,7 @@ COMMANDS = {
     "drill": "rehearse a fault on a running instance, with a verdict",
     "migrate": "bring the database to this version's schema",
     "retain": "make and detach months of events; for cron",
+    "erase": "remove what tells of a person from payments, events and drills",
     "payments": "list, show, reconcile and resolve payments",
     "keys": "make, list and revoke API keys",
     "events": "follow what happens",
