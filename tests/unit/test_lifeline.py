@@ -15,14 +15,15 @@ import pytest
 
 from service.resilience import lifeline
 from service.resilience.lifeline import Kept
+from tests.process_family import runs
 
 ROOT = Path(__file__).parents[2]
-# Prints its own process id and its child's, then both sleep and ignore polite requests to end.
+# Prints its own process id and its child's, in one piece, then both sleep and ignore polite requests to end.
 FAMILY = (
     "import os, signal, time\n"
     "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
     "child = os.fork()\n"
-    "if child: print(os.getpid(), child, flush=True)\n"
+    "if child: os.write(1, f'{os.getpid()} {child}\\n'.encode())\n"
     "time.sleep(60)\n"
 )
 
@@ -67,7 +68,7 @@ def test_stop_ends_a_stubborn_program_and_its_children(tmp_path):
     status = kept.stop()
 
     assert status == 128 + signal.SIGKILL
-    assert not any(map(_runs, family))
+    assert not any(map(runs, family))
 
 
 def test_what_a_killed_program_leaves_behind_is_ended(tmp_path):
@@ -80,7 +81,7 @@ def test_what_a_killed_program_leaves_behind_is_ended(tmp_path):
     kept.release()
 
     assert status == 128 + signal.SIGKILL
-    assert not any(map(_runs, family))
+    assert not any(map(runs, family))
 
 
 def test_a_killed_starter_takes_the_program_with_it(tmp_path):
@@ -89,7 +90,7 @@ def test_a_killed_starter_takes_the_program_with_it(tmp_path):
     starter.kill()
     starter.wait()
 
-    _wait_until(lambda: not any(map(_runs, pids)))
+    _wait_until(lambda: not any(map(runs, pids)))
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs PR_SET_PDEATHSIG")
@@ -102,7 +103,7 @@ def test_a_killed_keeper_takes_the_program_with_it(tmp_path):
     kept.wait(30)
     kept.release()
 
-    _wait_until(lambda: not _runs(program_pid))
+    _wait_until(lambda: not runs(program_pid))
 
 
 def test_a_program_outlives_the_one_that_needs_it_even_after_a_kill(tmp_path):
@@ -135,7 +136,7 @@ def test_a_program_outlives_the_one_that_needs_it_even_after_a_kill(tmp_path):
     starter.kill()
     starter.wait()
 
-    _wait_until(lambda: not any(map(_runs, pids)))
+    _wait_until(lambda: not any(map(runs, pids)))
     assert (tmp_path / "top.log").read_text().splitlines()[-1] == "foundation runs"
 
 
@@ -186,14 +187,6 @@ def _family_of(kept: Kept) -> list[int]:
     # A line can be seen before all of it is written.
     _wait_until(lambda: len(" ".join(kept.lines()[:1]).split()) == 2)
     return [int(word) for word in kept.lines()[0].split()]
-
-
-def _runs(pid: int) -> bool:
-    """Whether a process is there; a zombie that nobody has buried yet is not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 def _wait_until(condition: Callable[[], bool], within_s: float = 30.0) -> None:
