@@ -1,13 +1,17 @@
 # Two commands: `make run` and `make test`. All paths are relative, so a checkout's own path may hold spaces.
 
 .DEFAULT_GOAL := help
-.PHONY: help run observe test test-unit test-all image-test lint fuzz check-supply screenshots dashboards bench lock clean
+.PHONY: help run observe test test-unit test-all test-short test-pythons test-contract image-test lint fuzz check-supply screenshots dashboards bench lock clean
 .DELETE_ON_ERROR:
+# Hundreds of short processes import the same files, and what is printed in pieces arrives in pieces.
+unexport PYTHONDONTWRITEBYTECODE PYTHONUNBUFFERED
 
 # The first Python here that is new enough; a shim that leads nowhere is passed over.
 PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
 	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$python" && break; done)
-BIN := .venv/bin
+# Where Python's packages are installed; `make test-pythons` makes one for each Python.
+VENV := .venv
+BIN := $(VENV)/bin
 # The audit's tools stay apart: what they need must not decide what the service is tested with.
 AUDIT_BIN := .venv-audit/bin
 PIP := PIP_ROOT_USER_ACTION=ignore $(BIN)/python -m pip -qq --disable-pip-version-check --no-input
@@ -17,27 +21,44 @@ APT_PACKAGES := $(shell cat .ci/apt-packages)
 help: ## list what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
-run: .venv/embedded.lock ## start everything here and print a curl that pays; Ctrl-C stops it
+run: $(VENV)/embedded.lock ## start everything here and print a curl that pays; Ctrl-C stops it
 	@exec $(BIN)/python -m service run --end-with-parent $(ARGS)
 
-observe: .venv/embedded.lock ## run it watched by Prometheus and Alertmanager, with the incident to look at
+observe: $(VENV)/embedded.lock ## run it watched by Prometheus and Alertmanager, with the incident to look at
 	@exec $(BIN)/python -m service observe --end-with-parent $(ARGS)
 
 # Whole files to each worker, since the tests of a file share what they stand on: tests/order_of_work.py.
 PYTEST := $(BIN)/python -m pytest -q -n auto --dist loadfile
+# Those that Holdfast runs on.
+PYTHONS ?= 3.11 3.12 3.13
+space := $(subst ,, )
 # All but tests/unit, which runs first, and tests/long, which takes minutes by nature.
 TESTS ?= tests/contract tests/integration tests/incidents tests/shipped
 
-test: lint test-unit .venv/apt-packages .venv/stripe-mock.lock ## check all but what takes minutes by nature
+test: lint test-unit $(VENV)/apt-packages $(VENV)/stripe-mock.lock ## check all but what takes minutes by nature
 	$(PYTEST) $(TESTS) $(ARGS)
 
-test-unit: .venv/test.lock ## check what needs no server, in seconds
+test-unit: $(VENV)/test.lock ## check what needs no server, in seconds
 	$(PYTEST) -n 2 tests/unit $(ARGS)
 
 test-all: test ## check everything, what takes minutes by nature too
 	$(PYTEST) tests/long $(ARGS)
 
-image-test: .venv/test.lock ## build the container image and pay with it (root; BASE=image to build on)
+# The contract tier needs servers, and of the system's programs npm at most.
+test-pythons: ## check the tiers unit and contract on each Python that is installed
+	@export PYENV_VERSION=$(subst $(space),:,$(PYTHONS)); for version in $(PYTHONS); do \
+		python$$version -c '' 2>/dev/null || { echo "not run here: needs python$$version"; continue; }; \
+		echo "On $$(python$$version --version):"; \
+		$(MAKE) --no-print-directory VENV=.venv-$$version PYTHON=python$$version test-contract || exit 1; \
+	done
+
+test-contract: test-unit $(VENV)/stripe-mock.lock
+	$(PYTEST) tests/contract $(ARGS)
+
+test-short: $(VENV)/test.lock $(VENV)/apt-packages ## check one of each kind of what takes minutes, as CI does
+	$(PYTEST) tests/long -m short $(ARGS)
+
+image-test: $(VENV)/test.lock ## build the container image and pay with it (root; BASE=image to build on)
 	@BASE="$(BASE)" $(BIN)/python -m tests.shipped.image_test
 
 # What bandit warns of and we mean (ruff checks most of it too): programs that we start by full path and without a shell (B404, B603, B606),
@@ -45,12 +66,12 @@ image-test: .venv/test.lock ## build the container image and pay with it (root; 
 # checker (B101), an address that is looked up and not bound (B104), the word "pass" (B105).
 NOT_MEANT := B101,B104,B105,B311,B404,B405,B603,B606,B608
 
-lint: .venv/test.lock ## format, lint, types and the order of the rooms
+lint: $(VENV)/test.lock ## format, lint, types and the order of the rooms
 	$(BIN)/python -m ruff format --quiet --check .
 	$(BIN)/python -m ruff check --quiet .
 	$(BIN)/python -m mypy
 	$(BIN)/python -m bandit --quiet --recursive service wsgi.py deploy --skip $(NOT_MEANT)
-	@$(BIN)/lint-imports > .venv/lint-imports.log || { cat .venv/lint-imports.log; exit 1; }
+	@$(BIN)/lint-imports > $(VENV)/lint-imports.log || { cat $(VENV)/lint-imports.log; exit 1; }
 
 fuzz: .venv-audit/audit.lock ## look for bytes that break a parser, by coverage, for a minute (FUZZ_S=600: longer)
 	@$(AUDIT_BIN)/python -m tests.fuzz $(ARGS)
@@ -58,22 +79,22 @@ fuzz: .venv-audit/audit.lock ## look for bytes that break a parser, by coverage,
 check-supply: .venv-audit/audit.lock ## ask whether a pinned package has a known hole; write dist/holdfast.cdx.json
 	@$(AUDIT_BIN)/python deploy/check_supply.py
 
-screenshots: .venv/test.lock .venv/apt-packages ## draw docs/screenshots anew from a running house
+screenshots: $(VENV)/test.lock $(VENV)/apt-packages ## draw docs/screenshots anew from a running house
 	@$(BIN)/python -m tests.shipped.screenshots
 
-dashboards: .venv/test.lock .venv/apt-packages ## write grafana/dashboards anew, and draw them from a staged incident
+dashboards: $(VENV)/test.lock $(VENV)/apt-packages ## write grafana/dashboards anew, and draw them from a staged incident
 	@$(BIN)/python -m grafana.build
 	@$(BIN)/python -m grafana.catalogue
 	@$(BIN)/python -m grafana.draw
 
-bench: .venv/test.lock ## measure speed on this machine (ARGS="...")
+bench: $(VENV)/test.lock ## measure speed on this machine (ARGS="...")
 	$(BIN)/python -m tests.bench $(ARGS)
 
 # All but what only `make fuzz` and `make check-supply` need.
 TEST_EXTRAS := embedded otel dashboards test deploy bench
 
 # Hashes for every platform; pip's own index setting is used and not written down.
-lock: .venv/embedded.lock ## compile the lock files anew from setup.cfg
+lock: $(VENV)/embedded.lock ## compile the lock files anew from setup.cfg
 	$(PIP) install uv
 	@index="$${PIP_INDEX_URL:-$$($(BIN)/python -m pip config get global.index-url 2>/dev/null)}"; \
 	[ -z "$$index" ] || export UV_DEFAULT_INDEX="$$index"; \
@@ -86,19 +107,19 @@ lock: .venv/embedded.lock ## compile the lock files anew from setup.cfg
 	compile --extra fuzz --extra supply --output-file requirements-audit.lock
 
 clean: ## remove the environment and the caches, not the data of local runs
-	rm -rf .venv .venv-audit .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv-audit .venv-3.* .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 
 # Each stamp is a copy of what was installed, so nothing is installed again until the lock changes.
-.venv/embedded.lock: requirements-embedded.lock | $(BIN)/python
+$(VENV)/embedded.lock: requirements-embedded.lock | $(BIN)/python
 	@echo "Installing what the service needs ..."
 	@$(PIP) install --require-hashes -r requirements-embedded.lock
 	@cp requirements-embedded.lock $@
 
-.venv/test.lock: requirements-test.lock | $(BIN)/python
+$(VENV)/test.lock: requirements-test.lock | $(BIN)/python
 	@echo "Installing what the tests need ..."
 	@$(PIP) install --require-hashes -r requirements-test.lock
 	@cp requirements-test.lock $@
-	@cp requirements-embedded.lock .venv/embedded.lock
+	@cp requirements-embedded.lock $(VENV)/embedded.lock
 
 .venv-audit/audit.lock: requirements-audit.lock | $(BIN)/python
 	@echo "Installing what the audit needs ..."
@@ -109,7 +130,7 @@ clean: ## remove the environment and the caches, not the data of local runs
 
 # A command of the package's name will do, however it came here: npm often comes with a node of its own. Where none can be
 # installed, the tests that need one are left out, and the last line of the run says so (tests/needed_programs.py).
-.venv/apt-packages: .ci/apt-packages | $(BIN)/python
+$(VENV)/apt-packages: .ci/apt-packages | $(BIN)/python
 	@missing=; for package in $(APT_PACKAGES); do \
 		dpkg -s "$$package" >/dev/null 2>&1 || command -v "$$package" >/dev/null || missing="$$missing $$package"; done; \
 	if [ -z "$$missing" ]; then cp .ci/apt-packages $@; exit; fi; \
@@ -119,11 +140,11 @@ clean: ## remove the environment and the caches, not the data of local runs
 	cp .ci/apt-packages $@ || echo "They could not be installed."
 
 # The provider of Charges that the contract suite runs against; npm's own registry setting is used and not written down.
-.venv/stripe-mock.lock: tests/stripe_mock/package-lock.json | .venv/apt-packages
+$(VENV)/stripe-mock.lock: tests/stripe_mock/package-lock.json | $(VENV)/apt-packages
 	@command -v npm >/dev/null || exit 0; \
 	echo "Installing the provider of Charges that the tests run against ..."; \
-	rm -rf .venv/stripe-mock && mkdir .venv/stripe-mock && cp tests/stripe_mock/package*.json .venv/stripe-mock && \
-	(cd .venv/stripe-mock && npm ci --ignore-scripts --no-audit --no-fund --silent) && cp tests/stripe_mock/package-lock.json $@ || \
+	rm -rf $(VENV)/stripe-mock && mkdir $(VENV)/stripe-mock && cp tests/stripe_mock/package*.json $(VENV)/stripe-mock && \
+	(cd $(VENV)/stripe-mock && npm ci --ignore-scripts --no-audit --no-fund --silent) && cp tests/stripe_mock/package-lock.json $@ || \
 	echo "It could not be installed."
 
 $(BIN)/python:
@@ -131,4 +152,4 @@ $(BIN)/python:
 		echo "Holdfast needs Python 3.11 or newer: install it, or say where it is: make PYTHON=/path/to/python3" >&2; exit 2; fi
 	@"$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || { \
 		echo "$(PYTHON) has no venv module: run  apt-get install python3-venv" >&2; exit 2; }
-	@"$(PYTHON)" -m venv .venv
+	@"$(PYTHON)" -m venv $(VENV)

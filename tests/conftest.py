@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import psycopg2
 import pytest
 
-from service.database.embedded import OWNER, EmbeddedPostgres
-from service.database.migrate import migrate
+from service.database.embedded import DATABASE, OWNER, EmbeddedPostgres
+from tests import cluster_template
 from tests.sandbox_process import SandboxProcess, running_sandbox
 
 if TYPE_CHECKING:
@@ -32,15 +32,21 @@ def postgres() -> Iterator[EmbeddedPostgres]:
     home = Path(tempfile.mkdtemp(prefix="holdfast-test-"))
     home.chmod(0o711)
     # Tests kill processes, never the machine, so what the kernel was given is safe.
+    cluster_template.put_into(home)
     server = EmbeddedPostgres(home, options=("fsync=off", "max_connections=100"))
     try:
         server.start()
-        _execute(server, f"CREATE DATABASE {TEMPLATE}")
-        migrate(server.url(OWNER, TEMPLATE), app_dsn=server.app_url, app_statement_timeout_ms=2000)
+        _execute(server, f"CREATE DATABASE {TEMPLATE} TEMPLATE {DATABASE}")
         yield server
     finally:
         server.stop()
         shutil.rmtree(home, ignore_errors=True)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):
+        cluster_template.begin_run()
+        config.add_cleanup(cluster_template.end_run)
 
 
 _numbers = itertools.count(1)

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
 # Each program that a test may name, and the Debian package that brings it.
 PACKAGES = {
     "chromium": "chromium",
@@ -34,7 +34,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def is_there(program: str) -> bool:
     """Whether it can be started here; what `make test` installs through npm lies in the environment."""
     if program == "stripe-mock":
-        return shutil.which("node") is not None and (ROOT / ".venv" / "stripe-mock.lock").exists()
+        return shutil.which("node") is not None and Path(sys.prefix, "stripe-mock.lock").exists()
     return path_of(program) is not None
 
 

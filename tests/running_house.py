@@ -20,6 +20,7 @@ import requests
 
 from service.payments.invariants import check_invariants
 from service.resilience.deadline import Deadline
+from tests import cluster_template
 from tests.pools import pool_of
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -119,8 +120,11 @@ class House:
 
 
 @contextmanager
-def running_house(home: Path, **settings: str) -> Iterator[House]:
-    """Start everything below `home`, and stop it together afterwards."""
+def running_house(home: Path, *, first_start: bool = False, **settings: str) -> Iterator[House]:
+    """Start everything below `home`, and stop it together afterwards.
+
+    Its database is copied, if `home` has none; with `first_start` it is made by the house itself.
+    """
     environ = {
         **{name: value for name, value in os.environ.items() if "PROXY" not in name.upper()},
         "HOLDFAST_HOME": str(home),
@@ -130,6 +134,8 @@ def running_house(home: Path, **settings: str) -> Iterator[House]:
     }
     environ.pop("PROMETHEUS_MULTIPROC_DIR", None)
     home.mkdir(parents=True, exist_ok=True)
+    if not first_start and "DATABASE_URL" not in settings:
+        cluster_template.put_into(home)
     run_file = home / "run.json"
     run_file.unlink(missing_ok=True)  # A run that was killed left it.
     with (home / "run.out").open("wb") as out:

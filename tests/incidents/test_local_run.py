@@ -43,7 +43,7 @@ def paid_before() -> list[str]:
     "part", ["supervisor", "data_plane", "postgres", "ops_plane", "reconciler", "sandbox"]
 )
 def test_after_a_kill_of_any_part_nothing_runs_and_nothing_is_lost(home, paid_before, part):
-    with running_house(home, **SMALL) as house:
+    with running_house(home, first_start=True, **SMALL) as house:
         known = [house.get(f"/v1/payments/{payment}").json() for payment in paid_before]
         paid_before.append(house.pay().json()["id"])
         everyone = family(house.process.pid)
@@ -60,7 +60,7 @@ def test_after_a_kill_of_any_part_nothing_runs_and_nothing_is_lost(home, paid_be
 
 
 def test_after_a_kill_of_a_keeper_nothing_runs_either(home):
-    with running_house(home, **SMALL) as house:
+    with running_house(home, first_start=True, **SMALL) as house:
         everyone = family(house.process.pid)
         keeper_pid = parent(house.pids["data_plane"])
         assert keeper_pid in everyone
@@ -71,7 +71,7 @@ def test_after_a_kill_of_a_keeper_nothing_runs_either(home):
 
 
 def test_no_secret_is_on_a_command_line_or_open_to_others(home):
-    with running_house(home, **SMALL) as house:
+    with running_house(home, first_start=True, **SMALL) as house:
         keys = json.loads((home / "keys.json").read_text()).values()
         command_lines = [read(f"/proc/{pid}/cmdline") for pid in family(house.process.pid)]
         modes = [stat.S_IMODE((home / name).stat().st_mode) for name in ("keys.json", "run.json")]
@@ -83,7 +83,7 @@ def test_no_secret_is_on_a_command_line_or_open_to_others(home):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_asked_to_stop_it_stops_everything_and_calls_that_a_success(home, number):
-    with running_house(home, **SMALL) as house:
+    with running_house(home, first_start=True, **SMALL) as house:
         everyone = family(house.process.pid)
 
         house.process.send_signal(number)
@@ -94,7 +94,7 @@ def test_asked_to_stop_it_stops_everything_and_calls_that_a_success(home, number
 
 
 def test_it_tells_how_to_pay_and_the_pasted_command_pays(home):
-    with running_house(home, **SMALL) as house:
+    with running_house(home, first_start=True, **SMALL) as house:
         said = (home / "run.out").read_text()
         command = re.search(r"^  curl (.+\n)+?.+'$", said, re.MULTILINE)
         assert command
@@ -107,7 +107,7 @@ def test_it_tells_how_to_pay_and_the_pasted_command_pays(home):
 
 
 def test_a_second_run_in_the_same_home_is_refused_at_once(home):
-    with running_house(home, **SMALL):
+    with running_house(home, first_start=True, **SMALL):
         second = _run_until_it_ends({"HOLDFAST_HOME": str(home)})
 
     assert second.returncode == 2

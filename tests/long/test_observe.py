@@ -21,7 +21,7 @@ from tests.process_family import family, runs
 from tests.running_house import wait_for
 from tests.shipped_queries import rules
 
-pytestmark = pytest.mark.needs("prometheus", "alertmanager")
+pytestmark = [pytest.mark.needs("prometheus", "alertmanager"), pytest.mark.short]
 
 # Grafana is packaged nowhere that a test could take it from. This stands in its place: it answers the
 # one question that is asked, and leaves behind how it was started.

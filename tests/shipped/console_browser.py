@@ -7,11 +7,19 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import requests
 from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
 
+from tests.needed_programs import path_of
 from tests.running_house import House, free_port, running_house
 
-CHROMIUM = "/usr/bin/chromium"
+# The buttons of the page, by their words.
+PAYMENT = "Process a Test Payment"
+TIMEOUT = "Test Payment Timeout (5000ms)"
+POOL = "Test DB Pool Exhaustion"
+CONNECTION = "Test HTTPSConnectionPool Error"
+HEALTH = "Check Service Health"
+BUTTONS = (TIMEOUT, POOL, CONNECTION, HEALTH, PAYMENT)
 FLAGS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
@@ -73,7 +81,7 @@ class Console:
 @contextmanager
 def chromium() -> Iterator[Browser]:
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
+        browser = playwright.chromium.launch(executable_path=path_of("chromium"), args=list(FLAGS))
         try:
             yield browser
         finally:
@@ -89,3 +97,8 @@ def console(browser: Browser, house: House, **context: Any) -> Iterator[Console]
         yield Console(opened.new_page(), house)
     finally:
         opened.close()
+
+
+def drill_titles(running: ConsoleHouse) -> list[str]:
+    listed = requests.get(running.house.ops_url + "/drills", timeout=10).json()
+    return [drill["title"] for drill in listed["drills"]]

@@ -27,7 +27,13 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
         yield house
 
 
-@pytest.mark.parametrize("name", SHORTENED_S)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("payment-timeout", marks=pytest.mark.short),
+        *(name for name in SHORTENED_S if name != "payment-timeout"),
+    ],
+)
 def test_a_healthy_service_holds(house: House, name: str):
     run = drilled(house, name, fault_s=SHORTENED_S[name])
 

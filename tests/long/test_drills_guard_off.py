@@ -1,0 +1,37 @@
+"""A drill that should fail does fail: each with the guard off that its promise hangs on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.rehearsing import begin_drill, ended
+from tests.running_house import running_house
+
+
+@pytest.mark.parametrize(
+    ("name", "fault_s", "guard_off", "told"),
+    [
+        pytest.param(
+            *("payment-timeout", 12, {"HOLDFAST_BREAKER_ENABLED": "false"}, "The breaker opened"),
+            marks=pytest.mark.short,
+        ),
+        # Asked again in doubt, a provider that ignores keys charges again.
+        (
+            "charged-but-answer-lost",
+            5,
+            {"HOLDFAST_PROVIDER_FLOW": "one_shot"},
+            "charged_once",
+        ),
+        ("slow-drip", 12, {"HOLDFAST_PROVIDER_TIMEOUT_MS": "20000"}, "callers waited less than"),
+    ],
+)
+def test_with_its_guard_off_a_drill_breaks_and_says_at_what(
+    tmp_path: Path, name: str, fault_s: int, guard_off: dict[str, str], told: str
+):
+    with running_house(tmp_path / "house", **guard_off) as house:
+        run = ended(house, begin_drill(house, name, fault_s=fault_s))
+
+    assert run["verdict"] == "BROKE", run["summary"]
+    assert told in run["summary"]
