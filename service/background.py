@@ -26,11 +26,13 @@ from service.payments.movement_store import MovementStore
 from service.payments.movements import Movement
 from service.payments.open_limit import EVERY_S as OPEN_LIMIT_EVERY_S
 from service.payments.open_limit import OpenLimit
+from service.payments.parking import park
 from service.payments.reconcile import Reconciler
 from service.payments.recovery import CHECKED_EVERY_S as RECOVERY_CHECKED_EVERY_S
 from service.payments.recovery import Recovery
 from service.payments.retention import Retention
 from service.payments.settling_store import SettlingStore
+from service.payments.store import RECORD_TIMEOUT_S
 from service.payments.sweep import Sweep
 from service.resilience.deadline import Deadline
 
@@ -183,11 +185,24 @@ class Background:
             stop.wait(IDLE_S)
 
     def _settle(self, payment: Payment) -> bool:
-        self.reconciler.settle(payment, Deadline.after(self.send_timeout_s))
+        try:
+            self.reconciler.settle(payment, Deadline.after(self.send_timeout_s))
+        except Busy:
+            raise
+        except Exception as error:  # noqa: BLE001 - told of by `park`
+            pause_s = park(error, payment.doubt_age_s, payment_id=payment.id)
+            self.settling.postpone(payment, pause_s, Deadline.after(RECORD_TIMEOUT_S))
         return True
 
     def _settle_movement(self, leased: tuple[Movement, Payment]) -> bool:
-        self.movement_reconciler.settle(*leased, Deadline.after(self.send_timeout_s))
+        movement, payment = leased
+        try:
+            self.movement_reconciler.settle(movement, payment, Deadline.after(self.send_timeout_s))
+        except Busy:
+            raise
+        except Exception as error:  # noqa: BLE001 - told of by `park`
+            pause_s = park(error, movement.doubt_age_s, payment_id=payment.id)
+            self.movements.postpone(movement, pause_s, Deadline.after(RECORD_TIMEOUT_S))
         return True
 
     def _name_hint(self, hint: tuple[str, str, str]) -> bool:

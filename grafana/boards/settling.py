@@ -93,9 +93,10 @@ BOARD = Board(
                 lines(
                     "Settled after the answer, by outcome",
                     "ops",
-                    "Good follows what became unknown; needs_review is a payment without proof.",
+                    "Good follows what became unknown; needs_review has no proof, put off is RowParked.",
                     "NeedsReview",
                     (per_second("reconcile_settled_total", by="outcome"), "{{outcome}}"),
+                    (per_second("rows_parked_total"), "put off"),
                     stacked=True,
                 ),
                 lines(

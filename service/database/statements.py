@@ -29,6 +29,9 @@ class Statement:
 
 # Deadlocks and serialization failures: nothing of the statement has happened.
 SERIALIZATION = frozenset({"40001", "40P01"})
+# The values of one row will never be written, whoever tries again: a constraint or a type refuses
+# them, or psycopg2 cannot say them (NUL, half a character).
+UNWRITABLE = (psycopg2.IntegrityError, psycopg2.DataError, ValueError)
 # The server goes down, comes up, or became a standby: the other connections share its fate.
 FAILOVER = frozenset({"57P01", "57P02", "57P03", "25006"})
 
@@ -101,6 +104,12 @@ def is_stale_plan(error: BaseException | None, *, prepared: bool) -> bool:
     if error.pgcode == "0A000":
         return prepared and "cached plan" in str(error)
     return prepared and error.pgcode == "26000"
+
+
+def refused_by(error: Exception) -> str:
+    """What refused a row's values: a constraint's name, else the class; never the values."""
+    diag = error.diag if isinstance(error, psycopg2.Error) else None
+    return (diag and (diag.constraint_name or diag.sqlstate)) or type(error).__name__
 
 
 def is_out_of_step(error: psycopg2.Error) -> bool:

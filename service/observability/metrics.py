@@ -297,6 +297,10 @@ sweep_age_seconds = _gauge(
 disputes_open = _gauge(
     "disputes_open", "Disputes that the payer's bank has not decided.", over_workers=_LAST
 )
+rows_parked_total = _counter(
+    "rows_parked_total",
+    "Payments and movements that could not be written or handled as they were, and wait.",
+)
 invariant_violations = _gauge(
     "invariant_violations",
     "Rows that break a promise about money; always 0.",

@@ -11,6 +11,7 @@ from service.errors import Busy
 from service.observability import metrics
 from service.payments.handler import PaymentHandler
 from service.payments.model import Payment, Status, parse_id
+from service.payments.parking import park
 from service.payments.provider_books import ProviderBooks
 from service.payments.reconcile import OTHERS_AGAIN_S, REFUSED_AGAIN_S
 from service.payments.settling_store import SettlingStore
@@ -79,7 +80,7 @@ class Forwarder:
             return len(expired)
         queued = self._settling.lease_queued(self._batch, deadline)
         if queued:
-            all_taken = self._read_books(queued) and all(run_all(self._send, queued))
+            all_taken = self._read_books(queued) and all(run_all(self._send_or_park, queued))
             self._batch = min(self._batch * 2, self._batch_max) if all_taken else FIRST_BATCH
         return len(queued)
 
@@ -111,6 +112,17 @@ class Forwarder:
         else:
             self._expire(payment, deadline)
         return True
+
+    def _send_or_park(self, payment: Payment) -> bool:
+        """As `_send`; a payment that cannot be handled as it is waits without stopping the rest."""
+        try:
+            return self._send(payment)
+        except Busy:
+            raise
+        except Exception as error:  # noqa: BLE001 - told of by `park`
+            pause_s = park(error, payment.doubt_age_s, payment_id=payment.id)
+            self._settling.postpone(payment, pause_s, Deadline.after(self._send_timeout_s))
+            return True
 
     def _send(self, payment: Payment) -> bool:
         """One queued payment under its lease; False where the provider did not take it."""

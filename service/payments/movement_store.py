@@ -16,6 +16,7 @@ from uuid import UUID
 import psycopg2
 
 from service.database.pool import Checkout, ConnectionPool
+from service.database.statements import UNWRITABLE, refused_by
 from service.errors import (
     AcceptanceUnknown,
     AmountNotRepresentable,
@@ -27,6 +28,7 @@ from service.errors import (
     ValidationFailed,
     WrongState,
 )
+from service.observability import metrics
 from service.payments import movement_statements as statements
 from service.payments.fair_share import NO_OWNER, NUDGED_AT_ONCE, Due, FairShare
 from service.payments.model import Payment, Status, new_id, sources_of
@@ -234,9 +236,9 @@ class MovementStore:
                 due_in_s=None if ends or waits_for_a_person else due_in_s,
                 promise=promise,
             )[:2]
-        except psycopg2.IntegrityError as error:
-            # Another refund's reference, more than was authorised: the answer is wrong somehow,
-            # and the money in doubt.
+        except UNWRITABLE as error:
+            # Another refund's reference, more than was authorised, text that no column holds: the
+            # answer is wrong somehow, and the money in doubt; nothing of it is written.
             _log_refused(movement, error)
             lie = Outcome(OutcomeKind.UNKNOWN, outcome.stage, error="mismatch", ms=outcome.ms)
             is_first = movement.status is MovementStatus.SENDING
@@ -525,11 +527,12 @@ def _too_much(reason: str) -> ValidationFailed:
     )
 
 
-def _log_refused(movement: Movement, error: psycopg2.IntegrityError) -> None:
+def _log_refused(movement: Movement, error: Exception) -> None:
+    metrics.rows_parked_total.inc()
     log.error(
         "%s.answer_refused",
         movement.kind.value,
-        extra={"movement_id": movement.id, "constraint": error.diag.constraint_name},
+        extra={"movement_id": movement.id, "refused_by": refused_by(error)},
     )
 
 

@@ -17,7 +17,9 @@ from uuid import UUID
 import psycopg2
 
 from service.database.pool import Checkout, ConnectionPool, Statement
+from service.database.statements import UNWRITABLE, refused_by
 from service.errors import AcceptanceUnknown, DatabaseUnavailable, KeyInFlight, KeyReused
+from service.observability import metrics
 from service.payments import audit
 from service.payments import payment_statements as statements
 from service.payments.audit import Actor, Entry
@@ -197,7 +199,7 @@ class PaymentStore:
                 lease=True,
                 sent=True,
             )
-        except psycopg2.IntegrityError as error:
+        except UNWRITABLE as error:
             _log_refused(payment, error)
             return payment
 
@@ -274,9 +276,10 @@ class PaymentStore:
         """
         try:
             return self._record(payment, outcome, op=op, due_in_s=due_in_s, promised=promised)
-        except psycopg2.IntegrityError as error:
-            # More captured than authorised, another's reference: the answer is wrong somehow, and
-            # the money in doubt.
+        except UNWRITABLE as error:
+            # More captured than authorised, another's reference, text that no column holds: the
+            # answer is wrong somehow, and the money in doubt. Nothing of it is written, so that
+            # the row goes on with its schedule instead of meeting the same refusal every lease.
             _log_refused(payment, error)
             lie = Outcome(OutcomeKind.UNKNOWN, outcome.stage, error="mismatch", ms=outcome.ms)
             return self._record(payment, lie, op=op, due_in_s=due_in_s, promised=promised)
@@ -605,8 +608,8 @@ def _raise_in_doubt(error: DatabaseUnavailable) -> None:
         ) from error
 
 
-def _log_refused(payment: Payment, error: psycopg2.IntegrityError) -> None:
+def _log_refused(payment: Payment, error: Exception) -> None:
+    metrics.rows_parked_total.inc()
     log.error(
-        "payment.answer_refused",
-        extra={"payment_id": payment.id, "constraint": error.diag.constraint_name},
+        "payment.answer_refused", extra={"payment_id": payment.id, "refused_by": refused_by(error)}
     )

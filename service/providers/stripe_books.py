@@ -20,6 +20,7 @@ from service.providers.base import (
 )
 from service.providers.stripe_answers import Garbage, Object
 from service.providers.stripe_api import StripeApi
+from service.providers.stripe_form import Unsendable
 from service.providers.transport import Answer, TransportError
 from service.resilience.deadline import Deadline
 
@@ -75,7 +76,11 @@ class StripeBooks:
         may_send_again = charge.may_send_again and _key_is_young(charge)
         if found is not None or send_again is None or not may_send_again:
             return found or Outcome(OutcomeKind.NOT_EXECUTED, Stage.ANSWERED)
-        outcome = self._of_answer(send_again(), charge)
+        try:
+            outcome = self._of_answer(send_again(), charge)
+        except Unsendable:
+            # Of an older version: it can be sent by nobody any more, and the books lack it.
+            return Outcome(OutcomeKind.NOT_EXECUTED, Stage.ANSWERED)
         if outcome.error == KEY_USED:
             # Of an earlier call under the same client key, whose row we lost.
             return self._find(replace(charge, is_older=True), deadline) or outcome
