@@ -16,6 +16,7 @@ from flask import Blueprint, Flask
 from service.background import LATE_AT_ONCE, Background
 from service.database import migrate
 from service.database.pool import ConnectionPool, Statement
+from service.database.requirements import ENCODING, SUITABLE_SQL
 from service.observability import health_components as check
 from service.observability import metrics, spans, zeros
 from service.observability.health import HealthChecks
@@ -85,6 +86,7 @@ OPS_REQUEST_TIMEOUT_S = 5.0
 HEALTH_CHECK_TIMEOUT_S = 2.0
 
 _APPLIED = Statement("applied", migrate.APPLIED_SQL)
+_SUITABLE = Statement("suitable", SUITABLE_SQL)
 _NOW = Statement("now", "SELECT now()")
 
 
@@ -160,7 +162,11 @@ def create_app(settings: Settings, *, provider: LaterProvider | None = None) -> 
         burst=settings.rate_limit_burst,
     )
     keys = KeyStore(parts.pool)
-    authenticate = Authenticator(keys, rate_limits.RateLimits(limit), mode=settings.provider_mode)
+    authenticate = Authenticator(
+        keys,
+        rate_limits.RateLimits(limit),
+        mode=settings.provider_mode,
+    )
     secrets = [settings.stripe_webhook_secret] if settings.stripe_webhook_secret else []
     app.register_blueprint(
         payments_blueprint(handler=parts.handler, store=parts.store, authenticate=authenticate)
@@ -461,6 +467,11 @@ def _adapter(settings: Settings, watchdog: Watchdog, *, connections: int) -> Lat
 
 def _missing(pool: ConnectionPool, deadline: Deadline) -> str | None:
     """What keeps payments from being stored here; None: nothing."""
+    ((encoding, is_found),) = pool.run(_SUITABLE, {}, deadline)
+    if encoding != ENCODING:
+        return "database_encoding"
+    if not is_found:
+        return "migrations_pending"
     applied = migrate.applied_version([(row[0],) for row in pool.run(_APPLIED, {}, deadline)])
     if applied < migrate.latest_version():
         return "migrations_pending"

@@ -78,6 +78,7 @@ def _examine() -> Iterator[Finding]:
     try:
         with local.database(settings) as pool:
             yield _database(pool)
+            yield _database_settings(pool)
             yield _clock(pool)
             yield _headroom(settings)
             migrated = _migrations(settings)
@@ -145,7 +146,7 @@ def _provider(settings: Settings) -> Finding:
 def _database(pool: ConnectionPool) -> Finding:
     from service.database.pool import Statement
 
-    version = Statement("version", "SHOW server_version")
+    version = Statement("doctor_version", "SHOW server_version")
     pool.run(version, {}, local.soon())  # The first one connects.
     trips_ms = []
     for _ in range(ROUND_TRIPS):
@@ -160,10 +161,41 @@ def _database(pool: ConnectionPool) -> Finding:
     return Finding("database", "pass", found)
 
 
-def _migrations(settings: Settings) -> Finding:
-    from service.database.migrate import pending
+def _database_settings(pool: ConnectionPool) -> Finding:
+    """The encoding, and the settings that our role's sessions begin with."""
+    from service.database.pool import Statement
+    from service.database.requirements import ENCODING
+    from service.database.role_settings import DURABLE, RELIED_ON
 
-    missing = pending(settings.database_url or "")
+    names = ("server_encoding", "synchronous_commit", *RELIED_ON)
+    asked = ", ".join(f"current_setting('{name}')" for name in names)
+    ((encoding, durability, *values),) = pool.run(
+        Statement("doctor_settings", f"SELECT {asked}"), {}, local.soon()
+    )
+    if encoding != ENCODING:
+        todo = f"Create a database with ENCODING '{ENCODING}' TEMPLATE template0, and migrate it."
+        return Finding("database settings", "fail", f"encoded in {encoding}", todo)
+    if durability not in DURABLE:
+        todo = "Set it to on for this role: an acknowledged payment could be lost in a crash."
+        return Finding("database settings", "fail", f"synchronous_commit is {durability}", todo)
+    wrong = [
+        f"{name} is {value}"
+        for (name, wanted), value in zip(RELIED_ON.items(), values, strict=True)
+        if value != wanted
+    ]
+    if wrong:
+        todo = "Run `python -m service migrate` as an owner that may alter this role."
+        return Finding("database settings", "warn", ", ".join(wrong), todo)
+    return Finding("database settings", "pass", f"{encoding}, commits are durable")
+
+
+def _migrations(settings: Settings) -> Finding:
+    from service.database.migrate import MigrationError, pending
+
+    try:
+        missing = pending(settings.database_url or "")
+    except MigrationError as error:
+        return Finding("migrations", "fail", str(error), "Set DATABASE_URL to another database.")
     if missing:
         found, todo = f"missing: {', '.join(missing)}", "Run `python -m service migrate`."
         return Finding("migrations", "fail", found, todo)

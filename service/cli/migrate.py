@@ -22,16 +22,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from service.database.migrate import pending
-    from service.supervisor.schema import prepare
+    from service.supervisor.schema import missing, prepare
 
     settings = Settings.from_environ()
     if settings.database_url is None:
         raise SettingsError("DATABASE_URL is not set: migrate needs a database of yours.")
     if arguments.pending:
-        missing = pending(settings.migrate_database_url or settings.database_url)
-        print("\n".join(missing) or "Nothing is missing.")
-        return 1 if missing else 0
+        names = missing(settings)
+        print("\n".join(names) or "Nothing is missing.")
+        return 1 if names else 0
     applied = prepare(settings)
     print("\n".join(f"Applied {name}." for name in applied) or "Nothing was missing.")
     return 0

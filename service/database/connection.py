@@ -12,6 +12,8 @@ import psycopg2
 from psycopg2.extensions import connection as PsycopgConnection
 from psycopg2.extensions import make_dsn, parse_dsn
 
+from service.database.environment import leave_environment
+
 # Whole seconds are all that libpq knows; it covers the handshake too, so one stalled attempt ends
 # well before the two seconds in which the service promises to be back.
 CONNECT_TIMEOUT_S = 1
@@ -29,6 +31,16 @@ KEEPALIVE = {
 FRESH_S = 0.01
 # Longer than this without a word, and the server is asked: firewalls and partitions are silent.
 IDLE_CHECK_S = 0.5
+
+
+# What our statements and psycopg2's quoting rely on, whatever the database's or the role's defaults
+# are. These, like the encoding, are reported by the server, so a pooler in transaction mode keeps them for us; the
+# rest is set on the role (role_settings.py).
+SESSION = {
+    "DateStyle": "ISO, MDY",
+    "TimeZone": "UTC",
+    "standard_conforming_strings": "on",
+}
 
 
 class Connection(PsycopgConnection):
@@ -97,14 +109,39 @@ class Connection(PsycopgConnection):
 def open_connection(dsn: str) -> Connection:
     """Connect within CONNECT_TIMEOUT_S; raises psycopg2.OperationalError."""
     connection: Any = psycopg2.connect(dsn, connection_factory=Connection)
+    try:
+        settle(connection)
+    except BaseException:
+        connection.close()
+        raise
     return connection  # type: ignore[no-any-return]
 
 
+def settle(connection: PsycopgConnection) -> None:
+    """Set what differs from SESSION: nothing, and no round trip, where the defaults are as usual."""
+    wrong = {
+        name: value
+        for name, value in SESSION.items()
+        if connection.get_parameter_status(name) != value
+    }
+    if not wrong:
+        return
+    connection.autocommit = True
+    with connection.cursor() as cursor:
+        for name, value in wrong.items():
+            cursor.execute(f"SET {name} TO '{value}'")  # Our own constants only.
+
+
 def complete_dsn(dsn: str) -> str:
-    """The DSN with bounded connects and keepalives, unless it says otherwise itself."""
+    """The DSN with bounded connects and keepalives, unless it says otherwise itself.
+
+    The text of callers is Unicode, so the client's encoding is UTF8 whatever the DSN, the server or
+    PGCLIENTENCODING say. libpq's environment is left where the DSN is complete.
+    """
+    leave_environment(dsn)
     defaults: dict[str, str] = {
         "connect_timeout": str(CONNECT_TIMEOUT_S),
         "application_name": "holdfast",
         **KEEPALIVE,
     }
-    return str(make_dsn(**{**defaults, **parse_dsn(dsn)}))
+    return str(make_dsn(**{**defaults, **parse_dsn(dsn), "client_encoding": "UTF8"}))

@@ -8,6 +8,12 @@ from collections.abc import Iterator
 import psycopg2
 import psycopg2.extensions
 
+from service.database.connection import settle
+from service.database.environment import leave_environment
+
+# The name under which those who start programs catch what the server refuses.
+DatabaseError = psycopg2.Error
+
 # Nobody's payment waits for it, but a person does.
 CONNECT_TIMEOUT_S = 5
 
@@ -19,14 +25,19 @@ class Unreachable(Exception):
 @contextlib.contextmanager
 def connection_to(dsn: str) -> Iterator[psycopg2.extensions.connection]:
     """One connection in autocommit, closed at the end; raises Unreachable."""
+    leave_environment(dsn)
     try:
         connection = psycopg2.connect(
-            dsn, connect_timeout=CONNECT_TIMEOUT_S, application_name="holdfast-start"
+            dsn,
+            connect_timeout=CONNECT_TIMEOUT_S,
+            application_name="holdfast-start",
+            client_encoding="UTF8",
         )
     except psycopg2.OperationalError as error:
         raise Unreachable(str(error).strip()) from error
     try:
         connection.autocommit = True
+        settle(connection)
         yield connection
     finally:
         connection.close()
@@ -49,6 +60,12 @@ def connections_available(dsn: str) -> int:
         )
         ((available,),) = cursor.fetchall()
     return int(available)
+
+
+def server_encoding(dsn: str) -> str:
+    """The encoding of the database, as the server reports it on connecting."""
+    with connection_to(dsn) as connection:
+        return str(connection.get_parameter_status("server_encoding"))
 
 
 def has_api_key(dsn: str) -> bool:

@@ -25,6 +25,7 @@ from time import monotonic, sleep
 from urllib.parse import quote
 
 from service.database.direct import Unreachable, connection_to, cursor_to
+from service.database.environment import without_libpq
 from service.resilience.lifeline import Kept
 
 OWNER = "holdfast_owner"
@@ -32,6 +33,7 @@ APP = "holdfast"
 DATABASE = "holdfast"
 # Enough for 4 workers of 8, the ops plane, the reconciler and a person; 33 MB of memory.
 CONNECTIONS_MAX = 60
+PORT = 5432
 # The one before us may still be writing its last checkpoint.
 LOCK_WAIT_S = 10.0
 START_WAIT_S = 30.0
@@ -71,6 +73,7 @@ class EmbeddedPostgres:
             self._socket_dir = _socket_directory(base, uid_gid)
             self._kept = Kept(
                 programs.server(data, self._socket_dir, self._options),
+                env=without_libpq(os.environ),
                 log_path=self._home / "logs" / "postgres.log",
                 # Fast shutdown: ends the sessions, writes a checkpoint.
                 stop_signal=signal.SIGINT,
@@ -110,7 +113,9 @@ class EmbeddedPostgres:
 
     def url(self, role: str, database: str = DATABASE) -> str:
         """How `role` reaches `database`, for libpq."""
-        return f"postgresql://{role}@/{database}?host={quote(str(self._socket_dir), safe='')}"
+        # Complete, so that no PGPORT or the like of a shell fills what it leaves out.
+        host = quote(str(self._socket_dir), safe="")
+        return f"postgresql://{role}@/{database}?host={host}&port={PORT}"
 
     def stop(self) -> None:
         """Stop it in order; does nothing when it does not run."""
@@ -202,6 +207,8 @@ class _Programs:
         quoted_dir = str(socket_dir).replace('"', '""')
         settings = (
             "listen_addresses=",
+            # Only the name of the socket; PGPORT or an older postgresql.conf could say another.
+            f"port={PORT}",
             f'unix_socket_directories="{quoted_dir}"',
             f"max_connections={CONNECTIONS_MAX}",
             "fsync=on",
@@ -226,6 +233,7 @@ class _Programs:
             text=True,
             check=False,
             cwd="/",
+            env=without_libpq(os.environ),
             user=uid,
             group=gid,
             extra_groups=None if uid is None else [],

@@ -26,6 +26,14 @@ from psycopg2 import sql
 
 from service.database.direct import cursor_to
 from service.database.partitions import create, make_partitions, today
+from service.database.requirements import (
+    Unsuitable,
+    applied_versions,
+    home_schema,
+    require_encoding,
+    require_own_tables,
+)
+from service.database.role_settings import set_on_role
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -129,13 +137,12 @@ def applied_version(rows: Sequence[tuple[int]]) -> int:
 
 
 def pending(dsn: str) -> list[str]:
-    """Names of the migrations that the database still lacks."""
+    """Names of the migrations that the database still lacks; raises MigrationError."""
     with owner_session(dsn) as cursor:
-        cursor.execute("SELECT to_regclass('schema_migrations') IS NOT NULL")
-        if not _value(cursor):
-            return [migration.name for migration in migrations()]
-        cursor.execute(APPLIED_SQL)
-        applied = {version for (version,) in cursor.fetchall()}
+        try:
+            applied = applied_versions(cursor, home_schema(cursor))
+        except Unsuitable as error:
+            raise MigrationError(str(error)) from error
     return [migration.name for migration in migrations() if migration.version not in applied]
 
 
@@ -150,6 +157,7 @@ def migrate(
     give_up_at_s = monotonic() + PATIENCE_S
     applied = []
     with owner_session(owner_dsn) as cursor, one_at_a_time(cursor, give_up_at_s):
+        schema = _require_suitable(cursor)
         again_after_lock_timeout(give_up_at_s, lambda: create(cursor, _TABLE))
         for migration in migrations():
             if again_after_lock_timeout(give_up_at_s, partial(_apply, cursor, migration)):
@@ -158,9 +166,24 @@ def migrate(
         again_after_lock_timeout(give_up_at_s, lambda: make_partitions(cursor, today()))
         role = psycopg2.extensions.parse_dsn(app_dsn).get("user") if app_dsn else None
         if role:
-            again_after_lock_timeout(give_up_at_s, lambda: _grant(cursor, role))
+            again_after_lock_timeout(give_up_at_s, lambda: _grant(cursor, role, schema))
             _limit(cursor, role, app_statement_timeout_ms)
+            set_on_role(cursor, role, schema)
     return applied
+
+
+def _require_suitable(cursor: psycopg2.extensions.cursor) -> str:
+    """The schema that our tables are in or will be; raises MigrationError, with nothing changed."""
+    files = [(one.version, one.text) for one in migrations() if one.in_transaction]
+    try:
+        require_encoding(str(cursor.connection.get_parameter_status("server_encoding")))
+        schema = home_schema(cursor)
+        require_own_tables(cursor, schema, files)
+    except Unsuitable as error:
+        raise MigrationError(str(error)) from error
+    # All files name their tables without a schema.
+    cursor.execute(sql.SQL("SET search_path = {}").format(sql.Identifier(schema)))
+    return schema
 
 
 _TABLE = """
@@ -244,21 +267,25 @@ def _is_applied(cursor: psycopg2.extensions.cursor, migration: Migration) -> boo
     return bool(is_applied)
 
 
-def _grant(cursor: psycopg2.extensions.cursor, role: str) -> None:
+def _grant(cursor: psycopg2.extensions.cursor, role: str, schema: str) -> None:
     """Give the service's role its rights on each table, and take all others away."""
     cursor.execute("SELECT current_user = %s", (role,))
     if _value(cursor):
         return
     cursor.execute(
-        "SELECT c.relname FROM pg_class c WHERE c.relnamespace = 'public'::regnamespace"
+        "SELECT c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace"
         # Partitions are reached through their parent, with its rights.
-        " AND c.relkind IN ('r', 'p') AND NOT c.relispartition ORDER BY c.relname"
+        " WHERE n.nspname = %s AND c.relkind IN ('r', 'p') AND NOT c.relispartition"
+        " ORDER BY c.relname",
+        (schema,),
     )
     tables = [name for (name,) in cursor.fetchall()]
     role_name = sql.Identifier(role)
     with transaction(cursor):
         try:
-            cursor.execute(sql.SQL("GRANT USAGE ON SCHEMA public TO {}").format(role_name))
+            cursor.execute(
+                sql.SQL("GRANT USAGE ON SCHEMA {} TO {}").format(sql.Identifier(schema), role_name)
+            )
         except psycopg2.errors.UndefinedObject as error:
             raise MigrationError(
                 f"The role {role} of DATABASE_URL does not exist: create it first, "
@@ -303,6 +330,8 @@ def owner_session(dsn: str) -> Iterator[psycopg2.extensions.cursor]:
         # The role's own limit is for payments; an index may take an hour.
         cursor.execute("SET statement_timeout = 0")
         cursor.execute("SET timezone = 'UTC'")
+        cursor.execute("SET default_transaction_read_only = off")
+        cursor.execute("SET default_transaction_isolation = 'read committed'")
         yield cursor
 
 

@@ -185,7 +185,7 @@ _REVOKE = Statement(
     """,
 )
 _COUNT = Statement(
-    "key_count",
+    "doctor_keys",
     """
     SELECT mode, count(*) FROM api_keys
     WHERE revoked_at IS NULL AND coalesce(expires_at > now(), true) GROUP BY mode

@@ -25,10 +25,11 @@ def ops_plane() -> list[str]:
 
 def become_gunicorn(command: list[str], settings: Settings) -> NoReturn:
     """Replace this process, so that signals from outside reach gunicorn itself."""
-    from service.supervisor.schema import require_api_key, require_headroom
+    from service.supervisor.schema import require_api_key, require_headroom, require_suitable
 
     if settings.database_url is None:
         raise SettingsError("DATABASE_URL is not set: only `run` brings a PostgreSQL of its own.")
+    require_suitable(settings)
     require_headroom(settings)
     require_api_key(settings)
     # Before anything imports prometheus_client, which decides at import.

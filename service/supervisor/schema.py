@@ -6,13 +6,16 @@ import os
 from typing import Literal
 
 from service.database.direct import (
+    DatabaseError,
     Unreachable,
     connection_to,
     connections_available,
     has_api_key,
     is_behind_pooler,
+    server_encoding,
 )
-from service.database.migrate import MigrationError, migrate
+from service.database.migrate import MigrationError, migrate, pending
+from service.database.requirements import Unsuitable, require_encoding
 from service.settings import Settings, SettingsError
 
 # What the ops plane and the reconciler open; a test compares them with the map of the system.
@@ -36,7 +39,34 @@ def prepare(settings: Settings) -> list[str]:
         raise SettingsError(f"The database cannot be reached: {error}") from error
     except MigrationError as error:
         raise SettingsError(f"The database could not be migrated: {error}") from error
+    except DatabaseError as error:
+        # A right that the owner lacks, say: the server's own sentence, without our calls above it.
+        said = (error.diag.message_primary or str(error)).strip()
+        raise SettingsError(f"The database could not be migrated: {said}.") from error
     return applied
+
+
+def missing(settings: Settings) -> list[str]:
+    """Names of the migrations that the database lacks, asked as its owner."""
+    try:
+        return pending(settings.migrate_database_url or settings.database_url or "")
+    except Unreachable as error:
+        raise SettingsError(f"The database cannot be reached: {error}") from error
+    except MigrationError as error:
+        raise SettingsError(str(error)) from error
+    except DatabaseError as error:
+        said = (error.diag.message_primary or str(error)).strip()
+        raise SettingsError(f"The database cannot be asked: {said}.") from error
+
+
+def require_suitable(settings: Settings) -> None:
+    """Refuse to serve from a database that cannot hold every text."""
+    try:
+        require_encoding(server_encoding(settings.database_url or ""))
+    except Unreachable as error:
+        raise SettingsError(f"The database cannot be reached: {error}") from error
+    except Unsuitable as error:
+        raise SettingsError(str(error)) from error
 
 
 def _bootstrap(dsn: str, api_key: str) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from standardwebhooks import Webhook
 
+from tests.integration.test_database_settings import SHELL
 from tests.running_house import ROOT, House, free_port, running_house, wait_for
 from tests.webhook_receiver import webhook_receiver
 
@@ -213,3 +214,21 @@ def test_without_a_database_a_command_says_where_it_looked(tmp_path: Path) -> No
     assert done.returncode == 2
     assert "DATABASE_URL" in done.stderr
     assert str(tmp_path) in done.stderr
+
+
+def test_a_developers_shell_reaches_no_part_of_a_local_run(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    with running_house(tmp_path_factory.mktemp("shell"), **SHELL) as house:
+        paid = house.pay(reference="Zürich, 東京")
+        listed = run_command(
+            *("payments", "list", "--reference", "Zürich, 東京", "--json"),
+            **{**SHELL, "HOLDFAST_HOME": house.home},
+        )
+        found = run_command("doctor", "--json", **{**SHELL, "HOLDFAST_HOME": house.home})
+
+    assert (paid.status_code, paid.json()["status"]) == (201, "succeeded")
+    assert [one["id"] for one in parsed(listed)] == [paid.json()["id"]]
+    states = {one["check"]: one["state"] for one in json.loads(found.stdout)}
+    assert states["database settings"] == "pass", found.stdout
+    assert states["database"] != "fail"
