@@ -166,6 +166,7 @@ def create_app(settings: Settings, *, provider: LaterProvider | None = None) -> 
         keys,
         rate_limits.RateLimits(limit),
         mode=settings.provider_mode,
+        strangers=rate_limits.Strangers(settings.metrics_path),
     )
     secrets = [settings.stripe_webhook_secret] if settings.stripe_webhook_secret else []
     app.register_blueprint(

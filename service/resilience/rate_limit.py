@@ -77,6 +77,11 @@ class RateLimit:
             window_s=self._window_s,
         )
 
+    def has_seen(self, name: str) -> bool:
+        """Whether `name` was granted a request here and is not forgotten; counts nothing."""
+        tag, cell = self._find(name)
+        return self._cells[cell] == tag
+
     def _find(self, name: str) -> tuple[float, int]:
         """The caller's tag and cell; the cell that was paid off first where it has none yet."""
         digest = hashlib.blake2b(name.encode(), digest_size=8).digest()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hmac
+import threading
 from dataclasses import dataclass
 from time import monotonic
 from uuid import UUID
@@ -22,12 +23,14 @@ from service.payments.merchants import (
 )
 from service.resilience.deadline import Deadline
 from service.web import request_scope
-from service.web.rate_limits import RateLimits
+from service.web.rate_limits import RateLimits, Strangers
 
 # A revoked key stops working within this time; authentication costs no round trip meanwhile.
 REMEMBER_S = 5.0
-# Keys a worker remembers; beyond it everything is forgotten, which costs one look-up a key.
+# Keys a worker remembers; beyond it the longest unread is forgotten, which costs a look-up.
 REMEMBERED = 1024
+# Ids without a key are remembered apart: invented ones must not push out those that are real.
+UNKNOWN_REMEMBERED = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +65,17 @@ class Authenticator:
         limits: RateLimits | None = None,
         *,
         mode: Mode | None = None,
+        strangers: Strangers | None = None,
     ) -> None:
         """`mode` is the provider's; None where it has no key, so that no money can move."""
         self._keys = keys
         self._limits = limits
         self._mode = mode
-        self._remembered: dict[str, tuple[ApiKey | None, float]] = {}
+        self._strangers = strangers or Strangers()
+        # Entries outlive their time: an id that was a key's is read again without being a stranger.
+        self._known: dict[str, tuple[ApiKey, float]] = {}
+        self._unknown: dict[str, float] = {}
+        self._remembering = threading.Lock()
 
     def __call__(self, scope: str, deadline: Deadline) -> Caller:
         """The caller, who holds `scope`; raises Unauthenticated, Forbidden, RateLimited, or Busy."""
@@ -101,14 +109,36 @@ class Authenticator:
     def _find(self, key_id: str, deadline: Deadline) -> tuple[ApiKey | None, bool]:
         """The key's row, at most REMEMBER_S old (that there is none, too), and whether just read."""
         now_s = monotonic()
-        key, until_s = self._remembered.get(key_id, (None, 0.0))
+        key, until_s = self._known.get(key_id, (None, 0.0))
         if now_s < until_s:
             return key, False
+        if now_s < self._unknown.get(key_id, 0.0):
+            return None, False
+        if key is None and not self._is_known_on_host(key_id):
+            self._strangers.take(request.remote_addr or "")
         key = self._keys.find(key_id, deadline)
-        if len(self._remembered) >= REMEMBERED:
-            self._remembered.clear()
-        self._remembered[key_id] = (key, now_s + REMEMBER_S)
+        self._remember(key_id, key, now_s + REMEMBER_S)
         return key, True
+
+    def _is_known_on_host(self, key_id: str) -> bool:
+        """Whether a worker of this host let the key in lately, before this one started perhaps."""
+        return self._limits is not None and self._limits.knows(key_id)
+
+    def _remember(self, key_id: str, key: ApiKey | None, until_s: float) -> None:
+        with self._remembering:
+            self._known.pop(key_id, None)
+            self._unknown.pop(key_id, None)
+            if key is not None:
+                self._known[key_id] = (key, until_s)
+            else:
+                self._unknown[key_id] = until_s
+            for remembered, most in (
+                (self._known, REMEMBERED),
+                (self._unknown, UNKNOWN_REMEMBERED),
+            ):
+                while len(remembered) > most:
+                    # Insertion order: the first was read longest ago.
+                    remembered.pop(next(iter(remembered)))
 
 
 _WRONG_MODE: dict[Mode, str] = {
