@@ -146,12 +146,20 @@ def pending(dsn: str) -> list[str]:
     return [migration.name for migration in migrations() if migration.version not in applied]
 
 
+# Writes down that a migration was applied, in its transaction: given the cursor and the file's name.
+Note = Callable[[Any, str], None]
+
+
 def migrate(
-    owner_dsn: str, *, app_dsn: str | None = None, app_statement_timeout_ms: int = 2000
+    owner_dsn: str,
+    *,
+    app_dsn: str | None = None,
+    app_statement_timeout_ms: int = 2000,
+    note: Note | None = None,
 ) -> list[str]:
     """Apply what is missing, in order; the names of what this call applied.
 
-    The role of `app_dsn`, when it is not the owner, is given its rights and its time limits.
+    `note` is called for each one in its transaction, once there is an audit log. The role of `app_dsn`, when it is not the owner, is given its rights and its time limits.
     Raises MigrationError, or Unreachable when the database does not answer.
     """
     give_up_at_s = monotonic() + PATIENCE_S
@@ -160,7 +168,7 @@ def migrate(
         schema = _require_suitable(cursor)
         again_after_lock_timeout(give_up_at_s, lambda: create(cursor, _TABLE))
         for migration in migrations():
-            if again_after_lock_timeout(give_up_at_s, partial(_apply, cursor, migration)):
+            if again_after_lock_timeout(give_up_at_s, partial(_apply, cursor, migration, note)):
                 log.info("migration.applied", extra={"migration": migration.name})
                 applied.append(migration.name)
         again_after_lock_timeout(give_up_at_s, lambda: make_partitions(cursor, today()))
@@ -197,20 +205,24 @@ _TABLE = """
 """
 
 
-def _apply(cursor: psycopg2.extensions.cursor, migration: Migration) -> bool:
+def _apply(
+    cursor: psycopg2.extensions.cursor, migration: Migration, note: Note | None = None
+) -> bool:
     """Apply one migration unless it is applied; whether it was."""
     if not migration.in_transaction:
-        return _apply_outside_transaction(cursor, migration)
+        return _apply_outside_transaction(cursor, migration, note)
     with transaction(cursor):
         _claim(cursor, migration)
         if _is_applied(cursor, migration):
             return False
         cursor.execute(migration.text)
-        _note_applied(cursor, migration)
+        _note_applied(cursor, migration, note)
         return True
 
 
-def _apply_outside_transaction(cursor: psycopg2.extensions.cursor, migration: Migration) -> bool:
+def _apply_outside_transaction(
+    cursor: psycopg2.extensions.cursor, migration: Migration, note: Note | None
+) -> bool:
     """The same where no row lock lasts: the row's time is the lease of whoever builds."""
     # The work may have been cut short before: its statements are repeatable.
     cursor.execute(
@@ -234,14 +246,21 @@ def _apply_outside_transaction(cursor: psycopg2.extensions.cursor, migration: Mi
                 (migration.version,),
             )
         raise
-    _note_applied(cursor, migration)
+    with transaction(cursor):
+        _note_applied(cursor, migration, note)
     return True
 
 
-def _note_applied(cursor: psycopg2.extensions.cursor, migration: Migration) -> None:
+def _note_applied(
+    cursor: psycopg2.extensions.cursor, migration: Migration, note: Note | None
+) -> None:
     cursor.execute(
         "UPDATE schema_migrations SET applied_at = now() WHERE version = %s", (migration.version,)
     )
+    if note is not None:
+        cursor.execute("SELECT to_regclass('audit_log') IS NOT NULL")
+        if _value(cursor):
+            note(cursor, migration.name)
 
 
 def _claim(cursor: psycopg2.extensions.cursor, migration: Migration) -> None:

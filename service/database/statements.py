@@ -86,11 +86,18 @@ def prepared_form(statement: Statement, *, has_params: bool) -> tuple[str, str]:
 
 # No payment waits for these: a histogram for each would be half of all the series there are.
 FAMILIES = frozenset(
-<<<<<<< HEAD
-    {"key", "invariant", "rehearsal", "endpoint", "audit", "due", "retain", "erase", "late"}
-=======
-    {"invariant", "rehearsal", "endpoint", "audit", "doctor", "due", "retain", "erase"}
->>>>>>> 99751bd (database: refuse what cannot work and set what we rely on)
+    {
+        "key",
+        "invariant",
+        "rehearsal",
+        "endpoint",
+        "audit",
+        "doctor",
+        "due",
+        "retain",
+        "erase",
+        "late",
+    }
 )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from service.database.direct import (
     DatabaseError,
@@ -18,6 +18,9 @@ from service.database.migrate import MigrationError, migrate, pending
 from service.database.requirements import Unsuitable, require_encoding
 from service.settings import Settings, SettingsError
 
+if TYPE_CHECKING:
+    from service.payments.audit import Actor
+
 # What the ops plane and the reconciler open; a test compares them with the map of the system.
 OPS_POOL_SIZE = 2
 RECONCILER_POOL_SIZE = 4
@@ -27,14 +30,24 @@ def prepare(settings: Settings) -> list[str]:
     """Migrate, and make the first API key when one is given; the names of what was applied."""
     app_dsn = settings.database_url or ""
     owner_dsn = settings.migrate_database_url or app_dsn
+    # This process serves no metrics: it must not leave files among those that are served.
+    os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)
+    from service.payments import audit
+
+    actor = audit.cli_actor()
+
+    def note(cursor: Any, name: str) -> None:
+        audit.write_with_cursor(cursor, actor, audit.Entry("schema.migrated", target=name))
+
     try:
         applied = migrate(
             owner_dsn,
             app_dsn=app_dsn,
             app_statement_timeout_ms=settings.db_statement_timeout_ms,
+            note=note,
         )
         if settings.bootstrap_api_key is not None:
-            _bootstrap(owner_dsn, settings.bootstrap_api_key)
+            _bootstrap(owner_dsn, settings.bootstrap_api_key, actor)
     except Unreachable as error:
         raise SettingsError(f"The database cannot be reached: {error}") from error
     except MigrationError as error:
@@ -69,15 +82,13 @@ def require_suitable(settings: Settings) -> None:
         raise SettingsError(str(error)) from error
 
 
-def _bootstrap(dsn: str, api_key: str) -> None:
-    # This process serves no metrics: it must not leave files among those that are served.
-    os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)
+def _bootstrap(dsn: str, api_key: str, actor: Actor) -> None:
     from service.payments.merchants import bootstrap
 
     mode: Literal["test", "live"] = "live" if api_key.startswith("hf_live_") else "test"
     with connection_to(dsn) as connection:
         try:
-            bootstrap(connection, api_key, mode)
+            bootstrap(connection, api_key, mode, actor)
         except ValueError as error:
             raise SettingsError(f"HOLDFAST_BOOTSTRAP_API_KEY is {error}.") from error
 

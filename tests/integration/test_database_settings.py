@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import pwd
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,6 +22,8 @@ from service.database.embedded import OWNER, EmbeddedPostgres
 from service.database.migrate import migrate
 from service.database.pool import Statement
 from service.database.role_settings import RELIED_ON
+from service.payments.audit import AuditLog
+from service.payments.merchants import generate_key
 from service.resilience.deadline import Deadline
 from service.settings import Settings, SettingsError
 from service.supervisor.planes import ROOT
@@ -162,6 +165,29 @@ def test_a_right_that_the_owner_lacks_is_said_in_a_sentence(
         prepare(settings)
 
     assert str(refused.value).count("\n") == 0
+
+
+def test_migrations_and_the_first_key_are_in_the_audit_log(
+    postgres: EmbeddedPostgres, make_database: Any
+) -> None:
+    name, api_key = make_database(), generate_key("test")
+    settings = Settings(
+        database_url=postgres.url("holdfast", name),
+        migrate_database_url=postgres.url(OWNER, name),
+        bootstrap_api_key=api_key,
+    )
+
+    applied = prepare(settings)
+    assert prepare(settings) == []
+
+    with open_pool_of(1, postgres.url("holdfast", name)) as pool:
+        acts = AuditLog(pool).read(Deadline.after(5))
+    user = pwd.getpwuid(os.getuid()).pw_name
+    assert {(act.actor_kind, act.actor) for act in acts} == {("cli", user)}
+    assert acts[0].target == api_key.split("_")[2]
+    # From the migration on that makes the log.
+    logged = [act.target for act in reversed(acts[1:])]
+    assert logged == applied[applied.index("0011_audit.sql") :]
 
 
 # --- Odd defaults ----------------------------------------------------------------------------
