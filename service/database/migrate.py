@@ -189,8 +189,6 @@ def _require_suitable(cursor: psycopg2.extensions.cursor) -> str:
         require_own_tables(cursor, schema, files)
     except Unsuitable as error:
         raise MigrationError(str(error)) from error
-    # All files name their tables without a schema.
-    cursor.execute(sql.SQL("SET search_path = {}").format(sql.Identifier(schema)))
     return schema
 
 
@@ -351,6 +349,9 @@ def owner_session(dsn: str) -> Iterator[psycopg2.extensions.cursor]:
         cursor.execute("SET timezone = 'UTC'")
         cursor.execute("SET default_transaction_read_only = off")
         cursor.execute("SET default_transaction_isolation = 'read committed'")
+        # All files and statements name their tables without a schema.
+        schema = sql.Identifier(home_schema(cursor))
+        cursor.execute(sql.SQL("SET search_path = {}").format(schema))
         yield cursor
 
 

@@ -35,7 +35,7 @@ def status(client: FlaskClient) -> Status:
 
 
 def look_ups() -> float:
-    name, labels = "holdfast_db_statement_duration_seconds_count", {"statement": "key_find"}
+    name, labels = "holdfast_db_statement_duration_seconds_count", {"statement": "key"}
     return REGISTRY.get_sample_value(name, labels) or 0.0
 
 
