@@ -51,6 +51,10 @@ class Reconciler:
         The caller holds the lease. Killed anywhere, the lease ends and the next look-up begins
         at the top; raises Busy when the database does not answer, with nothing lost.
         """
+        if payment.is_terminal:
+            # Nothing is asked, and above all nothing sent, about what has ended.
+            log.error("payment.ended_and_due", extra={"payment_id": payment.id})
+            return payment
         if payment.provider != self._provider.name:
             # Only who was asked to charge can say what became of it: to another it is absent.
             self._settling.postpone(payment, OTHERS_AGAIN_S, deadline)

@@ -230,7 +230,9 @@ def test_the_sweep_repairs_what_the_provider_knows_and_we_do_not(pool):
 def test_a_charge_without_a_payment_is_an_orphan_and_breaks_an_invariant(pool):
     provider = BookedProvider()
     service = Service(pool, provider)
-    lost = dataclasses.replace(charge_of(service.pay()), payment_id=f"pay_{uuid4().hex}")
+    lost = dataclasses.replace(
+        charge_of(service.pay()), payment_id=f"pay_{uuid4().hex}", provider_ref="pi_lost"
+    )
     provider.listed = [provider.listed_charge(lost)]
 
     service.sweep.run_if_due(soon())
