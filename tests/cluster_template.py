@@ -36,6 +36,11 @@ def end_run() -> None:
     shutil.rmtree(os.environ.pop(DIRECTORY), ignore_errors=True)
 
 
+def of_run(name: str) -> Path:
+    """A path that the workers of this run share, and no other run."""
+    return Path(os.environ[DIRECTORY]) / name
+
+
 def put_into(home: Path) -> None:
     """A migrated cluster in this home, as a start before would have left it; none where one is, or outside of a run."""
     if DIRECTORY not in os.environ:
@@ -49,7 +54,7 @@ def put_into(home: Path) -> None:
 
 def _template() -> Path:
     """The home of the one cluster that is copied; made by whichever worker comes first."""
-    home = Path(os.environ[DIRECTORY]) / "home"
+    home = of_run("home")
     with _locked(home.with_name("lock")):
         if not home.exists():
             new = home.with_name("new")

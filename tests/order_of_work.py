@@ -7,15 +7,19 @@ been tried within the first minute. The durations are those of the last measured
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests import cluster_template
 
 DURATIONS = Path(__file__).with_name("durations.json")
 # A file that has not been measured yet is taken for a long one: at worst it begins too early.
@@ -79,6 +83,17 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
         return None
     config.option.loadscopereorder = False
     return FromBothEnds(config, log)
+
+
+@pytest.fixture(autouse=True)
+def _one_measures_at_a_time(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A semaphore of the whole run: no two tests that hold time to a bound disturb each other."""
+    if request.node.get_closest_marker("measures") is None:
+        yield
+        return
+    with cluster_template.of_run("measuring.lock").open("w") as semaphore:
+        fcntl.flock(semaphore, fcntl.LOCK_EX)
+        yield
 
 
 def file_of(nodeid: str) -> str:
@@ -150,7 +165,8 @@ class Course:
     def _tell(self, line: str, **markup: bool) -> None:
         terminal = self._config.pluginmanager.get_plugin("terminalreporter")
         if terminal is not None:
-            terminal.ensure_newline()
+            if terminal._tw.width_of_current_line:
+                terminal._tw.line()
             terminal.write_line(line, **markup)
 
 

@@ -126,6 +126,7 @@ def test_a_declined_card_is_final_and_says_why(house):
     assert house.get(answer.headers["Location"]).json()["decline"]["code"] == "insufficient_funds"
 
 
+@pytest.mark.measures
 @pytest.mark.parametrize("fault", ["hang", "hang_after_charge"])
 def test_a_provider_that_hangs_is_answered_in_time_and_settled_later(house, fault):
     reference = str(uuid4())

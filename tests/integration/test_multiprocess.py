@@ -195,6 +195,7 @@ for child in running:
 """
 
 
+@pytest.mark.measures
 def test_two_hundred_killed_workers_leave_few_files_exact_counts_and_as_quick_a_scrape(tmp_path):
     few, many = after_lives(4, tmp_path / "few"), after_lives(200, tmp_path / "many")
 

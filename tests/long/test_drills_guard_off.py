@@ -9,6 +9,8 @@ import pytest
 from tests.rehearsing import begin_drill, ended
 from tests.running_house import running_house
 
+pytestmark = pytest.mark.measures
+
 
 @pytest.mark.parametrize(
     ("name", "fault_s", "guard_off", "told"),

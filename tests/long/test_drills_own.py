@@ -9,6 +9,8 @@ import pytest
 from tests.rehearsing import drilled
 from tests.running_house import House, running_house
 
+pytestmark = pytest.mark.measures
+
 SHORTENED_S = {
     "pool-exhaustion": 5,
     "slow-database": 5,

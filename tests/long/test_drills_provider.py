@@ -9,6 +9,8 @@ import pytest
 from tests.rehearsing import drilled
 from tests.running_house import House, running_house
 
+pytestmark = pytest.mark.measures
+
 # Each as short as its hypothesis allows; the deadline of five seconds must pass where it is one.
 SHORTENED_S = {
     "payment-timeout": 12,

@@ -30,6 +30,7 @@ HERE = Path(__file__).parent
 # --- Loading ---------------------------------------------------------------------------------
 
 
+@pytest.mark.measures
 def test_the_page_is_small_and_painted_within_a_second(
     seen: Console, running: ConsoleHouse, browser: Browser
 ):

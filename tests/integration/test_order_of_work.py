@@ -1,0 +1,56 @@
+"""What a run says while it runs: a failure at once, the seed at the end, and what nothing is heard of."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A run of these tests on two workers; what it said."""
+    (tmp_path / "pytest.ini").write_text("[pytest]\n")
+    (tmp_path / "conftest.py").write_text(
+        "from tests import cluster_template, order_of_work\n"
+        "order_of_work.SILENT_S = 1.0\n"
+        "def pytest_configure(config):\n"
+        "    if not hasattr(config, 'workerinput'):\n"
+        "        cluster_template.begin_run()\n"
+        "        config.add_cleanup(cluster_template.end_run)\n"
+    )
+
+    def run(**files: str) -> str:
+        for name, text in files.items():
+            (tmp_path / f"test_{name}.py").write_text(text)
+        options = ("-q", "-n", "2", "--dist", "loadfile", "-p", "tests.order_of_work")
+        ran = subprocess.run(
+            [sys.executable, "-m", "pytest", *options, "-p", "randomly", "--randomly-seed=7"],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        return ran.stdout
+
+    return run
+
+
+def test_a_failure_is_told_before_the_run_ends_and_the_summary_comes_last(run) -> None:
+    said = run(
+        quick="def test_it(): assert 1 == 2",
+        slow="import time\ndef test_it(): time.sleep(3)",
+    ).splitlines()
+
+    told = said.index("FAILED test_quick.py::test_it (call): assert 1 == 2")
+    running = next(n for n, line in enumerate(said) if line.startswith("still running: test_slow"))
+    assert told < running
+    assert "The order was random: -p randomly --randomly-seed=7" in said
+    assert said[-1].startswith("1 failed, 1 passed")
