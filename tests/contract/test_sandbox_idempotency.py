@@ -74,10 +74,10 @@ def test_one_key_of_two_accounts_is_two_keys(sandbox, payment_id):
     pay(sandbox, payment_id, payment_id)
 
     headers = {"Authorization": "Bearer sk_test_other", "Idempotency-Key": payment_id}
-    form = {"amount": "1", "currency": "usd"}
+    form = {"amount": "100", "currency": "usd"}
     other = sandbox.ask("POST", "/v1/payment_intents", headers=headers, data=form)
 
-    assert (other.status_code, other.json()["amount"]) == (200, 1)
+    assert (other.status_code, other.json()["amount"]) == (200, 100)
 
 
 @pytest.mark.parametrize(
