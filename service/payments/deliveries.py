@@ -11,7 +11,7 @@ import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -166,6 +166,23 @@ _FAILED = Statement(
         FROM w WHERE status = 'paused'
     )
     SELECT paused_reason FROM w WHERE status = 'paused'
+    """,
+)
+
+# A receiver that asks for patience asks it for all of its events. Another deliverer's lease on one of
+# them only gets longer. A delivery that succeeds earlier brings them back, as after any failure.
+_PUT_OFF = Statement(
+    "endpoint_put_off",
+    """
+    UPDATE webhook_outbox o SET due_at = %(until)s::timestamptz
+    FROM (
+        SELECT event_id FROM webhook_outbox
+        WHERE merchant_id = %(merchant_id)s::uuid AND endpoint_id = %(endpoint_id)s::uuid
+          AND due_at < %(until)s::timestamptz AND event_id <> %(event_id)s::uuid
+        LIMIT 1000
+    ) AS early
+    WHERE o.merchant_id = %(merchant_id)s::uuid AND o.endpoint_id = %(endpoint_id)s::uuid
+      AND o.event_id = early.event_id AND o.due_at < %(until)s::timestamptz
     """,
 )
 
@@ -326,6 +343,8 @@ class Deliverer:
             },
             Deadline.after(NOTE_TIMEOUT_S),
         )
+        if receipt.retry_after_s:
+            self._put_off(delivery, receipt.retry_after_s)
         result = "given_up" if is_last else "retried"
         metrics.webhook_deliveries_total.labels(result).inc()
         log.warning("webhook.%s", result, extra={**_told_of(delivery), "error": error})
@@ -334,6 +353,15 @@ class Deliverer:
                 "webhook_endpoint.paused",
                 extra={"endpoint_id": endpoint_id_text(delivery.endpoint_id), "reason": reason},
             )
+
+    def _put_off(self, delivery: Delivery, wait_s: float) -> None:
+        """Nothing else goes to the endpoint before the wait is over that it asked for."""
+        until = datetime.now(UTC) + timedelta(seconds=wait_s)
+        self._pool.run(
+            _PUT_OFF,
+            {**_lease_of(delivery), "until": until},
+            Deadline.after(NOTE_TIMEOUT_S),
+        )
 
     def _pause_s(self, delivery: Delivery, receipt: Receipt) -> float:
         """The schedule's pause, or the longer one that the receiver asked for."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from uuid import UUID, uuid4
 
 import psycopg2
@@ -183,6 +183,23 @@ def test_receiver_that_asks_for_patience_is_given_it(pool, receiver, status, sec
     assert tries == 1
     assert due_at is not None
     assert abs((due_at - before).total_seconds() - seconds) < 60
+
+
+def test_patience_covers_all_waiting_events_of_the_endpoint(pool, receiver):
+    merchant = Merchant(pool, pauses_s=[1.0, 1.0])
+    merchant.hears_at(receiver.url)
+    for _ in range(3):
+        merchant.pay()
+    receiver.statuses, receiver.more = [503] * 9, "Retry-After: 7000\r\n"
+    pool.run(_ALL_DUE, {}, soon())
+
+    merchant.deliverer.deliver(
+        1, lambda call, due: [call(each) for each in due], soon(), failing=False
+    )
+
+    hour = timedelta(hours=1)
+    assert [due_at - datetime.now(UTC) > hour for *_, due_at in merchant.outbox()] == [True] * 3
+    assert len(receiver.got) == 1
 
 
 def test_after_the_last_pause_it_is_given_up_and_can_be_asked_for_again(pool, receiver):
