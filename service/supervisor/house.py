@@ -23,7 +23,7 @@ from service.supervisor.banner import banner
 from service.supervisor.keys import keys_of, write_private
 from service.supervisor.planes import ROOT, data_plane, ops_plane
 from service.supervisor.ports import require_free
-from service.supervisor.schema import prepare, require_headroom
+from service.supervisor.schema import prepare, require_headroom, require_mode
 
 if TYPE_CHECKING:
     from service.simulation.links import Links
@@ -121,6 +121,7 @@ class _House:
         require_headroom(self._settings)
         if self._sandbox:
             self._wait_for_sandbox()
+        require_mode(self._settings)
         if self._settings.simulation_enabled:
             self._start_fault_proxy()
         self._start_service()

@@ -25,13 +25,19 @@ def ops_plane() -> list[str]:
 
 def become_gunicorn(command: list[str], settings: Settings) -> NoReturn:
     """Replace this process, so that signals from outside reach gunicorn itself."""
-    from service.supervisor.schema import require_api_key, require_headroom, require_suitable
+    from service.supervisor.schema import (
+        require_api_key,
+        require_headroom,
+        require_mode,
+        require_suitable,
+    )
 
     if settings.database_url is None:
         raise SettingsError("DATABASE_URL is not set: only `run` brings a PostgreSQL of its own.")
     require_suitable(settings)
     require_headroom(settings)
     require_api_key(settings)
+    require_mode(settings)
     # Before anything imports prometheus_client, which decides at import.
     settings.metrics_path.mkdir(parents=True, exist_ok=True)
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(settings.metrics_path.absolute())

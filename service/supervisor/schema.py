@@ -82,6 +82,24 @@ def require_suitable(settings: Settings) -> None:
         raise SettingsError(str(error)) from error
 
 
+def require_mode(settings: Settings) -> None:
+    """Refuse to send payments of test mode with a live key, and the reverse."""
+    # This process serves no metrics yet: it must not leave files among those that are served.
+    kept = os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)
+    from service.payments.modes import ModeConflict, claim_mode
+
+    if kept is not None:
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = kept
+    if settings.provider_mode is None:
+        return
+    try:
+        claim_mode(settings.database_url or "", settings.provider_mode)
+    except Unreachable as error:
+        raise SettingsError(f"The database cannot be reached: {error}") from error
+    except ModeConflict as error:
+        raise SettingsError(str(error)) from error
+
+
 def _bootstrap(dsn: str, api_key: str, actor: Actor) -> None:
     from service.payments.merchants import bootstrap
 
