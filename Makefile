@@ -1,7 +1,7 @@
 # Two commands: `make run` and `make test`. All paths are relative, so a checkout's own path may hold spaces.
 
 .DEFAULT_GOAL := help
-.PHONY: help run observe test test-unit test-all test-short test-pythons test-contract image-test lint fuzz check-supply screenshots dashboards bench lock clean
+.PHONY: help run observe test test-unit test-all test-short test-pythons test-contract image-test lint fuzz check-supply pin-images check-images screenshots dashboards bench lock clean
 .DELETE_ON_ERROR:
 # Hundreds of short processes import the same files, and what is printed in pieces arrives in pieces.
 unexport PYTHONDONTWRITEBYTECODE PYTHONUNBUFFERED
@@ -78,6 +78,12 @@ fuzz: .venv-audit/audit.lock ## look for bytes that break a parser, by coverage,
 
 check-supply: .venv-audit/audit.lock ## ask whether a pinned package has a known hole; write dist/holdfast.cdx.json
 	@$(AUDIT_BIN)/python deploy/check_supply.py
+
+pin-images: ## write the images' digests into the manifests, at a release (OWN=registry/holdfast@sha256:..)
+	@python3 deploy/pin_images.py $(if $(OWN),--own $(OWN))
+
+check-images: ## refuse a manifest whose image has no digest: the last step of a release
+	@python3 deploy/pin_images.py --check
 
 screenshots: $(VENV)/test.lock $(VENV)/apt-packages ## draw docs/screenshots anew from a running house
 	@$(BIN)/python -m tests.shipped.screenshots
