@@ -108,7 +108,7 @@ class StripeProvider:
             answer = self._api.post("capture", path, form, key, deadline)
             if answer.status == 200:
                 return intents.of_captured(answers.parse(answer), charge, amount_minor)
-            return intents.of_answer(answer, charge)
+            return self._books.of_refused_capture(answer, charge, deadline)
 
         return self._api.outcome("capture", take)
 

@@ -230,7 +230,12 @@ _CALLERS_FIELDS = {
     "amount_to_capture": "amount",
 }
 # Refusals for the state of what the request is about: true, and nobody's mistake.
-_STATES = frozenset({"charge_already_refunded", "charge_already_captured", "charge_disputed"})
+_STATES = frozenset(
+    {
+        *("charge_already_refunded", "charge_already_captured", "charge_disputed"),
+        *("charge_expired_for_capture", "payment_intent_unexpected_state"),
+    }
+)
 
 
 def _of_request(error: Object) -> Decline:

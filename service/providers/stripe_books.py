@@ -89,6 +89,19 @@ class StripeBooks:
             return Outcome(OutcomeKind.NOT_EXECUTED, Stage.ANSWERED, is_replay=True)
         return outcome
 
+    def of_refused_capture(self, answer: Answer, charge: Charge, deadline: Deadline) -> Outcome:
+        """What an answer other than 200 to a capture means.
+
+        "This request is invalid" is a definite no only while the books show all of the money still
+        reserved; else they tell what became of it.
+        """
+        refused = answers.of_error(answer, provider_ref=charge.provider_ref, is_first=True)
+        if refused.decline is None or not refused.decline.is_request:
+            return self._of_answer(answer, charge)
+        now = self.retrieve("capture", charge, deadline)
+        is_reserved = now.kind is OutcomeKind.SUCCEEDED and now.amount_capturable > 0
+        return refused if is_reserved else now
+
     def retrieve(self, operation: str, charge: Charge, deadline: Deadline) -> Outcome:
         """The charge by its reference."""
         answer = self._api.get(operation, f"{self._path}/{charge.provider_ref}", deadline)

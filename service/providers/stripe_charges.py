@@ -90,7 +90,7 @@ class StripeChargesProvider:
             answer = self._api.post("capture", path, form, key, deadline)
             if answer.status == 200:
                 return charges.of_captured(answers.parse(answer), charge, amount_minor)
-            return charges.of_answer(answer, charge)
+            return self._books.of_refused_capture(answer, charge, deadline)
 
         return self._api.outcome("capture", take)
 

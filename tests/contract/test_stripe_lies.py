@@ -468,3 +468,33 @@ def test_a_number_beyond_floats_is_no_number():
     outcome = confirmed(said(200, (body + ', "next_action": {"n": 1e999}}').encode()))
 
     assert outcome.next_action == {"n": None}
+
+
+def capture_refused(intent: dict[str, Any]) -> Outcome:
+    """A capture that is refused as invalid, while the books show this intent."""
+    error = {"type": "invalid_request_error", "param": "amount_to_capture"}
+
+    def behave(peer: Peer) -> None:
+        while request := peer.read_request():
+            is_capture = request.startswith(b"POST")
+            peer.send(said(400, {"error": error}) if is_capture else said(200, intent))
+
+    with stripe_that(behave) as provider:
+        return provider.capture(CHARGE, 1, "key-capture", Deadline.after(5))
+
+
+def test_a_refused_capture_is_final_while_the_money_is_reserved():
+    reserved = {"status": "requires_capture", "amount_received": 0, "amount_capturable": 1}
+    outcome = capture_refused(INTENT | reserved)
+
+    assert outcome.kind is OutcomeKind.DECLINED
+    assert outcome.decline is not None
+    assert (outcome.decline.is_request, outcome.decline.field) == (True, "amount")
+
+
+def test_a_refused_capture_tells_what_became_of_the_money():
+    captured, released = capture_refused(INTENT), capture_refused(INTENT | {"status": "canceled"})
+
+    assert (captured.kind, captured.amount_received) == (OutcomeKind.SUCCEEDED, 1)
+    assert (released.kind, released.error) == (OutcomeKind.NOT_EXECUTED, "canceled")
+    assert capture_refused({"status": "garbage"}).kind is OutcomeKind.UNKNOWN

@@ -14,10 +14,12 @@ import json
 import re
 import socket
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from ipaddress import ip_address
 from time import thread_time
 from typing import Any
+from urllib.parse import urlencode
 from uuid import UUID
 
 from gunicorn.config import Config
@@ -31,10 +33,12 @@ from service.observability.tracing import Trace
 from service.payments.deliveries import signed_headers
 from service.payments.merchants import generate_key, parse_key
 from service.payments.model import fingerprint
-from service.providers import stripe_answers, stripe_charge_answers, stripe_intents
+from service.providers import stripe_answers, stripe_charge_answers, stripe_form, stripe_intents
 from service.providers.base import Charge, Outcome, OutcomeKind, Refund
 from service.providers.retry_after import parse_retry_after_s
 from service.providers.stripe_answers import Garbage
+from service.providers.stripe_api import metadata_form
+from service.providers.stripe_form import Unsendable
 from service.providers.transport import Answer
 from service.providers.webhook_sender import refusal_of
 from service.sandbox import form
@@ -178,6 +182,7 @@ def provider_answer(data: bytes) -> None:
     answer = Answer(status, data[1:], {"Retry-After": data[1:12].decode("latin-1")}, 1)
     refused = stripe_answers.of_error(answer, is_first=True)
     assert refused.kind is not OutcomeKind.SUCCEEDED
+    _is_storable(refused)
     assert 0.0 <= (refused.retry_after_s or 0.0) <= stripe_answers.RETRY_AFTER_MAX_S
     try:
         found = stripe_answers.parse(answer)
@@ -191,6 +196,7 @@ def provider_answer(data: bytes) -> None:
         return
     for outcome in outcomes:
         _is_no_lie(outcome, found, CHARGE.amount_minor)
+        _is_storable(outcome)
     for made in (
         stripe_intents.of_prepared(found, CHARGE),
         stripe_charge_answers.of_released(found, CHARGE),
@@ -199,12 +205,29 @@ def provider_answer(data: bytes) -> None:
     for field in ("payment_intent", "charge"):
         outcome = stripe_answers.of_refund(found, REFUND, field)
         _is_no_lie(outcome, found, REFUND.amount_minor)
+        _is_storable(outcome)
     for read in (stripe_intents.of_listed, stripe_charge_answers.of_listed):
         try:
             listed = read(found)
         except Garbage:
             continue
         assert listed is None or listed.created_at.tzinfo is UTC
+
+
+def provider_form(data: bytes) -> None:
+    """What a caller wrote is refused, or arrives at the provider as it was written."""
+    texts = data.decode("utf-8", "surrogatepass" if data[:1] == b"s" else "replace").split("\n")
+    metadata = dict(zip(texts[1::2], texts[2::2], strict=False))
+    charge = replace(CHARGE, metadata=metadata, payment_method=texts[0], reference=texts[-1])
+    written = {"payment_method": charge.payment_method, **metadata_form(charge)}
+    try:
+        stripe_form.check("/v1/payment_intents", written)
+    except Unsendable:
+        return
+    arrived = form.parse(urlencode(written))
+    ours = {"payment_id": charge.payment_id, "merchant_id": charge.merchant_id}
+    assert arrived.pop("metadata") == {**metadata, "reference": charge.reference, **ours}
+    assert arrived == {"payment_method": charge.payment_method}
 
 
 def sandbox_form(data: bytes) -> None:
@@ -343,7 +366,14 @@ PROPERTIES: dict[str, Callable[[bytes], None]] = {
     of.__name__: of
     for of in (
         *(json_body, card_numbers, idempotency_key, request_headers, api_key, signature_in),
-        *(signature_out, provider_event, provider_answer, sandbox_form, incoming_request),
+        *(
+            signature_out,
+            provider_event,
+            provider_answer,
+            provider_form,
+            sandbox_form,
+            incoming_request,
+        ),
         *(settings, webhook_address, list_query, time_of_parsers),
     )
 }
@@ -356,6 +386,18 @@ def _is_no_lie(outcome: Outcome, found: Any, amount_minor: int) -> None:
     if outcome.kind is OutcomeKind.SUCCEEDED:
         assert (found["amount"], found["currency"]) == (amount_minor, "usd")
         assert 0 <= outcome.amount_received <= amount_minor
+
+
+def _is_storable(outcome: Outcome) -> None:
+    """Nothing in it that PostgreSQL's text, jsonb or bigint refuse."""
+    told = [dict(outcome.next_action or {}), outcome.provider_ref, outcome.error_detail]
+    if outcome.decline is not None:
+        told.append(outcome.decline.document())
+    text = json.dumps(told, allow_nan=False, ensure_ascii=False)
+    assert not re.search(r"[\x00\ud800-\udfff]|\\u0000", text)
+    assert len(text) < LONG_BYTES
+    assert 0 <= outcome.amount_received < 2**63
+    assert 0 <= outcome.amount_capturable < 2**63
 
 
 def _refused(body: bytes, header: str, *, now_s: float = NOW_S) -> None:
