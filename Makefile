@@ -3,13 +3,13 @@
 .DEFAULT_GOAL := help
 .PHONY: help run observe test test-unit test-all test-short test-pythons test-contract image-test lint fuzz check-supply pin-images check-images screenshots dashboards bench lock clean
 .DELETE_ON_ERROR:
-# Hundreds of short processes import the same files, and what is printed in pieces arrives in pieces.
+# Hundreds of short processes import the same files; unbuffered output arrives in pieces.
 unexport PYTHONDONTWRITEBYTECODE PYTHONUNBUFFERED
 
 # The first Python here that is new enough; a shim that leads nowhere is passed over.
 PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
 	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$python" && break; done)
-# Where Python's packages are installed; `make test-pythons` makes one for each Python.
+# The virtual environment; `make test-pythons` creates one for each Python.
 VENV := .venv
 BIN := $(VENV)/bin
 # The audit's tools stay apart: what they need must not decide what the service is tested with.
@@ -27,25 +27,25 @@ run: $(VENV)/embedded.lock ## start everything here and print a curl that pays; 
 observe: $(VENV)/embedded.lock ## run it watched by Prometheus and Alertmanager, with the incident to look at
 	@exec $(BIN)/python -m service observe --end-with-parent $(ARGS)
 
-# Whole files to each worker, since the tests of a file share what they stand on: tests/order_of_work.py.
+# A worker runs whole files, because the tests of a file share fixtures: tests/order_of_work.py.
 PYTEST := $(BIN)/python -m pytest -q -n auto --dist loadfile
-# Those that Holdfast runs on.
+# The supported versions.
 PYTHONS ?= 3.11 3.12 3.13
 space := $(subst ,, )
-# All but tests/unit, which runs first, and tests/long, which takes minutes by nature.
+# tests/unit runs first, and tests/long takes minutes by nature.
 TESTS ?= tests/contract tests/integration tests/incidents tests/shipped
 
-test: lint test-unit $(VENV)/apt-packages $(VENV)/stripe-mock.lock ## check all but what takes minutes by nature
+test: lint test-unit $(VENV)/apt-packages $(VENV)/stripe-mock.lock ## lint, types and all tests but tests/long
 	$(PYTEST) $(TESTS) $(ARGS)
 
-test-unit: $(VENV)/test.lock ## check what needs no server, in seconds
+test-unit: $(VENV)/test.lock ## tests without a server, in seconds
 	$(PYTEST) -n 2 tests/unit $(ARGS)
 
-test-all: test ## check everything, what takes minutes by nature too
+test-all: test ## make test and tests/long, which takes minutes by nature
 	$(PYTEST) tests/long $(ARGS)
 
 # The contract tier needs servers, and of the system's programs npm at most.
-test-pythons: ## check the tiers unit and contract on each Python that is installed
+test-pythons: ## unit and contract tests on each installed Python
 	@export PYENV_VERSION=$(subst $(space),:,$(PYTHONS)); for version in $(PYTHONS); do \
 		python$$version -c '' 2>/dev/null || { echo "not run here: needs python$$version"; continue; }; \
 		echo "On $$(python$$version --version):"; \
@@ -55,7 +55,7 @@ test-pythons: ## check the tiers unit and contract on each Python that is instal
 test-contract: test-unit $(VENV)/stripe-mock.lock
 	$(PYTEST) tests/contract $(ARGS)
 
-test-short: $(VENV)/test.lock $(VENV)/apt-packages ## check one of each kind of what takes minutes, as CI does
+test-short: $(VENV)/test.lock $(VENV)/apt-packages ## one test of each kind in tests/long, as in CI
 	$(PYTEST) tests/long -m short $(ARGS)
 
 image-test: $(VENV)/test.lock ## build the container image and pay with it (root; BASE=image to build on)

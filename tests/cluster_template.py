@@ -1,7 +1,7 @@
-"""A PostgreSQL cluster, initialised and migrated once in a run of the tests; whoever starts one gets a copy.
+"""A PostgreSQL cluster that is initialised and migrated once in a test run, and copied for each server.
 
-A first start takes seconds of a processor, and a run starts dozens. `tests/integration/test_embedded.py` and
-`tests/incidents/test_local_run.py` start without it, as a user does.
+`initdb` and the migrations need seconds of processor time, and a test run starts dozens of servers.
+`tests/integration/test_embedded.py` and `tests/incidents/test_local_run.py` start without a copy, as a user does.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from service.database import embedded
 from service.database.embedded import OWNER, EmbeddedPostgres
 from service.database.migrate import migrate
 
-# What `python -m service run` sets by default; each start sets its own again.
+# The default of `python -m service run`; each start sets its own value.
 STATEMENT_TIMEOUT_MS = 2000
-# Where the run's template is: the process that begins the run says so to its workers.
+# The environment variable with the directory of the run: workers inherit it.
 DIRECTORY = "HOLDFAST_TESTS_TEMPLATE"
 
 
 def begin_run() -> None:
-    """Give this run a template of its own; it is made when it is needed first."""
+    """Create the directory of this run; the template follows at its first use."""
     os.environ[DIRECTORY] = tempfile.mkdtemp(prefix="holdfast-test-")
-    # PostgreSQL runs as another user where we are root.
+    # As root, PostgreSQL runs as another user.
     Path(os.environ[DIRECTORY]).chmod(0o711)
 
 
@@ -37,12 +37,12 @@ def end_run() -> None:
 
 
 def of_run(name: str) -> Path:
-    """A path that the workers of this run share, and no other run."""
+    """A path that only the workers of this run share."""
     return Path(os.environ[DIRECTORY]) / name
 
 
 def put_into(home: Path) -> None:
-    """A migrated cluster in this home, as a start before would have left it; none where one is, or outside of a run."""
+    """Copy the migrated cluster into `home`; do nothing if `home` has one, or outside a test run."""
     if DIRECTORY not in os.environ:
         return
     home.mkdir(parents=True, exist_ok=True)
@@ -53,7 +53,7 @@ def put_into(home: Path) -> None:
 
 
 def _template() -> Path:
-    """The home of the one cluster that is copied; made by whichever worker comes first."""
+    """The home of the cluster to copy; the first worker creates it."""
     home = of_run("home")
     with _locked(home.with_name("lock")):
         if not home.exists():

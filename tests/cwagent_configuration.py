@@ -1,7 +1,7 @@
 """A model of the sections of the CloudWatch agent's configuration that deploy/cloudwatch/agent.json uses.
 
-The agent ignores most words that it does not know, and with them what they were to do. So the model takes no word that the
-sources below do not give, and of these only the ones that we use. A section that comes into use comes in here, with its source.
+The agent ignores most unknown keys without a message. The model therefore accepts only keys that the sources below define and that
+our file uses. A new section of the file needs a new class here, with its source.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def _compiles(pattern: str) -> str:
     return pattern
 
 
-# EMF: matched against whole names by Go's engine; what is compared here uses only what both engines know.
+# EMF: the agent uses Go's engine; our patterns use only syntax that both engines share.
 Regex = Annotated[str, Field(min_length=1), AfterValidator(_compiles)]
 # GROUP: the service refuses other characters and longer names.
 LogGroup = Annotated[str, Field(pattern=r"^[.\-_/#A-Za-z0-9]{1,512}$")]
@@ -35,14 +35,14 @@ LogGroup = Annotated[str, Field(pattern=r"^[.\-_/#A-Za-z0-9]{1,512}$")]
 DimensionSet = Annotated[
     list[Annotated[str, Field(min_length=1, max_length=250)]], Field(min_length=1, max_length=30)
 ]
-# DATUM: the units without a rate, which are all that a gauge or counter of ours has.
+# DATUM: the units without a rate; our gauges and counters need no others.
 Unit = Literal[
     "Seconds", "Microseconds", "Milliseconds", "Bytes", "Kilobytes", "Megabytes", "Percent", "Count"
 ]
 
 
 class Section(BaseModel):
-    """Exactly these words, and no value that would have to be converted first."""
+    """Accepts exactly the declared keys, with values of the declared types."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 

@@ -1,7 +1,6 @@
-"""Programs that come from packages of the system: a test that needs one is left out where it is missing.
+"""System programs that tests need: pytest deselects a test whose program is missing.
 
-What was left out is said in one line at the end, with the command that installs it. Where `CI=true`, that line is a failure: there,
-everything is checked.
+One line at the end of the run lists the missing programs and the command that installs them. With `CI=true` the run fails.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-# Each program that a test may name, and the Debian package that brings it.
+# The programs that a test can declare, each with its Debian package.
 PACKAGES = {
     "chromium": "chromium",
     "prometheus": "prometheus",
@@ -27,27 +26,29 @@ LEFT_OUT = "left_out"
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "needs(*programs): left out where one is not installed")
+    config.addinivalue_line(
+        "markers", "needs(*programs): deselected if one of them is not installed"
+    )
     config.pluginmanager.register(LeftOut(config), "left-out")
 
 
 def is_there(program: str) -> bool:
-    """Whether it can be started here; what `make test` installs through npm lies in the environment."""
+    """Whether the program is installed; `make` installs stripe-mock into the virtual environment."""
     if program == "stripe-mock":
         return shutil.which("node") is not None and Path(sys.prefix, "stripe-mock.lock").exists()
     return path_of(program) is not None
 
 
 def path_of(program: str) -> str | None:
-    """Where it is installed; also where only root has a look by itself."""
+    """The path of the program; /usr/sbin counts too, which is often not on a user's PATH."""
     path = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin"])
-    # Debian's package gives it a longer name than its makers do.
+    # Debian's name is longer than the upstream name.
     names = (program, f"prometheus-{program}") if program == "alertmanager" else (program,)
     return next((found for name in names if (found := shutil.which(name, path=path))), None)
 
 
 class LeftOut:
-    """Counts the tests that do not run here; workers tell the one who sums up."""
+    """Collects the missing programs; workers report them to the controlling process."""
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
@@ -73,7 +74,7 @@ class LeftOut:
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: object) -> None:
-        # Every worker collects all tests, so that each says the same.
+        # Every worker collects all tests, so all reports are equal.
         self._programs |= getattr(node, "workeroutput", {}).get(LEFT_OUT, {})
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:

@@ -1,8 +1,8 @@
-"""In which order the suite runs on several workers, and what it says while it runs.
+"""The order of test files on several workers, and the progress output of a run.
 
-Most tests wait, for processes and for deadlines, and few compute. So the longest files begin first, each on a worker of its own, and
-one worker in three takes the shortest ones meanwhile: processors have work while the long files wait, and most of what can fail has
-been tried within the first minute. The durations are those of the last measured run (tests/durations.json).
+Most tests wait for processes and deadlines; few need the processor. The longest files therefore start first, and one worker in three
+takes the shortest files: the processors stay busy, and most failures appear within the first minute. tests/durations.json holds
+the durations of the last measured run.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ import pytest
 from tests import cluster_template
 
 DURATIONS = Path(__file__).with_name("durations.json")
-# A file that has not been measured yet is taken for a long one: at worst it begins too early.
+# A file without a measured duration counts as long: at worst it starts too early.
 NOT_MEASURED_S = 30.0
-# One worker in so many takes the shortest files.
+# Every third worker takes the shortest files.
 SHORT_SHARE = 3
 SILENT_S = 30.0
 WORKERS_A_PROCESSOR = 3
-# A house has ten processes.
+# An instance has about twenty processes.
 HOUSE_BYTES = 1 << 30
 
 
@@ -36,26 +36,26 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--write-durations",
         action="store_true",
-        help="keep how long each file took, for the order of the next runs",
+        help="store the duration of each file, for the order of the next runs",
     )
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # Workers report to the one who counts and tells.
+    # Only the controlling process prints.
     if not hasattr(config, "workerinput"):
         config.pluginmanager.register(Course(config), "course")
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """More than processors, since most tests wait; as many as the memory holds with a house each."""
+    """Three for each processor, because most tests wait; fewer where the memory is too small."""
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return max(1, min(WORKERS_A_PROCESSOR * (os.cpu_count() or 1), memory // HOUSE_BYTES))
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Longest files first, each in the random order that it has."""
+    """Sort by file, longest first; the random order within a file stays."""
     if hasattr(config, "workerinput"):
         durations_s = measured_s()
         items.sort(key=lambda item: _order(file_of(item.nodeid), durations_s))
@@ -66,7 +66,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     from xdist.scheduler import LoadFileScheduling
 
     class FromBothEnds(LoadFileScheduling):
-        """Whole files, since tests of one file share what they stand on, in the order above."""
+        """Schedule whole files, because the tests of a file share fixtures."""
 
         def _assign_work_unit(self, node: Any) -> None:
             if _takes_short(node.gateway.id):
@@ -74,8 +74,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             super()._assign_work_unit(node)
 
         def _reschedule(self, node: Any) -> None:
-            # A worker runs a test once it knows the next one. More than that would wait behind a
-            # long test while another worker idles.
+            # A worker needs the next test before it runs the current one. A longer queue would wait
+            # behind a long test while another worker is idle.
             if not self.workqueue or self._pending_of(self.assigned_work[node]) <= 1:
                 super()._reschedule(node)
 
@@ -87,7 +87,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 @pytest.fixture(autouse=True)
 def _one_measures_at_a_time(request: pytest.FixtureRequest) -> Iterator[None]:
-    """A semaphore of the whole run: no two tests that hold time to a bound disturb each other."""
+    """Run one test with a time limit at a time, over all workers of the run."""
     if request.node.get_closest_marker("measures") is None:
         yield
         return
@@ -101,7 +101,7 @@ def file_of(nodeid: str) -> str:
 
 
 def measured_s() -> dict[str, float]:
-    """How long each file took when it was measured last."""
+    """The stored duration of each file."""
     return dict(json.loads(DURATIONS.read_text())) if DURATIONS.exists() else {}
 
 
@@ -114,7 +114,7 @@ def _takes_short(worker: str) -> bool:
 
 
 class Course:
-    """Tells what fails as soon as it does, what runs when nothing ends, and the seed at the end."""
+    """Prints failures at once, the running tests after a silence, and the seed at the end."""
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
@@ -171,7 +171,7 @@ class Course:
 
 
 def _why(report: pytest.TestReport) -> str:
-    """The first line of what was raised."""
+    """The first line of the failure."""
     crash = getattr(report.longrepr, "reprcrash", None)
     said = crash.message if crash is not None else str(report.longrepr).strip()
     return str(said.splitlines()[0]) if said else "no reason given"

@@ -1,4 +1,4 @@
-"""Where a program of the system is missing, its tests are left out, and the run says what to install."""
+"""Tests of a missing program are deselected, and the run prints the command that installs it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run says while it runs: a failure at once, the seed at the end, and what nothing is heard of."""
+"""The output of a run: each failure at once, running tests after a silence, the seed at the end."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """A run of these tests on two workers; what it said."""
+    """Run these tests on two workers; return the output."""
     (tmp_path / "pytest.ini").write_text("[pytest]\n")
     (tmp_path / "conftest.py").write_text(
         "from tests import cluster_template, order_of_work\n"

@@ -1,4 +1,4 @@
-"""The console's house, the browser, and the page in it, for each file that looks at it."""
+"""Fixtures of the console tests: an instance, a browser, and the open page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The project needs only what is in its repository: no file of it reaches for what lies beside it."""
+"""The project needs only its repository: no file refers to a path outside."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pathlib import Path, PurePosixPath
 import pytest
 
 ROOT = Path(__file__).parents[2]
-# What git would not ship is no file of the project; without git, these are what a run leaves behind.
+# Without git, these folders are not part of the project.
 LEFT_BY_RUNS = {"build", "dist", "node_modules", "secrets", "__pycache__"}
 
-# Directories of one machine, and folders that lay beside a checkout once. Paths in containers are another matter.
+# Directories of one machine, and folders beside a checkout. Paths in containers are allowed.
 ELSEWHERE = re.compile(
     r"""
     (?<![\w.-]) /(?: work | root | home/[\w.-]+ | Users/[\w.-]+ | mnt | data ) /
@@ -24,7 +24,7 @@ ELSEWHERE = re.compile(
     """,
     re.VERBOSE,
 )
-# An index or a mirror is the business of the machine: pip's and npm's own settings name it.
+# The settings of pip and npm on the machine choose the index, not the project.
 INDEX_HOST = re.compile(
     r"https?://[\w.-]*(?:pypi|pythonhosted|npmjs|artifactory|nexus)[\w.-]*", re.I
 )
@@ -33,7 +33,7 @@ PARENTS = re.compile(r"__file__\)(?:\.resolve\(\))?\.parents\[(\d+)\]")
 
 
 def project_files() -> list[PurePosixPath]:
-    """Every file that a clone has, and those that the next commit would add."""
+    """Every file of a clone, and the files that the next commit would add."""
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,
@@ -56,7 +56,7 @@ def _is_left_by_a_run(path: Path) -> bool:
 
 
 def reaches(path: PurePosixPath, text: str) -> Iterator[str]:
-    """What this text of the file at `path` reaches for outside of the project."""
+    """The references in `text`, the file at `path`, to paths outside the project."""
     folders = len(path.parts) - 1
     for number, line in enumerate(text.splitlines(), 1):
         found = [match.group() for match in ELSEWHERE.finditer(line)]
@@ -110,7 +110,7 @@ def test_what_stays_inside_is_no_reach(path: str, line: str) -> None:
 
 
 def _text(path: Path) -> str | None:
-    """None where it is a picture or a font."""
+    """The text of the file; None for a picture or a font."""
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
