@@ -33,6 +33,7 @@ from service.payments.event_feed import EventFeed
 from service.payments.figures import OpenFigures
 from service.payments.forward import Forwarder
 from service.payments.handler import PaymentHandler
+from service.payments.invariant_checks import InvariantChecks
 from service.payments.late import LateFacts
 from service.payments.late_store import LateStore
 from service.payments.merchants import PLATFORM, KeyStore
@@ -359,6 +360,7 @@ def create_background(settings: Settings) -> Background:
         late_store=late_store,
         figures=OpenFigures(parts.settling, late_store, runs),
         recovery=recovery,
+        invariants=InvariantChecks(parts.pool, parts.settling),
         probe=parts.provider.probe,
         send_timeout_s=send_timeout_s,
         threads=RECONCILER_THREADS,

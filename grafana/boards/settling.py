@@ -144,5 +144,31 @@ BOARD = Board(
                 ),
             ],
         ),
+        (
+            "Safety nets",
+            [
+                lines(
+                    "Provider's books last compared",
+                    "s",
+                    "Good is under 10 minutes; at 30 minutes it pages.",
+                    "SweepBehind",
+                    (largest("sweep_age_seconds"), "age"),
+                ),
+                lines(
+                    "Rules about money last checked",
+                    "s",
+                    "Good is under 5 minutes; at 15 minutes it pages.",
+                    "InvariantsNotChecked",
+                    (largest("invariant_age_seconds"), "age"),
+                ),
+                lines(
+                    "Open disputes",
+                    "short",
+                    "Good is 0: each waits for evidence until a date that the provider tells.",
+                    "DisputeOpen",
+                    (largest("disputes_open"), "disputes"),
+                ),
+            ],
+        ),
     ],
 )

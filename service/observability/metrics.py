@@ -307,6 +307,11 @@ invariant_violations = _gauge(
     "rule",
     over_workers=_LAST,
 )
+invariant_age_seconds = _gauge(
+    "invariant_age_seconds",
+    "How long ago the rule about money that was checked longest ago was checked over all its rows.",
+    over_workers=_LAST,
+)
 queued_payments = _gauge("queued_payments", "Payments stored and not yet sent.", over_workers=_LAST)
 queued_oldest_age_seconds = _gauge(
     "queued_oldest_age_seconds", "Age of the oldest queued payment; 0: none.", over_workers=_LAST

@@ -205,6 +205,10 @@ def describe_now(window: Window) -> dict[str, Any]:
         },
         "money_at_risk_minor": window.values_by("currency", "money_at_risk_minor"),
         "invariant_violations": window.values_by("rule", "invariant_violations"),
+        # None: nobody has looked, which is not 0.
+        "invariant_age_s": window.value("invariant_age_seconds"),
+        "sweep_age_s": window.value("sweep_age_seconds"),
+        "disputes_open": window.value("disputes_open"),
     }
 
 

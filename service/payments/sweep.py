@@ -140,8 +140,16 @@ class Sweep:
             known = ids_of(charge)
             payment = payments.get(known) if known else None
             if payment is None and known is not None:
-                payment = self._late_store.by_reference(known[0], charge.provider_ref, deadline)
+                payment = self._adopted(charge, known[0], deadline)
             self._compare_charge(charge, payment, deadline)
+
+    def _adopted(
+        self, charge: ProviderCharge, merchant_id: UUID, deadline: Deadline
+    ) -> Payment | None:
+        """The payment of a retry that adopted this charge after its own row was lost."""
+        found = self._late_store.by_reference(merchant_id, charge.provider_ref, deadline)
+        is_ours = found is not None and charge.key_digest is not None
+        return found if is_ours and found and found.key_digest == charge.key_digest else None
 
     def _compare_charge(
         self, charge: ProviderCharge, payment: Payment | None, deadline: Deadline

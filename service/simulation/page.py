@@ -14,7 +14,7 @@ from service.simulation.charts import (
     timeline_of,
     waits_chart,
 )
-from service.simulation.report import RULES, bounds, shown
+from service.simulation.report import RULES, bounds, shown, violations_of
 
 # Style only from our own file; SVG is coloured by classes.
 PAGE_CSP = (
@@ -160,7 +160,7 @@ def _books(rules: list[dict[str, Any]]) -> str:
     rows = "".join(
         f'<tr class="{_word(rule)}"><td>{_mark(rule)}</td>'
         f'<th scope="row">{escape(RULES.get(rule["rule"], rule["rule"]))}</th>'
-        f"<td>{escape(_book(rule['book']))}</td><td>{rule['violations']}</td></tr>"
+        f"<td>{escape(_book(rule['book']))}</td><td>{violations_of(rule)}</td></tr>"
         for rule in rules
     )
     return (

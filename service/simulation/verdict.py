@@ -12,9 +12,13 @@ RECOVERED_AFTER = 3
 
 def judge(document: dict[str, Any], *, payments_min: int) -> tuple[str, str]:
     """Money first, then whether anything was proven, then what was expected."""
-    broken = [rule["rule"] for rule in document["invariants"] if not rule["ok"]]
+    rules = document["invariants"]
+    unchecked = [rule["rule"] for rule in rules if rule.get("violations", 0) is None]
+    broken = [rule["rule"] for rule in rules if not rule["ok"] and rule["rule"] not in unchecked]
     if broken:
         return "BROKE", "Broken: " + ", ".join(broken) + "."
+    if unchecked:
+        return "INCONCLUSIVE", "Not checked, so not known to be kept: " + ", ".join(unchecked) + "."
     count = document["sides"][0]["callers"]["count"]
     if document["kind"] == "simulation":
         return _judge_simulation(document, count)

@@ -11,6 +11,9 @@ from service.observability.metrics import SLO_TARGETS
 # As the alert UnknownTooOld has it: by then an outcome should have been settled.
 UNKNOWN_TOO_OLD_S = 900.0
 RECONCILER_BEHIND_S = 60.0
+# As the alerts InvariantsNotChecked and SweepBehind have it: older than that, a 0 tells nothing.
+NOT_CHECKED_S = 900.0
+SWEEP_BEHIND_S = 1800.0
 # A payment is stored before it is sent: younger ones are simply on their way.
 QUEUE_STANDS_S = 5.0
 
@@ -36,6 +39,9 @@ def glance(
     in_doubt = now["queue"]["open"].get("unknown")
     if any(reason.level == "act" for reason in reasons):
         state, title = "act", "Act now"
+    elif (unchecked := _unchecked(now)) is not None and is_counted:
+        state, title = "not_known", "Not known whether money is safe"
+        reasons.insert(0, unchecked)
     elif not is_counted:
         state, title = "not_known", "Not known whether money is safe"
         reasons.insert(
@@ -56,6 +62,17 @@ def glance(
             for reason in reasons
         ],
     }
+
+
+def _unchecked(now: Mapping[str, Any]) -> Reason | None:
+    """Why the rules about money say nothing about now; None: they were checked lately."""
+    age_s = now["invariant_age_s"]
+    if age_s is not None and age_s <= NOT_CHECKED_S:
+        return None
+    since = "yet" if age_s is None else f"since {age_s / 60:.0f} minutes ago"
+    return Reason(
+        "watch", f"The rules about money were not checked {since}.", "InvariantsNotChecked"
+    )
 
 
 def budgets(windows: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -90,6 +107,12 @@ def _money(now: Mapping[str, Any], windows: Mapping[str, Any]) -> Iterator[Reaso
     if orphans:
         text = f"{orphans:.0f} charges in the provider's books are not in ours."
         yield Reason("act", text, "OrphanCharge")
+    if (now["sweep_age_s"] or 0.0) > SWEEP_BEHIND_S:
+        text = f"The provider's books were last compared {now['sweep_age_s'] / 60:.0f} minutes ago."
+        yield Reason("act", text, "SweepBehind")
+    if now["disputes_open"]:
+        text = f"{now['disputes_open']:.0f} disputes wait for an answer to the payer's bank."
+        yield Reason("watch", text, "DisputeOpen")
     queue = now["queue"]
     if queue["needs_review"]:
         text = f"{_payments(queue['needs_review'])} can only be settled by a person."

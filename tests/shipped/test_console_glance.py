@@ -14,6 +14,7 @@ _WORKER = (("worker", "web-0"),)
 WELL = {
     ("holdfast_needs_review", ()): 0.0,
     ("holdfast_payments_open", (("status", "unknown"),)): 0.0,
+    ("holdfast_invariant_age_seconds", ()): 30.0,
     ("holdfast_db_pool_size", _WORKER): 8.0,
     ("holdfast_breaker_state", (("provider", "stripe"), ("state", "closed"))): 1.0,
 }
@@ -41,6 +42,7 @@ def test_money_is_safe_when_nothing_is_in_doubt_and_everything_is_well():
         ({"needs_review": 1.0}, "NeedsReview"),
         ({"unknown_oldest_age_seconds": 1000.0}, "UnknownTooOld"),
         ({"sweep_orphans_total": 1.0}, "OrphanCharge"),
+        ({"sweep_age_seconds": 2000.0}, "SweepBehind"),
         ({"payments_bad_total": 1.0}, "InternalErrors"),
     ],
 )
@@ -49,6 +51,17 @@ def test_what_threatens_money_calls_for_action(counted: dict[str, float], runboo
 
     assert said["state"] == "act"
     assert said["reasons"][0]["runbook"] == runbook
+
+
+@pytest.mark.parametrize("age_s", [None, 1000.0])
+def test_an_unchecked_rule_is_not_known_to_be_kept(age_s: float | None):
+    key = ("holdfast_invariant_age_seconds", ())
+    samples = {**WELL, key: age_s} if age_s else {k: v for k, v in WELL.items() if k != key}
+    windows = dict.fromkeys(("1m", "5m", "1h"), summarize(Window({}, samples, 60.0)))
+
+    said = glance(describe_now(Window({}, samples, 0.0)), windows, HEALTHY)
+
+    assert (said["state"], said["reasons"][0]["runbook"]) == ("not_known", "InvariantsNotChecked")
 
 
 def test_a_fresh_unknown_outcome_is_watched_not_acted_on():

@@ -191,6 +191,8 @@ LATE = not_kept("it settled", max=9, is_of_time=True)
         ({"expectations": [LATE]}, "BROKE", "it settled"),
         # Money comes before everything: it is broken whether or not a fault was proven.
         ({"bite": NOT_OK, "invariants": NOT_OK}, "BROKE", "charged_once"),
+        # A rule that could not be checked is not kept by that.
+        ({"invariants": [not_kept("", violations=None)]}, "INCONCLUSIVE", "Not checked"),
     ],
 )
 def test_money_is_judged_first_then_the_proof_then_the_promises(changed, verdict, told):

@@ -86,7 +86,7 @@ function evidence(run) {
     (run.preflight ?? []).some((check) => !check.ok) ? list("Preflight", run.preflight.map((check) => mark(check.ok, `${words(check.name)}: ${check.detail}`))) : null,
     isDrill && run.bite?.length ? expectations("Did the fault bite", run.bite) : null,
     run.expectations?.length ? expectations(isDrill ? "What must hold" : "Expectations", run.expectations) : null,
-    run.invariants?.length ? list("Both books", run.invariants.map((one) => mark(one.ok, `${words(one.rule)} (${one.book}): ${count(one.violations)} violations`))) : null,
+    run.invariants?.length ? list("Both books", run.invariants.map((one) => mark(one.ok, `${words(one.rule)} (${one.book}): ${one.violations === null ? "not checked" : `${count(one.violations)} violations`}`))) : null,
     run.parts?.length ? list("Parts", run.parts.map((part) => h("li", {}, chip(part.verdict ?? part.status, VERDICTS[part.verdict]), ` ${part.title}`))) : null,
     ...(run.sides ?? []).map((one) => side(one, run.sides.length > 1)),
   ].filter(Boolean);
