@@ -217,7 +217,13 @@ LATE_REFUND_MOVE = Statement(
     WITH m AS (
         UPDATE movements SET
             status = %(status)s::text, decline = %(decline)s::jsonb,
-            provider_ref = coalesce(provider_ref, %(provider_ref)s::text), updated_at = now()
+            provider_ref = coalesce(provider_ref, %(provider_ref)s::text), updated_at = now(),
+            -- Withdrawn and executed all the same: a retry of its caller finds it by the digest,
+            -- unless the freed key belongs to another movement by now.
+            withdrawn = withdrawn AND EXISTS (
+                SELECT 1 FROM movements o
+                WHERE o.merchant_id = %(merchant_id)s::uuid
+                  AND o.key_digest = movements.key_digest AND NOT o.withdrawn)
         WHERE merchant_id = %(merchant_id)s::uuid AND movement_id = %(movement_id)s::uuid
           AND kind = 'refund' AND status = %(source)s::text
         RETURNING *

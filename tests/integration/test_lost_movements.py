@@ -17,6 +17,7 @@ from service.payments.movements import Kind, MovementStatus
 from tests.moving import Moving, request, soon
 from tests.scripted_books import Rule
 from tests.scripted_provider import ScriptedProvider, scripted_provider
+from tests.settling import Service
 
 LOSE_MOVEMENTS = """
     WITH m AS (
@@ -394,3 +395,40 @@ def test_a_late_refund_of_a_withdrawn_claim_is_adopted(moving, scripted):
 
     assert again.status is MovementStatus.SUCCEEDED
     assert given_back(scripted, payment) == [700]
+
+
+def look_late(moving: Losing, payment: Payment) -> None:
+    """As the sweep does when the books show what the row does not."""
+    service = Service(moving.pool, moving.provider)
+    service.late_store.ask(payment, soon())
+    for check in service.late_store.lease_checks(10, soon()):
+        service.late.settle(check, soon())
+
+
+def test_a_late_refund_that_was_swept_is_known_by_its_retry(moving, scripted):
+    payment = moving.pay()
+    scripted.script(Rule("refund", execute="later", drop=True))
+    claimed, _, _ = moving.store.claim(request(Kind.REFUND, payment, 700, key="k"), soon())
+    moving.handler.send(claimed, payment, soon())
+    moving.settle()
+    scripted.execute_held()
+    look_late(moving, payment)
+
+    again = moving.refund(payment, 700, key="k")
+
+    assert (again.movement_id, again.status) == (claimed.movement_id, MovementStatus.SUCCEEDED)
+    assert given_back(scripted, payment) == [700]
+    assert moving.amounts(payment) == (2599, 700, 0, 0)
+
+
+def test_a_lost_refund_that_was_swept_is_known_by_its_retry(moving, scripted):
+    payment = moving.pay()
+    first = moving.refund(payment, 700, key="k")
+    lose(moving, payment)
+    look_late(moving, payment)
+
+    again = moving.refund(payment, 700, key="k")
+
+    assert (again.movement_id, again.status) == (first.movement_id, MovementStatus.SUCCEEDED)
+    assert given_back(scripted, payment) == [700]
+    assert moving.amounts(payment) == (2599, 700, 0, 0)
