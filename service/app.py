@@ -185,7 +185,9 @@ def create_app(settings: Settings, *, provider: LaterProvider | None = None) -> 
         )
     )
     app.register_blueprint(events_blueprint(feed=EventFeed(parts.pool), authenticate=authenticate))
-    app.register_blueprint(operators_blueprint(store=parts.store, authenticate=authenticate))
+    app.register_blueprint(
+        operators_blueprint(store=parts.store, movements=parts.movements, authenticate=authenticate)
+    )
     app.register_blueprint(api_keys_blueprint(keys=keys, authenticate=authenticate))
     app.register_blueprint(
         webhook_endpoints_blueprint(

@@ -373,6 +373,26 @@ POSTPONE = Statement(
     """,
 )
 
+# Those that a person must decide about too: they have no look-up planned any more.
+LOOK_NOW = Statement(
+    "look_now_movements",
+    """
+    UPDATE movements SET due_at = now()
+    WHERE merchant_id = %(merchant_id)s::uuid AND payment_id = %(payment_id)s::uuid
+      AND status NOT IN ('succeeded', 'declined') AND NOT (leased AND due_at > now())
+    RETURNING movement_id
+    """,
+)
+
+UNDER_WAY = Statement(
+    "movements_under_way",
+    """
+    SELECT 1 FROM movements
+    WHERE merchant_id = %(merchant_id)s::uuid AND payment_id = %(payment_id)s::uuid
+      AND status NOT IN ('succeeded', 'declined') AND leased AND due_at > now() LIMIT 1
+    """,
+)
+
 NUDGE = Statement(
     "nudge_movement",
     """

@@ -29,7 +29,9 @@ from service.errors import (
     WrongState,
 )
 from service.observability import metrics
+from service.payments import audit
 from service.payments import movement_statements as statements
+from service.payments.audit import Actor, Entry
 from service.payments.fair_share import NO_OWNER, NUDGED_AT_ONCE, Due, FairShare
 from service.payments.model import Payment, Status, new_id, sources_of
 from service.payments.movements import (
@@ -351,6 +353,30 @@ class MovementStore:
             deadline,
         )
 
+    def look_now(
+        self, payment: Payment, deadline: Deadline, *, actor: Actor = audit.SERVICE
+    ) -> int:
+        """Have the reconciler look at once at what is open of the payment's captures, voids and
+        refunds; how many there are that no call is under way about."""
+        rows = audit.run_audited(
+            self._pool,
+            statements.LOOK_NOW,
+            _of_payment(payment),
+            deadline,
+            actor=actor,
+            entry=lambda rows: Entry(
+                "payment.reconcile_requested",
+                payment.merchant_id,
+                target=payment.id,
+                detail={"movements": len(rows)},
+            ),
+        )
+        return len(rows)
+
+    def is_under_way(self, payment: Payment, deadline: Deadline) -> bool:
+        """Whether a call about one of the payment's captures, voids or refunds is under way."""
+        return bool(self._pool.run(statements.UNDER_WAY, _of_payment(payment), deadline))
+
     def nudge(self, movement: Movement, deadline: Deadline) -> None:
         """Bring the next look-up forward to now, unless somebody is looking or just has."""
         self._pool.run(
@@ -550,6 +576,10 @@ def _movement_of(row: Sequence[Any]) -> Movement:
 
 def _both_of(row: Sequence[Any]) -> tuple[Movement, Payment]:
     return _movement_of(row[:_WIDTH]), payment_of(row[_WIDTH:])
+
+
+def _of_payment(payment: Payment) -> dict[str, str]:
+    return {"merchant_id": str(payment.merchant_id), "payment_id": str(payment.payment_id)}
 
 
 def _named(kind: Kind, movement_id: UUID) -> dict[str, str]:

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from service.errors import NotFound, WrongState
 from service.operations import Operation, documented
 from service.payments.model import Payment, Status, parse_id
+from service.payments.movement_store import MovementStore
 from service.payments.store import PaymentStore
 from service.resilience.deadline import Deadline
 from service.web.auth import Authenticator, Caller
@@ -44,14 +45,16 @@ class Resolution(BaseModel):
     ]
 
 
-def operators_blueprint(*, store: PaymentStore, authenticate: Authenticator) -> Blueprint:
+def operators_blueprint(
+    *, store: PaymentStore, movements: MovementStore, authenticate: Authenticator
+) -> Blueprint:
     """POST /v1/payments/{id}/reconcile and /resolve, for keys with the scope `operator`."""
     blueprint = Blueprint("operators", __name__)
 
     @blueprint.post("/v1/payments/<payment_id>/reconcile")
     @documented(
         Operation(
-            summary="Ask the provider about a payment now",
+            summary="Ask the provider about a payment and its captures, voids and refunds now",
             scope="operator",
             answers={202: ("The reconciler looks at once; read the payment", PaymentDocument)},
             sends={202: ("Location", "Retry-After")},
@@ -62,9 +65,13 @@ def operators_blueprint(*, store: PaymentStore, authenticate: Authenticator) -> 
         deadline = request_deadline()
         caller = authenticate("operator", deadline)
         payment = _find(store, caller, payment_id, deadline)
-        if payment.is_terminal or payment.status is Status.REQUIRES_CAPTURE:
-            raise WrongState("There is nothing to find out: the payment is settled.")
-        if not store.look_now(payment, deadline, actor=caller.actor()):
+        is_settled = payment.is_terminal or payment.status is Status.REQUIRES_CAPTURE
+        is_looked_at = not is_settled and store.look_now(payment, deadline, actor=caller.actor())
+        # What is done with its money can be in doubt when the payment itself is settled.
+        moving = movements.look_now(payment, deadline, actor=caller.actor())
+        if not is_looked_at and not moving:
+            if is_settled and not movements.is_under_way(payment, deadline):
+                raise WrongState("There is nothing to find out: the payment is settled.")
             raise WrongState(_UNDER_WAY)
         answer = json_answer(present(payment), 202)
         answer.headers["Location"] = f"/v1/payments/{payment.id}"
@@ -87,6 +94,8 @@ def operators_blueprint(*, store: PaymentStore, authenticate: Authenticator) -> 
         caller = authenticate("operator", deadline)
         resolution = validated(Resolution, parse_object(read_body()))
         payment = _find(store, caller, payment_id, deadline)
+        if movements.is_under_way(payment, deadline):
+            raise WrongState(_UNDER_WAY)
         resolved = store.resolve(
             payment,
             Status(resolution.outcome),

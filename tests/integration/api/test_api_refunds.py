@@ -295,3 +295,85 @@ def test_who_has_read_all_and_comes_later_misses_nothing(post: Ask, get: Ask, pa
 @pytest.mark.parametrize("query", ["cursor=x", "limit=0", "colour=red"])
 def test_a_wrong_query_is_refused(get: Ask, query: str) -> None:
     assert get(f"/v1/events?{query}").status_code == 422
+
+
+# --- In doubt: what an operator may do, and what a caller is told ----------------------------
+
+
+def test_reconcile_looks_at_a_settled_payments_refunds(post: Ask, paid: str, provider) -> None:
+    provider.next_answers["refund"] = [unknown()]
+    refund = post(f"{paid}/refunds", amount=100)
+
+    looked = post(f"{paid}/reconcile")
+
+    assert (refund.status_code, looked.status_code) == (202, 202)
+
+
+def test_reconcile_brings_back_what_waits_for_a_person(
+    post: Ask, paid: str, provider, owner
+) -> None:
+    provider.next_answers["refund"] = [unknown()]
+    movement_id = post(f"{paid}/refunds", amount=100).json["id"].removeprefix("ref_")
+    with owner.cursor() as cursor:
+        cursor.execute(
+            "UPDATE movements SET status = 'needs_review', due_at = NULL"
+            " WHERE movement_id = %s::uuid",
+            (movement_id,),
+        )
+
+        assert post(f"{paid}/reconcile").status_code == 202
+
+        cursor.execute(
+            "SELECT due_at IS NOT NULL FROM movements WHERE movement_id = %s::uuid", (movement_id,)
+        )
+        assert cursor.fetchall() == [(True,)]
+
+
+@pytest.mark.parametrize("act", ["reconcile", "resolve"])
+def test_an_operator_waits_while_a_refund_is_under_way(
+    post: Ask, paid: str, provider, owner, act: str
+) -> None:
+    said = {"outcome": "declined", "evidence": "the provider's page"} if act == "resolve" else {}
+    provider.next_answers["refund"] = [unknown()]
+    movement_id = post(f"{paid}/refunds", amount=100).json["id"].removeprefix("ref_")
+    with owner.cursor() as cursor:
+        cursor.execute(
+            "UPDATE movements SET leased = true, due_at = now() + interval '10 seconds'"
+            " WHERE movement_id = %s::uuid",
+            (movement_id,),
+        )
+
+    answer = post(f"{paid}/{act}", **said)
+
+    assert (answer.status_code, answer.json["code"]) == (409, "wrong_state")
+    assert "under way" in answer.json["detail"]
+
+
+def test_there_is_nothing_to_find_out_about_an_ended_refund(post: Ask, paid: str) -> None:
+    post(f"{paid}/refunds", amount=100)
+
+    assert post(f"{paid}/reconcile").status_code == 409
+
+
+def test_a_promise_that_cannot_be_written_is_not_answered_with_202(
+    post: Ask, paid: str, provider, owner
+) -> None:
+    provider.next_answers["refund"] = [unknown()]
+    with owner.cursor() as cursor:
+
+        def hold_the_row() -> None:
+            cursor.execute("BEGIN")
+            cursor.execute("SELECT 1 FROM movements FOR UPDATE")
+
+        provider.during_call = hold_the_row
+        answer = post(f"{paid}/refunds", key="k", amount=100)
+        cursor.execute("COMMIT")
+    provider.during_call = lambda: None
+
+    again = post(f"{paid}/refunds", key="k", amount=100)
+
+    assert (answer.status_code, answer.json["code"]) == (503, "acceptance_unknown")
+    assert (answer.json["stage"], answer.json["retry_safe"]) == ("sent_unknown", True)
+    Problem.model_validate(answer.json)
+    # The first call's lease still runs.
+    assert again.status_code == 409
