@@ -12,6 +12,7 @@ example:
 from __future__ import annotations
 
 import argparse
+import time
 from typing import TYPE_CHECKING, Any, get_args
 
 from service.cli import local
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from service.payments.store import PaymentStore
 
 _EVIDENCE_LENGTH_MIN = 10
+# A look-up holds the payment for a few seconds at most.
+_AGAIN_S = 0.25
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -121,16 +124,23 @@ def _resolve(store: PaymentStore, merchant_id: UUID, arguments: argparse.Namespa
     evidence = arguments.evidence.strip()
     if len(evidence) < _EVIDENCE_LENGTH_MIN:
         local.fail("The evidence must say where it can be checked, in 10 characters at least.")
-    payment = _find(store, merchant_id, arguments)
-    actor = cli_actor()
-    resolved = store.resolve(
-        payment,
-        Status(arguments.outcome),
-        evidence,
-        f"cli:{actor.name}",
-        local.soon(),
-        actor=actor,
-    )
+    actor, patience = cli_actor(), local.soon()
+    while True:
+        payment = _find(store, merchant_id, arguments)
+        resolved = store.resolve(
+            payment,
+            Status(arguments.outcome),
+            evidence,
+            f"cli:{actor.name}",
+            local.soon(),
+            actor=actor,
+        )
+        # While a call is in flight its answer counts, not a person's: it has a deadline of its own.
+        if resolved is not None or not payment.leased or patience.expired:
+            break
+        time.sleep(_AGAIN_S)
+    if resolved is None and payment.leased:
+        local.fail("A call to the provider about this payment is in flight: try again soon.")
     if resolved is None:
         local.fail(f"Only a payment in doubt can be resolved: it is {payment.status.value}.")
     _tell(arguments, resolved, f"It is {resolved.status.value}, for good.")
