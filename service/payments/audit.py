@@ -167,10 +167,19 @@ def run_audited(
 
 def in_transaction(pool: ConnectionPool, act: Callable[[Checkout], T], deadline: Deadline) -> T:
     """Carry `act` out as one transaction, again after a collision: it must read all it needs."""
+
+    def once() -> T:
+        with pool.transaction(deadline) as transaction:
+            return act(transaction)
+
+    return again_after_collision(once, deadline)
+
+
+def again_after_collision(once: Callable[[], T], deadline: Deadline) -> T:
+    """Call `once`, and again where its transaction collided with another's, which undid it."""
     for tries_left in reversed(range(TRIES)):
         try:
-            with pool.transaction(deadline) as transaction:
-                return act(transaction)
+            return once()
         except DatabaseUnavailable as error:
             if not tries_left or not is_collision(error.__cause__):
                 raise

@@ -355,19 +355,23 @@ class PaymentStore:
     ) -> Payment | None:
         """Write what an operator found out; None where the payment is not in doubt, or where
         somebody holds its lease: a call about it may be under way."""
-        return self._move(
-            payment,
-            status,
-            deadline,
-            sources=[Status.UNKNOWN.value, Status.NEEDS_REVIEW.value],
-            fence=None,
-            amount_captured=payment.amount_minor if status is Status.SUCCEEDED else 0,
-            reason=evidence,
-            by=by,
-            actor=actor or Actor("service", by),
-            unless_leased=True,
-            promised=True,
-        )
+
+        def once() -> Payment | None:
+            return self._move(
+                payment,
+                status,
+                deadline,
+                sources=[Status.UNKNOWN.value, Status.NEEDS_REVIEW.value],
+                fence=None,
+                amount_captured=payment.amount_minor if status is Status.SUCCEEDED else 0,
+                reason=evidence,
+                by=by,
+                actor=actor or Actor("service", by),
+                unless_leased=True,
+                promised=True,
+            )
+
+        return audit.again_after_collision(once, deadline)
 
     def withdraw(
         self,
