@@ -19,7 +19,7 @@ METADATA_KEY_CHARACTERS_MAX = 40
 METADATA_VALUE_CHARACTERS_MAX = 500
 _VALUE_CHARACTERS_MAX = 5_000
 
-_FIELD = re.compile(r"[a-z_]{1,60}(\[\])?")
+_FIELD = re.compile(r"(?!metadata\b)[a-z_]{1,60}(\[\])?")
 _METADATA_FIELD = re.compile(rf"metadata\[([^\[\]]{{1,{METADATA_KEY_CHARACTERS_MAX}}})\]")
 _PATH = re.compile(r"/v1/[a-z_]+(/[A-Za-z0-9_]{1,100}(/[a-z_]+)?)?")
 

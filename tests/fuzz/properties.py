@@ -216,7 +216,7 @@ def provider_answer(data: bytes) -> None:
 
 def provider_form(data: bytes) -> None:
     """What a caller wrote is refused, or arrives at the provider as it was written."""
-    texts = data.decode("utf-8", "surrogatepass" if data[:1] == b"s" else "replace").split("\n")
+    texts = data.decode("utf-8", "surrogateescape").split("\n")
     metadata = dict(zip(texts[1::2], texts[2::2], strict=False))
     charge = replace(CHARGE, metadata=metadata, payment_method=texts[0], reference=texts[-1])
     written = {"payment_method": charge.payment_method, **metadata_form(charge)}
