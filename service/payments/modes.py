@@ -37,7 +37,9 @@ def claim_mode(dsn: str, mode: Literal["test", "live"]) -> None:
             return
         # One row of a partial index answers each.
         cursor.execute(
-            "SELECT EXISTS (SELECT 1 FROM payments WHERE due_at IS NOT NULL)"
+            "SELECT EXISTS (SELECT 1 FROM payments WHERE status = 'accepted' AND due_at IS NOT NULL)"
+            " OR EXISTS (SELECT 1 FROM payments"
+            "            WHERE status <> 'accepted' AND due_at IS NOT NULL)"
             " OR EXISTS (SELECT 1 FROM movements WHERE due_at IS NOT NULL)"
         )
         if cursor.fetchall()[0][0]:
