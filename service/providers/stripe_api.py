@@ -25,6 +25,8 @@ STRIPE_VERSION = "2024-06-20"
 METADATA_ENTRIES_MAX = 50
 # Stripe's largest page, and what to ask for when metadata makes one larger than we take.
 PAGE_SIZES = (100, 10, 1)
+# A page that hangs must not use up the time of a whole listing: the queue waits behind it.
+PAGE_TIMEOUT_S = 5.0
 
 
 class StripeApi:
@@ -106,7 +108,7 @@ class StripeApi:
         for size in PAGE_SIZES:
             address = f"{path}?{urlencode({'limit': size, **query})}"
             try:
-                answer = self.get(operation, address, deadline)
+                answer = self.get(operation, address, deadline.within(PAGE_TIMEOUT_S))
             except SentUnknown as failure:
                 if failure.kind == "too_large" and size > 1:
                     continue

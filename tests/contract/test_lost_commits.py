@@ -246,6 +246,20 @@ def test_nothing_is_sent_or_ended_while_the_books_cannot_be_read(rig_of, flow):
     assert rig.charges == 1
 
 
+def test_a_page_of_the_books_that_hangs_does_not_hold_the_queue(rig_of):
+    rig = rig_of("two_phase")
+    payment = rig.pay(request(respond_async=True))
+    # Far more than one page may take, and far less than a whole listing may.
+    rig.scripted.script(Rule("list", delay_s=20.0))
+
+    rig.service.drain()
+    given_back = rig.service.read(payment)
+    rig.work(rounds=1)
+
+    assert (given_back.status, given_back.leased) == (Status.ACCEPTED, False)
+    assert rig.service.read(payment).status is Status.SUCCEEDED
+
+
 def test_a_long_queue_is_compared_with_one_listing_a_batch(rig_of):
     rig = rig_of("two_phase")
     for _ in range(14):
