@@ -171,7 +171,12 @@ def create_app(settings: Settings, *, provider: LaterProvider | None = None) -> 
     )
     secrets = [settings.stripe_webhook_secret] if settings.stripe_webhook_secret else []
     app.register_blueprint(
-        payments_blueprint(handler=parts.handler, store=parts.store, authenticate=authenticate)
+        payments_blueprint(
+            handler=parts.handler,
+            store=parts.store,
+            late=LateStore(parts.pool, lease_s=0.0),
+            authenticate=authenticate,
+        )
     )
     app.register_blueprint(
         captures_blueprint(handler=parts.movement_handler, authenticate=authenticate)

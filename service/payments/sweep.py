@@ -47,6 +47,8 @@ log = logging.getLogger(__name__)
 EVERY_S = 300.0
 # Of one list, before the next has its turn: a long one keeps no other waiting for longer.
 TURN_S = 20.0
+# One page, its comparison and its checkpoint.
+PAGE_S = 15.0
 # A page and its comparison; the checkpoint after each page renews it.
 LEASE_S = 60.0
 # After a page that could not be had.
@@ -87,10 +89,12 @@ class Sweep:
         """Give each list that is due a turn; True if one was read. Raises Busy on an outage, and
         then each list goes on where its last page was compared."""
         is_swept = False
+        # The same for each list, whatever the ones before it took.
+        turn_s = min(TURN_S, deadline.remaining_s())
         failure: Busy | None = None
         for feed in Feed:
             try:
-                is_swept |= self._sweep(feed, deadline.within(TURN_S), every_s)
+                is_swept |= self._sweep(feed, Deadline.after(turn_s), every_s)
             except Busy as error:
                 # One list that cannot be read keeps no other from being read.
                 failure = failure or error
@@ -100,28 +104,33 @@ class Sweep:
 
     def _sweep(self, feed: Feed, deadline: Deadline, every_s: float) -> bool:
         name = self._runs.name(feed)
-        run = self._settling.lease_run(name, every_s=every_s, lease_s=LEASE_S, deadline=deadline)
+        run = self._settling.lease_run(
+            name, every_s=every_s, lease_s=LEASE_S, deadline=Deadline.after(PAGE_S)
+        )
         if run is None:
             return False
         progress = Progress.of(run.detail, datetime.now(UTC))
         try:
-            while not progress.is_done and deadline.remaining_s() > 0:
-                page = self._provider.page(feed, progress.slice, deadline)
-                self._compare[feed](page.items, deadline)
+            while not progress.is_done:
+                # Time of its own: the end of a turn is no failure of the page that met it.
+                within = Deadline.after(PAGE_S)
+                page = self._provider.page(feed, progress.slice, within)
+                self._compare[feed](page.items, within)
                 progress = progress.past(page, len(page.items))
-                if not progress.is_done and not self._runs.save(run, progress, LEASE_S, deadline):
+                if deadline.expired or progress.is_done:
+                    break
+                if not self._runs.save(run, progress, LEASE_S, within):
                     return True  # The lease went to somebody else, with what we had committed.
         except FeedMissing:
             log.warning("sweep.list_missing", extra={"feed": feed.value})
-            return self._end(run, feed, _passed(progress), deadline)
+            return self._end(run, feed, _passed(progress), Deadline.after(PAGE_S))
         except Busy:
             progress = progress.with_smaller_pages()
-            # Its own time: the turn's may be what has run out.
-            self._runs.save(run, progress, FAILED_AGAIN_S, Deadline.after(TURN_S))
+            self._runs.save(run, progress, FAILED_AGAIN_S, Deadline.after(PAGE_S))
             raise
         if progress.is_done:
-            return self._end(run, feed, progress, Deadline.after(TURN_S))
-        self._runs.save(run, progress, 0.0, Deadline.after(TURN_S))
+            return self._end(run, feed, progress, Deadline.after(PAGE_S))
+        self._runs.save(run, progress, 0.0, Deadline.after(PAGE_S))
         return True
 
     def _end(self, run: Run, feed: Feed, progress: Progress, deadline: Deadline) -> bool:

@@ -66,7 +66,6 @@ class Progress:
     @classmethod
     def of(cls, detail: Mapping[str, Any], now: datetime) -> Progress:
         """The pass that was cut short, else a new one from where the last whole one ended."""
-        now = now.replace(microsecond=0)
         swept_to = _moment(detail.get("swept_to"))
         width_s = int(detail.get("width_s", WIDTH_FIRST_S))
         page_size = int(detail.get("page_size", PAGE_SIZE_MAX))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
@@ -21,6 +22,7 @@ from service.operations import (
     documented,
 )
 from service.payments.handler import PaymentHandler
+from service.payments.late_store import Dispute, LateStore
 from service.payments.model import (
     UNSETTLED,
     ChargeRequest,
@@ -59,12 +61,27 @@ TOO_MANY_OPEN_RETRY_S = 5.0
 WAITERS = 2
 
 
+Disputes = Mapping[UUID, Sequence[Dispute]]
+
+
 def payments_blueprint(
-    *, handler: PaymentHandler, store: PaymentStore, authenticate: Authenticator
+    *,
+    handler: PaymentHandler,
+    store: PaymentStore,
+    late: LateStore,
+    authenticate: Authenticator,
 ) -> Blueprint:
     """POST and GET /v1/payments, one payment, and its timeline."""
     blueprint = Blueprint("payment", __name__)
     waiting = Waiting(waiters=WAITERS)
+
+    def disputes_of(payments: Sequence[Payment], deadline: Deadline) -> Disputes:
+        """Only of payments whose money has moved: no other can have one."""
+        paid = [one for one in payments if one.amount_captured_minor > 0]
+        if not paid:
+            return {}
+        ids = [payment.payment_id for payment in paid]
+        return late.disputes_of(paid[0].merchant_id, ids, deadline)
 
     @blueprint.post("/v1/payments")
     @documented(_CREATE)
@@ -86,7 +103,13 @@ def payments_blueprint(
             metrics.idempotent_requests_total.labels("mismatch").inc()
             raise
         metrics.idempotent_requests_total.labels("new" if is_new else "replayed").inc()
-        return _created(payment, handler.payer_action(payment, deadline), is_new=is_new)
+        disputes = {} if is_new else disputes_of([payment], deadline)
+        return _created(
+            payment,
+            handler.payer_action(payment, deadline),
+            disputes.get(payment.payment_id, ()),
+            is_new=is_new,
+        )
 
     @blueprint.get("/v1/payments")
     @documented(_LIST)
@@ -106,9 +129,10 @@ def payments_blueprint(
         )
         page = payments[: query.limit]
         has_more = len(payments) > query.limit
+        disputes = disputes_of(page, deadline)
         return json_answer(
             {
-                "data": [present(payment) for payment in page],
+                "data": [present(one, disputes.get(one.payment_id, ())) for one in page],
                 "has_more": has_more,
                 "next_cursor": cursor_after(page[-1]) if has_more else None,
             }
@@ -127,7 +151,8 @@ def payments_blueprint(
         payment, has_waited = waiting.until_settled(look, deadline)
         if payment is None:
             raise _no_such_payment()
-        answer = _with_etag(json_answer(present(payment)))
+        disputes = disputes_of([payment], deadline).get(identifier, ())
+        answer = _with_etag(json_answer(present(payment, disputes)))
         if payment.status in UNSETTLED:
             # Somebody wants to know: look with the provider soon, whatever the schedule says.
             store.nudge(caller.merchant_id, identifier, deadline)
@@ -174,12 +199,14 @@ def _read_charge(caller: Caller) -> ChargeRequest:
     )
 
 
-def _created(payment: Payment, action: PayerAction | None, *, is_new: bool) -> Response:
+def _created(
+    payment: Payment, action: PayerAction | None, disputes: Sequence[Dispute], *, is_new: bool
+) -> Response:
     """The current representation; the status is the promise that goes with it."""
     if payment.status is Status.DECLINED:
         answer = declined(payment)
     else:
-        answer = json_answer(present_created(payment, action), _promise(payment))
+        answer = json_answer(present_created(payment, action, disputes), _promise(payment))
         answer.headers["Location"] = f"/v1/payments/{payment.id}"
     if payment.status in UNSETTLED:
         answer.headers["Retry-After"] = ASK_AGAIN_S

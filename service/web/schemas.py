@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
@@ -17,6 +17,7 @@ from pydantic import (
     model_validator,
 )
 
+from service.payments.late_store import Dispute
 from service.payments.model import UNSETTLED as UNSETTLED
 from service.payments.model import Event, Payment, Status
 from service.providers.base import PayerAction
@@ -257,6 +258,24 @@ class Links(BaseModel):
     timeline: str
 
 
+class DisputeDocument(BaseModel):
+    """A payer's complaint to their bank, which holds the money until it has decided."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    id: Annotated[str, Field(description="The provider's own reference.")]
+    object: Literal["dispute"]
+    amount: int
+    currency: str
+    reason: Annotated[str, Field(description="The provider's word: fraudulent, duplicate ..")]
+    status: Annotated[
+        str,
+        Field(description="The provider's word: needs_response, under_review, won, lost .."),
+    ]
+    opened_at: datetime
+    updated_at: datetime
+
+
 class PaymentDocument(BaseModel):
     """A payment as it stands."""
 
@@ -273,6 +292,10 @@ class PaymentDocument(BaseModel):
     currency: str
     amount_captured: int
     amount_refunded: int
+    disputes: Annotated[
+        list[DisputeDocument],
+        Field(description="Oldest first. A payment stays `succeeded` whatever becomes of them."),
+    ]
     payment_method: str
     capture_method: Literal["automatic", "manual"]
     customer: str | None
@@ -406,7 +429,7 @@ def shown_status(status: Status) -> str:
     return _SHOWN_STATUS.get(status, status.value)
 
 
-def present(payment: Payment) -> dict[str, Any]:
+def present(payment: Payment, disputes: Sequence[Dispute] = ()) -> dict[str, Any]:
     """The payment as callers see it, like PaymentDocument."""
     path = f"/v1/payments/{payment.id}"
     return {
@@ -418,6 +441,7 @@ def present(payment: Payment) -> dict[str, Any]:
         "currency": payment.currency,
         "amount_captured": payment.amount_captured_minor,
         "amount_refunded": payment.amount_refunded_minor,
+        "disputes": [_present_dispute(dispute) for dispute in disputes],
         "payment_method": payment.payment_method,
         "capture_method": payment.capture_method,
         "customer": payment.customer,
@@ -437,9 +461,24 @@ def present(payment: Payment) -> dict[str, Any]:
     }
 
 
-def present_created(payment: Payment, action: PayerAction | None) -> dict[str, Any]:
+def _present_dispute(dispute: Dispute) -> dict[str, Any]:
+    return {
+        "id": dispute.dispute_ref,
+        "object": "dispute",
+        "amount": dispute.amount_minor,
+        "currency": dispute.currency,
+        "reason": dispute.reason,
+        "status": dispute.status,
+        "opened_at": shown_time(dispute.opened_at),
+        "updated_at": shown_time(dispute.updated_at),
+    }
+
+
+def present_created(
+    payment: Payment, action: PayerAction | None, disputes: Sequence[Dispute] = ()
+) -> dict[str, Any]:
     """The payment as its creator sees it, like CreatedPayment: with what the payer needs."""
-    document = present(payment)
+    document = present(payment, disputes)
     if payment.status is Status.REQUIRES_ACTION:
         document["client_secret"] = None if action is None else action.client_secret
     if action is not None:
