@@ -47,6 +47,8 @@ WORDS: Mapping[str, tuple[str, ...]] = {
     "slo": tuple(metrics.SLO_TARGETS),
     "version": ("1.0.0",),
 }
+# For a label whose values no panel and no rule names.
+ANY = ("any",)
 # Gauges that each worker has for itself are served with a label that tells the workers apart.
 EACH_WORKER = ("db_pool_size", "db_pool_in_use", "db_pool_waiting", "worker_threads_busy")
 
@@ -90,7 +92,7 @@ class Exposition:
 
     def _label_sets(self, metric: MetricWrapperBase, short: str) -> Iterator[dict[str, str]]:
         names = list(metric._labelnames)
-        words = [WORDS.get(f"{short}.{name}") or WORDS[name] for name in names]
+        words = [WORDS.get(f"{short}.{name}") or WORDS.get(name, ANY) for name in names]
         if short in EACH_WORKER:
             names, words = [*names, "worker"], [*words, ("web-0", "web-1")]
         for values in itertools.product(*words):

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from service.lookout.traffic import Traffic
+from service.simulation.load import AMOUNT_MINOR
 from service.simulation.pair import COPY_GRACE_S, Pair
 from service.simulation.sides import CannotStart
 from service.simulation.store import LEASE_S
@@ -137,7 +138,7 @@ def test_the_links_of_the_serving_workers_are_not_struck(seen):
     assert seen.marked_meanwhile == 0
 
 
-def test_its_payments_are_one_minor_unit_each_and_the_tenants_drill(house, seen):
+def test_its_payments_are_as_small_as_may_be_and_the_tenants_drill(house, seen):
     paid = rows(
         house,
         "SELECT DISTINCT m.name, p.amount, p.metadata ->> 'drill', p.metadata ->> 'side'"
@@ -146,7 +147,10 @@ def test_its_payments_are_one_minor_unit_each_and_the_tenants_drill(house, seen)
     )
 
     run_id = seen.run["id"]
-    assert paid == [("drill", 1, run_id, "control"), ("drill", 1, run_id, "experiment")]
+    assert paid == [
+        ("drill", AMOUNT_MINOR, run_id, "control"),
+        ("drill", AMOUNT_MINOR, run_id, "experiment"),
+    ]
 
 
 def test_its_key_is_a_test_key_that_ends(house, seen):
@@ -156,7 +160,7 @@ def test_its_key_is_a_test_key_that_ends(house, seen):
         " FROM api_keys k JOIN merchants m USING (merchant_id) WHERE m.name = 'drill'",
     )
 
-    assert keys == [("test", ["payments", "read"], True)]
+    assert keys == [("test", ["payments", "refunds", "read"], True)]
 
 
 def test_every_payment_of_it_ends_and_both_books_agree(seen):

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from service.simulation.load import AMOUNT_MINOR
 from tests.rehearsing import ask
 from tests.running_house import House, running_house, wait_for
 
@@ -134,7 +135,7 @@ def test_every_payment_of_it_is_final_and_charged_once_at_most(shown):
             ("not_executed", 0),
             ("expired", 0),
         }
-        assert payment["amount"] == 1
+        assert payment["amount"] == AMOUNT_MINOR
     assert [rule for rule in shown.run["invariants"] if not rule["ok"]] == []
 
 

@@ -57,7 +57,7 @@ def create(transport, key, timeout_s=3.0):
     return transport.exchange(
         "POST",
         "/v1/payment_intents",
-        form={"amount": "1", "currency": "usd", "metadata[reference]": key},
+        form={"amount": "100", "currency": "usd", "metadata[reference]": key},
         headers={**HEADERS, "Idempotency-Key": key},
         deadline=Deadline.after(timeout_s),
     )

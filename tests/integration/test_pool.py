@@ -141,7 +141,7 @@ def test_a_wait_for_nothing_is_counted_among_the_waits(database_url: str) -> Non
     before = waited_longer()
 
     with (
-        pool_of(1, database_url, wait_s=0.06) as pool,
+        open_pool_of(1, database_url, wait_s=0.06) as pool,
         pool.checkout(Deadline.after(5)),
         pytest.raises(PoolTimeout),
         pool.checkout(Deadline.after(5)),
