@@ -24,6 +24,7 @@ from tests.rehearsing import (
     ops_worker,
     rehearsing_house,
     rows,
+    settle_all,
     wait_until_struck,
 )
 from tests.running_house import ROOT, House, wait_for
@@ -142,11 +143,11 @@ def test_its_payments_are_as_small_as_may_be_and_the_tenants_drill(house, seen):
     paid = rows(
         house,
         "SELECT DISTINCT m.name, p.amount, p.metadata ->> 'drill', p.metadata ->> 'side'"
-        " FROM payments p JOIN merchants m USING (merchant_id) WHERE p.metadata ? 'drill'"
+        " FROM payments p JOIN merchants m USING (merchant_id) WHERE p.metadata ->> 'drill' = %s"
         " ORDER BY 4",
+        run_id := seen.run["id"],
     )
 
-    run_id = seen.run["id"]
     assert paid == [
         ("drill", AMOUNT_MINOR, run_id, "control"),
         ("drill", AMOUNT_MINOR, run_id, "experiment"),
@@ -156,7 +157,7 @@ def test_its_payments_are_as_small_as_may_be_and_the_tenants_drill(house, seen):
 def test_its_key_is_a_test_key_that_ends(house, seen):
     keys = rows(
         house,
-        "SELECT k.mode, k.scopes, k.expires_at < now() + interval '21 minutes'"
+        "SELECT DISTINCT k.mode, k.scopes, k.expires_at < now() + interval '21 minutes'"
         " FROM api_keys k JOIN merchants m USING (merchant_id) WHERE m.name = 'drill'",
     )
 
@@ -203,6 +204,7 @@ def test_it_ends_as_soon_as_real_payments_suffer_beside_it(house):
             run = ended(house, where)
     finally:
         house.control({"ok": 1})
+        settle_all(house)
 
     assert run["verdict"] == "ABORTED", run["summary"]
     assert run["summary"].startswith("Live traffic: ")
