@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import string
 from dataclasses import dataclass
 
 MAX_LINE_BYTES = 4094
@@ -35,16 +36,17 @@ STAND_ONCE = frozenset(
 # Those of them that can hold no comma outside of quotes: a proxy has joined a repeated one.
 _NEVER_JOINED = frozenset(
     {
-        *("content-length", "content-type", "host", "origin", "traceparent"),
-        "x-request-timeout-ms",
+        *(b"content-length", b"content-type", b"host", b"origin", b"traceparent"),
+        b"x-request-timeout-ms",
     }
 )
 # An underscore in place of a dash is dropped by gunicorn but read by other servers; where the body
 # ends and whom the request is for must not depend on the reader.
-_FRAMING = frozenset({"content-length", "transfer-encoding", "host"})
+_FRAMING = frozenset({b"content-length", b"transfer-encoding", b"host"})
+_ONCE = frozenset(name.encode("ascii") for name in STAND_ONCE)
 
 _REQUEST_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]{1,20}) ([\x21-\x7e]+) HTTP/1\.([0-9])")
-_NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_TOKEN_BYTES = b"!#$%&'*+.^_`|~-" + string.digits.encode() + string.ascii_letters.encode()
 _QUOTED = re.compile(rb'"[^"]*"')
 _HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.vV]+\]|[A-Za-z0-9._~!$&'()*+;=%-]*)(?::[0-9]{0,5})?")
 _CODINGS = frozenset({b"gzip", b"x-gzip", b"deflate", b"compress", b"x-compress", b"identity"})
@@ -96,7 +98,7 @@ def read_head(head: bytes) -> Head:
         raise Malformed("bad_request", "The request line is not HTTP/1 as we read it.")
     is_old = match[3] == b"0"
     values = _values(fields)
-    if not is_old and "host" not in values:
+    if not is_old and b"host" not in values:
         raise Malformed("bad_request", "A request of HTTP/1.1 needs a Host header.")
     return Head(
         request_line,
@@ -107,50 +109,56 @@ def read_head(head: bytes) -> Head:
     )
 
 
-def _values(fields: list[bytes]) -> dict[str, list[bytes]]:
-    """The values by name in lower case; raises Malformed for what must stand once and does not."""
-    values: dict[str, list[bytes]] = {}
+def _values(fields: list[bytes]) -> dict[bytes, list[bytes]]:
+    """The values of what stands once and of the codings, by name; raises Malformed."""
+    values: dict[bytes, list[bytes]] = {}
     for line in fields:
-        written, value = _split(line)
-        name = written.replace("_", "-")
-        if name != written:
+        name, value = _split(line)
+        if b"_" in name:
+            name = name.replace(b"_", b"-")
             if name in _FRAMING:
-                raise Malformed("bad_request", f"The {name.title()} header has an underscore.")
-        elif name in STAND_ONCE and _is_joined(name, value):
+                raise Malformed("bad_request", f"{_shown(name)} is written with an underscore.")
+        elif b"," in value and _is_joined(name, value):
             raise _repeated(name)
-        values.setdefault(name, []).append(value)
-        if name in STAND_ONCE and len(values[name]) > 1:
-            raise _repeated(name)
-    if any(not _HOST.fullmatch(host) for host in values.get("host", ())):
+        if name in _ONCE:
+            if name in values:
+                raise _repeated(name)
+            values[name] = [value]
+        elif name == b"transfer-encoding":
+            values.setdefault(name, []).append(value)
+    host = values.get(b"host")
+    if host is not None and not _HOST.fullmatch(host[0]):
         raise Malformed("bad_request", "The Host header is not a host.")
     return values
 
 
-def _split(line: bytes) -> tuple[str, bytes]:
+def _split(line: bytes) -> tuple[bytes, bytes]:
     """A field line's name in lower case and value. Folded lines have no name, so they are refused."""
     name, colon, value = line.partition(b":")
-    if not colon or not _NAME.fullmatch(name):
+    if not colon or not name or name.translate(None, _TOKEN_BYTES):
         raise Malformed("bad_request", "A header is not written as name, colon, value.")
-    return name.decode("ascii").lower(), value.strip(b" \t")
+    return name.lower(), value.strip(b" \t")
 
 
-def _is_joined(name: str, value: bytes) -> bool:
-    if b"," not in value:
-        return False
-    if name == "authorization":
+def _is_joined(name: bytes, value: bytes) -> bool:
+    if name == b"authorization":
         return value[:7].lower() == b"bearer "
     return name in _NEVER_JOINED and b"," in _QUOTED.sub(b"", value)
 
 
-def _repeated(name: str) -> Malformed:
-    return Malformed("header_repeated", f"The {name.title()} header must stand once.")
+def _shown(name: bytes) -> str:
+    return f"The {name.decode('ascii').title()} header"
 
 
-def _length(values: dict[str, list[bytes]], *, is_old: bool) -> int | None:
+def _repeated(name: bytes) -> Malformed:
+    return Malformed("header_repeated", f"{_shown(name)} must stand once.")
+
+
+def _length(values: dict[bytes, list[bytes]], *, is_old: bool) -> int | None:
     """The body's length, None for a chunked one (RFC 9112, section 6)."""
-    lengths = values.get("content-length", [])
-    if "transfer-encoding" in values:
-        _check_codings(b",".join(values["transfer-encoding"]))
+    lengths = values.get(b"content-length", [])
+    if b"transfer-encoding" in values:
+        _check_codings(b",".join(values[b"transfer-encoding"]))
         if is_old or lengths:
             raise Malformed(
                 "bad_request", "The body's length is said in two ways, or for HTTP/1.0."
@@ -178,8 +186,8 @@ def _check_codings(value: bytes) -> None:
         raise Malformed(code, "The transfer coding is not one that we read.")
 
 
-def _expects_continue(values: dict[str, list[bytes]], *, is_old: bool) -> bool:
-    expected = values.get("expect")
+def _expects_continue(values: dict[bytes, list[bytes]], *, is_old: bool) -> bool:
+    expected = values.get(b"expect")
     if expected is None or is_old:
         return False
     if expected[0].lower() != b"100-continue":

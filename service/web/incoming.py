@@ -25,6 +25,7 @@ _CHUNKING_OVERHEAD_BYTES = 64 * 1024
 
 _END = b"\r\n\r\n"
 # Controls, and line ends that only some readers take for one (RFC 9112, section 2.2).
+_ALLOWED = bytes(byte for byte in range(256) if byte in b"\t\r\n" or 32 <= byte != 127)
 _FORBIDDEN = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|(?<!\r)\n|\r(?!\n|\Z)")
 _NO_HEAD = Head(b"", (), b"", 0, expects_continue=False)
 _TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
@@ -140,7 +141,7 @@ class Arrival:
         limit = end + 2 if end >= 0 else len(received)
         if limit > MAX_HEAD_BYTES:
             raise Malformed("headers_too_large", f"The headers exceed {MAX_HEAD_BYTES} bytes.")
-        if _FORBIDDEN.search(received, max(0, self._searched - 1), limit) is not None:
+        if not self._is_clean(limit):
             raise Malformed("bad_request", "The request is not HTTP as we read it.")
         self._searched = len(received)
         if end < 0:
@@ -151,6 +152,18 @@ class Arrival:
         if (self._head.length or 0) > self._max_body_bytes:
             raise self._too_large()
         return True
+
+    def _is_clean(self, limit: int) -> bool:
+        """Whether nothing forbidden came since the last piece, up to `limit`."""
+        if not self._searched:
+            # The usual request comes in one piece: counting is ten times as quick as the pattern.
+            piece = self._received[:limit]
+            if not piece.translate(None, _ALLOWED) and (
+                piece.count(b"\r\n") == piece.count(b"\n") == piece.count(b"\r")
+            ):
+                return True
+        begin = max(0, self._searched - 1)
+        return _FORBIDDEN.search(self._received, begin, limit) is None
 
     @property
     def _max_body_bytes(self) -> int:

@@ -200,7 +200,8 @@ class PaymentWorker(gthread.ThreadWorker):  # type: ignore[misc]
             self._shed(connection, "queue_full", "More large requests arrive than can be held.")
 
     def _holds_too_many_large(self) -> bool:
-        return sum(each.arrival.is_large for each in self._watched) > LARGE_AT_ONCE
+        large = sum(each.arrival.is_large and not each.is_closing for each in self._watched)
+        return large > LARGE_AT_ONCE
 
     # --- The line before the threads
 

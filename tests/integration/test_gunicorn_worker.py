@@ -6,6 +6,7 @@ import http.client
 import json
 import os
 import re
+import select
 import signal
 import socket
 import subprocess
@@ -20,6 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from service.web.worker import LARGE_AT_ONCE, RECEIVE_S
 
 ROOT = Path(__file__).parents[2]
 # Under a second alone; a machine that is shared may be busy with other things.
@@ -298,6 +301,22 @@ def test_a_body_over_the_limit_is_refused_unread(server: Server) -> None:
 
     assert answer.startswith(b"HTTP/1.1 413 ")
     assert b"application/problem+json" in answer
+
+
+def test_few_large_requests_are_received_at_once(server: Server) -> None:
+    head = b"POST /v1/webhooks/x HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n"
+    clients = [server.send(head + bytes(200_000)) for _ in range(LARGE_AT_ONCE + 4)]
+
+    def refused() -> list[socket.socket]:
+        return select.select(clients, [], [], 0)[0]
+
+    eventually(lambda: len(refused()) >= 4, within_s=RECEIVE_S - 2)
+    assert len(refused()) == 4
+    for client in refused():
+        assert client.recv(65536).startswith(b"HTTP/1.1 503 ")
+    assert server.ask("POST", "/echo", b"x").status == 200
+    for client in clients:
+        client.close()
 
 
 def test_the_client_that_asks_first_is_told_to_continue_once(server: Server) -> None:
