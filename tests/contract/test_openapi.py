@@ -19,12 +19,14 @@ import pytest
 from service.providers.stripe_currencies import STRIPE_AMOUNTS
 from tests.running_house import ROOT, House, running_house
 
+pytestmark = pytest.mark.timeout(540)
+
 CONFIG = Path(__file__).with_name("schemathesis.toml")
 WEBHOOK_SECRET = "whsec_of_the_description"
 # Generated cases a call, besides the few dozen that cover its parameters one by one.
 EXAMPLES = 6
-# Half a minute on two idle cores.
-GIVE_UP_S = 210
+# Half a minute on two idle cores; the whole suite beside it makes that minutes.
+GIVE_UP_S = 420
 # The faults that leave a call open or in doubt; hanging ones cost the provider's whole timeout.
 FAULTS = {
     "ok": 4.0,
