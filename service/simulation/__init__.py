@@ -1,1 +1,1 @@
-"""Rehearsals: faults from outside on the real links, and drills with a verdict. Never needed to pay."""
+"""Drills: faults injected on the real links from outside, with a verdict. Payments never need it."""

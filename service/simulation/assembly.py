@@ -1,4 +1,4 @@
-"""Puts the parts of the rehearsals together, from plain values."""
+"""Assembles the parts of the drills from plain values."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from service.simulation.sides import Instance
 from service.simulation.store import RehearsalStore
 from service.simulation.webhooks import WebhookDisorder
 
-# Made by hand on a machine where nothing shall ever be rehearsed, even without a database.
+# An operator creates this file to block all drills on this machine, even without a database.
 OFF_FILE = "drills.off"
-# What the sandbox provider is called with; a real one's test mode fails to nobody's order.
+# The API key for the sandbox provider; a real provider's test mode injects no faults.
 SANDBOX_KEY = "sk_test_sandbox"
 
 
@@ -49,7 +49,7 @@ def assemble(
     root: Path,
     environ: Mapping[str, str],
 ) -> Rehearsals:
-    """The rehearsals of one ops plane; `environ` is what a copy of the service starts with."""
+    """The drills of one ops plane; a copy of the service starts with `environ`."""
     store = RehearsalStore(pool)
     has_sandbox = provider_key.startswith(SANDBOX_KEY)
     local_database = LocalDatabase(store, home)
@@ -83,8 +83,8 @@ def assemble(
         webhooks=WebhookDisorder(webhook_secret),
         local_database=local_database,
     )
-    # A pair that lives elsewhere on this machine is waited for, so not by us.
+    # A sweep waits for the pairs of other ops planes on this machine, so a thread does it.
     threading.Thread(target=sweep_leftovers, name="pair-sweep", daemon=True).start()
-    # Where the links can be struck, the real thing is shown; else what harms nobody.
+    # The default scope is the instance where faults can be injected on its links, else a pair.
     can_strike = control_path is not None and instance_allowed
     return Rehearsals(around, catalogue, default_scope="instance" if can_strike else "pair")

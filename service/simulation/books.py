@@ -1,4 +1,4 @@
-"""Two sets of books about the same payments, ours and the provider's: do they tell the same?"""
+"""Compares our records of the payments with the provider's."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from service.simulation.load import AMOUNT_MINOR, CURRENCY, Call
 
 # (id, status, amount, currency, provider reference, side), as the store reads them.
 Row = tuple[UUID, str, int, str, str | None, str]
-# The provider's charges that moved money, by our payment id.
+# The provider's charges that moved money, keyed by our payment id.
 Charges = Mapping[str, Sequence[ProviderCharge]]
 ListCharges = Callable[[datetime, Deadline], Iterator[ProviderCharge]]
 
-# Its clock and ours.
+# The largest expected difference between the provider's clock and ours.
 CLOCKS_DIFFER = timedelta(seconds=30)
 _FINAL = frozenset(status.value for status in TERMINAL)
 
@@ -33,7 +33,7 @@ def is_settled(rows: Sequence[Row]) -> bool:
 def charges_of(
     rows: Sequence[Row], list_charges: ListCharges, since: datetime, deadline: Deadline
 ) -> dict[str, list[ProviderCharge]]:
-    """The run's charges by the provider's own listing; raises Busy where it cannot be had."""
+    """The run's charges from the provider's own listing; raises Busy where it cannot be read."""
     ours = {payment_id_text(row[0]) for row in rows}
     charges: dict[str, list[ProviderCharge]] = {}
     for charge in list_charges(since - CLOCKS_DIFFER, deadline):
@@ -44,7 +44,7 @@ def charges_of(
 
 
 def compare(rows: Sequence[Row], charges: Charges, calls: Sequence[Call]) -> list[dict[str, Any]]:
-    """The promises about money, each with how many payments break it."""
+    """The promises about money, each with the number of payments that break it."""
     succeeded = {payment_id_text(row[0]) for row in rows if row[1] == Status.SUCCEEDED}
     charged = {payment_id for payment_id, made in charges.items() if made}
     promised = {call.payment_id for call in calls if call.outcome == "succeeded"}
@@ -74,5 +74,5 @@ def standing_rules(pool: ConnectionPool, deadline: Deadline) -> list[dict[str, A
 
 
 def _rule(book: str, rule: str, violations: int | None) -> dict[str, Any]:
-    """`violations` of None: the rule could not be checked, and is not kept by that."""
+    """`violations` is None where the rule could not be checked; then it does not count as kept."""
     return {"book": book, "rule": rule, "violations": violations, "ok": violations == 0}

@@ -1,4 +1,4 @@
-"""A run's timeline as SVG, drawn here: no script, nothing inline, coloured by the page's classes. Pure."""
+"""Draws a run's timeline as SVG: no script, no inline style, colours from the page's classes. Pure."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from html import escape
 from typing import Any
 
 WIDTH, LEFT, RIGHT, TOP, FOOT = 760, 52, 12, 24, 22
-# The breaker's strip needs no height to be read.
+# The strip of breaker states needs less height than a chart with values.
 HEIGHT, STRIP_HEIGHT = 190, 74
 
-# What callers got, from the best to the worst, as the charts' classes and as people say it.
+# The outcomes of calls from best to worst: the charts' CSS class and the text of the legend.
 OUTCOMES = {
     "succeeded": "succeeded",
     "queued": "kept for later",
     "unknown": "outcome unknown",
     "failed": "refused or no answer",
 }
-# A caller's wait is read by its order of magnitude: 10 ms is well, 5 s is the timeout.
+# The scale of waits is logarithmic: 10 ms is normal, 5 s is the timeout.
 _WAITS_MS = {10: "10 ms", 100: "100 ms", 1000: "1 s", 5000: "5 s", 15000: "15 s"}
 _LEAST_MS = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timeline:
-    """What all charts of one side share: the run's seconds, and when which fault was on."""
+    """The data that all charts of one target share: the run's seconds, and each fault's period."""
 
     side: str
     end_s: float
@@ -34,7 +34,7 @@ class Timeline:
     faults: Sequence[Mapping[str, Any]]
 
     def spans(self) -> list[tuple[float, float, Mapping[str, Any]]]:
-        """(from, to, what was read of this side at its end), one reading after the other."""
+        """(from, to, reading at the end) for each pair of consecutive readings of this target."""
         starts = [max(0.0, self.seconds[0]["at_s"] - 1.0)] if self.seconds else []
         starts += [point["at_s"] for point in self.seconds[:-1]]
         return [
@@ -43,12 +43,12 @@ class Timeline:
         ]
 
     def values(self, name: str) -> list[tuple[float, float]]:
-        """(second, value) of one figure of this side."""
+        """(second, value) of one figure of this target."""
         return [(point["at_s"], point["sides"][self.side][name] or 0.0) for point in self.seconds]
 
 
 def timeline_of(document: Mapping[str, Any], side: Mapping[str, Any]) -> Timeline:
-    """The run as one side saw it, until its last answer was there."""
+    """The run as one target recorded it, until its last answer arrived."""
     seconds = [point for point in document["timeline"] if side["name"] in point["sides"]]
     samples = side["callers"]["samples"]
     ends = [point["at_s"] for point in seconds] + [s["at_s"] + s["ms"] / 1000 for s in samples]
@@ -56,13 +56,13 @@ def timeline_of(document: Mapping[str, Any], side: Mapping[str, Any]) -> Timelin
         side=side["name"],
         end_s=max([5.0, *ends]) + 0.5,
         seconds=seconds,
-        # The control stands beside the fault, not behind it.
+        # The control's links carry no fault.
         faults=document.get("faults", []) if side["name"] != "control" else [],
     )
 
 
 def answers_chart(timeline: Timeline) -> str:
-    """What callers were told, stacked; a reading that came late stands for more than a second."""
+    """The outcomes of calls, stacked; a late reading covers more than one second."""
     stacks = [
         (start, end, {name: read[name] / max(0.5, end - start) for name in OUTCOMES})
         for start, end, read in timeline.spans()
@@ -84,7 +84,7 @@ def answers_chart(timeline: Timeline) -> str:
 
 
 def waits_chart(timeline: Timeline, samples: Sequence[Mapping[str, Any]]) -> str:
-    """Each payment a dot: when it was sent, and how long its caller waited."""
+    """One dot for each payment: when it was sent, and how long its caller waited."""
     dots = "".join(
         f'<circle class="{_class_of(sample)}" cx="{_x(sample["at_s"], timeline.end_s):.1f}"'
         f' cy="{_log_y(sample["ms"]):.1f}" r="2.6"><title>{sample["ms"]:g} ms,'
@@ -96,7 +96,7 @@ def waits_chart(timeline: Timeline, samples: Sequence[Mapping[str, Any]]) -> str
 
 
 def pool_chart(timeline: Timeline) -> str:
-    """Database connections lent, and callers in line for one."""
+    """Database connections checked out, and callers queued for one."""
     lines = {"pool_in_use": "connections in use", "pool_waiting": "callers in line"}
     values = {name: timeline.values(name) for name in lines}
     most = _round_up(max((v for points in values.values() for _, v in points), default=0))
@@ -110,7 +110,7 @@ def pool_chart(timeline: Timeline) -> str:
 
 
 def breaker_chart(timeline: Timeline) -> str:
-    """In which state the breaker was read, second by second."""
+    """The breaker's state, second by second."""
     states = {"closed": "closed", "half_open": "probing", "open": "open"}
     bands = "".join(
         f'<rect class="{read["breaker"]}" x="{_x(start, timeline.end_s):.1f}" y="{TOP}"'
@@ -123,7 +123,7 @@ def breaker_chart(timeline: Timeline) -> str:
 
 
 def gauge(value: float | None, least: float | None, most: float | None) -> str:
-    """How near a number is to its bound: the bar is full at it."""
+    """The ratio of a number to its bound: the bar is full at the bound."""
     if value is None:
         return ""
     if most is not None:
@@ -208,14 +208,14 @@ def _y(value: float, most: float) -> float:
 
 
 def _log_y(ms: float) -> float:
-    """From a millisecond at the foot to the longest that a caller waits at the top."""
+    """From one millisecond at the bottom to the longest wait of a caller at the top."""
     most = math.log10(max(_WAITS_MS))
     share = math.log10(max(_LEAST_MS, min(ms, max(_WAITS_MS)))) / most
     return HEIGHT - FOOT - share * (HEIGHT - TOP - FOOT)
 
 
 def _round_up(value: float) -> float:
-    """The next number that divides well into four."""
+    """The next number that is divisible by four without a remainder worth showing."""
     return next((n for n in (4, 8, 12, 20, 40, 80, 120, 200, 400) if n >= value), value)
 
 

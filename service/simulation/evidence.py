@@ -1,4 +1,4 @@
-"""Evidence: what each side logged, answered, counted and stored while the fault was on."""
+"""Evidence: the log events, answers, counters and payments of each target during the fault."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from service.simulation.expectations import Samples
 from service.simulation.load import Call
 from service.simulation.sides import LogTail
 
-# Enough to read; the counts beside them are whole.
+# Enough to read; the counts beside the events are complete.
 EVENTS_MAX = 40
 CHAINS_MAX = 5
 CALLS_MAX = 400
 PAYMENTS_MAX = 200
 METRICS_MAX = 80
-# Those that carry no request of ours but tell what happened to it.
+# Events without a request id of ours that explain the result of a request.
 _TELLING = ("breaker.", "db.", "provider.", "pool.")
 
 
 def log_evidence(log: LogTail | None, run_id: str) -> dict[str, Any]:
-    """The exact events of the run's own requests, and the errors behind them."""
+    """The log events of the run's own requests, and the errors behind them."""
     if log is None:
         return {
             "incident": None,
@@ -35,7 +35,7 @@ def log_evidence(log: LogTail | None, run_id: str) -> dict[str, Any]:
         }
     ours = [event for event in log.events() if _is_ours(event, run_id)]
     errors = [event for event in ours if event.get("level") == "ERROR"]
-    # Every kind of event is shown before any is shown often.
+    # Every kind of event appears once before any kind appears twice.
     shown = _kinds_first([*errors, *(event for event in ours if event not in errors)], EVENTS_MAX)
     chains = []
     for event in errors:
@@ -59,13 +59,13 @@ def _is_ours(event: Mapping[str, Any], run_id: str) -> bool:
 
 
 def _words(event: Mapping[str, Any]) -> str | None:
-    """The event in the incident's own words, with its level as it stood in the log then."""
+    """The event in the incident's wording, with the level that the log gave it at the time."""
     words = event.get("incident") or (
         event.get("error") if event.get("event") == "db.pool_exhausted" else None
     )
     if not isinstance(words, str):
         return None
-    # The stack's line had no level of its own.
+    # The line of the stack trace had no level.
     return words if words.startswith("...") else f"[{event.get('level')}] {words}"
 
 
@@ -81,7 +81,7 @@ def _kinds_first(things: Sequence[Any], most: int, key: Any = None) -> list[Any]
 
 
 def caller_evidence(calls: Sequence[Call]) -> dict[str, Any]:
-    """What callers got, and how long they waited for it."""
+    """The answers that callers received, and their waiting times."""
     times = sorted(call.ms for call in calls)
     return {
         "count": len(calls),
@@ -107,7 +107,7 @@ def _quantile(times: Sequence[float], q: float) -> float | None:
 
 
 def metric_evidence(before: Samples, after: Samples) -> list[dict[str, Any]]:
-    """Every counter that moved, before and after."""
+    """Every counter that changed, before and after."""
     moved = []
     for (name, labels), value in sorted(after.items()):
         if not name.startswith(NAMESPACE) or not name.endswith("_total"):
@@ -127,7 +127,7 @@ def metric_evidence(before: Samples, after: Samples) -> list[dict[str, Any]]:
 
 
 def payment_evidence(rows: Sequence[Row], charges: Charges) -> dict[str, Any]:
-    """The payments with the states they ended in, and what the provider's books say of each."""
+    """The payments with their final states and the provider's records of each."""
     return {
         "payments": [
             {

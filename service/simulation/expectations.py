@@ -15,10 +15,10 @@ from service.simulation.promql import promql
 
 Samples = Mapping[SampleKey, float]
 
-# What callers get and how long it takes is a question without a fault too.
+# Measures of answers and waiting times are meaningful without a fault too.
 _TELLING_WITHOUT_FAULT = frozenset({"callers", "waited", "quantile", "share_over"})
 _SERVED = frozenset({"200", "201", "2xx", "succeeded"})
-# Where a machine with too much to do is as slow as a service that does not hold.
+# Measures of time fail on an overloaded machine just as they do on a broken service.
 _OF_TIME = _TELLING_WITHOUT_FAULT | {"recovery", "settled"}
 
 
@@ -35,27 +35,27 @@ Span = tuple[Reading, Reading]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Readings:
-    """What a run read of one side: all at its turns, and once a second the gauges of `peak`, `low`."""
+    """All readings of one target: named transitions, and each second the gauges of `peak`, `low`."""
 
     fault_began: Reading
     fault_ended: Reading
     ended: Reading
     every_second: Sequence[Reading] = ()
-    # The named faults of the plan, each with its first and last reading.
+    # The plan's named faults, each with its first and last reading.
     faults: Mapping[str, Span] = field(default_factory=dict)
-    # What the run's own callers of this side got; the same key again is not among them.
+    # Answers to the run's own callers of this target; retries with the same key are not included.
     calls: Sequence[Call] = ()
     # From the end of the fault to the first success of a payment sent after it; None: never.
     recovery_s: float | None = None
     # From the end of the fault until no payment of the run was in doubt; None: never.
     settled_s: float | None = None
-    # How often a link, a signal or a webhook struck.
+    # How often a link, a signal or a webhook injected the fault.
     struck: int = 0
-    # The same without the fault: the control of a pair, or the seconds before it.
+    # The readings without the fault: of a pair's control, or of the seconds before the fault.
     reference: Readings | None = None
 
     def span(self, during: str) -> Span | None:
-        """The first and last reading; None where the run did not come to it."""
+        """The first and last reading; None where the run ended before this phase."""
         return {
             **self.faults,
             "fault": (self.fault_began, self.fault_ended),
@@ -65,12 +65,12 @@ class Readings:
 
 
 def before(moment_s: float, calls: Sequence[Call]) -> list[Call]:
-    """The calls that were answered by then; one that was still on its way tells of what came next."""
+    """The calls answered before `moment_s`; calls in flight then belong to the next phase."""
     return [call for call in calls if call.at_s + call.ms / 1000 <= moment_s]
 
 
 def evaluate(check: Check, readings: Readings) -> dict[str, Any]:
-    """The check as people are shown it; a number that cannot be had fails it."""
+    """The check as reports show it; a number that cannot be measured fails the check."""
     value = _measured(check, readings)
     reference = None
     if readings.reference is not None and _is_telling_without_fault(check):
@@ -85,7 +85,7 @@ def evaluate(check: Check, readings: Readings) -> dict[str, Any]:
         "text": check.text,
         "promql": promql(check, 0.0 if span is None else span[1].at_s - span[0].at_s),
         "value": _rounded(value),
-        # What it was where no fault was on; a promise that was not kept there either blames nobody.
+        # The value without a fault; a bound that is violated there too proves nothing about the fault.
         "reference": _rounded(reference),
         "min": check.min,
         "max": check.max,
@@ -96,8 +96,8 @@ def evaluate(check: Check, readings: Readings) -> dict[str, Any]:
 
 
 def _is_telling_without_fault(check: Check) -> bool:
-    """Whether the same bound is to be kept where no fault is on; `at least` so many who are told
-    that their payment is kept for later, say, is not."""
+    """Whether the same bound must hold without a fault. An `at least` bound on 202 answers, for
+    example, need not hold: without a fault no payment is queued."""
     if check.measure == "callers" and check.min is not None:
         return check.word in _SERVED
     return check.measure in _TELLING_WITHOUT_FAULT
@@ -139,7 +139,7 @@ def _value(check: Check, readings: Readings, first: Reading, last: Reading) -> f
 
 
 def _delta(window: Window, metric: str, labels: Mapping[str, str]) -> float:
-    """Growth over all series with these labels; a word after `!` is left out."""
+    """Growth over all series with these labels; a label value after `!` is excluded."""
     wanted = {name: word for name, word in labels.items() if not word.startswith("!")}
     left_out = [
         window.delta(metric, **wanted, **{name: word[1:]})
@@ -164,7 +164,7 @@ def _share_over(check: Check, window: Window) -> float | None:
 
 
 def _extreme(check: Check, readings: Readings, first: Reading, last: Reading) -> float | None:
-    """The highest or lowest value that a gauge was seen at."""
+    """The highest or lowest value of a gauge among the readings."""
     windows = [
         Window({}, one.samples, 0.0)
         for one in readings.every_second

@@ -1,4 +1,4 @@
-"""What can strike a link, as it is ordered over the control socket. Pure."""
+"""The faults on a link, as orders on the control socket state them. Pure."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-# No rehearsal needs longer, and a forgotten fault must end by itself.
+# Longer than any drill needs; a forgotten fault must end by itself.
 TTL_MAX_S = 300.0
-# The holder of a fault says that it lives this often; after three silences all its faults end.
+# The interval of a fault holder's heartbeats; after three missing heartbeats all its faults end.
 BEAT_EVERY_S = 1.0
 BEATS_MISSED_MAX = 3
-# One byte or one round trip may not wait longer than a whole fault.
+# One byte or one round trip may not be delayed longer than a whole fault lasts.
 PAUSE_MAX_MS = 60_000.0
 
 
 class Mode(StrEnum):
-    """The ways a network fails a caller."""
+    """The ways in which a network fails a caller."""
 
-    REFUSE = "refuse"  # No connection can be made, those that are there break.
+    REFUSE = "refuse"  # No connection can be made, existing ones break.
     CONNECT_TIMEOUT = "connect_timeout"  # The accept queue is full: a connect is never answered.
-    STALL = "stall"  # Connections are made, then no answer comes.
-    RESET = "reset"  # Connections break when the answer to a request that was sent begins.
-    DRIP = "drip"  # Answers come a byte at a time.
-    LATENCY = "latency"  # Each answer comes later.
+    STALL = "stall"  # Connections are made, but answers never arrive.
+    RESET = "reset"  # A connection breaks when the answer to its request begins.
+    DRIP = "drip"  # Answers arrive one byte at a time.
+    LATENCY = "latency"  # Each answer arrives later.
 
 
 class BadOrder(ValueError):
-    """The order cannot be carried out; the text says why."""
+    """The order cannot be executed; the text gives the reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +39,12 @@ class Fault:
     link: str
     mode: Mode
     ttl_s: float
-    # Between two bytes of a drip, or added to each answer.
+    # The pause between two bytes of a drip, or the delay added to each answer.
     pause_ms: float = 100.0
 
 
 def read_fault(order: Mapping[str, Any], links: Mapping[str, Any]) -> Fault:
-    """The fault that an order asks for; raises BadOrder."""
+    """The fault that an order requests; raises BadOrder."""
     link, mode = order.get("link"), order.get("mode")
     if not isinstance(link, str) or link not in links:
         raise BadOrder(f"link must be one of {', '.join(links)}")

@@ -1,4 +1,4 @@
-"""A game day: every drill in turn, each a run of its own with its own report."""
+"""A game day: every drill in turn, each a separate run with a separate report."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from service.simulation.runner import Runner, Surroundings
 from service.simulation.verdict import judge_day
 
 PREFLIGHT_TIMEOUT_S = 10.0
-# What a drill leaves behind is settled by its end; the gauges that say so are read every 5 s.
+# Effects of the previous drill settle within this time; their gauges are read every 5 s.
 CALM_WITHIN_S = 15.0
 LOOK_AGAIN_S = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class GameDay:
-    """Plays the day of `run` in the calling thread. `kept` is told of each drill's run, at its
+    """Plays the day of `run` in the calling thread. `kept` receives each drill's run at its
     beginning and at its end."""
 
     run: Run
@@ -32,7 +32,7 @@ class GameDay:
     kept: Callable[[Run], None]
 
     def play(self) -> None:
-        """Until its end, or until it is stopped: what stops one drill stops the day."""
+        """Play all drills, or until a stop: a stop of one drill stops the day."""
         verdicts, stopped = [], None
         for plan in self.plans:
             part = self._part(plan)
@@ -41,7 +41,7 @@ class GameDay:
             self.run.set(parts=[*self.run.whole()["parts"], summary])
             self.run.tell(f"{plan.name}: {summary['verdict']}. {summary['summary']}")
             if self.run.stopping.is_set():
-                stopped = self.run.stop_reason or part.stop_reason or "It was stopped."
+                stopped = self.run.stop_reason or part.stop_reason or "The run was stopped."
                 break
         self.run.finish(*judge_day(verdicts, stopped=stopped))
 
@@ -69,14 +69,14 @@ class GameDay:
         return part
 
     def _against(self, plan: Plan) -> list[str]:
-        """Why it may not begin, once what the drill before it left behind had time to settle."""
+        """The reasons against a start, after the effects of the previous drill had time to settle."""
         give_up_at_s = monotonic() + CALM_WITHIN_S
         while True:
             deadline = Deadline.after(PREFLIGHT_TIMEOUT_S)
             try:
                 against = reasons(self.around.preflight.check(plan, self.run.scope, deadline))
             except Busy as error:
-                # The drill before may have struck the database: it is to be well again first.
+                # The previous drill may have faulted the database, so wait for its recovery.
                 against = [f"database: {error.detail}"]
             if not against or monotonic() > give_up_at_s or self.run.stopping.wait(LOOK_AGAIN_S):
                 return against

@@ -1,4 +1,4 @@
-"""Looks each second whether real payments suffer from a rehearsal, and says so when they do."""
+"""Checks each second whether a drill hurts real payments, and returns the abort reason if so."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from service.observability.window import Window
 from service.simulation.expectations import Samples
 from service.simulation.load import Call
 
-# Real requests since the fault began: fewer prove nothing, and one unlucky caller stops no drill.
+# Real requests since the fault began: fewer prove nothing, and one unlucky caller aborts no drill.
 LIVE_REQUESTS_MIN = 20
 LIVE_HARMED_MAX = 0.10
 _WRITES = {"method": "POST", "route": "/v1/payments"}
 
 
 def harm(before: Samples, now: Samples, calls: list[Call]) -> str | None:
-    """Why the rehearsal must end now; None: nobody but its own payments is hit.
+    """The reason to abort the drill now; None while only the drill's own payments are affected.
 
-    `calls` are the rehearsal's own since `before`; what was counted beyond them is real traffic.
+    `calls` are the drill's own since `before`; all requests beyond them are real traffic.
     """
     window = Window(before, now, 1.0)
     if window.delta("invariant_violations") > 0:

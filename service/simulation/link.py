@@ -1,4 +1,4 @@
-"""One link that the fault proxy stands on: its listener, its connections and its fault."""
+"""One link through the fault proxy: its listener, its connections and its fault."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from service.simulation.relay import Relay, tcp_nodelay
 
 log = logging.getLogger(__name__)
 
-# Far over every pool that uses a link; beyond it something is wrong with the caller.
+# Far above every pool that uses a link; a caller that exceeds it is broken.
 RELAYS_MAX = 1024
 BACKLOG = 512
-# Longer than anybody who waits for the connection does.
+# Longer than any caller waits for the connection.
 DIAL_TIMEOUT_S = 10.0
 HEAD_BYTES_MAX = 8192
-# With a backlog of 0 the queue holds one; the others see that the kernel answers nobody any more.
+# With a backlog of 0 the queue holds one connection; the rest verify that the kernel answers none.
 FILLERS = 3
 
 _CONNECTED = b"HTTP/1.1 200 Connection established\r\n\r\n"
@@ -34,7 +34,7 @@ class Link:
     """Accepts on `listener` and relays to `target` (host and port, or the path of a unix socket)."""
 
     def __init__(self, name: str, listener: socket.socket, target: Address, *, is_http: bool):
-        """`is_http`: clients name the target with CONNECT; any other than it is forbidden."""
+        """`is_http`: clients name the target with CONNECT; any other target is forbidden."""
         self.name = name
         self.fault: Fault | None = None
         self.struck = 0
@@ -52,12 +52,12 @@ class Link:
         return len(self._relays)
 
     def open(self) -> None:
-        """Begin to accept. A proxy before this one may have left the listener closed."""
+        """Start to accept. A previous proxy process may have left the listener closed."""
         self._listener.listen(BACKLOG)
         asyncio.get_running_loop().add_reader(self._listener, self._accept)
 
     def strike(self, fault: Fault) -> None:
-        """Put a fault on the link, in place of the one before."""
+        """Inject a fault on the link, replacing the current one."""
         self.clear()
         self.fault, self.struck = fault, 0
         if not self._is_unix and fault.mode in (Mode.REFUSE, Mode.CONNECT_TIMEOUT):
@@ -70,7 +70,7 @@ class Link:
             relay.strike(fault)
 
     def clear(self) -> None:
-        """Take the fault away; what was held goes on."""
+        """Remove the fault; held bytes are forwarded."""
         fault, self.fault = self.fault, None
         if fault is None:
             return
@@ -90,7 +90,7 @@ class Link:
             self._fillers.append(filler)
 
     def _accept(self) -> None:
-        # All that wait: one wake-up for each would let a burst stand in line.
+        # Accept all pending connections: one wake-up for each would make a burst queue.
         for _ in range(BACKLOG):
             try:
                 sock, _address = self._listener.accept()
@@ -126,7 +126,7 @@ class Link:
         loop = asyncio.get_running_loop()
         await loop.connect_accepted_socket(lambda: relay.client, sock)
         if not self._is_http:
-            # What the client says before the target is there waits in the socket.
+            # Bytes that the client sends before the target is connected wait in the socket.
             relay.client.transport.pause_reading()
             await self._dial(relay, refuse=None)
             return
@@ -174,7 +174,7 @@ class Link:
         self.struck += 1
 
     def close(self) -> None:
-        """Stop accepting and let go of every connection."""
+        """Stop accepting and close every connection."""
         with contextlib.suppress(ValueError, OSError):
             asyncio.get_running_loop().remove_reader(self._listener)
         for relay in list(self._relays):

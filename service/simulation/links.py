@@ -1,4 +1,4 @@
-"""Puts the fault proxy on the links of one instance: its listeners, its command, the changed URLs."""
+"""Puts the fault proxy on one instance's links: its listeners, its command line, the changed URLs."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ DIRECTORY_BYTES_MAX = 80
 
 
 class Links:
-    """The links as their users see them. The listeners live here, so a proxy may be replaced."""
+    """The links as their users see them. This object owns the listeners, so a proxy can be replaced."""
 
     def __init__(self, directory: Path, *, provider_url: str, database_url: str) -> None:
-        """`directory` is emptied; it must be nobody else's."""
+        """`directory` is emptied; no other process may use it."""
         shutil.rmtree(directory, ignore_errors=True)
         if len(str(directory).encode()) > DIRECTORY_BYTES_MAX:
             directory = Path(tempfile.mkdtemp(prefix="holdfast-links-"))
-        # Who can reach these sockets can speak to the database as we do.
+        # A process that can open these sockets can speak to the database with our rights.
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._directory = directory
         self.control_path = directory / "control"
@@ -39,11 +39,11 @@ class Links:
 
     @property
     def filenos(self) -> list[int]:
-        """What the proxy must inherit."""
+        """The file descriptors that the proxy must inherit."""
         return [listener.fileno() for listener in self._listeners]
 
     def close(self) -> None:
-        """Give up the listeners and the sockets' directory."""
+        """Close the listeners and remove the sockets' directory."""
         for listener in self._listeners:
             listener.close()
         shutil.rmtree(self._directory, ignore_errors=True)
@@ -56,12 +56,12 @@ class Links:
         return f"http://127.0.0.1:{listener.getsockname()[1]}"
 
     def _lead_database(self, url: str) -> str:
-        """Several hosts in one DSN cannot be relayed as one link: they are reached directly."""
+        """A DSN with several hosts cannot be relayed as one link: they are connected directly."""
         target = address_of(url)
         if target is None:
             return url
         if isinstance(target, str):
-            # Not on TCP: that any user of this machine could reach, a private directory not.
+            # A unix socket, not TCP: every user of this machine could connect to a TCP port.
             address = str(self._directory / Path(target).name)
             self._add(DATABASE, listener_at(address), target)
             return by_way_of(url, address)

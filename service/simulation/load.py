@@ -1,4 +1,4 @@
-"""Synthetic payments at a steady rate: small, labelled, bounded, and each carried to an answer."""
+"""Synthetic payments at a steady rate: small, labelled, bounded, each sent until it has an answer."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 
 import requests
 
-# More callers than this at once would measure this process instead of the service.
+# With more concurrent callers the drill would measure this process instead of the service.
 CALLERS_MAX = 96
-# Longer than the service takes at most; a caller who waits longer has met a broken promise.
+# Longer than the service's own limit; a caller that waits longer has seen a broken promise.
 ANSWER_TIMEOUT_S = 15.0
-# The least that providers charge in this currency.
+# The smallest amount that providers charge in this currency.
 AMOUNT_MINOR = 50
 CURRENCY = "usd"
 SUCCEEDED = frozenset({"succeeded"})
@@ -26,19 +26,19 @@ class Call:
 
     side: str
     n: int
-    # Since the run began.
+    # Seconds since the run began.
     at_s: float
     ms: float
     status: int | None
     code: str | None
     outcome: str | None
     payment_id: str | None
-    # The same key again, after the fault, as the contract tells callers to.
+    # A retry with the same key after the fault, as the contract asks of callers.
     is_retry: bool = False
 
     @property
     def is_refused(self) -> bool:
-        """Nothing was accepted, says the contract: the same key again is safe."""
+        """The service accepted nothing, by contract: a retry with the same key is safe."""
         return self.status is None or self.status >= 500 or self.status in (409, 429)
 
     def got(self, word: str) -> bool:
@@ -55,7 +55,7 @@ class Call:
 
 
 class Load:
-    """Sends each payment to every side at the same moment. Begin it once, end it once."""
+    """Sends each payment to every target at the same moment. Begin it once, end it once."""
 
     def __init__(
         self, run_id: str, urls: dict[str, str], api_key: str, *, per_s: int, began_s: float
@@ -81,24 +81,24 @@ class Load:
         self._clock.start()
 
     def calls(self) -> list[Call]:
-        """All answers so far, in the order in which they came."""
+        """All answers so far, in the order of arrival."""
         with self._lock:
             return list(self._calls)
 
     def burst(self, count: int) -> None:
-        """So many more payments at this moment."""
+        """Send this many additional payments at once."""
         for _ in range(count):
             self._send_one()
 
     def stop(self) -> None:
-        """Send no more, and wait for the answers that are still to come."""
+        """Stop sending, and wait for the outstanding answers."""
         self._stopping.set()
         if self._clock.is_alive():
             self._clock.join(2.0)
         wait(self._futures, ANSWER_TIMEOUT_S + 1)
 
     def repeat_refused(self) -> int:
-        """Send each refused payment once more with its own key; how many there were."""
+        """Send each refused payment once more with its own key; returns their number."""
         refused = [call for call in self.calls() if call.is_refused]
         wait(
             [self._executor.submit(self._pay, call.side, call.n, True) for call in refused],
@@ -113,7 +113,7 @@ class Load:
             session.close()
 
     def key_of(self, side: str, n: int | str) -> str:
-        """Key and reference of a payment; with no number, how all of a side's begin."""
+        """Key and reference of a payment; without a number, the common prefix of a target's keys."""
         return f"{self._run_id}-{side}-{n}"
 
     def _run(self) -> None:
@@ -123,7 +123,7 @@ class Load:
             self._send_one()
 
     def _send_one(self) -> None:
-        """The next payment to every side; left out where too many callers wait already."""
+        """Send the next payment to every target; skip it while too many callers wait."""
         with self._lock:
             if self._under_way + len(self._urls) > CALLERS_MAX:
                 return
@@ -164,7 +164,7 @@ class Load:
                     "reference": key,
                     "metadata": {"drill": self._run_id, "side": side},
                 },
-                # By this the events of a payment are found in the log.
+                # The request id connects a payment with its log events.
                 headers={**self._headers, "Idempotency-Key": key, "X-Request-Id": key},
                 timeout=ANSWER_TIMEOUT_S,
             )

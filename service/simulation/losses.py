@@ -1,6 +1,6 @@
 """Loses the newest commits of the drill's own tenant, as a failover to a lagging standby would.
 
-Only the embedded database of a local run is touched: elsewhere `LocalDatabase.is_ours` is False.
+Only the embedded database of a local run is changed: elsewhere `LocalDatabase.is_ours` is False.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from service.simulation.processes import children_of
 from service.simulation.store import RehearsalStore
 
 ANSWER_TIMEOUT_S = 1.0
-# The owner of the embedded schema; peer authentication lets only this user in as it.
+# The owner of the embedded schema; peer authentication admits only this user under that role.
 OWNER = "holdfast_owner"
 
-# Before the provider was called: the claim alone is left, and its lease has passed.
+# Back to the state before the provider call: only the claim remains, with an expired lease.
 _TO_THE_CLAIM = (
     """
     DELETE FROM events
@@ -35,7 +35,7 @@ _TO_THE_CLAIM = (
     WHERE merchant_id = %(merchant_id)s::uuid AND payment_id = ANY(%(ids)s::uuid[]) RETURNING 1
     """,
 )
-# Before the refund, capture or void was claimed: the payment stands as it stood then.
+# Back to the state before the claim of the refund, capture or void.
 _MOVEMENTS = (
     """
     DELETE FROM idempotency_keys
@@ -60,7 +60,7 @@ _EVENTS_OF_MOVEMENTS = """
       AND (e.type LIKE 'refund.%%' OR e.type LIKE 'capture.%%'
            OR p.capture_method = 'manual' AND e.type = 'payment.succeeded')
 """
-# Before the payment was claimed: nothing is left of it.
+# Back to the state before the payment's claim: no row remains.
 _ALL = (
     """
     DELETE FROM events
@@ -79,7 +79,7 @@ _ALL = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Losses:
-    """Ids of payments, by how much of each is lost."""
+    """Ids of payments, grouped by the part of each that is lost."""
 
     all_of_it: Sequence[str] = ()
     after_the_claim: Sequence[str] = ()
@@ -94,7 +94,7 @@ class LocalDatabase:
         self._home = home
 
     def is_ours(self) -> bool:
-        """Whether the database that serves us is the one that this local run has started."""
+        """Whether the database that serves us is the one that this local run started."""
         try:
             postmaster = int(self._run_file()["pids"]["postgres"])
             pid = self._store.backend_pid(Deadline.after(ANSWER_TIMEOUT_S))
@@ -103,7 +103,7 @@ class LocalDatabase:
         return pid in children_of(postmaster)
 
     def lose(self, losses: Losses) -> int:
-        """Set rows back in one transaction; how many payments it touched. Raises Unreachable."""
+        """Set rows back in one transaction; returns the number of payments. Raises Unreachable."""
         plan = (
             (losses.all_of_it, _ALL),
             (losses.after_the_claim, _TO_THE_CLAIM),

@@ -17,13 +17,13 @@ from service.simulation.losses import LocalDatabase, Losses
 from service.simulation.run import Run
 from service.simulation.sandbox import Sandbox
 
-# More than is moved: the provider itself would refuse to give back all of it twice.
+# More than half of the payment: the provider itself would refuse to refund it twice.
 MOVED_MINOR = AMOUNT_MINOR
 PAID_MINOR = 3 * AMOUNT_MINOR
-# A claim whose worker died is found out after its lease and the quiescence time.
+# A claim whose worker died is detected after its lease and the quiescence time.
 ANSWERED_WITHIN_S = 60.0
 AGAIN_S = 0.5
-# What is lost of each, and what the provider's books must show of it in the end.
+# The lost part of each payment, and the amounts that the provider's books must show in the end.
 _LEFT_BEHIND: Mapping[str, Mapping[str, list[int]]] = {
     "payment": {"charge": [PAID_MINOR]},
     "outcome": {"charge": [PAID_MINOR]},
@@ -35,10 +35,10 @@ _RULE_OF = {"charge": "charged_once", "refund": "refunded_once", "capture": "cap
 
 @dataclass(frozen=True, slots=True)
 class Victim:
-    """One payment of the drill, by what it loses: payment, outcome, refund or capture."""
+    """One payment of the drill, named by the part it loses: payment, outcome, refund or capture."""
 
     loses: str
-    # Key and reference of the payment; its refund or capture has a key of its own.
+    # Key and reference of the payment; its refund or capture has a separate key.
     key: str
     payment_id: str
 
@@ -48,11 +48,11 @@ class Victim:
 
 
 class CannotLose(Exception):
-    """The commits could not be lost, or nothing could be paid before; the message says why."""
+    """The commits could not be lost, or no payment succeeded before; the message gives the reason."""
 
 
 class LostCommits:
-    """One loss, from the payments before it to the verdict of both books."""
+    """One loss, from the payments before it to the comparison with the provider's books."""
 
     def __init__(
         self,
@@ -73,11 +73,11 @@ class LostCommits:
         self._session = requests.Session()
         self._session.trust_env = False
         self.rules: list[dict[str, Any]] = []
-        # Payments only, as the guard of live traffic counts them.
+        # Payments only: the guard of live traffic counts nothing else.
         self.calls: list[Call] = []
 
     def carry_out(self, count: int) -> int:
-        """Lose `count` of each kind; how many payments were set back. Raises CannotLose."""
+        """Lose `count` of each kind; returns the number of payments set back. Raises CannotLose."""
         with self._session:
             victims = [
                 self._pay(loses, f"{self._run.id}-lost-{loses}-{n}")
@@ -154,7 +154,7 @@ class LostCommits:
             ) from error
 
     def _repeat(self, victims: list[Victim]) -> int:
-        """Send the same keys until each has its final answer; how many never had."""
+        """Send the same keys until each has its final answer; returns the number without one."""
         give_up_at_s = monotonic() + ANSWERED_WITHIN_S
         waiting = list(victims)
         while waiting and monotonic() < give_up_at_s:
@@ -171,7 +171,7 @@ class LostCommits:
         return status in (200, 201)
 
     def _judged(self, victims: list[Victim]) -> list[dict[str, Any]]:
-        """What the provider's books show of each victim against what was asked for once."""
+        """Compares the provider's records of each victim with the single request for it."""
         broken = dict.fromkeys(_RULE_OF.values(), 0)
         for victim in victims:
             moved = self._sandbox.moved(victim.key)

@@ -1,4 +1,4 @@
-"""Which metrics a check may measure. A misspelt one would grow by 0 and keep every `max`."""
+"""The metrics that a check may measure. A misspelt one would grow by 0 and satisfy every `max`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run's report as a page to read, print and show: charts without script, nothing inline."""
+"""A run's report as an HTML page: charts without script, no inline styles."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from service.simulation.charts import (
 )
 from service.simulation.report import RULES, bounds, shown, violations_of
 
-# Style only from our own file; SVG is coloured by classes.
+# Styles come from our own file only; classes colour the SVG.
 PAGE_CSP = (
     "default-src 'none'; style-src 'self'; img-src 'self'; frame-ancestors 'none';"
     " base-uri 'none'; form-action 'none'"
@@ -27,8 +27,8 @@ _STAMPS = {
     "BROKE": "A promise was not kept.",
     "NOT_SHOWN": "The incident did not appear.",
     "INCONCLUSIVE": "Nothing was proven.",
-    "ABORTED": "It was stopped before its end.",
-    "REFUSED": "It was not begun.",
+    "ABORTED": "The run was stopped before its end.",
+    "REFUSED": "The run was not started.",
 }
 
 _ICONS = {
@@ -50,14 +50,14 @@ def render_page(document: dict[str, Any]) -> str:
 <p class="kind">Holdfast · {escape(document["kind"])} · {escape(document["name"])}</p>
 <h1>{escape(document["title"])}</h1>
 <p class="verdict"><strong>{escape(verdict)}</strong> <span>{escape(_STAMPS.get(verdict, ""))}</span></p>
-<p class="summary">{escape(document["summary"] or "It still runs.")}</p>
+<p class="summary">{escape(document["summary"] or "Still running.")}</p>
 {_glance(document)}</header>
 <main>
 <section><h2>Hypothesis</h2><blockquote>{escape(document["hypothesis"])}</blockquote></section>
 {_parts(document["parts"])}
 {"".join(_charts(side, document) for side in document["sides"])}
-{_checks("Expectations", "What had to hold, with the bounds that were set beforehand.", document["expectations"])}
-{_checks("Proof of the bite", "Without it the verdict would be INCONCLUSIVE.", document["bite"])}
+{_checks("Expectations", "The conditions that had to hold, with the plan's bounds.", document["expectations"])}
+{_checks("Fault proof", "Without it the verdict would be INCONCLUSIVE.", document["bite"])}
 {_books(document["invariants"])}
 {"".join(_side(side) for side in document["sides"])}
 {_steps(document)}
@@ -67,7 +67,7 @@ def render_page(document: dict[str, Any]) -> str:
 
 
 def _glance(document: dict[str, Any]) -> str:
-    """The figures that people ask for first."""
+    """The most important figures."""
     if not document["sides"]:
         return ""
     side, violated = (
@@ -78,7 +78,7 @@ def _glance(document: dict[str, Any]) -> str:
     figures = {
         "payments": str(callers["count"]),
         "charged twice": str(violated.get("charged_once", "?")),
-        "charges not in our books": str(violated.get("charge_is_recorded", "?")),
+        "charges missing in our books": str(violated.get("charge_is_recorded", "?")),
         "left in doubt": str(violated.get("nothing_left_in_doubt", "?")),
         "slowest answer": _seconds(callers["ms"]["max"]),
     }
@@ -96,7 +96,7 @@ def _seconds(ms: float | None) -> str:
 
 
 def _charts(side: dict[str, Any], document: dict[str, Any]) -> str:
-    """The same seconds four times, one above the other."""
+    """Four charts of the same seconds, one above the other."""
     timeline = timeline_of(document, side)
     if not timeline.seconds:
         return ""
@@ -144,7 +144,7 @@ def _promql(check: dict[str, Any]) -> str:
 
 
 def _without(check: dict[str, Any]) -> str:
-    """The same number before the fault, or at the control."""
+    """The same number before the fault, or of the control."""
     reference = check.get("reference")
     return "" if reference is None else shown(reference)
 
@@ -187,7 +187,7 @@ def _parts(parts: Sequence[dict[str, Any]]) -> str:
 
 
 def _side(side: dict[str, Any]) -> str:
-    """What the log and the callers say, as evidence."""
+    """Evidence from the log and the callers."""
     callers = side["callers"]
     chains = "".join(
         "<pre>" + escape("\n".join(f"{'  ' * i}{e}" for i, e in enumerate(chain))) + "</pre>"
@@ -197,7 +197,7 @@ def _side(side: dict[str, Any]) -> str:
     told = {
         "Status": callers["by_status"],
         "Outcome": callers["by_outcome"],
-        "Refused because of": callers["by_code"],
+        "Refusals by code": callers["by_code"],
         "Payments in our books": side["payments_by_status"],
     }
     lines = "".join(
@@ -228,10 +228,10 @@ def _facts(document: dict[str, Any]) -> str:
         "Run": document["id"],
         "Scope": document["scope"],
         "Began": document["started_at"],
-        "Ended": document["ended_at"] or "it still runs",
+        "Ended": document["ended_at"] or "still running",
         "Fault": f"{shown(document['ttl_s'])} s",
         "Load": f"{shown(document['load_rps'])} payments a second",
-        "Asked for by": document["requested_by"],
+        "Requested by": document["requested_by"],
         "Reason": document["reason"] or "none given",
         "Runbook": document["runbook"] or "none",
     }

@@ -26,16 +26,16 @@ from service.simulation.strike import ProxyGone, Striker
 
 log = logging.getLogger(__name__)
 
-# A copy is one worker: small enough to stand beside the real ones.
+# A copy has one worker, so that it takes little from the real ones.
 COPY_POOL_SIZE = 4
 COPY_THREADS = 12
 START_TIMEOUT_S = 45.0
-# What a copy still does is answered or refused by then; nobody waits for it longer.
+# A copy answers or refuses its open requests within this time; no caller waits for it longer.
 COPY_GRACE_S = 5.0
-# Real payments want the cores first, above all while the copies start.
+# Real payments have priority for the cores, above all while the copies start.
 COPY_NICENESS = 10
 HOME_PREFIX = "holdfast-pair-"
-# Not a copy's: what belongs to the instance it stands beside, or would be read from a file instead.
+# Settings that belong to the instance itself, or that a copy would otherwise read from a file.
 _NOT_INHERITED = (
     *("PROMETHEUS_MULTIPROC_DIR", "DATABASE_URL_FILE", "HOLDFAST_FAULT_PROXY_CONTROL"),
     *("HOLDFAST_BOOTSTRAP_API_KEY", "HOLDFAST_BOOTSTRAP_API_KEY_FILE"),
@@ -44,17 +44,17 @@ _NOT_INHERITED = (
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """Two copies on ports of their own, on the same database and with the same provider."""
+    """Two copies on separate ports, with the same database and the same provider."""
 
     provider_url: str
     database_url: str
-    # With the secrets: the copies read their settings from it, as this process did.
+    # Includes the secrets: the copies read their settings from it, as this process did.
     environ: Mapping[str, str]
     root: Path
 
     @contextlib.contextmanager
     def sides(self) -> Iterator[list[Side]]:
-        """Start both, and stop them at the end; raises CannotStart and leaves nothing behind."""
+        """Start both copies, and stop them at the end; on CannotStart no process remains."""
         with contextlib.ExitStack() as stack:
             home, lock_fd = stack.enter_context(_home())
             links = Links(
@@ -80,9 +80,9 @@ class Pair:
             ):
                 kept, url = copies[name] = self._start(home / name, changed, lock_fd)
                 stack.callback(kept.stop)
-                # One after the other: two that start at once leave no core to real payments.
+                # Start them one after the other: two at once would leave no core to real payments.
                 _wait_until_ready(kept, url)
-            # Run first: all are told at once, then each is waited for.
+            # This callback runs first: it signals all copies, then each is awaited.
             for kept, _url in copies.values():
                 stack.callback(kept.release)
             striker = stack.enter_context(_hold(links.control_path))
@@ -127,21 +127,21 @@ class Pair:
 
 
 def _gently(command: list[str]) -> list[str]:
-    """The command at a lower priority, where the machine has the program for it."""
+    """The command with a lower priority, where the machine has `nice`."""
     nice = shutil.which("nice")
     return [nice, "-n", str(COPY_NICENESS), *command] if nice else command
 
 
 def sweep_leftovers() -> None:
-    """Remove the homes of pairs whose ops plane was killed, each once its last process has ended.
+    """Remove the home of each pair that outlived its ops plane, after its last process has ended.
 
-    Their processes end by themselves; only the files need somebody.
+    The processes end by themselves; only the files need a cleanup.
     """
     for home in Path(tempfile.gettempdir()).glob(f"{HOME_PREFIX}*"):
         try:
             lock_fd = _locked(home)
         except OSError:
-            continue  # Gone meanwhile, or somebody else's.
+            continue  # Removed by another sweep, or owned by another user.
         shutil.rmtree(home, ignore_errors=True)
         os.close(lock_fd)
         log.info("rehearsal.leftover_removed", extra={"path": str(home)})
@@ -149,7 +149,7 @@ def sweep_leftovers() -> None:
 
 @contextlib.contextmanager
 def _home() -> Iterator[tuple[Path, int]]:
-    """A directory of this pair, removed at the end, and the lock by which a sweep knows its owners."""
+    """A directory for this pair, removed at the end, and the lock that shows a sweep its users."""
     home = Path(tempfile.mkdtemp(prefix=HOME_PREFIX))
     lock_fd = _locked(home)
     try:
@@ -160,7 +160,7 @@ def _home() -> Iterator[tuple[Path, int]]:
 
 
 def _locked(home: Path) -> int:
-    """The directory's own lock, once nobody has it: each part of a pair inherits it."""
+    """The directory's lock, once it is free: each process of a pair inherits it."""
     lock_fd = os.open(home, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     fcntl.flock(lock_fd, fcntl.LOCK_EX)
     return lock_fd
@@ -172,7 +172,7 @@ def _reader(path: Path) -> Callable[[], Samples]:
 
 
 def _hold(control_path: Path) -> Striker:
-    """A hold on a proxy that was started a moment ago."""
+    """A client of a proxy that has just been started."""
     give_up_at_s = monotonic() + START_TIMEOUT_S
     while True:
         try:

@@ -1,4 +1,4 @@
-"""What a rehearsal does and what must hold meanwhile: one TOML file each, read and checked."""
+"""The plan of a drill: its faults and expectations, read from one TOML file and validated."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from service.simulation.faults import TTL_MAX_S, Mode
 from service.simulation.measurable import require_measurable
 
 OURS = Path(__file__).parent / "drills"
-# The three errors of the incident, each a button.
+# The three errors of the incident, each with a button.
 SIMULATIONS = ("payment-timeout", "connection-error", "pool-exhaustion")
 GAME_DAY = "game-day"
-# More would measure this machine instead of the service.
+# A higher rate would measure this machine instead of the service.
 LOAD_PER_S_MAX = 20
-# With 300 s of faults it ends within the timeline of a report, and long before its key expires.
+# With 300 s of faults the run fits a report's timeline, and ends long before its key expires.
 PHASES_MAX_S = {"baseline_s": 60.0, "recovery_max_s": 120.0, "settling_max_s": 300.0}
-# Four payments each, sent one after the other.
+# Four payments for each, sent one after the other.
 LOST_MAX = 10
-# Each is a label of a metric, five times: the series of an instance are bounded.
+# Each name is a label value of five metrics: the series of an instance are bounded.
 PLANS_MAX = 40
-# What is counted between which readings; besides, each named fault of the plan.
+# The periods of a check; each named fault of the plan is one more.
 DURING = ("fault", "recovery", "all")
 _MEASURES = {
-    # On the service's own registry: a counter's growth, a histogram's, a gauge's values.
+    # On the service's own registry: growth of a counter or histogram, values of a gauge.
     **dict.fromkeys(("delta", "rate", "peak", "low", "after"), "metric"),
     **dict.fromkeys(("quantile", "share_over"), "at"),
-    # On the drill's own callers: the share that got a word, and a quantile of their waiting.
+    # On the drill's own callers: the share with an answer, and a quantile of the waiting time.
     "callers": "word",
     "waited": "at",
     # On the run itself.
@@ -42,30 +42,30 @@ _NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """A fault and how long it lasts; what it names happens together."""
+    """A fault and its duration; all actions of one step happen together."""
 
     seconds: float
-    # By this a check can be about this fault alone.
+    # A check refers to this fault by this name.
     name: str = ""
     link: str | None = None
     mode: Mode | None = None
     pause_ms: float = 100.0
     # A plan for the sandbox provider's `/_control`.
     sandbox: Mapping[str, Any] | None = None
-    # Kill -9 of a worker of the data plane, so often.
+    # The number of `kill -9` signals to workers of the data plane.
     kills: int = 0
-    # End every connection to the database at once, as its restart does.
+    # End every connection to the database at once, as a restart does.
     restart: bool = False
-    # Lose the newest commits of so many payments of each kind; a local run's database only.
+    # Lose the newest commits of this many payments of each kind; only in a local run's database.
     lose_commits: int = 0
-    # The provider's webhooks, twice each and in the wrong order, once a second.
+    # The provider's webhooks, each twice and in the wrong order, once a second.
     webhooks: bool = False
-    # So many more callers at one moment, once a second.
+    # This many additional callers at one moment, once a second.
     burst: int = 0
 
     @property
     def beats(self) -> int:
-        """How often something is done while it lasts."""
+        """The number of repetitions of the step's action."""
         if self.kills:
             return self.kills
         return max(1, round(self.seconds)) if self.webhooks or self.burst else 1
@@ -73,16 +73,16 @@ class Step:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
-    """A number that is measured and the bounds it must keep. Metric names are without prefix."""
+    """A measured number and its bounds. Metric names are without prefix."""
 
     text: str
     measure: str
     metric: str = ""
-    # The quantile, or the edge in seconds.
+    # The quantile, or the bucket's edge in seconds.
     at: float = 0.0
     # A caller's status, code or outcome.
     word: str = ""
-    # `!word`: any other than it.
+    # `!value` matches every other value.
     labels: Mapping[str, str]
     # Divide by the growth of this counter.
     per: str | None = None
@@ -94,20 +94,20 @@ class Check:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """One rehearsal, from its file."""
+    """One drill, from its file."""
 
     name: str
     title: str
     hypothesis: str
     runbook: str | None = None
-    # The incident's words, as they must appear in the log.
+    # The incident's log text, exactly as the log must contain it.
     incident: str | None = None
     scopes: tuple[str, ...] = ("instance", "pair")
     load_per_s: int = 4
     baseline_s: float = 3.0
     recovery_max_s: float = 15.0
     settling_max_s: float = 45.0
-    # How long a fault lasts where somebody is to find out which it is.
+    # The duration of a fault that operators must identify.
     blind_fault_s: float = 60.0
     steps: tuple[Step, ...] = ()
     bite: tuple[Check, ...] = ()
@@ -134,7 +134,7 @@ class Plan:
         return any(step.link is not None for step in self.steps)
 
     def lasting(self, fault_s: float) -> Plan:
-        """The same with its faults stretched or shortened to `fault_s` together."""
+        """The same plan with its faults scaled to `fault_s` in total."""
         factor = fault_s / self.fault_s if self.fault_s else 1.0
         steps = tuple(replace(step, seconds=step.seconds * factor) for step in self.steps)
         return replace(self, steps=steps)
@@ -144,18 +144,18 @@ Catalogue = Mapping[str, Plan]
 
 
 def read_catalogue(own: Path | None = None) -> Catalogue:
-    """Our plans and those in the directory `own`, in their order; raises ValueError for a bad one."""
+    """The built-in plans and those in the directory `own`, sorted; raises ValueError for a bad one."""
     directories = [OURS, *([own] if own else [])]
     paths = [path for directory in directories for path in sorted(directory.glob("*.toml"))]
     if own is not None and not own.is_dir():
-        raise ValueError(f"{own} is no directory")
+        raise ValueError(f"{own} is not a directory")
     if len(paths) > PLANS_MAX:
-        raise ValueError(f"{len(paths)} drills: at most {PLANS_MAX} are kept apart in the metrics")
+        raise ValueError(f"{len(paths)} drills: the metrics can label at most {PLANS_MAX}")
     read = [_read(path) for path in paths]
     plans: dict[str, Plan] = {}
     for _, plan in sorted(read, key=lambda one: one[0]):
         if plan.name in plans:
-            raise ValueError(f"{plan.name}.toml: there is a drill of that name already")
+            raise ValueError(f"{plan.name}.toml: a drill with that name exists already")
         plans[plan.name] = plan
     for plan in plans.values():
         if unknown := set(plan.parts) - {name for name, one in plans.items() if not one.parts}:
@@ -166,7 +166,7 @@ def read_catalogue(own: Path | None = None) -> Catalogue:
 def _read(path: Path) -> tuple[float, Plan]:
     name = path.stem
     if not _NAME.fullmatch(name) or len(name) > 40:
-        raise ValueError(f"{path.name}: a drill's name is made of a-z, 0-9 and single hyphens")
+        raise ValueError(f"{path.name}: a drill's name consists of a-z, 0-9 and single hyphens")
     try:
         content = tomllib.loads(path.read_text())
         return float(content.pop("order", 100)), _plan(name, content)
@@ -183,16 +183,16 @@ def _plan(name: str, content: dict[str, Any]) -> Plan:
             content[field] = tuple(content[field])
     plan = Plan(name=name, steps=steps, bite=bite, expect=expect, **content)
     if bool(plan.parts) == bool(plan.steps):
-        raise ValueError("it needs faults, or parts")
+        raise ValueError("a drill needs faults, or parts")
     if max(plan.fault_s, plan.blind_fault_s) > TTL_MAX_S:
-        raise ValueError(f"its faults may last at most {TTL_MAX_S:.0f} s together")
+        raise ValueError(f"all faults together may last at most {TTL_MAX_S:.0f} s")
     if not 1 <= plan.load_per_s <= LOAD_PER_S_MAX:
-        raise ValueError(f"its load is 1 to {LOAD_PER_S_MAX} payments a second")
+        raise ValueError(f"load_per_s must be 1 to {LOAD_PER_S_MAX} payments a second")
     for field, most_s in PHASES_MAX_S.items():
         if not 0 <= getattr(plan, field) <= most_s:
-            raise ValueError(f"{field} is at most {most_s:.0f}, and not negative")
+            raise ValueError(f"{field} must be 0 to {most_s:.0f}")
     if plan.steps and not (plan.bite and plan.expect):
-        raise ValueError("it needs a proof that the fault bit, and something to expect")
+        raise ValueError("a drill needs a fault proof, and at least one expectation")
     known = {*DURING, *(step.name for step in plan.steps if step.name)}
     for check in (*plan.bite, *plan.expect):
         if check.during not in known:
@@ -207,14 +207,14 @@ def _step(content: dict[str, Any]) -> Step:
     if (step.link is None) != (step.mode is None):
         raise ValueError("a fault on a link needs both link and mode")
     if step.name in DURING:
-        raise ValueError(f"a fault cannot be named {step.name}")
+        raise ValueError(f"{step.name} is not a valid name of a fault")
     if step.restart and step.link is not None:
-        raise ValueError("a restart needs the link for itself: make them two faults")
+        raise ValueError("a restart needs the link alone: make two faults of them")
     acts = (step.link, step.sandbox, step.kills, step.restart, step.webhooks, step.burst)
     if not 0 <= step.lose_commits <= LOST_MAX:
-        raise ValueError(f"lose_commits is at most {LOST_MAX}")
+        raise ValueError(f"lose_commits must be at most {LOST_MAX}")
     if not any((*acts, step.lose_commits)) or step.seconds <= 0:
-        raise ValueError("a fault needs seconds, and something that happens")
+        raise ValueError("a fault needs seconds, and at least one action")
     return step
 
 
@@ -223,7 +223,7 @@ def _check(content: Mapping[str, Any]) -> Check:
     given: dict[str, Any] = {"labels": {}, "per_labels": {}, **content}
     measures = [word for word in _MEASURES if word in given]
     if len(measures) != 1:
-        raise ValueError(f"{given.get('text')}: exactly one of {', '.join(_MEASURES)}")
+        raise ValueError(f"{given.get('text')}: exactly one of {', '.join(_MEASURES)} is needed")
     [measure] = measures
     value, field = given.pop(measure), _MEASURES[measure]
     if field:
@@ -231,9 +231,9 @@ def _check(content: Mapping[str, Any]) -> Check:
     if measure in ("quantile", "share_over"):
         given["metric"] = given.pop("of")
     if "min" not in given and "max" not in given:
-        raise ValueError(f"{given.get('text')}: it needs min or max")
+        raise ValueError(f"{given.get('text')}: min or max is needed")
     if not all(math.isfinite(given[name]) for name in ("min", "max") if name in given):
-        raise ValueError(f"{given.get('text')}: min and max are numbers that can be reached")
+        raise ValueError(f"{given.get('text')}: min and max must be finite numbers")
     excludes = any(str(word).startswith("!") for word in given["labels"].values())
     if excludes and measure not in ("delta", "rate"):
         raise ValueError(f"{given.get('text')}: !word is for delta and rate")
@@ -245,8 +245,8 @@ def _check(content: Mapping[str, Any]) -> Check:
 
 
 def takes_s(plan: Plan, catalogue: Catalogue) -> float:
-    """About how long it takes where all goes as it should."""
+    """The approximate duration of a run without delays."""
     if plan.parts:
         return sum(takes_s(catalogue[name], catalogue) for name in plan.parts)
-    # Recovery and settling.
+    # 10 s for recovery and settling.
     return plan.baseline_s + plan.fault_s + 10.0

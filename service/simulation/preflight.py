@@ -1,4 +1,4 @@
-"""May a rehearsal begin? Each reason against it is named, and one is enough."""
+"""Checks whether a drill may begin. Each failed check gives a reason, and one reason refuses it."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from service.simulation.pair import COPY_POOL_SIZE
 from service.simulation.plan import Plan
 from service.simulation.store import RehearsalStore
 
-# The fast burn of the paging alert: at 14.4 times, two days' budget is gone in an hour.
+# The fast burn rate of the paging alert: at 14.4 the budget of two days is spent in an hour.
 BURN_RATE_MAX = 14.4
-# Fewer answers than this say nothing about a service level.
+# Fewer answers than this are no basis for a service level.
 ANSWERS_MIN = 20
-# What a healthy service settles well within; older means that something is already wrong.
+# A healthy service settles well within this time; an older payment shows an existing problem.
 UNKNOWN_AGE_MAX_S = 120.0
 QUEUED_AGE_MAX_S = 300.0
 RECONCILE_BEHIND_MAX_S = 60.0
-# Left for people who look into what goes wrong.
+# Connections left for operators who investigate a problem.
 CONNECTIONS_SPARE = 4
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preflight:
-    """What is looked at before anything is started."""
+    """The checks before any fault is injected."""
 
     store: RehearsalStore
     read: Callable[[], Samples]
@@ -40,11 +40,11 @@ class Preflight:
     control_path: Path | None
     instance_allowed: bool
     off_file: Path
-    # Whether the database is the one that a local run has started.
+    # Whether the database is the one that a local run started.
     is_local_database: Callable[[], bool] = lambda: False
 
     def check(self, plan: Plan, scope: str, deadline: Deadline) -> list[dict[str, Any]]:
-        """Every reason looked at, with `ok` and what was found."""
+        """Every check, with `ok` and a detail."""
         window = Window({}, self.read(), 0.0)
         return [
             self._lever(deadline),
@@ -60,7 +60,7 @@ class Preflight:
         ]
 
     def lever(self, deadline: Deadline) -> dict[str, Any]:
-        """The lever as it stands: in the database for all, or as a file on this machine."""
+        """The state of the kill switch: in the database for all, or as a file on this machine."""
         if self.off_file.exists():
             reason = f"the file {self.off_file} exists"
             return {"engaged": True, "reason": reason, "by": "file", "at": None}
@@ -80,26 +80,26 @@ class Preflight:
         if scope not in plan.scopes:
             return _found("scope", False, f"{plan.name} has only: {', '.join(plan.scopes)}.")
         if scope == "instance" and not self.instance_allowed:
-            return _found("scope", False, "Production strikes live links only where it is set to.")
+            return _found("scope", False, "Live links in production need an explicit setting.")
         if scope == "instance" and plan.needs_links and self.control_path is None:
-            return _found("scope", False, "No fault proxy stands on this instance's links.")
+            return _found("scope", False, "This instance's links have no fault proxy.")
         return _found("scope", True, f"{scope} is allowed here.")
 
     def _sandbox(self, plan: Plan) -> dict[str, Any]:
         is_there = self.has_sandbox or not plan.needs_sandbox
-        detail = "Only the sandbox provider fails to order." if not is_there else "As needed."
+        detail = "Only the sandbox provider injects faults." if not is_there else "As needed."
         return _found("sandbox", is_there, detail)
 
     def _local_database(self, plan: Plan) -> dict[str, Any]:
         is_there = not plan.needs_local_database or self.is_local_database()
-        detail = "As needed." if is_there else "Commits are lost in a local run's database only."
+        detail = "As needed." if is_there else "Only a local run's database can lose commits."
         return _found("local_database", is_there, detail)
 
     def _service_level(self) -> dict[str, Any]:
         payments = self.statistics()["windows"]["5m"]["payments"]
         ratio, total = payments["truthful_ratio"], payments["total"]
         if ratio is None or total < ANSWERS_MIN:
-            return _found("service_level", True, "Too few payments in 5 minutes to burn anything.")
+            return _found("service_level", True, "Too few payments in 5 minutes to measure.")
         burn = (1 - ratio) / (1 - SLO_TARGETS["truthful_answers"])
         return _found(
             "service_level", burn < BURN_RATE_MAX, f"Burn rate {burn:.1f} over 5 minutes."
@@ -116,13 +116,15 @@ class Preflight:
 
 
 def reasons(checks: list[dict[str, Any]]) -> list[str]:
-    """Why it may not begin, in words."""
+    """The reasons against a start, as text."""
     return [f"{check['name']}: {check['detail']}" for check in checks if not check["ok"]]
 
 
 def _age(name: str, window: Window, gauge: str, most_s: float) -> dict[str, Any]:
     age_s = window.value(gauge) or 0.0
-    return _found(name, age_s <= most_s, f"The oldest is {age_s:.0f} s old, {most_s:.0f} may be.")
+    return _found(
+        name, age_s <= most_s, f"The oldest is {age_s:.0f} s old; the limit is {most_s:.0f} s."
+    )
 
 
 def _found(name: str, ok: bool, detail: str) -> dict[str, Any]:

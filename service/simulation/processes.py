@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def children_of(pid: int) -> list[int]:
-    """Process ids of the children, oldest first; none where the process is not to be seen."""
+    """Process ids of the children, oldest first; empty where the process is not visible."""
     try:
         text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
     except OSError:

@@ -1,4 +1,4 @@
-"""A check's question in PromQL, for whoever looks at the same thing in Grafana. Pure."""
+"""A check as a PromQL query, for the same question in Grafana. Pure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _ANSWERS = {"route": "/v1/payments", "method": "POST"}
 
 
 def promql(check: Check, seconds: float) -> str:
-    """Over the run's own length; empty where only the drill itself can know."""
+    """The query over the run's length; empty where only the drill has the data."""
     span = f"[{max(1, math.ceil(seconds))}s]"
     name = f"{NAMESPACE}_{check.metric}"
     series = name + _braces(check.labels)
@@ -50,7 +50,7 @@ def _quantile(q: float, name: str, labels: Mapping[str, str], span: str) -> str:
 
 
 def _share_of_answers(word: str, span: str) -> str:
-    """Of all callers, the drill's or not; who got no answer at all is in no metric."""
+    """The share of all callers, of the drill or not; no metric counts callers without an answer."""
     if word[:1] in "2345" and len(word) == 3:
         status = f'status=~"{word.replace("x", ".")}"'
         counter, wanted = f"{NAMESPACE}_http_requests_total", [status]
@@ -69,7 +69,7 @@ def _share_of_answers(word: str, span: str) -> str:
 
 
 def _braces(labels: Mapping[str, str]) -> str:
-    """`{name="word"}`; a word after `!` must not match."""
+    """`{name="value"}`; a value after `!` must not match."""
     if not labels:
         return ""
     pairs = [

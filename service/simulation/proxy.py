@@ -1,8 +1,8 @@
-"""The fault proxy: a process of its own on the links to the provider and to the database.
+"""The fault proxy: a separate process on the links to the provider and to the database.
 
-It relays bytes, TLS unopened, and does harm only while somebody who is alive asks for it: a fault
-belongs to a connection to the control socket, ends at its TTL, when that connection ends, or when
-three heartbeats are missing, and never survives a restart.
+The proxy relays bytes without opening TLS, and injects a fault only while a live client asks for it:
+a fault belongs to a connection to the control socket, ends at its TTL, when that connection ends,
+or after three missing heartbeats, and never survives a restart.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ PROVIDER, DATABASE = "provider", "database"
 
 
 class FaultProxy:
-    """The links and the orders about them. Everything happens on one event loop."""
+    """The links and the orders about them. All work happens on one event loop."""
 
     def __init__(self, links: list[Link], control_path: Path) -> None:
         self._links = {link.name: link for link in links}
@@ -43,7 +43,7 @@ class FaultProxy:
         for link in self._links.values():
             link.open()
         self._control_path.unlink(missing_ok=True)
-        # Made private by the directory; by its own mode too.
+        # The directory makes the socket private; its own mode does so too.
         mask = os.umask(0o177)
         try:
             server = await asyncio.start_unix_server(
@@ -60,7 +60,7 @@ class FaultProxy:
                 link.close()
 
     async def _hold(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Serve one holder; whatever it put on a link ends with it."""
+        """Serve one client; all its faults end with its connection."""
         holder = object()
         why = "holder_gone"
         try:
@@ -69,8 +69,8 @@ class FaultProxy:
                 if not line:
                     break
                 answer = self._obey(line, holder)
-                # A connection that the order broke is closed in the loop's next turn: not before
-                # then is the answer true.
+                # A connection that the order broke is closed in the loop's next iteration; the answer
+                # is correct only after that.
                 await asyncio.sleep(0)
                 writer.write(json.dumps(answer).encode() + b"\n")
                 await writer.drain()
@@ -86,7 +86,7 @@ class FaultProxy:
                 await writer.wait_closed()
 
     async def _next_order(self, reader: asyncio.StreamReader, holder: object) -> bytes:
-        # Half a beat of grace: a beat that is only late is not missed.
+        # Half an interval of grace: a late heartbeat is not a missing one.
         silence_s = BEAT_EVERY_S * (BEATS_MISSED_MAX + 0.5)
         while True:
             try:
@@ -169,7 +169,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(f"--{name}-target", help=f"what the link leads to: {target}")
         parser.add_argument(
             f"--{name}-listen",
-            help="host:port, a unix socket's path, or fd:N for a listener that was handed down",
+            help="host:port, a unix socket's path, or fd:N for an inherited listener",
         )
 
 
@@ -182,7 +182,7 @@ def run(arguments: argparse.Namespace) -> int:
         if listen and target:
             links.append(Link(name, _listener(listen), _address(target), is_http=name == PROVIDER))
     if not links:
-        print("A link needs both its --..-listen and its --..-target.", file=sys.stderr)  # noqa: T201
+        print("A link needs both --..-listen and --..-target.", file=sys.stderr)  # noqa: T201
         return 2
     asyncio.run(_serve(FaultProxy(links, arguments.control)))
     return 0
@@ -210,7 +210,7 @@ def _listener(text: str) -> socket.socket:
 
 
 def listener_at(address: Address) -> socket.socket:
-    """A listener bound to `address`: on TCP, or on a unix socket that replaces what was there."""
+    """A listener bound to `address`: on TCP, or on a unix socket that replaces an existing one."""
     if isinstance(address, str):
         Path(address).unlink(missing_ok=True)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -224,13 +224,13 @@ def listener_at(address: Address) -> socket.socket:
         listener = socket.socket(family, socket.SOCK_STREAM)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((address[0], address[1] or _free_port(family, address[0])))
-    # From now on connections wait instead of being refused, whoever accepts them later.
+    # From now on connections queue instead of being refused, even while no proxy accepts them.
     listener.listen(128)
     return listener
 
 
 def _free_port(family: socket.AddressFamily, host: str) -> int:
-    # A port that the kernel chose by itself is given away when the listener refuses for a while.
+    # A port that the kernel chose may be reused while the listener refuses connections.
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.bind((host, 0))
         port: int = probe.getsockname()[1]

@@ -1,4 +1,4 @@
-"""Begins, stops and finds rehearsals: one at a time, each with its audit row."""
+"""Begins, stops and finds drills: one at a time, each with its audit row."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from service.simulation.runner import Runner, Surroundings
 
 log = logging.getLogger(__name__)
 
-# What this process remembers whole; older ones are read from the database.
+# The number of runs in this process's memory; older ones are read from the database.
 REMEMBERED = 20
 WRITE_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wish:
-    """What somebody wants rehearsed."""
+    """A request for a drill."""
 
     name: str
     kind: str
     scope: str
     reason: str
     requested_by: str
-    # For the audit log: with the address and the request; without it the name alone is known.
+    # For the audit log, with address and request id; without it only the name is known.
     actor: Actor | None = None
     fault_s: float | None = None
     load_per_s: int | None = None
@@ -42,7 +42,7 @@ class Wish:
 
 
 class Rehearsals:
-    """All rehearsals of this ops plane. Safe in many threads."""
+    """All drills of this ops plane. Safe in many threads."""
 
     def __init__(self, around: Surroundings, catalogue: Catalogue, *, default_scope: str) -> None:
         self.around = around
@@ -57,7 +57,7 @@ class Rehearsals:
         return self._running
 
     def preflight(self, wish: Wish, deadline: Deadline) -> list[dict[str, Any]]:
-        """What is looked at before it begins; changes nothing."""
+        """The checks before a drill begins; changes nothing."""
         return self._preflight(self._plan_of(wish), wish, deadline)
 
     def _preflight(self, plan: Plan, wish: Wish, deadline: Deadline) -> list[dict[str, Any]]:
@@ -66,11 +66,11 @@ class Rehearsals:
         free = self._running is None
         found = {"name": "another_rehearsal", "ok": free, "detail": "None runs here."}
         if not free:
-            found["detail"] = "Another rehearsal runs."
+            found["detail"] = "Another drill is running."
         return [*checks, found]
 
     def begin(self, wish: Wish, deadline: Deadline) -> Run:
-        """Start it in a thread of its own; raises PreflightRefused, or Busy without a database."""
+        """Start it in a new thread; raises PreflightRefused, or Busy without a database."""
         plan = self._plan_of(wish)
         run = Run(
             plan,
@@ -84,7 +84,7 @@ class Rehearsals:
         checks = self._preflight(plan, wish, deadline)
         against = reasons(checks)
         if not against:
-            # Of a process that was killed; a run that lives is known by its lease.
+            # Close the runs of killed processes; the lease identifies live runs.
             self.around.store.close_lost(deadline)
             against = self._take(run, deadline)
         if against:
@@ -102,7 +102,7 @@ class Rehearsals:
         return run
 
     def stop_all(self, by: Actor, deadline: Deadline) -> list[str]:
-        """Stop whatever runs here; faults end within a second."""
+        """Stop every run of this process; faults end within a second."""
         run = self._running
         if run is None:
             return []
@@ -112,7 +112,7 @@ class Rehearsals:
     def stop(self, run: Run, by: Actor, deadline: Deadline) -> None:
         run.stop(f"Stopped by {by.name}.")
         log.warning("rehearsal.stopped", extra={**_told(run), "stopped_by": by.name})
-        # The stop itself must not wait for a database that may be what is being rehearsed.
+        # The stop must not wait for a database whose failure may be the drill's fault.
         try:
             self.around.store.audit(by, "stopped", run.id, {}, deadline)
         except Busy as error:
@@ -123,50 +123,50 @@ class Rehearsals:
         run = self._runs.get(run_id)
         document = run.document() if run else self.around.store.find(run_id, deadline)
         if run is None and document is not None and document["status"] == "running":
-            # Here it does not run: elsewhere, or nowhere any more.
+            # No run of this process: another instance has it, or its process was killed.
             self.around.store.close_lost(deadline)
             document = self.around.store.find(run_id, deadline)
         if document is None:
-            raise NotFound("There is no such rehearsal.")
+            raise NotFound("This drill does not exist.")
         return document
 
     def live(self, run_id: str) -> Run:
         """A run of this process that has not ended; raises NotFound, WrongState."""
         run = self._runs.get(run_id)
         if run is None:
-            raise NotFound("There is no such rehearsal here.")
+            raise NotFound("This drill does not exist on this instance.")
         if run.ended.is_set():
-            raise WrongState("The rehearsal has ended.")
+            raise WrongState("The drill has ended.")
         return run
 
     def recent(self, deadline: Deadline, limit: int = 20) -> list[dict[str, Any]]:
-        """The newest, of whatever instance."""
+        """The newest runs of all instances."""
         documents = self.around.store.recent(limit, deadline)
         live = {run.id: run.summary() for run in list(self._runs.values())}
         if any(one["status"] == "running" and one["id"] not in live for one in documents):
-            # Elsewhere, or nowhere any more; consoles ask often, and mostly there is none.
+            # A run of another instance or of a killed process; consoles poll, and mostly there is none.
             self.around.store.close_lost(deadline)
             documents = self.around.store.recent(limit, deadline)
         return [live.get(document["id"]) or summary_of(document) for document in documents]
 
     def name_fault(self, run: Run, name: str) -> dict[str, Any]:
-        """Somebody says which fault a blind game day chose."""
+        """Record a guess at the fault of a blind game day."""
         if not run.is_hidden:
-            raise WrongState("There is nothing to be named.")
+            raise WrongState("This run is not a blind game day.")
         if name not in self.catalogue:
-            raise NotFound(f"There is no drill of that name: {', '.join(self.catalogue)}.")
+            raise NotFound(f"A drill of that name does not exist: {', '.join(self.catalogue)}.")
         return run.answer(name)
 
     def _plan_of(self, wish: Wish) -> Plan:
         plan = self.catalogue.get(wish.name)
         if plan is None:
-            raise NotFound(f"There is no drill of that name: {', '.join(self.catalogue)}.")
+            raise NotFound(f"A drill of that name does not exist: {', '.join(self.catalogue)}.")
         if wish.blind:
             plan = self._chosen_blindly(plan, wish)
         return self._lasting(plan, wish)
 
     def _chosen_blindly(self, day: Plan, wish: Wish) -> Plan:
-        """One drill of the day that the scope allows; long enough for somebody to find it out."""
+        """One drill of the day that the scope allows, long enough to be identified."""
         if not day.parts:
             raise WrongState("Only a game day can be blind.")
         parts = [self.catalogue[name] for name in day.parts]
@@ -183,10 +183,10 @@ class Rehearsals:
         return replace(plan, load_per_s=wish.load_per_s or plan.load_per_s)
 
     def _take(self, run: Run, deadline: Deadline) -> list[str]:
-        """Have the run be the only one, here and everywhere; what is against it."""
+        """Make the run the only one, here and on all instances; returns the reasons against it."""
         with self._lock:
             if self._running is not None:
-                return ["another_rehearsal: Another rehearsal runs."]
+                return ["another_rehearsal: Another drill is running."]
             self._running = run
         try:
             has_lease = self.around.store.take_lease(run.id, deadline)
@@ -195,7 +195,7 @@ class Rehearsals:
             raise
         if not has_lease:
             self._running = None
-            return ["another_rehearsal: One runs on another instance."]
+            return ["another_rehearsal: A drill is running on another instance."]
         self._runs[run.id] = run
         while len(self._runs) > REMEMBERED:
             del self._runs[next(iter(self._runs))]
@@ -255,7 +255,7 @@ class Rehearsals:
             run.ended.set()
 
     def _keep(self, part: Run) -> None:
-        """A drill of a game day begins or has ended: it is found and kept as any other."""
+        """Store the run of a game day's drill at its beginning and end, as any other run."""
         self._runs[part.id] = part
         document = part.whole()
         if document["verdict"] is not None:
@@ -279,7 +279,7 @@ class Rehearsals:
                     return
                 threading.Event().wait(0.5)
             except Exception:
-                # A report that cannot be stored must not keep all later ones from beginning.
+                # A report that cannot be stored must not block all later runs.
                 log.exception("rehearsal.report_lost", extra={"run_id": document["id"]})
                 return
 
@@ -287,7 +287,7 @@ class Rehearsals:
 def _told(run: Run) -> dict[str, Any]:
     document = run.document()
     fields = ("kind", "scope", "reason", "requested_by")
-    # `name` is the logger's own.
+    # `logging` reserves the field `name`.
     return {
         "run_id": run.id,
         "rehearsal": document["name"],

@@ -1,4 +1,4 @@
-"""One connection through the fault proxy: bytes both ways, held up as the fault of its link says."""
+"""One connection through the fault proxy: bytes in both directions, subject to the link's fault."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from service.simulation.faults import Fault, Mode
 
-# With this set, closing a socket sends a reset instead of a farewell.
+# With this option, closing a socket sends RST instead of FIN.
 _LINGER_NONE = struct.pack("ii", 1, 0)
 _NEVER = float("inf")
 
@@ -24,7 +24,7 @@ class Side(asyncio.Protocol):
     def __init__(self, receive: Callable[[bytes], None], lost: Callable[[], None]) -> None:
         self.receive = receive
         self._lost = lost
-        # Whose reading stops while this end takes no more.
+        # The peer; its reading pauses while this end's write buffer is full.
         self.other: Side | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -45,7 +45,7 @@ class Side(asyncio.Protocol):
             self.other.transport.resume_reading()
 
     def reset(self) -> None:
-        """Close it with a reset, as a broken network does."""
+        """Close the connection with a reset, as a broken network does."""
         sock: socket.socket | None = self.transport.get_extra_info("socket")
         if sock is not None and sock.family != socket.AF_UNIX and sock.fileno() >= 0:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NONE)
@@ -53,7 +53,7 @@ class Side(asyncio.Protocol):
 
 
 class Lane:
-    """One direction. What cannot go yet waits in order; without a fault nothing ever waits."""
+    """One direction. Held data keeps its order; without a fault no data is ever held."""
 
     def __init__(self, source: Side, target: Side) -> None:
         self._source = source
@@ -63,37 +63,37 @@ class Lane:
         self.ends_when_empty = False
 
     def send(self, data: bytes) -> None:
-        """Pass it on, behind whatever still waits."""
+        """Forward the data, behind any held data."""
         if self._waiting:
             self._waiting.append((self._waiting[-1][0], data))
         else:
             self._target.transport.write(data)
 
     def hold(self, data: bytes) -> None:
-        """Keep it until `release`; nothing more is read from where it came from."""
+        """Keep the data until `release`; the source is not read further."""
         self._waiting.append((_NEVER, data))
         self._source.transport.pause_reading()
 
     def delay(self, data: bytes, pause_s: float) -> None:
-        """Pass it on `pause_s` later, and never before what came before it."""
+        """Forward the data after `pause_s`, and never before earlier data."""
         ready_s = asyncio.get_running_loop().time() + pause_s
         last_s = self._waiting[-1][0] if self._waiting else 0.0
         self._waiting.append((max(ready_s, last_s), data))
         self._pump()
 
     def drip(self, data: bytes, pause_s: float) -> None:
-        """Pass it on a byte at a time."""
+        """Forward the data one byte at a time."""
         now_s = asyncio.get_running_loop().time()
         ready_s = self._waiting[-1][0] if self._waiting else now_s
         for position in range(len(data)):
             ready_s += pause_s
             self._waiting.append((ready_s, data[position : position + 1]))
-        # Read no further ahead than what is dripping.
+        # Read no further ahead than the data that is being dripped.
         self._source.transport.pause_reading()
         self._pump()
 
     def release(self) -> None:
-        """Pass on at once whatever waits."""
+        """Forward all held data at once."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -102,13 +102,13 @@ class Lane:
         self._emptied()
 
     def end(self) -> None:
-        """Nothing more comes: close the target once what waits is through."""
+        """The source has ended: close the target once all held data is forwarded."""
         self.ends_when_empty = True
         if not self._waiting:
             self._target.transport.close()
 
     def drop(self) -> None:
-        """Forget what waits."""
+        """Discard all held data."""
         self._waiting.clear()
         if self._timer is not None:
             self._timer.cancel()
@@ -134,7 +134,7 @@ class Lane:
 
 
 class Relay:
-    """The two ends of one connection and the fault that is between them."""
+    """The two ends of one connection and the fault between them."""
 
     def __init__(
         self,
@@ -145,7 +145,7 @@ class Relay:
         holds_requests: bool,
         is_tls: bool,
     ) -> None:
-        """`fault` is asked for every piece; `holds_requests`: a stall lets nothing out either."""
+        """`fault` is read for every chunk; `holds_requests`: a stall holds requests too."""
         self._fault = fault
         self._struck = struck
         self._ended = ended
@@ -157,20 +157,20 @@ class Relay:
         self._back: Lane | None = None
 
     def join(self) -> None:
-        """Both ends are connected: let the bytes through."""
+        """Both ends are connected: start to forward."""
         self.client.other, self.target.other = self.target, self.client
         self._out = Lane(self.client, self.target)
         self._back = Lane(self.target, self.client)
         self.client.receive = self._asked
 
     def strike(self, fault: Fault) -> None:
-        """A fault begins; most are met by the bytes that come later."""
+        """Apply a new fault; most faults affect only later data."""
         if fault.mode in (Mode.REFUSE, Mode.CONNECT_TIMEOUT):
             self._struck()
             self.reset()
 
     def release(self) -> None:
-        """The fault is over."""
+        """The fault has ended."""
         for lane in (self._out, self._back):
             if lane is not None:
                 lane.release()
@@ -201,7 +201,7 @@ class Relay:
             self._struck()
             self._back.delay(data, fault.pause_ms / 1000)
         elif self._progress is not None and not self._progress.request_sent:
-            # The handshake passes: a fault is to meet requests that were really sent.
+            # The handshake passes: a fault must meet requests that were really sent.
             self._back.send(data)
         else:
             self._struck()
@@ -213,7 +213,7 @@ class Relay:
                 self.reset()
 
     def _nothing_yet(self, _data: bytes) -> None:
-        """Before the target is reached nobody speaks."""
+        """Bytes before the target is connected cannot arrive: reading is paused."""
 
     def _client_lost(self) -> None:
         if self._back is not None:
@@ -245,7 +245,7 @@ class TlsProgress:
         self._since_change: int | None = None
 
     def read(self, data: bytes) -> None:
-        """Take note of the next bytes from the client."""
+        """Process the next bytes from the client."""
         while data and not self.request_sent:
             if self._to_skip:
                 skipped = min(self._to_skip, len(data))
@@ -269,7 +269,7 @@ class TlsProgress:
 
 
 def tcp_nodelay(transport: Any) -> None:
-    """Small answers must not wait for the next ones."""
+    """Disable Nagle's algorithm: small answers must not wait for later ones."""
     sock: socket.socket = transport.get_extra_info("socket")
     if sock.family != socket.AF_UNIX:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

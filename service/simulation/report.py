@@ -1,27 +1,27 @@
-"""A run's report as Markdown for people and as JUnit for a build. Pure."""
+"""A run's report as Markdown for people and as JUnit XML for a build. Pure."""
 
 from __future__ import annotations
 
 from typing import Any
 from xml.etree import ElementTree
 
-# The promises about money as people say them; those that stand in SQL too.
+# The promises about money in plain English; some of them are rules in SQL too.
 RULES = {
     "charged_once": "No payment was charged twice",
-    "succeeded_is_charged": "What we call succeeded, the provider charged",
-    "charge_is_recorded": "What the provider charged, we call succeeded",
-    "answered_succeeded_is_charged": "Who was told that it succeeded was charged",
-    "charged_what_was_asked": "The amount charged is the amount asked for",
-    "accepted_is_kept": "What was accepted is in our books",
+    "succeeded_is_charged": "Each payment that we call succeeded is charged at the provider",
+    "charge_is_recorded": "Each charge at the provider is a succeeded payment in our books",
+    "answered_succeeded_is_charged": "Each payment answered as succeeded is charged",
+    "charged_what_was_asked": "The amount charged is the amount requested",
+    "accepted_is_kept": "Each accepted payment is in our books",
     "one_payment_a_key": "One idempotency key, one payment",
     "nothing_left_in_doubt": "No payment is left in doubt",
     "one_payment_a_reference": "One charge belongs to one payment",
     "captured_within_authorised": "Nothing was captured beyond what was authorised",
-    "refunded_within_captured": "Nothing was refunded beyond what was captured",
-    "refunds_add_up": "A payment's refunds add up to what it says",
-    "captured_once": "Nothing was captured twice",
+    "refunded_within_captured": "No refund exceeds the captured amount",
+    "refunds_add_up": "The refunds of a payment add up to its refunded amount",
+    "captured_once": "No payment was captured twice",
     "payment_has_events": "Each payment has its events",
-    "terminal_stays": "What is final stays as it is",
+    "terminal_stays": "A final state never changes",
     "charge_has_payment": "Each charge has its payment",
     "readable": "The provider's books can be read",
 }
@@ -30,19 +30,19 @@ _SKIPPED = {"INCONCLUSIVE", "ABORTED", "REFUSED"}
 
 
 def markdown(document: dict[str, Any]) -> str:
-    """The report as text that a ticket takes."""
+    """The report as text for a ticket."""
     lines = [
         f"# {document['title']}: {document['verdict'] or document['phase']}",
         "",
-        document["summary"] or "It still runs.",
+        document["summary"] or "Still running.",
         "",
         f"- Run `{document['id']}`, {document['kind']} `{document['name']}`, scope {document['scope']}",
         f"- {document['started_at']} to {document['ended_at'] or 'now'},"
         f" {shown(document['load_rps'])} payments a second, fault of {shown(document['ttl_s'])} s",
-        f"- Asked for by key {document['requested_by']}: {document['reason'] or 'no reason given'}",
+        f"- Requested by key {document['requested_by']}: {document['reason'] or 'no reason given'}",
         "",
         f"**Hypothesis.** {document['hypothesis']}",
-        *_checks("Proof that the fault bit", document["bite"]),
+        *_checks("Fault proof", document["bite"]),
         *_checks("Expectations", document["expectations"]),
         *_invariants(document["invariants"]),
     ]
@@ -78,7 +78,7 @@ def _invariants(rules: list[dict[str, Any]]) -> list[str]:
 
 
 def violations_of(rule: dict[str, Any]) -> str:
-    """How many rows broke a rule, in words where nobody could count them."""
+    """The number of rows that break a rule, or a text where it could not be counted."""
     return "not checked" if rule["violations"] is None else str(rule["violations"])
 
 
@@ -86,7 +86,7 @@ def _side(side: dict[str, Any]) -> list[str]:
     callers = side["callers"]
     lines = [
         "",
-        f"## What the {side['name']} showed",
+        f"## Evidence of the {side['name']}",
         "",
         f"    {side['incident'] or 'no error of the incident'}",
         "",
@@ -104,12 +104,12 @@ def _mark(check: dict[str, Any]) -> str:
 
 
 def shown(value: float | None) -> str:
-    """A number as people read it."""
+    """A number for people."""
     return "nothing" if value is None else f"{value:g}"
 
 
 def bounds(check: dict[str, Any]) -> str:
-    """What the number must keep."""
+    """The bounds of a check as text."""
     words = []
     if check["min"] is not None:
         words.append(f"at least {check['min']:g}")
@@ -119,7 +119,7 @@ def bounds(check: dict[str, Any]) -> str:
 
 
 def junit(document: dict[str, Any]) -> str:
-    """One test case a promise, so that a build shows which one is broken."""
+    """One test case for each promise, so that a build shows the broken one."""
     promises = [
         *((check["text"], check["ok"], _told(check)) for check in document["expectations"]),
         *(

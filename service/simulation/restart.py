@@ -1,4 +1,4 @@
-"""A restart of the database, as far as it is ours to restart."""
+"""A restart of the database, where it is a local run's own."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from service.simulation.processes import children_of
 from service.simulation.store import RehearsalStore
 
 ANSWER_TIMEOUT_S = 1.0
-# Crash recovery of a small database takes a fraction of a second; of any that is rehearsed, not this.
+# Crash recovery of a small database takes a fraction of a second; more than this is a failure.
 BACK_WITHIN_S = 20.0
 
 
 class DatabaseRestart:
-    """Crashes the PostgreSQL of a local run, and waits until it is back."""
+    """Crashes the PostgreSQL of a local run, and waits for its return."""
 
     def __init__(self, store: RehearsalStore, home: Path) -> None:
         self._store = store
         self._home = home
 
     def carry_out(self) -> str | None:
-        """What was done, in words. Raises Busy where the database does not answer beforehand.
+        """A description of what was done. Raises Busy where the database does not answer before it.
 
-        When one backend is killed, the server drops all others, replays its log and begins again.
-        None, and nothing was done, where it is not this run's: other instances live on it.
+        After the kill of one backend the server ends all others, replays its log and starts again.
+        None without any action where the database is not this run's: other instances use it.
         """
         pid = self._store.backend_pid(_deadline())
         postmaster = self._postmaster()
@@ -39,11 +39,11 @@ class DatabaseRestart:
         began_s = monotonic()
         os.kill(pid, signal.SIGKILL)
         while monotonic() - began_s < BACK_WITHIN_S:
-            sleep(0.05)  # What has crashed does not say when it is back.
+            sleep(0.05)  # PostgreSQL sends no signal at the end of its recovery.
             with contextlib.suppress(Busy):
                 self._store.backend_pid(_deadline())
-                return f"PostgreSQL crashed and began again within {monotonic() - began_s:.1f} s"
-        return f"PostgreSQL crashed and was not back after {BACK_WITHIN_S:.0f} s"
+                return f"PostgreSQL crashed and was back after {monotonic() - began_s:.1f} s"
+        return f"PostgreSQL crashed and was not back within {BACK_WITHIN_S:.0f} s"
 
     def _postmaster(self) -> int | None:
         try:

@@ -22,11 +22,11 @@ from service.simulation.rehearsals import Rehearsals, Wish
 from service.simulation.run import summary_of
 from service.simulation.strike import ProxyGone, Striker
 
-# A drill's report page waits for nobody; a simulation with `wait=1` is as long as it is.
+# The report page of a drill polls; a simulation with `wait=1` takes as long as its plan.
 WAIT_MAX_S = 600.0
 TTL_S = 30
 REQUEST_TIMEOUT_S = 5.0
-# As many verdicts of a drill tell whether it gets better or worse.
+# This many verdicts of a drill show whether it improves or degrades.
 TREND_RUNS = 8
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -78,7 +78,7 @@ def simulation_blueprint(
     require_platform: Callable[[], Actor],
     read_body: Callable[[type[Any]], Any],
 ) -> Blueprint:
-    """`require_platform` gives the caller or raises; `read_body` checks a body against a model."""
+    """`require_platform` returns the caller or raises; `read_body` validates a body against a model."""
     blueprint = Blueprint(
         "simulation", __name__, static_folder="static", static_url_path="/drills/static"
     )
@@ -99,7 +99,7 @@ def simulation_blueprint(
     def simulate(name: str) -> Response:
         by = require_platform()
         if name not in SIMULATIONS:
-            raise NotFound(f"There is no such simulation: {', '.join(SIMULATIONS)}.")
+            raise NotFound(f"This simulation does not exist. Available: {', '.join(SIMULATIONS)}.")
         body: SimulationWish = read_body(SimulationWish)
         wish = Wish(
             name=name,
@@ -298,7 +298,7 @@ def simulation_blueprint(
 
     def _links() -> dict[str, Any] | None:
         control_path, running = around.preflight.control_path, rehearsals.running
-        # A blind game day is not given away by its own links.
+        # The links must not reveal the fault of a blind game day.
         if control_path is None or (running is not None and running.is_hidden):
             return None
         try:
@@ -347,7 +347,7 @@ Found = TypeVar("Found")
 
 
 def _or_none(ask: Callable[[], Found]) -> Found | None:
-    """What is also worth showing without; this plane is needed most when the database is away."""
+    """The result, or None without a database: operators need this plane most during an outage."""
     try:
         return ask()
     except Busy:

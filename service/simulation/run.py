@@ -1,4 +1,4 @@
-"""One rehearsal as people see it, while it runs and afterwards: a document that grows."""
+"""The document of one drill, which grows while the drill runs."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ SUMMARY_FIELDS = (
     *("id", "kind", "name", "title", "scope", "status", "phase", "verdict", "summary"),
     *("started_at", "ended_at", "reason", "requested_by"),
 )
-# A minute a line would do for an hour; the timeline of the longest run has this many seconds.
+# One line a minute would be enough for an hour; the longest run lasts this many seconds.
 TIMELINE_MAX = 900
 
 
 class Run:
-    """The state of a run: written by its runner, read by any thread."""
+    """The state of a run: its runner writes it, any thread may read it."""
 
     def __init__(
         self,
@@ -43,15 +43,15 @@ class Run:
         self.began_s = monotonic()
         self.requested_by = requested_by
         self.ended = threading.Event()
-        # Stopping a game day stops the drill that is on, and the other way round.
+        # A game day and its current drill share one stop: stopping either stops both.
         self.stopping: threading.Event = day.stopping if day else threading.Event()
-        # Under whose name nobody else may rehearse.
+        # The holder of the lease that admits one drill at a time.
         self.lease_id = day.id if day else self.id
         self.stop_reason: str | None = None
         self._lock = threading.Lock()
         self._fault_began_s: float | None = None
         self._fault_until_s: float | None = None
-        # Until it is named or over, the name of a blind one is nobody's business.
+        # A blind fault stays hidden until a correct guess or the end.
         self._hidden = is_blind
         self._document: dict[str, Any] = {
             "id": self.id,
@@ -73,7 +73,7 @@ class Run:
             "ended_at": None,
             "elapsed_s": 0.0,
             "fault_left_s": None,
-            # Each fault with the seconds of the run between which it was on; `to_s` None: it is.
+            # Each fault with the seconds at which it began and ended; `to_s` None: still active.
             "faults": [],
             "hypothesis": plan.hypothesis,
             "runbook": plan.runbook,
@@ -85,7 +85,7 @@ class Run:
             "expectations": [],
             "invariants": [],
             "parts": [],
-            # What somebody took the fault of a blind game day for; None: it is not blind.
+            # The guesses at the fault of a blind game day; None: the run is not blind.
             "answers": [] if is_blind else None,
         }
 
@@ -99,7 +99,7 @@ class Run:
             self._document.update(fields)
 
     def enter(self, phase: str, text: str) -> None:
-        """Begin a phase, and say what happens in it."""
+        """Begin a phase, and record a line about it."""
         with self._lock:
             self._document["phase"] = phase
         self.tell(text)
@@ -111,7 +111,7 @@ class Run:
 
     @contextlib.contextmanager
     def fault(self, text: str) -> Iterator[None]:
-        """One fault is on for as long as the block lasts."""
+        """One fault is active for the duration of the block."""
         fault = {"text": text, "from_s": self.at_s, "to_s": None}
         with self._lock:
             self._document["faults"].append(fault)
@@ -140,7 +140,7 @@ class Run:
                 self._document["timeline"].append(point)
 
     def stop(self, reason: str) -> None:
-        """Ask it to end; what was struck is released, and what was sent is settled."""
+        """Ask the run to end; faults are cleared, and payments already sent are settled."""
         self.stop_reason = self.stop_reason or reason
         self.stopping.set()
 
@@ -158,7 +158,7 @@ class Run:
             }
 
     def answer(self, name: str) -> dict[str, Any]:
-        """Somebody says what the fault of a blind game day is; the first right answer reveals it."""
+        """Record a guess at the fault of a blind game day; the first correct guess reveals it."""
         answer = {"name": name, "right": name == self.plan.name, "after_s": None}
         with self._lock:
             if self._fault_began_s is not None:
@@ -178,11 +178,11 @@ class Run:
         return str(self._document["phase"])
 
     def document(self) -> dict[str, Any]:
-        """What people may see of it, as of now."""
+        """The document as of now, without the secrets of a blind game day."""
         return _hide(self.whole()) if self._hidden else self.whole()
 
     def whole(self) -> dict[str, Any]:
-        """All of it, whoever may know."""
+        """The complete document, for readers inside the service."""
         with self._lock:
             document = copy.deepcopy(self._document)
             if document["status"] == "running":
@@ -197,32 +197,32 @@ class Run:
 
 
 def _named(answers: list[dict[str, Any]] | None) -> str:
-    """How a blind game day went for those who looked."""
+    """The guesses of a blind game day as a sentence."""
     if answers is None:
         return ""
     right = next((answer for answer in answers if answer["right"]), None)
     wrong = f", {sum(not one['right'] for one in answers)} wrong answers" if answers else ""
     if right is None:
-        return f" Nobody named the fault{wrong}."
+        return f" The fault was not named{wrong}."
     after_s = right["after_s"]
     when = "before it began" if after_s is None else f"{after_s:g} s after it began"
     return f" Named {when}{wrong}."
 
 
 def summary_of(document: dict[str, Any]) -> dict[str, Any]:
-    """What a list shows of a run."""
+    """The fields of a run that a list shows."""
     return {name: document.get(name) for name in SUMMARY_FIELDS}
 
 
 def _hide(document: dict[str, Any]) -> dict[str, Any]:
-    """A blind game day: everything that names the fault is kept back, its length and load too."""
+    """Hide every field of a blind game day that names the fault, its length and load too."""
     document |= {"name": GAME_DAY, "title": "A blind game day"}
     document |= dict.fromkeys(("runbook", "ttl_s", "load_rps", "fault_left_s"))
     document |= {name: [] for name in ("bite", "expectations", "preflight", "faults", "sides")}
-    document["hypothesis"] = "Something is wrong on purpose: find out what, and name it."
+    document["hypothesis"] = "One fault is injected on purpose: find it, and name it."
     document["answers"] = [{**answer, "right": False} for answer in document["answers"]]
-    # As many lines as there are, for those who read on from where they were.
-    document["progress"] = [{**step, "text": "(kept back)"} for step in document["progress"]]
+    # Keep the number of lines, for readers that continue at an offset.
+    document["progress"] = [{**step, "text": "(hidden)"} for step in document["progress"]]
     for point in document["timeline"]:
         for side in point["sides"].values():
             del side["struck"]

@@ -1,4 +1,4 @@
-"""A rehearsal from its first second to its verdict: baseline, fault, recovery, settling, books."""
+"""A drill from its first second to its verdict: baseline, fault, recovery, settling, books."""
 
 from __future__ import annotations
 
@@ -36,37 +36,37 @@ log = logging.getLogger(__name__)
 
 DATABASE_TIMEOUT_S = 4.0
 LISTING_TIMEOUT_S = 20.0
-# While the books are compared nothing else waits for them.
+# The comparison of the books follows, and no other work waits.
 SETTLING_EVERY_S = 0.25
 KEY_LIFETIME = timedelta(minutes=20)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Surroundings:
-    """What every rehearsal of this ops plane needs."""
+    """The parts that every drill of this ops plane needs."""
 
     store: RehearsalStore
     keys: KeyStore
     preflight: Preflight
-    # By scope.
+    # Keyed by scope.
     sides: dict[str, Callable[[], AbstractContextManager[list[Side]]]]
     list_charges: books.ListCharges
     standing_rules: Callable[[Deadline], list[dict[str, Any]]]
     sandbox: Sandbox | None
     webhooks: WebhookDisorder
-    # None: no commits can be lost here.
+    # None: no commits can be lost on this instance.
     local_database: LocalDatabase | None = None
 
 
 class Runner:
-    """Carries out one run in the calling thread. Never raises: what fails is the verdict."""
+    """Executes one run in the calling thread. Never raises: a failure becomes the verdict."""
 
     def __init__(self, run: Run, around: Surroundings, *, load_per_s: int) -> None:
         self._run = run
         self._plan: Plan = run.plan
         self._around = around
         self._load_per_s = load_per_s
-        # From the end of the fault; None: not within its time.
+        # Seconds from the end of the fault; None: no recovery within the limit.
         self._recovery_s: float | None = None
         self._settled_s: float | None = None
 
@@ -83,14 +83,14 @@ class Runner:
         except (CannotStart, ProxyGone, StrikeRefused) as error:
             verdict, summary = "ABORTED", str(error)
         except Busy as error:
-            verdict, summary = "ABORTED", f"The ops plane's own database link: {error.detail}"
+            verdict, summary = "ABORTED", f"The ops plane lost its database: {error.detail}"
         except Exception as error:
             log.exception("rehearsal.failed", extra={"run_id": run.id})
-            verdict, summary = "ABORTED", f"The rehearsal itself failed: {type(error).__name__}."
+            verdict, summary = "ABORTED", f"The drill itself failed: {type(error).__name__}."
         run.finish(verdict, summary)
 
     def _rehearse(self, sides: list[Side]) -> None:
-        """Everything that touches the service; whatever happens, faults end and load stops."""
+        """Every step that touches the service; in every case faults end and the load stops."""
         run, around = self._run, self._around
         urls = {side.name: side.url for side in sides}
         key_id, api_key = self._make_key()
@@ -121,7 +121,7 @@ class Runner:
         finally:
             watch.end()
             load.close()
-            # Where the database is away it expires.
+            # Without a database the key expires later.
             with contextlib.suppress(Busy):
                 around.keys.revoke(DRILL_MERCHANT_ID, key_id, _deadline())
         self._collect(sides, watch, load.calls(), lost.rules if lost is not None else [])
@@ -131,9 +131,9 @@ class Runner:
     def _pass_through(
         self, load: Load, watch: Watch, strikes: Strikes
     ) -> Aborted | Inconclusive | None:
-        """The phases in their order; what stopped the fault or the recovery, if something did.
+        """Run the phases in order; returns the exception that ended the fault or the recovery, if any.
 
-        Whatever it is, what was sent is settled, so that the books can be compared.
+        In either case all payments already sent are settled, so that the books can be compared.
         """
         run = self._run
         stopped: Aborted | Inconclusive | None = None
@@ -151,7 +151,7 @@ class Runner:
             strikes.end()
         fault_ended_s = run.at_s
         watch.turn("fault_ended")
-        run.enter("recovery", "The fault is over; until payments succeed again")
+        run.enter("recovery", "The fault has ended; waiting for successful payments")
         if stopped is None:
             try:
                 self._recover(load, strikes.side, fault_ended_s)
@@ -160,7 +160,7 @@ class Runner:
         load.stop()
         repeated = load.repeat_refused()
         run.tell(f"{repeated} refused payments sent once more with their own keys")
-        run.enter("settling", "Until no payment of the run is in doubt")
+        run.enter("settling", "Waiting until no payment of the run is in doubt")
         self._settle(fault_ended_s)
         watch.turn("ended")
         return stopped
@@ -181,17 +181,19 @@ class Runner:
             with contextlib.suppress(Busy):
                 if books.is_settled(self._rows()):
                     self._settled_s = round(self._run.at_s - fault_ended_s, 2)
-                    self._run.tell(f"Nothing is in doubt {self._settled_s:.1f} s after the fault")
+                    self._run.tell(
+                        f"No payment is in doubt {self._settled_s:.1f} s after the fault"
+                    )
                     return
             sleep(SETTLING_EVERY_S)
-        self._run.tell(f"Not all was settled within {self._plan.settling_max_s:.0f} s")
+        self._run.tell(f"Payments still in doubt after {self._plan.settling_max_s:.0f} s")
 
     def _wait(self, seconds: float) -> None:
-        """Let time pass; raises Aborted as soon as somebody or a guard stops the run."""
+        """Wait; raises Aborted as soon as an operator or a guard stops the run."""
         if self._run.stopping.wait(seconds):
-            raise Aborted(self._run.stop_reason or "It was stopped.")
+            raise Aborted(self._run.stop_reason or "The run was stopped.")
 
-    # --- Afterwards ------------------------------------------------------------------------------
+    # --- After the fault -------------------------------------------------------------------------
 
     def _rows(self) -> list[books.Row]:
         return self._around.store.payments(self._run.id, self._run.began_at, _deadline())
@@ -212,7 +214,7 @@ class Runner:
     def _collect(
         self, sides: list[Side], watch: Watch, calls: list[Call], rules: list[dict[str, Any]]
     ) -> None:
-        """Evidence of every side, and both books."""
+        """Evidence of every target, and the comparison of the books."""
         run, rows = self._run, self._rows()
         try:
             charges = books.charges_of(
@@ -248,10 +250,10 @@ class Runner:
             **evidence.payment_evidence([row for row in rows if row[5] == side.name], charges),
         }
 
-    # --- Around ----------------------------------------------------------------------------------
+    # --- Key and alerts --------------------------------------------------------------------------
 
     def _make_key(self) -> tuple[str, str]:
-        """A key of this run's own: (its id, the key itself)."""
+        """Create a key for this run: (its id, the key itself)."""
         store, keys = self._around.store, self._around.keys
         store.make_tenant(_deadline())
         expires_at = datetime.now(UTC) + KEY_LIFETIME
@@ -267,9 +269,9 @@ class Runner:
 
     @contextlib.contextmanager
     def _marked(self, scope: str) -> Iterator[None]:
-        """Alerts of this instance are a drill's while it is struck; a pair disturbs nobody."""
+        """Mark this instance's alerts as a drill's while it has a fault; a pair raises no alerts."""
         name = self._plan.name
-        # A blind one is not given away by its own gauge.
+        # The gauge must not reveal the fault of a blind game day.
         is_told = name in SIMULATIONS and not self._run.is_hidden
         gauge = metrics.simulation_active.labels(name.replace("-", "_") if is_told else "other")
         if scope == "instance":

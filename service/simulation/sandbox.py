@@ -1,4 +1,4 @@
-"""Orders to the sandbox provider: faults above the network, with an end of their own."""
+"""Control client of the sandbox provider: faults above the network, each with a time limit."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ANSWER_TIMEOUT_S = 3.0
 
 
 class Sandbox:
-    """The sandbox's control address."""
+    """The sandbox's control endpoint."""
 
     def __init__(self, url: str, ca_file: Path | None) -> None:
         self._url = f"{url.rstrip('/')}/_control"
@@ -21,7 +21,7 @@ class Sandbox:
         self._verify = str(ca_file) if ca_file else True
 
     def strike(self, plan: Mapping[str, Any]) -> None:
-        """Put a plan in force; with its `ttl_s` it ends by itself."""
+        """Activate a plan; its `ttl_s` ends it without further orders."""
         with self._session() as session:
             answer = session.post(
                 self._url, json=dict(plan), verify=self._verify, timeout=ANSWER_TIMEOUT_S
@@ -29,14 +29,14 @@ class Sandbox:
             answer.raise_for_status()
 
     def struck(self) -> int:
-        """How many calls the plan in force has struck so far."""
+        """The number of calls that the active plan has faulted so far."""
         with self._session() as session, contextlib.suppress(requests.RequestException, ValueError):
             answer = session.get(self._url, verify=self._verify, timeout=ANSWER_TIMEOUT_S)
             return sum(answer.json()["struck"].values())
         return 0
 
     def moved(self, reference: str) -> dict[str, list[int]]:
-        """What its books say of a payment: the amounts that moved, by kind; raises on no answer."""
+        """The amounts that a payment moved in the sandbox's books, by kind; raises on no answer."""
         moved: dict[str, list[int]] = {}
         with self._session() as session:
             answer = session.get(
@@ -51,7 +51,7 @@ class Sandbox:
         return moved
 
     def clear(self) -> None:
-        """No faults any more; unreachable, it ends them by itself."""
+        """End all faults; an unreachable sandbox ends them at their TTL."""
         with self._session() as session, contextlib.suppress(requests.RequestException):
             session.delete(self._url, verify=self._verify, timeout=ANSWER_TIMEOUT_S)
 

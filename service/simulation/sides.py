@@ -1,4 +1,4 @@
-"""What a rehearsal acts on, as it sees it; the simplest of it is this instance itself."""
+"""The targets of a drill as the drill sees them; the simplest target is this instance."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from service.simulation.strike import ProxyGone, Striker
 
 
 class CannotStart(Exception):
-    """The sides of a rehearsal cannot be had; the message says why."""
+    """The targets of a drill cannot be started; the message gives the reason."""
 
 
 class LogTail:
@@ -29,7 +29,7 @@ class LogTail:
         self._start = path.stat().st_size if path.exists() else 0
 
     def events(self) -> Iterator[dict[str, Any]]:
-        """All of them so far, oldest first; lines that are no events are left out."""
+        """All events so far, oldest first; lines that are not events are skipped."""
         for path, start in self._pieces():
             with contextlib.suppress(OSError), path.open("rb") as log:
                 log.seek(start)
@@ -43,32 +43,32 @@ class LogTail:
         size = self._path.stat().st_size if self._path.exists() else 0
         if size >= self._start:
             return [(self._path, self._start)]
-        # A new file was begun meanwhile; the old one is beside it.
+        # The log was rotated; the old file is beside the new one.
         return [(Path(f"{self._path}.1"), self._start), (self._path, 0)]
 
 
 @dataclass(kw_only=True)
 class Side:
-    """One copy of the service as a rehearsal sees it."""
+    """One copy of the service as a drill sees it."""
 
     name: str
     url: str
     read: Callable[[], Samples]
     log: LogTail | None
-    # None: nothing can be put on its links.
+    # None: its links have no fault proxy.
     striker: Striker | None = None
-    # The process whose children are the workers; None: not known here.
+    # The process whose children are the workers; None: not visible from this process.
     master_pid: int | None = None
-    # Restarts its database: what was done, in words. None, as its answer too: only the link can.
+    # Restarts the database and returns a description. None, here or returned: only the link can fail.
     restart_database: Callable[[], str | None] | None = None
 
     def workers_ready(self) -> int:
-        """How many workers have their pool: the last thing before one serves."""
+        """The number of workers with an open pool: the last step before a worker serves."""
         pools = Window({}, self.read(), 0.0).values_by("worker", "db_pool_size")
         return sum(worker.startswith("web-") for worker in pools)
 
     def kill_a_worker(self) -> int | None:
-        """Kill -9 of one worker; its process id, None where there is none to be seen."""
+        """Kill -9 of one worker; its process id, or None where no worker is visible."""
         workers = children_of(self.master_pid) if self.master_pid else []
         if not workers:
             return None
@@ -89,7 +89,7 @@ class Instance:
 
     @contextlib.contextmanager
     def sides(self) -> Iterator[list[Side]]:
-        """The one side, with a hold on its links where they can be struck."""
+        """The only target, with a client of its fault proxy where there is one."""
         log_path = self.home / "logs" / "data-plane.log"
         with contextlib.ExitStack() as stack:
             striker = None
@@ -103,7 +103,7 @@ class Instance:
                     name="instance",
                     url=self.url,
                     read=self.read,
-                    # Elsewhere the events go to standard output, and from there to who collects.
+                    # Elsewhere the events go to standard output, for a log collector.
                     log=LogTail(log_path) if log_path.exists() else None,
                     striker=striker,
                     master_pid=self._master_pid(),

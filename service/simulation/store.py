@@ -1,4 +1,4 @@
-"""Rehearsals in PostgreSQL: the reports, who asked for what, and the lease that keeps two apart."""
+"""Drills in PostgreSQL: reports, audit rows, and the lease that admits one drill at a time."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from service.payments.merchants import DRILL_MERCHANT_ID
 from service.payments.model import new_id
 from service.resilience.deadline import Deadline
 
-# Renewed while a run lives; a run that was killed blocks the next for no longer than this.
+# The lease is renewed while a run lives; a killed run blocks the next one for at most this long.
 LEASE_S = 15.0
 _LEASE, _LEVER = "rehearsal", "rehearsal_lever"
 
@@ -58,7 +58,7 @@ _MAKE_TENANT = Statement(
     ON CONFLICT (merchant_id) DO NOTHING RETURNING 1
     """,
 )
-# While nobody holds the lease no run lives: what has not ended was killed.
+# Without a lease holder no run is alive: every run without an end was killed.
 _CLOSE_LOST = Statement(
     "rehearsal_close_lost",
     """
@@ -115,7 +115,7 @@ _TREND = Statement(
     WHERE back <= %(most)s::integer ORDER BY name, started_at
     """,
 )
-# Ids are ordered by time, so only the tenant's payments since the run began are read.
+# Ids are ordered by time, so the query reads only the tenant's payments since the run began.
 _PAYMENTS = Statement(
     "rehearsal_payments",
     """
@@ -139,13 +139,13 @@ _BACKEND_PID = Statement("rehearsal_backend_pid", "SELECT pg_backend_pid()")
 
 
 class RehearsalStore:
-    """Used by one ops plane; any number of them may share the database."""
+    """The drills' statements; several ops planes may share the database."""
 
     def __init__(self, pool: ConnectionPool) -> None:
         self._pool = pool
 
     def take_lease(self, run_id: str, deadline: Deadline) -> bool:
-        """Take or renew it; False while another run lives, on whatever machine."""
+        """Take or renew the lease; False while a run of any instance holds it."""
         params = {"name": _LEASE, "lease_s": LEASE_S, "detail": json.dumps({"run": run_id})}
         return bool(self._pool.run(_TAKE_LEASE, params, deadline))
 
@@ -154,7 +154,7 @@ class RehearsalStore:
         self._pool.run(_END_LEASE, params, deadline)
 
     def lever(self, deadline: Deadline) -> dict[str, Any]:
-        """Whether rehearsals are blocked everywhere, and by whom."""
+        """Whether drills are blocked on all instances, and by which key."""
         rows = self._pool.run(_READ_LEVER, {"name": _LEVER}, deadline)
         if not rows:
             return {"engaged": False, "reason": None, "by": None, "at": None}
@@ -170,7 +170,7 @@ class RehearsalStore:
         deadline: Deadline,
         actor: Actor | None = None,
     ) -> None:
-        """Write the kill switch and its act, both or neither."""
+        """Write the kill switch and its audit row, both or neither."""
         detail = {"engaged": engaged, "reason": reason, "by": by}
         action = "kill_switch.engaged" if engaged else "kill_switch.released"
         audit.run_audited(
@@ -188,7 +188,7 @@ class RehearsalStore:
     def begin(
         self, report: Mapping[str, Any], deadline: Deadline, *, actor: Actor | None = None
     ) -> None:
-        """Write the run and its act, both or neither, before any fault is injected."""
+        """Write the run and its audit row, both or neither, before any fault is injected."""
         params = {
             **{name: report[name] for name in ("kind", "name", "scope", "requested_by", "reason")},
             "id": str(_uuid_of(report["id"])),
@@ -205,7 +205,7 @@ class RehearsalStore:
         )
 
     def close_lost(self, deadline: Deadline) -> int:
-        """End the runs whose process was killed, once their lease has passed; how many there were."""
+        """End the runs of killed processes after their lease expired; returns their number."""
         return len(self._pool.run(_CLOSE_LOST, {"name": _LEASE}, deadline))
 
     def end(self, report: Mapping[str, Any], deadline: Deadline) -> None:
@@ -227,11 +227,11 @@ class RehearsalStore:
     def audit(
         self, actor: Actor, action: str, run_id: str | None, detail: Mapping[str, Any], by: Deadline
     ) -> None:
-        """An act that changes no row of ours: a drill that was refused, or told to stop."""
+        """Audit an act that changes no row of ours: a refused drill, or a request to stop one."""
         AuditLog(self._pool).write(actor, Entry(f"drill.{action}", None, run_id, detail), by)
 
     def find(self, run_id: str, deadline: Deadline) -> dict[str, Any] | None:
-        """A run's report as it was written last."""
+        """A run's report in its last stored version."""
         uuid = _uuid_of(run_id)
         rows = self._pool.run(_FIND, {"id": str(uuid)}, deadline) if uuid else []
         return rows[0][0] if rows else None
@@ -267,16 +267,16 @@ class RehearsalStore:
         ]
 
     def connections_free(self, deadline: Deadline) -> int:
-        """How many more connections the database would give to ordinary roles."""
+        """The number of connections that the database still has for ordinary roles."""
         return int(self._pool.run(_CONNECTIONS, {}, deadline)[0][0])
 
     def backend_pid(self, deadline: Deadline) -> int:
-        """The server process of one of our own connections."""
+        """The backend process id of one of our own connections."""
         return int(self._pool.run(_BACKEND_PID, {}, deadline)[0][0])
 
 
 def moment(at: datetime | None) -> str | None:
-    """A time as every document shows it."""
+    """A time in the format of all documents."""
     return None if at is None else at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 

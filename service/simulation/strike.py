@@ -1,4 +1,4 @@
-"""Holds faults on the links: orders to the fault proxy, and the heartbeat that keeps them alive."""
+"""The client of the fault proxy: sends its orders, and the heartbeat that keeps faults active."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from typing import Any
 
 from service.simulation.faults import BEAT_EVERY_S
 
-# The proxy answers in a millisecond; a second without a word means that it is gone.
+# The proxy answers within a millisecond; a second without an answer means that it is gone.
 ANSWER_TIMEOUT_S = 1.0
 
 
 class ProxyGone(Exception):
-    """The fault proxy does not answer; whatever it held on the links has ended, or ends by itself."""
+    """The fault proxy does not answer; its faults on the links have ended, or end by themselves."""
 
 
 class StrikeRefused(Exception):
-    """The fault proxy will not do that; the message is its own."""
+    """The fault proxy refuses the order; the message is the proxy's own."""
 
 
 class Striker:
-    """One holder of faults. When it is closed, or its process dies, all its faults end.
+    """One holder of faults. When it closes, or its process dies, all its faults end.
 
     Safe in many threads. Raises ProxyGone from every call once the proxy is gone.
     """
@@ -57,7 +57,7 @@ class Striker:
         self.close()
 
     def strike(self, link: str, mode: str, *, ttl_s: float, pause_ms: float = 100.0) -> None:
-        """Put a fault on a link, in place of the one before; it ends after `ttl_s` at the latest."""
+        """Inject a fault on a link, replacing the current one; it ends after `ttl_s` at the latest."""
         self._order(
             {"do": "strike", "link": link, "mode": mode, "ttl_s": ttl_s, "pause_ms": pause_ms}
         )
@@ -67,11 +67,11 @@ class Striker:
         self._order({"do": "clear"})
 
     def describe(self) -> dict[str, dict[str, Any]]:
-        """Each link: its mode (None: no fault), what is left of it, how often it struck."""
+        """Each link: its mode (None: no fault), the time left, and the number of faulted exchanges."""
         return self._order({"do": "show"})
 
     def close(self) -> None:
-        """Let go: the proxy ends what this holder put on the links. May be called twice."""
+        """Disconnect: the proxy ends all faults of this holder. A second call does nothing."""
         self._closed.set()
         with self._lock:
             self._answers.close()
@@ -81,7 +81,7 @@ class Striker:
 
     def _beat(self) -> None:
         while not self._closed.wait(BEAT_EVERY_S):
-            # Without an answer there is nothing to keep alive; the next order says so aloud.
+            # Without an answer there is no fault to keep active; the next order raises the error.
             with contextlib.suppress(ProxyGone, StrikeRefused):
                 self._order({"do": "beat"})
 
@@ -91,7 +91,7 @@ class Striker:
                 self._socket.sendall(json.dumps(order).encode() + b"\n")
                 line = self._answers.readline()
         except (OSError, ValueError) as error:
-            raise ProxyGone("The fault proxy does not answer any more.") from error
+            raise ProxyGone("The fault proxy no longer answers.") from error
         if not line:
             raise ProxyGone("The fault proxy has ended.")
         answer = json.loads(line)

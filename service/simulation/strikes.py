@@ -1,4 +1,4 @@
-"""Carries out a plan's faults on one side, one after the other, and ends them."""
+"""Injects a plan's faults into one target, one after the other, and ends them."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from service.simulation.sides import Side
 from service.simulation.strike import ProxyGone, Striker, StrikeRefused
 from service.simulation.webhooks import WebhookDisorder
 
-# The fault ends in the proxy a little later than told here, in case telling fails.
+# The proxy's TTL is a little longer than the plan's time, in case the order to clear fails.
 TTL_MARGIN_S = 2.0
-# A worker's start is mostly imports: on a machine with other things to do, several times a second's work.
+# A worker's start is mostly imports, and takes several seconds on a busy machine.
 REPLACED_WITHIN_S = 10.0
-# Long enough for the proxy to break what is there, too short for a retry to meet a refusal.
+# Long enough for the proxy to break existing connections, too short for a retry to be refused.
 BREAK_S = 0.1
-# A round of webhooks is to be over within its second.
+# A round of webhooks must be complete within its second.
 WEBHOOK_PAYMENTS_MAX = 4
 
 
 class Aborted(Exception):
-    """The rehearsal must end now; the message says why."""
+    """The drill must end now; the message gives the reason."""
 
 
 class Inconclusive(Exception):
-    """Nothing was proven; the message says what is missing."""
+    """The run proved nothing; the message names the missing proof."""
 
 
 @dataclass(kw_only=True)
@@ -48,17 +48,17 @@ class Strikes:
     webhooks: WebhookDisorder
     rows: Callable[[], list[Row]]
     wait: Callable[[float], None]
-    # Called at both ends of a named fault.
+    # Called at the start and the end of a named fault.
     turn: Callable[[str], None]
-    # None: no commits can be lost on this side.
+    # None: this target cannot lose commits.
     lost_commits: LostCommits | None = None
-    # How often a link, a signal or a webhook struck.
+    # The number of times that a link, a signal or a webhook injected the fault.
     struck: int = 0
-    # Most workers that were ever seen ready.
+    # The largest number of ready workers so far.
     _workers: int = 1
 
     def carry_out(self, plan: Plan) -> None:
-        """All faults in turn."""
+        """Inject all faults in turn."""
         self.run.begin_fault(plan.fault_s)
         for step, following in zip(plan.steps, [*plan.steps[1:], None], strict=True):
             self.run.enter("fault", described(step))
@@ -70,7 +70,7 @@ class Strikes:
             self._end(step, following)
 
     def end(self) -> None:
-        """Release the links. What cannot be told to end ends by its TTL and its heartbeat."""
+        """Clear the links. A fault that cannot be cleared ends by its TTL and its heartbeat."""
         if self.side.striker is not None:
             with contextlib.suppress(ProxyGone, StrikeRefused):
                 self.side.striker.clear()
@@ -91,18 +91,18 @@ class Strikes:
             self._lose_commits(step.lose_commits)
 
     def _whom(self) -> dict[str, str]:
-        """The sandbox is everybody's: a copy's payments are struck there, and no other's."""
+        """The filter for the sandbox, which all targets share: only a copy's own payments are faulted."""
         if self.side.name == "instance":
             return {}
         return {"reference_prefix": self.load.key_of(self.side.name, "")}
 
     def _last(self, step: Step) -> None:
-        """Let it last, no longer than it says; what is done while it lasts is spread over it."""
+        """Keep the fault for its time, and spread the step's actions over that time."""
         began_s = monotonic()
         for beat in range(step.beats):
             due_s = began_s + step.seconds * (beat + 0.5) / step.beats
             if beat and monotonic() > due_s + step.seconds / step.beats:
-                continue  # What took too long is not caught up with.
+                continue  # An action that took too long shortens the rest; missed ones are not repeated.
             self.wait(max(0.0, due_s - monotonic()))
             if step.kills:
                 self._kill()
@@ -112,8 +112,8 @@ class Strikes:
         self.wait(max(0.0, began_s + step.seconds - monotonic()))
 
     def _end(self, step: Step, following: Step | None) -> None:
-        """Faults follow each other, they do not add up. One on the same link takes the other's place
-        without a moment in between, in which a probe would find the link well."""
+        """Clear a fault, since faults follow each other and do not add up. A following fault on the same
+        link replaces this one directly, without a moment in which a probe would find the link healthy."""
         if step.link is not None:
             striker = self._striker()
             self.struck += striker.describe()[step.link]["struck"]
@@ -125,24 +125,24 @@ class Strikes:
 
     def _lose_commits(self, count: int) -> None:
         if self.lost_commits is None:
-            raise Aborted("Commits are lost in a local run's database only.")
+            raise Aborted("Only a local run's database can lose commits.")
         try:
             self.struck += self.lost_commits.carry_out(count)
         except CannotLose as error:
             raise Inconclusive(str(error)) from error
 
     def _kill(self) -> None:
-        """Kill a worker while all are there: live traffic needs those that serve."""
+        """Kill a worker once all are ready: live traffic needs the others."""
         give_up_at_s = monotonic() + REPLACED_WITHIN_S
         while (there := self.side.workers_ready()) < self._workers:
             if monotonic() > give_up_at_s:
-                self.run.tell(f"Only {there} workers serve: no other one is killed")
+                self.run.tell(f"Only {there} workers are ready: no further worker is killed")
                 return
             self.wait(0.1)
         self._workers = there
         pid = self.side.kill_a_worker()
         if pid is None:
-            raise Inconclusive("No worker of the data plane can be seen from here.")
+            raise Inconclusive("No worker of the data plane is visible from this process.")
         self.struck += 1
         self.run.tell(f"Killed worker {pid} with -9")
 
@@ -153,7 +153,7 @@ class Strikes:
         self.run.tell(f"{sent} webhooks, each twice and in the wrong order, were accepted")
 
     def _restart(self) -> str:
-        """Of the database itself where it may be; else its connections break on the link."""
+        """Restart the database where permitted; else break all its connections on the link."""
         self.struck += 1
         done = self.side.restart_database() if self.side.restart_database is not None else None
         if done is not None:
@@ -162,16 +162,16 @@ class Strikes:
         striker.strike("database", "refuse", ttl_s=TTL_MARGIN_S)
         self.wait(BREAK_S)
         striker.clear()
-        return "Every connection to the database was broken on the link"
+        return "All connections to the database were broken on the link"
 
     def _striker(self) -> Striker:
         if self.side.striker is None:
-            raise Aborted("Nothing stands on the links of this side.")
+            raise Aborted("The links of this target have no fault proxy.")
         return self.side.striker
 
 
 def described(step: Step) -> str:
-    """The fault in a line."""
+    """The fault as one line of text."""
     words = []
     if step.link is not None:
         pause = f", {step.pause_ms:g} ms" if step.mode in ("latency", "drip") else ""

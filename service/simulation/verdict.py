@@ -1,4 +1,4 @@
-"""What a run's document comes to: the verdict, and the sentence that says why. Pure."""
+"""Judges a run's document: the verdict, and the sentence with its reason. Pure."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from typing import Any
 
 from service.simulation.load import Call
 
-# So many payments in a row, sent after the fault, and the service is back.
+# This many successful payments in a row, sent after the fault, prove recovery.
 RECOVERED_AFTER = 3
 
 
 def judge(document: dict[str, Any], *, payments_min: int) -> tuple[str, str]:
-    """Money first, then whether anything was proven, then what was expected."""
+    """Check money first, then the proof of the fault, then the expectations."""
     rules = document["invariants"]
     unchecked = [rule["rule"] for rule in rules if rule.get("violations", 0) is None]
     broken = [rule["rule"] for rule in rules if not rule["ok"] and rule["rule"] not in unchecked]
     if broken:
         return "BROKE", "Broken: " + ", ".join(broken) + "."
     if unchecked:
-        return "INCONCLUSIVE", "Not checked, so not known to be kept: " + ", ".join(unchecked) + "."
+        return "INCONCLUSIVE", "Rules that could not be checked: " + ", ".join(unchecked) + "."
     count = document["sides"][0]["callers"]["count"]
     if document["kind"] == "simulation":
         return _judge_simulation(document, count)
@@ -26,13 +26,12 @@ def judge(document: dict[str, Any], *, payments_min: int) -> tuple[str, str]:
     if unproven:
         return "INCONCLUSIVE", f"The fault is not proven: {unproven[0]}."
     if count < payments_min:
-        return "INCONCLUSIVE", f"Only {count} payments were answered, {payments_min} are needed."
+        return "INCONCLUSIVE", f"Only {count} payments were answered; {payments_min} are needed."
     failed = [check for check in document["expectations"] if not check["ok"]]
     unwell = next((check for check in document["expectations"] if _is_kept_by_nobody(check)), None)
     if unwell and all(_is_excused(check) for check in failed):
         return "INCONCLUSIVE", (
-            f"Not kept without the fault either, so it is not to blame: {unwell['text']}:"
-            f" {unwell['reference']:g}."
+            f"Violated in the baseline too: {unwell['text']}: {unwell['reference']:g}."
         )
     if failed:
         return "BROKE", "Not kept: " + "; ".join(check["text"] for check in failed) + "."
@@ -41,7 +40,7 @@ def judge(document: dict[str, Any], *, payments_min: int) -> tuple[str, str]:
 
 
 def _is_kept_by_nobody(check: dict[str, Any]) -> bool:
-    """Not kept where no fault was on either: the machine has too much to do to say anything."""
+    """Whether the baseline violates the check too: the machine is too busy to prove anything."""
     reference, least, most = check["reference"], check["min"], check["max"]
     if check["ok"] or reference is None:
         return False
@@ -49,7 +48,7 @@ def _is_kept_by_nobody(check: dict[str, Any]) -> bool:
 
 
 def _is_excused(check: dict[str, Any]) -> bool:
-    """On such a machine: what was not kept without the fault, and what cannot be asked without it."""
+    """On such a machine: checks that the baseline violates, and checks without a baseline."""
     return _is_kept_by_nobody(check) or (check["is_of_time"] and check["reference"] is None)
 
 
@@ -62,7 +61,7 @@ def _judge_simulation(document: dict[str, Any], count: int) -> tuple[str, str]:
 
 
 def judge_day(verdicts: list[str], *, stopped: str | None) -> tuple[str, str]:
-    """A game day's, from those of its drills."""
+    """A game day's verdict, from those of its drills."""
     told = ", ".join(f"{verdicts.count(word)} {word}" for word in dict.fromkeys(verdicts))
     if stopped:
         return "ABORTED", f"{stopped} Until then: {told or 'nothing'}."
@@ -74,7 +73,7 @@ def judge_day(verdicts: list[str], *, stopped: str | None) -> tuple[str, str]:
 
 
 def recovery_s(calls: list[Call], side: str, fault_ended_s: float) -> float | None:
-    """When the first of enough successes in a row was answered, after the fault."""
+    """The time of the first answer in a long enough series of successes after the fault."""
     later = sorted(
         (call for call in calls if call.side == side and call.at_s >= fault_ended_s),
         key=lambda call: call.at_s,

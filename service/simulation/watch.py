@@ -1,4 +1,4 @@
-"""Reads the sides of a run once a second, for its charts and its checks, and stops it where it harms."""
+"""Reads the targets of a run once a second, for charts and checks, and aborts a harmful run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 DATABASE_TIMEOUT_S = 4.0
 SECOND_S = 1.0
-# Renewed long before it ends, so that one slow statement does not let another run begin.
+# Renewed long before it expires, so that one slow statement does not admit a second run.
 LEASE_EVERY_S = 4.0
 
 
@@ -49,10 +49,10 @@ class Watch:
         self._store = store
         self._preflight = preflight
         self._struck = struck
-        # Payments of the run's own that are not its load.
+        # The run's payments outside its load.
         self._other_calls = other_calls
         self._readings: dict[str, list[Reading]] = {side.name: [] for side in sides}
-        # A registry has thousands of series: of each second, what a check looks at is kept.
+        # A registry has thousands of series: only those in the plan's checks are kept each second.
         self._looked_at = frozenset(
             f"{NAMESPACE}_{check.metric}"
             for check in (*run.plan.bite, *run.plan.expect)
@@ -60,7 +60,7 @@ class Watch:
         )
         self._turns: dict[str, dict[str, Reading]] = {}
         self._seen = dict.fromkeys(self._readings, 0)
-        # The serving workers' own figures, whatever is rehearsed on.
+        # The serving workers' metrics, whatever the target is.
         self._live_at_start = preflight.read()
         self._ends = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="drill-watch", daemon=True)
@@ -74,21 +74,21 @@ class Watch:
             self._thread.join(5.0)
 
     def turn(self, name: str) -> None:
-        """Read every side at this moment of the run, and keep it under a name."""
+        """Read every target now, and keep the readings under `name`."""
         self._turns[name] = {side.name: self._read(side) for side in self._sides}
 
     def at(self, name: str, side: Side) -> Reading:
-        """What was read at a turn; where the run did not come to it, at its start."""
+        """The reading at a named moment, or at the start where the run ended before it."""
         return self._turns.get(name, self._turns["start"])[side.name]
 
     def readings(self, side: Side, **measured: Any) -> Readings:
-        """All of it for the checks, with what else was `measured`."""
+        """All readings for the checks, with the other `measured` values."""
         control = next((other for other in self._sides if other.name != side.name), None)
         reference = self._baseline(side) if control is None else self._readings_of(control)
         return self._readings_of(side, reference=reference, **measured)
 
     def _baseline(self, side: Side) -> Readings:
-        """The seconds before the fault, as if it had been on then."""
+        """The seconds before the fault, as a reference for the checks."""
         span = self.at("start", side), self.at("fault_began", side)
         return Readings(
             fault_began=span[0],
@@ -135,31 +135,31 @@ class Watch:
                 if monotonic() >= lease_due_s:
                     lease_due_s = monotonic() + LEASE_EVERY_S
                     if not self._store.take_lease(self._run.lease_id, _deadline()):
-                        # It ended while the database was away, and two would strike at once.
-                        self._run.stop("Another rehearsal took the lease.")
+                        # The lease expired during a database outage, and a second run must not inject faults.
+                        self._run.stop("Another drill took the lease.")
             except (ProxyGone, StrikeRefused) as error:
                 self._run.stop(str(error))
             except Busy as error:
                 log.warning("rehearsal.watch_busy", extra={"detail": error.detail})
             except Exception:
-                # Unwatched, nobody would see real payments suffer.
+                # Without guards no check would protect real payments.
                 log.exception("rehearsal.watch_failed")
                 self._run.stop("The guards failed.")
 
     def _guard(self, side: Side) -> None:
         if side.striker is not None:
             side.striker.describe()
-        # Copies count for themselves: all that the serving workers count is real.
+        # Copies have separate registries: the serving workers count real requests only.
         ours = [*self._load.calls(), *self._other_calls()] if side.name == "instance" else []
         harm = guards.harm(self._live_at_start, self._preflight.read(), ours)
         if harm is not None:
             self._run.stop(f"Live traffic: {harm}")
-        # Last, since it asks the database: that may be away, just when real payments suffer.
+        # Last, because it needs the database, which may be down just when real payments suffer.
         if self._preflight.lever(_deadline())["engaged"]:
-            self._run.stop("The lever was engaged.")
+            self._run.stop("The kill switch was engaged.")
 
     def _point(self, side: Side) -> dict[str, Any]:
-        """What happened in the last second, for the charts."""
+        """The last second as a point for the charts."""
         now = Window({}, self._read(side).samples, 0.0)
         states = now.values_by("state", "breaker_state")
         ours = [call for call in self._load.calls() if call.side == side.name]

@@ -1,4 +1,4 @@
-"""The provider's webhooks as they sometimes come: twice, in the wrong order, and about nothing."""
+"""Delivers the provider's webhooks badly: twice, in the wrong order, and about unknown payments."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from service.payments.model import payment_id_text
 from service.resilience.deadline import Deadline
 from service.simulation.books import Row
 
-# A stop is looked for between two of them, and faults end soon after it.
+# Between two webhooks the run checks for a stop, so that faults end soon after it.
 ANSWER_TIMEOUT_S = 1.0
-# As they must not come: the end before the beginning, and a failure that nothing in the provider's
-# books bears out. A service that believes events instead of asking is wrong after these.
+# The wrong order: the end before the beginning, and a failure that the provider's books
+# contradict. A service that trusts events instead of asking the provider is wrong afterwards.
 TYPES = ("payment_intent.payment_failed", "payment_intent.succeeded", "payment_intent.created")
 
 
 class WebhookDisorder:
-    """Sends signed events about a run's payments, done or not, and about some that nobody made."""
+    """Sends signed events about a run's payments, finished or not, and about unknown payments."""
 
     def __init__(self, secret: str | None) -> None:
         self._secret = secret
@@ -33,9 +33,9 @@ class WebhookDisorder:
     def send(
         self, url: str, rows: Sequence[Row], deadline: Deadline, *, wait: Callable[[float], None]
     ) -> int:
-        """Each event twice, newest payment first, until the deadline; how many were accepted.
+        """Send each event twice, newest payment first, until the deadline; returns the accepted number.
 
-        Without a secret: none. Raises what `wait` raises when the run must end.
+        Returns 0 without a secret. Raises what `wait` raises when the run must end.
         """
         if self._secret is None:
             return 0

@@ -160,7 +160,7 @@ def test_of_two_that_begin_at_once_one_begins_and_one_call_stops_it(house):
             key=lambda answer: answer.status_code,
         )
     assert (begun.status_code, refused.status_code) == (202, 409)
-    assert refused.json()["reasons"] == ["another_rehearsal: Another rehearsal runs."]
+    assert refused.json()["reasons"] == ["another_rehearsal: Another drill is running."]
     where = begun.headers["Location"]
     wait_until_struck(house, where)
 
@@ -221,7 +221,7 @@ def test_a_file_made_by_hand_stops_what_runs(house):
     finally:
         Path(house.home, "drills.off").unlink()
 
-    assert (run["verdict"], run["summary"]) == ("ABORTED", "The lever was engaged.")
+    assert (run["verdict"], run["summary"]) == ("ABORTED", "The kill switch was engaged.")
     assert faults(house) == set()
 
 
@@ -238,7 +238,9 @@ def test_one_on_another_instance_keeps_this_one_from_beginning(house):
         pool.close()
 
     assert refused.status_code == 409
-    assert refused.json()["reasons"] == ["another_rehearsal: One runs on another instance."]
+    assert refused.json()["reasons"] == [
+        "another_rehearsal: A drill is running on another instance."
+    ]
 
 
 # --- Beside real payments --------------------------------------------------------------------

@@ -64,7 +64,7 @@ def test_commits_are_lost_in_a_local_database_only(pool, tmp_path):
 
     against = look(pool, tmp_path, plan=losing, is_local_database=elsewhere.is_ours)
 
-    assert against == ["local_database: Commits are lost in a local run's database only."]
+    assert against == ["local_database: Only a local run's database can lose commits."]
     assert look(pool, tmp_path, plan=losing, is_local_database=lambda: True) == []
 
 
@@ -99,7 +99,9 @@ def test_an_old_backlog_does(pool, tmp_path, gauge, most_s, name):
 
     against = look(pool, tmp_path, samples=samples)
 
-    assert against == [f"{name}: The oldest is {most_s + 1:.0f} s old, {most_s:.0f} may be."]
+    assert against == [
+        f"{name}: The oldest is {most_s + 1:.0f} s old; the limit is {most_s:.0f} s."
+    ]
 
 
 def test_an_engaged_lever_does_and_says_why(pool, tmp_path):
@@ -118,14 +120,14 @@ def test_a_file_made_by_hand_does(pool, tmp_path):
 def test_production_does_not_strike_its_own_links_unless_set_to(pool, tmp_path):
     against = look(pool, tmp_path, instance_allowed=False)
 
-    assert against == ["scope: Production strikes live links only where it is set to."]
+    assert against == ["scope: Live links in production need an explicit setting."]
     assert look(pool, tmp_path, "pair", instance_allowed=False) == []
 
 
 def test_links_that_nothing_stands_on_do(pool, tmp_path):
     against = look(pool, tmp_path, control_path=None)
 
-    assert against == ["scope: No fault proxy stands on this instance's links."]
+    assert against == ["scope: This instance's links have no fault proxy."]
 
 
 def test_little_headroom_in_the_database_does(pool, tmp_path, database_url):

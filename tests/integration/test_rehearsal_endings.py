@@ -85,7 +85,7 @@ def test_one_that_lost_its_lease_to_another_stops(pool, tmp_path):
     watch.end()
 
     assert is_stopped
-    assert run.stop_reason == "Another rehearsal took the lease."
+    assert run.stop_reason == "Another drill took the lease."
 
 
 def test_a_blind_one_that_was_named_before_its_fault_began_ends_as_any_other():
