@@ -180,11 +180,15 @@ LATE = not_kept("it settled", max=9, is_of_time=True)
         ({"sides": [{"callers": {"count": 9}}]}, "INCONCLUSIVE", "Only 9 payments"),
         ({"expectations": [SLOW]}, "BROKE", "Not kept: they waited"),
         # As slow where no fault was on: the fault is not to blame, nor for what came later.
-        ({"expectations": [SLOW_ANYWAY, LATE]}, "INCONCLUSIVE", "not to blame: they waited: 3"),
+        (
+            {"expectations": [SLOW_ANYWAY, LATE]},
+            "INCONCLUSIVE",
+            "in the baseline too: they waited: 3",
+        ),
         (
             {"expectations": [UNSERVED_ANYWAY]},
             "INCONCLUSIVE",
-            "not to blame: they were served: 0.5",
+            "in the baseline too: they were served: 0.5",
         ),
         ({"expectations": [SLOW_ANYWAY, SLOW]}, "BROKE", "they waited"),
         ({"expectations": [SLOW_ANYWAY, *NOT_OK]}, "BROKE", "the breaker opened"),
@@ -192,7 +196,7 @@ LATE = not_kept("it settled", max=9, is_of_time=True)
         # Money comes before everything: it is broken whether or not a fault was proven.
         ({"bite": NOT_OK, "invariants": NOT_OK}, "BROKE", "charged_once"),
         # A rule that could not be checked is not kept by that.
-        ({"invariants": [not_kept("", violations=None)]}, "INCONCLUSIVE", "Not checked"),
+        ({"invariants": [not_kept("", violations=None)]}, "INCONCLUSIVE", "could not be checked"),
     ],
 )
 def test_money_is_judged_first_then_the_proof_then_the_promises(changed, verdict, told):
