@@ -1,1 +1,1 @@
-"""Watches a local run as operators would: Prometheus, Alertmanager, Grafana, and the incident to look at."""
+"""Observes a local run as operators would: Prometheus, Alertmanager, Grafana, and three incidents."""

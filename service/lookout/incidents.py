@@ -1,4 +1,4 @@
-"""The three errors of the incident, as they are made to happen, and who must be woken by each."""
+"""The three errors of the incident: the fault that causes each, and the alerts that must page."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Incident:
-    """A fault on one of the service's links, and what an operator sees of it."""
+    """A fault on one of the service's links, and its symptoms for an operator."""
 
     title: str
-    # What the log said when it happened for the first time.
+    # The log text of the original incident.
     words: str
-    # For the fault proxy.
+    # Link and mode as the fault proxy names them.
     link: str
     mode: str
     what_happens: str
-    # One of them is enough: an alert may stay silent because another names the cause.
+    # One of them is enough: an alert may be inhibited by another that names the cause.
     pages: frozenset[str]
     look: str
 

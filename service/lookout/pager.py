@@ -1,4 +1,4 @@
-"""Where Alertmanager's messages arrive in a local run: the on-call's telephone is the terminal."""
+"""Receives Alertmanager's messages in a local run and prints them: the terminal is the pager."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any
 
-# What a message may hold; Alertmanager's are a few kB.
+# The size limit of a message; Alertmanager's messages have a few kB.
 BODY_BYTES_MAX = 1024 * 1024
 WORDS = {"pages": "PAGE", "tickets": "ticket", "drills": "drill"}
 
 
 class Pager:
-    """Serves the receivers of deploy/alertmanager on loopback, and tells each news once."""
+    """Serves the receivers of deploy/alertmanager on loopback, and reports each change once."""
 
     def __init__(self, tell: Callable[[str], None]) -> None:
         self._tell = tell
         self._lock = threading.Lock()
-        # What was said last of each alert: "firing" or "resolved".
+        # The last reported state of each alert: "firing" or "resolved".
         self._told: dict[tuple[str, str], str] = {}
         self._woken_by: set[str] = set()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self._receive))
@@ -33,12 +33,12 @@ class Pager:
         return f"127.0.0.1:{self._server.server_address[1]}"
 
     def woken_by(self) -> set[str]:
-        """The names of the alerts that have paged since it was last told to forget."""
+        """The names of the alerts that have paged since the last `forget`."""
         with self._lock:
             return set(self._woken_by)
 
     def forget(self) -> None:
-        """Begin anew: what goes on firing is no news."""
+        """Clear the record of pages; an alert that continues to fire does not page again."""
         with self._lock:
             self._woken_by.clear()
 
@@ -57,7 +57,7 @@ class Pager:
         self._server.server_close()
 
     def _receive(self, receiver: str, alerts: list[Mapping[str, Any]]) -> None:
-        # A message tells all of its group again; only what is new in it is news.
+        # A message repeats all alerts of its group; only changes are reported.
         for alert in alerts:
             labels, status = alert["labels"], alert["status"]
             key = (receiver, json.dumps(labels, sort_keys=True))
@@ -73,7 +73,7 @@ class Pager:
 def _line(receiver: str, alert: Mapping[str, Any]) -> str:
     name, window = alert["labels"]["alertname"], alert["labels"].get("long_window")
     if window:
-        # Of one budget, several windows may burn at once.
+        # Several windows of one budget may burn at once.
         name = f"{name} ({window})"
     if alert["status"] == "resolved":
         return f"{'over':<7} {name}"
@@ -99,6 +99,6 @@ def _handler(
             self.end_headers()
 
         def log_message(self, format: str, *args: Any) -> None:
-            """Say nothing: what matters is told."""
+            """Suppress the request log: the pages themselves are printed."""
 
     return Handler

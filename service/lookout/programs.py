@@ -1,7 +1,7 @@
-"""How Prometheus, Alertmanager and Grafana are started here: as shipped, but for who is where.
+"""Configures Prometheus, Alertmanager and Grafana for a local run, from the shipped files.
 
-Only addresses are changed in what `deploy/` and `grafana/` ship. In a hurry, rules also wait seconds
-where they wait minutes, so that a minute shows what an hour does.
+Only addresses differ from `deploy/` and `grafana/`. In a hurry, rules also wait seconds instead of
+minutes, so that a minute shows the course of an hour.
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ from service.supervisor.planes import ROOT
 
 DEPLOY = ROOT / "deploy"
 GRAFANA = ROOT / "grafana"
-# Under each of its names: Debian's first, then its makers'.
+# All names of a program: Debian's first, then the vendor's.
 PROMETHEUS = ("prometheus",)
 ALERTMANAGER = ("prometheus-alertmanager", "alertmanager")
 GRAFANA_SERVER = ("grafana-server",)
 # Budgets and NoDrillHeld look back 30 days; the default keeps 15.
 RETENTION = "40d"
-# Where its packages put what Grafana needs beside its program.
+# The directories where packages install Grafana's own files.
 GRAFANA_HOMES = ("/usr/share/grafana", "/opt/homebrew/share/grafana", "/usr/local/share/grafana")
 
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """One program, configured and ready to be started."""
+    """One program with its configuration, ready to start."""
 
     name: str
     command: list[str]
-    # host:port; it serves http there.
+    # host:port of its http server.
     bind: str
     ready_path: str
-    # Beside the environment of whoever starts it.
+    # Added to the parent's environment.
     env: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -60,7 +60,7 @@ def prometheus(
     """Scrape these ops planes (host:port) with all the rules; `hurry_s` is how often, in a hurry."""
     directory.mkdir(parents=True, exist_ok=True)
     rules = directory / "rules"
-    # A rule that is shipped no more must not stay from an earlier run.
+    # Remove rules of an earlier run that are no longer shipped.
     shutil.rmtree(rules, ignore_errors=True)
     shutil.copytree(DEPLOY / "prometheus" / "rules", rules)
     config = (DEPLOY / "prometheus" / "prometheus.yml").read_text()
@@ -71,10 +71,10 @@ def prometheus(
         milliseconds = f"{round(hurry_s * 1000)}ms"
         config = re.sub(r"(interval|timeout): \d+s", rf"\1: {milliseconds}", config)
         for path in rules.glob("*.yml"):
-            # Five looks: one that is late must not page.
+            # Five scrapes: one late scrape must not page.
             wait = f"{round(hurry_s * 5000)}ms"
             text = re.sub(r"(?m)^( +for): .*$", rf"\1: {wait}", path.read_text())
-            # Slow groups are evaluated as often as the others.
+            # Evaluate slow groups as often as the others.
             path.write_text(re.sub(r"(?m)^( +)interval: .*\n", "", text))
         more = ["--rules.alert.resend-delay=1s"]
     (directory / "prometheus.yml").write_text(config)
@@ -84,7 +84,7 @@ def prometheus(
         f"--storage.tsdb.path={directory / 'data'}",
         f"--storage.tsdb.retention.time={RETENTION}",
         f"--web.listen-address={bind}",
-        # From a slow bucket to the trace, and so to the log events, of one that was slow.
+        # Exemplars lead from a slow bucket to the trace and the log events of one slow request.
         "--enable-feature=exemplar-storage",
         *more,
     ]
@@ -94,7 +94,7 @@ def prometheus(
 def alertmanager(
     directory: Path, bind: str, *, receivers: str | None = None, hurry_s: float | None = None
 ) -> Program:
-    """The shipped routes; `receivers` (host:port) is told of alerts in place of the placeholders."""
+    """The shipped routes; `receivers` (host:port) replaces the placeholders for alert receivers."""
     directory.mkdir(parents=True, exist_ok=True)
     config = (DEPLOY / "alertmanager" / "alertmanager.yml").read_text()
     if receivers is not None:
@@ -107,14 +107,14 @@ def alertmanager(
         f"--config.file={directory / 'alertmanager.yml'}",
         f"--storage.path={directory / 'data'}",
         f"--web.listen-address={bind}",
-        # Alone: without an address it joins no cluster and opens no second port.
+        # An instance without a cluster address joins no cluster and opens no second port.
         "--cluster.listen-address=",
     ]
     return Program("alertmanager", command, bind, "/-/ready")
 
 
 def grafana(directory: Path, bind: str, *, prometheus_url: str) -> Program:
-    """The dashboards as provisioned by `grafana/`; whoever is on this machine may look, not change."""
+    """The provisioned dashboards of `grafana/`; anonymous users on this machine may view, not change."""
     directory.mkdir(parents=True, exist_ok=True)
     program = found(GRAFANA_SERVER) or GRAFANA_SERVER[0]
     host, _, port = bind.rpartition(":")
@@ -129,7 +129,7 @@ def grafana(directory: Path, bind: str, *, prometheus_url: str) -> Program:
         "GF_SERVER_HTTP_PORT": port,
         "GF_AUTH_ANONYMOUS_ENABLED": "true",
         "GF_AUTH_ANONYMOUS_ORG_ROLE": "Viewer",
-        # It serves one machine and calls nobody.
+        # Grafana serves this machine only and sends no data elsewhere.
         "GF_ANALYTICS_REPORTING_ENABLED": "false",
         "GF_ANALYTICS_CHECK_FOR_UPDATES": "false",
         "GF_ANALYTICS_CHECK_FOR_PLUGIN_UPDATES": "false",
@@ -142,5 +142,5 @@ def grafana(directory: Path, bind: str, *, prometheus_url: str) -> Program:
 
 def _changed(text: str, old: str, new: str) -> str:
     if old not in text:
-        raise ValueError(f"What is shipped in {DEPLOY} says {old!r} no more.")
+        raise ValueError(f"The shipped files in {DEPLOY} no longer contain {old!r}.")
     return text.replace(old, new)

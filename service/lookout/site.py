@@ -1,4 +1,4 @@
-"""A local run and everything that watches it: started together, watched together, stopped together."""
+"""Starts a local stack together with its monitoring, watches all of it, and stops it together."""
 
 from __future__ import annotations
 
@@ -23,35 +23,35 @@ from service.supervisor.house import PartDied
 from service.supervisor.planes import ROOT
 from service.supervisor.ports import free_bind
 
-# A cold start installs a database; Grafana makes one of its own.
+# A cold start installs a database; Grafana creates another.
 START_WAIT_S = 90.0
-# The house stops part after part, each with a grace of its own.
+# The stack stops one part after the other, each with its own grace period.
 HOUSE_GRACE_S = 60.0
-# A loopback's answer, on a machine that does all of this at once.
+# Loopback answers quickly, but this machine runs all parts at once.
 ANSWER_TIMEOUT_S = 10.0
-# Where people look for them first.
+# The default ports of the programs.
 PORTS = {"prometheus": 9090, "alertmanager": 9093, "grafana": 3000}
 
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """What runs, and where it is."""
+    """The running parts and their addresses."""
 
-    # What the local run wrote of itself: addresses, key, the fault proxy's control.
+    # The local stack's run.json: addresses, key, the fault proxy's control socket.
     run: Mapping[str, Any]
     pager: Pager
-    # Of those that are installed, by name.
+    # URLs of the installed programs, by name.
     urls: Mapping[str, str]
     parts: dict[str, Kept] = field(default_factory=dict)
 
     def require_alive(self) -> None:
-        """Raise PartDied when a part has ended by itself."""
+        """Raise PartDied when a part has ended unexpectedly."""
         for name, part in self.parts.items():
             if part.poll() is not None:
                 raise PartDied(name, part)
 
     def firing(self, since: datetime) -> set[str]:
-        """The alerts that have fired from before that moment until now, as Alertmanager was told."""
+        """The alerts that Alertmanager has listed as firing since before this moment."""
         if "alertmanager" not in self.urls:
             return set()
         alerts = json.loads(_get(urlsplit(self.urls["alertmanager"]).netloc, "/api/v2/alerts")[1])
@@ -62,7 +62,7 @@ class Site:
         }
 
     def metric(self, name: str, *labels: str) -> float:
-        """The sum of its series on the ops plane that have these labels (`state="open"`)."""
+        """The sum of a metric's series on the ops plane that match the labels (`state="open"`)."""
         text = _get(urlsplit(self.run["ops_url"]).netloc, "/metrics")[1]
         series = (line.rpartition(" ") for line in text.splitlines() if not line.startswith("#"))
         return sum(
@@ -80,12 +80,12 @@ def watched_house(
     *,
     hurry_s: float | None = None,
 ) -> Iterator[Site]:
-    """Start a local run, and what is installed of Prometheus, Alertmanager and Grafana beside it."""
+    """Start a local stack, with the installed ones of Prometheus, Alertmanager and Grafana."""
     home = settings.home.absolute()
     parts: dict[str, Kept] = {}
     with contextlib.ExitStack() as stack:
         pager = stack.enter_context(Pager(tell))
-        # The last that was started is stopped first.
+        # Stop in the reverse order of the start.
         stack.callback(lambda: [part.stop() for part in reversed(parts.values())])
         parts["house"] = _keep_house(home, environ)
         run = _wait_for_house(home, parts["house"])
@@ -119,7 +119,7 @@ def _keep(program: Program, home: Path, environ: Mapping[str, str]) -> Kept:
 def _watchers(
     directory: Path, run: Mapping[str, Any], pager: Pager, hurry_s: float | None
 ) -> list[Program]:
-    """What is installed, each on its usual port, or on another where somebody listens there."""
+    """The installed programs, each on its default port, or on another where that port is taken."""
     started: list[Program] = []
     alertmanager: Program | None = None
     prometheus: Program | None = None
@@ -152,7 +152,7 @@ def _watchers(
 
 
 def _wait_for_house(home: Path, house: Kept) -> Mapping[str, Any]:
-    """What this run wrote of itself; a file that another one left is not it."""
+    """This run's run.json; the file of an earlier run does not count."""
     give_up_at_s = monotonic() + START_WAIT_S
     while monotonic() < give_up_at_s:
         if house.poll() is not None:
@@ -162,7 +162,7 @@ def _wait_for_house(home: Path, house: Kept) -> Mapping[str, Any]:
             if run["pids"]["supervisor"] == house.pid:
                 return run
         sleep(0.05)
-    raise SettingsError(f"The house did not start in {START_WAIT_S:.0f} s: {house.log_path}")
+    raise SettingsError(f"The local stack did not start in {START_WAIT_S:.0f} s: {house.log_path}")
 
 
 def _wait_until_ready(program: Program, part: Kept) -> None:

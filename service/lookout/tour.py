@@ -1,4 +1,4 @@
-"""The tour of a watched house: traffic, the three incidents in turn, and what to look at in each."""
+"""Observes a local stack: traffic, the three incidents in turn, and hints where to look."""
 
 from __future__ import annotations
 
@@ -20,51 +20,51 @@ from service.settings import Settings, SettingsError
 from service.simulation.strike import ProxyGone, Striker
 from service.supervisor.house import PartDied
 
-# Until a fault has paged somebody, or to see it on the console where nobody can be paged. The
-# shipped rules wait a minute or two, and a fault's own bound is 300 s.
+# Hold a fault until it has paged, or briefly for the console where no pager runs. The shipped
+# rules wait a minute or two, and the limit of a fault is 300 s.
 HOLD_S, HOLD_UNWATCHED_S = 240.0, 30.0
-# Long enough to see what good looks like: two scrapes and a rate.
+# Long enough to show the normal state: two scrapes and a rate.
 QUIET_S, QUIET_HURRIED_S = 45.0, 5.0
-# A half-open probe a second, and a queue that drains with a slow start.
+# The breaker probes once a second, and the queue drains with a slow start.
 RECOVERY_S, RECOVERY_HURRIED_S = 120.0, 25.0
 HURRY_S = 1.0
-# The routes wait 10 s for others of a group before they page; what fires for longer, and this long
-# into a fault, had paged before it.
+# The routes group alerts for 10 s before they page; an alert that fires longer than this, this
+# long into a fault, has paged in an earlier incident.
 PAGED_WITHIN_S, NO_NEWS_S = 20.0, 45.0
 LOOK_EVERY_S = 0.5
 TO_INSTALL = (
     "apt-get install --no-install-recommends prometheus prometheus-alertmanager"
     "   (Debian, Ubuntu; brew install prometheus alertmanager)"
 )
-# A payment that is sent at once is queued for milliseconds; one that waits is older.
+# A payment sent at once is queued for milliseconds; an older one really waits.
 QUEUED_S = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wish:
-    """How the tour is wanted."""
+    """The options of `observe`."""
 
     payments_per_s: float
     # Rules wait seconds instead of minutes.
     is_hurried: bool = False
-    # End after the last incident instead of going on until Ctrl-C.
+    # End after the last incident instead of running until Ctrl-C.
     is_once: bool = False
 
 
-# Who does not answer for once, or with nothing that can be read (ValueError), says nothing.
+# A failed or unreadable answer (ValueError) is treated as no answer.
 _NO_ANSWER = (OSError, http.client.HTTPException, ValueError)
 
 
 class _Told(Exception):
-    """Somebody asked us to stop, by Ctrl-C or a signal."""
+    """A signal or Ctrl-C asks this process to stop."""
 
 
 def observe(settings: Settings, environ: Mapping[str, str], wish: Wish) -> int:
-    """Start all of it and show it; 0 when told to stop, or when each incident woke somebody."""
+    """Start all parts and run the incidents; 0 after a stop, or when each incident has paged."""
     _require_playground(settings)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _told)
-    _say("Starting Holdfast and what watches it ...")
+    _say("Starting Holdfast and its monitoring ...")
     hurry_s = HURRY_S if wish.is_hurried else None
     try:
         with contextlib.ExitStack() as stack:
@@ -82,12 +82,12 @@ def observe(settings: Settings, environ: Mapping[str, str], wish: Wish) -> int:
 
 def _require_playground(settings: Settings) -> None:
     if settings.stripe_api_base is not None:
-        raise SettingsError("observe pays all the time: unset STRIPE_API_BASE to use the sandbox.")
+        raise SettingsError("observe sends payments: unset STRIPE_API_BASE to use the sandbox.")
 
 
 def _require_links(site: Site) -> None:
     if site.run["fault_proxy_control"] is None:
-        raise SettingsError("observe makes faults: HOLDFAST_SIMULATION_ENABLED must not be off.")
+        raise SettingsError("observe injects faults: HOLDFAST_SIMULATION_ENABLED must not be off.")
 
 
 def _told(number: int, frame: object) -> NoReturn:
@@ -95,7 +95,7 @@ def _told(number: int, frame: object) -> NoReturn:
 
 
 def _deaf() -> None:
-    # A second Ctrl-C ends only this process; the parts then end by themselves.
+    # A second Ctrl-C ends only this process; the parts then end with it.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
     _say("\nStopping everything ...")
@@ -130,7 +130,7 @@ def _tour(site: Site, wish: Wish) -> int:
 
 
 def suffer(site: Site, incident: Incident, *, hold_s: float) -> set[str]:
-    """Make the fault until one of its alerts has paged, or for `hold_s`; those that fire."""
+    """Inject the fault until one of its alerts has paged, or for `hold_s`; returns the firing alerts."""
     site.pager.forget()
     began_s = monotonic()
     seen: set[str] = set()
@@ -138,7 +138,7 @@ def suffer(site: Site, incident: Incident, *, hold_s: float) -> set[str]:
     def is_seen() -> bool:
         seen.update(incident.pages & site.pager.woken_by())
         if monotonic() - began_s > NO_NEWS_S:
-            # Who was paged for the same alert a few minutes ago is not paged for it again.
+            # An alert that paged a few minutes ago does not page again.
             firing = site.firing(datetime.now(UTC) - timedelta(seconds=PAGED_WITHIN_S))
             seen.update(incident.pages & firing)
         return bool(seen)
@@ -146,7 +146,7 @@ def suffer(site: Site, incident: Incident, *, hold_s: float) -> set[str]:
     with Striker(Path(site.run["fault_proxy_control"])) as striker:
 
         def is_over() -> bool:
-            # On a machine so busy that our heartbeat came late, the proxy has let go of the fault.
+            # On a busy machine our heartbeat may be late, and then the proxy ends the fault.
             if striker.describe()[incident.link]["mode"] is None:
                 striker.strike(incident.link, incident.mode, ttl_s=hold_s + LOOK_EVERY_S)
             return is_seen()
@@ -156,7 +156,7 @@ def suffer(site: Site, incident: Incident, *, hold_s: float) -> set[str]:
 
 
 def recover(site: Site, *, within_s: float) -> bool:
-    """Wait until the breaker is closed and no payment is in doubt or waits; whether it is so."""
+    """Wait until the breaker is closed and no payment is in doubt or queued; False at the limit."""
     return _wait(lambda: _is_well(site), site, within_s)
 
 
@@ -205,30 +205,30 @@ def _chapter(number: int, incident: Incident) -> str:
         f"\n{number} of {len(INCIDENTS)}  {incident.title}: {incident.what_happens}.\n"
         f"  the log says  {incident.words}\n"
         f"  look at       dashboard Incident, {incident.look}\n"
-        f"  should wake   you, by {' or '.join(sorted(incident.pages))}"
+        f"  should page   {' or '.join(sorted(incident.pages))}"
     )
 
 
 def _end_of(site: Site, fired: set[str], after_s: float, answers: Counter[str]) -> str:
     told = ", ".join(f"{count} x {status}" for status, count in sorted(answers.items()))
-    how = "Nobody was woken"
+    how = "No alert paged"
     if fired:
         is_news = fired & site.pager.woken_by()
-        how = "You were woken" if is_news else f"{' and '.join(sorted(fired))} fired as before"
+        how = "An alert paged" if is_news else f"{' and '.join(sorted(fired))} fired as before"
     return f"  {how} after {after_s:.0f} s; the fault ends. Answers meanwhile: {told or 'none'}."
 
 
 def told_of_money(site: Site, is_well: bool) -> str:
-    """A line on how it stands after an incident, or that nobody can say just now."""
+    """A line on the payments after an incident, or that the ops plane does not answer."""
     try:
         violations = site.metric("holdfast_invariant_violations")
         doubt = site.metric("holdfast_payments_open", 'status="unknown"')
         queued = site.metric("holdfast_queued_payments")
     except _NO_ANSWER:
-        return "  Afterwards the ops plane did not answer; the console will say how money stands."
+        return "  Afterwards the ops plane did not answer; see the console for open payments."
     open_ones = f"{doubt:.0f} are still in doubt, {queued:.0f} queued"
     state = "all is settled" if is_well else open_ones
-    return f"  Afterwards {state}; promises about money broken: {violations:.0f}."
+    return f"  Afterwards {state}; broken promises about money: {violations:.0f}."
 
 
 def _news(line: str) -> None:

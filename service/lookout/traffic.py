@@ -1,4 +1,4 @@
-"""Callers of a local run: what merchants send in a mix, at a steady rate, whatever comes back."""
+"""Traffic for a local stack: merchants' requests in a mix, at a steady rate, whatever the answers."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from typing import Any
 from urllib.parse import urlsplit
 from uuid import uuid4
 
-# A caller waits this long at most for its answer, as many at once; more would measure this program.
+# The time limit of each caller, and the number of callers; more would measure this program.
 ANSWER_TIMEOUT_S = 10.0
 CALLERS_MAX = 64
-# Merchants differ; the numbers have no common factor, so that the kinds do not come in step.
+# The numbers have no common factor, so that the kinds of requests do not coincide.
 DECLINED_EVERY, REPLAYED_EVERY, MISMATCHED_EVERY, REFUNDED_EVERY, HELD_EVERY = 7, 5, 23, 11, 13
 
 
 class Traffic:
-    """Sends `per_s` payments a second from `with` to its end."""
+    """Sends `per_s` payments a second while its `with` block runs."""
 
     def __init__(self, url: str, api_key: str, *, per_s: float) -> None:
         parts = urlsplit(url)
@@ -49,7 +49,7 @@ class Traffic:
         self._clock.join()
 
     def answered(self) -> Counter[str]:
-        """How many answers there were by their status; "none" where none came."""
+        """The number of answers by status; "none" counts requests without an answer."""
         with self._lock:
             return Counter(self._answers)
 
@@ -66,7 +66,7 @@ class Traffic:
                     callers.submit(self._buy, number)
 
     def _buy(self, number: int) -> None:
-        """One customer at a checkout, and what the merchant does afterwards."""
+        """One customer's checkout, and the merchant's later actions on the payment."""
         try:
             self._pay(number)
         finally:
