@@ -1,1 +1,1 @@
-"""Starts the programs of a local run and keeps them together; knows nothing of payments."""
+"""Starts the programs of a local stack and stops them together; independent of payments."""

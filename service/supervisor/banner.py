@@ -1,4 +1,4 @@
-"""What a local run says when it is ready: where to look, and a command that pays."""
+"""The text that a local stack prints when it is ready: addresses, and a command that pays."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from service.settings import Settings
 
 
 def banner(settings: Settings, sandbox: dict[str, str], *, key_was_given: bool) -> str:
-    """The console's address, the API key, and a `curl` to paste; a key that was given is not shown."""
+    """The console's address, the API key, and a `curl` to paste; a configured key is not shown."""
     key = "$HOLDFAST_BOOTSTRAP_API_KEY" if key_was_given else settings.bootstrap_api_key
     provider = "the sandbox, no real money" if sandbox else settings.stripe_api_base
     return f"""

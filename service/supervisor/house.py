@@ -1,4 +1,4 @@
-"""A local run from first program to last: start what is not given, watch it, stop it together."""
+"""The local stack: starts every part that is not configured, watches all, stops them together."""
 
 from __future__ import annotations
 
@@ -28,29 +28,29 @@ from service.supervisor.schema import prepare, require_headroom, require_mode
 if TYPE_CHECKING:
     from service.simulation.links import Links
 
-# A run that was killed still finishes its payments: its grace, and PostgreSQL's last checkpoint.
+# A killed run still finishes its payments: its grace period, and PostgreSQL's last checkpoint.
 PREDECESSOR_WAIT_S = 25.0
-# A cold start on a slow machine; a part that dies is noticed at once.
+# A cold start on a slow machine; the end of a part is noticed at once.
 START_WAIT_S = 60.0
 
 
 class PartDied(Exception):
-    """A part ended by itself, so the rest must end too; says which, with its last words."""
+    """A part ended unexpectedly, so the others must end too; the message quotes its last output."""
 
     def __init__(self, name: str, part: Kept) -> None:
         said = "\n".join(f"  {line}" for line in part.lines()[-10:]) or "  (nothing)"
         super().__init__(
-            f"The {name} ended by itself (status {part.poll()}). It said last:\n{said}\n"
-            f"All of it: {part.log_path}"
+            f"The {name} ended unexpectedly (status {part.poll()}). Its last lines:\n{said}\n"
+            f"Full log: {part.log_path}"
         )
 
 
 class _Told(Exception):
-    """Somebody asked us to stop, by Ctrl-C or a signal."""
+    """A signal or Ctrl-C asks this process to stop."""
 
 
 def run_house(settings: Settings, environ: dict[str, str], *, verbose: bool) -> int:
-    """Run until told to stop (status 0) or a part dies (1); raises SettingsError before that."""
+    """Run until a signal (status 0) or the end of a part (1); raises SettingsError before the start."""
     if settings.env == "production":
         raise SettingsError("`run` is for one machine: in production start serve, ops, reconcile.")
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -68,7 +68,7 @@ def run_house(settings: Settings, environ: dict[str, str], *, verbose: bool) -> 
     except EmbeddedPostgresError as error:
         raise SettingsError(str(error)) from error
     finally:
-        # A second Ctrl-C ends only this process; the parts then end by themselves.
+        # A second Ctrl-C ends only this process; the parts then end with it.
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_DFL)
         house.stop()
@@ -92,11 +92,11 @@ class _House:
         self._lock_fd = -1
 
     def start(self) -> None:
-        """Start every part that is not given; returns when a payment can be made."""
-        # Searchable by the user that PostgreSQL runs as; what is private in it is so by itself.
+        """Start every part that is not configured; returns when a payment can be made."""
+        # PostgreSQL's user must be able to enter it; private files have their own modes.
         self._home.mkdir(mode=0o711, parents=True, exist_ok=True)
         self._lock_fd = _lock(self._home)
-        # Of a run that was killed; nobody must take it for this one's.
+        # A killed run left it; no reader may take it for this run's file.
         (self._home / "run.json").unlink(missing_ok=True)
         self._settings.require_ops_bind()
         require_free("HOLDFAST_BIND", self._settings.bind)
@@ -109,7 +109,7 @@ class _House:
             stripe_webhook_secret=self._settings.stripe_webhook_secret or keys.webhook_secret,
             metrics_dir=_fresh(self._home / "metrics"),
             simulation_enabled=self._may_simulate(),
-            # On this machine merchants' programs run beside it.
+            # Merchants' programs run on this machine too.
             webhook_allow_private=_unless_said(self._environ, "HOLDFAST_WEBHOOK_ALLOW_PRIVATE"),
         )
         if self._settings.stripe_api_base is None:
@@ -137,7 +137,7 @@ class _House:
             self._notice_deaths(None)
 
     def stop(self) -> None:
-        """Stop the service first, then what it stands on."""
+        """Stop the service first, then the parts that it depends on."""
         (self._home / "run.json").unlink(missing_ok=True)
         foundations = ("fault proxy", "sandbox", "postgres")
         service = [part for name, part in self._parts.items() if name not in foundations]
@@ -183,7 +183,7 @@ class _House:
         self._sandbox = {"url": "", "ca_file": ""}
 
     def _wait_for_sandbox(self) -> None:
-        """Read the one line that the sandbox prints when it serves."""
+        """Read the one line that the sandbox prints when it is ready."""
         sandbox = self._parts["sandbox"]
         give_up_at_s = monotonic() + START_WAIT_S
         while True:
@@ -208,7 +208,7 @@ class _House:
         )
 
     def _start_fault_proxy(self) -> None:
-        """Put the instance's links through it: the ops plane's own stay direct, to end a fault."""
+        """Put it on the data plane's links: the ops plane connects directly, so that it can end a fault."""
         from service.simulation.links import Links
 
         if self._links is None:
@@ -223,11 +223,11 @@ class _House:
         )
 
     def _start_service(self) -> None:
-        # A provider's outage is everybody's; a database link that fails is the data plane's alone.
+        # All parts share the provider's link; a faulted database link affects the data plane alone.
         to_provider: dict[str, Any] = {}
         to_both: dict[str, Any] = {}
         if self._links is not None:
-            # A proxy that is needed to get out is not ours to replace.
+            # A configured egress proxy may be the only way out, so the fault proxy does not replace it.
             if self._settings.provider_proxy_url is None:
                 to_provider = {"provider_proxy_url": self._links.provider_proxy_url}
             to_both = {**to_provider, "database_url": self._links.database_url}
@@ -248,15 +248,15 @@ class _House:
         on_foundations: bool = False,
         inherited_fds: Sequence[int] = (),
     ) -> Kept:
-        """Start a part with the settings as they are, but for what is `changed` for it."""
+        """Start a part with these settings, except for those in `changed`."""
         return Kept(
             command,
             log_path=self._home / "logs" / f"{name.replace(' ', '-')}.log",
             env=environ_of(replace(self._settings, **(changed or {})), self._environ),
             cwd=ROOT,
-            # gunicorn's own patience, and a little for the master to notice.
+            # gunicorn's own timeouts, and a margin for its master.
             grace_s=self._settings.drain_s + self._settings.graceful_stop_s + 2,
-            # What is in flight when we are killed can still be recorded.
+            # The database outlives a kill, so that payments in flight are still recorded.
             outlived_by=list(self._parts.values()) if on_foundations else [],
             inherited_fds=[self._lock_fd, *inherited_fds],
             echo=self._verbose and on_foundations,
@@ -278,16 +278,16 @@ class _House:
             raise SettingsError(f"The {name} did not start in {START_WAIT_S:.0f} s:\n{said}")
 
     def _notice_deaths(self, timeout_s: float | None) -> None:
-        """Wait at most `timeout_s`; raises PartDied as soon as a part has ended."""
+        """Wait at most `timeout_s`; raises PartDied when a part has ended."""
         for part in self._parts.values():
-            _ = part.pid  # Read, so that only the end makes the lifeline readable.
+            _ = part.pid  # After this read, only the end of the part makes its socket readable.
         ended, _, _ = select.select(list(self._parts.values()), [], [], timeout_s)
         for name, part in self._parts.items():
             if part in ended:
                 part.wait(1.0)
                 if name == "fault proxy":
-                    # Payments must not end with what is only there for rehearsals. Connections
-                    # wait at the listeners meanwhile, and no fault survives.
+                    # Payments must not end with a part that only drills need. New connections
+                    # queue at the listeners until it is back, and no fault survives.
                     self._start_fault_proxy()
                     return
                 raise PartDied(name, part)
@@ -306,7 +306,7 @@ class _House:
                 "database_url": settings.database_url,
                 "sandbox_url": self._sandbox.get("url"),
                 "sandbox_ca": self._sandbox.get("ca_file"),
-                # Whoever may read this file may strike the links: `service.simulation.strike`.
+                # A reader of this file can inject faults: `service.simulation.strike`.
                 "fault_proxy_control": self._links and str(self._links.control_path),
                 "pids": {"supervisor": os.getpid()}
                 | {name.replace(" ", "_"): part.pid for name, part in self._parts.items()},
@@ -315,7 +315,7 @@ class _House:
 
 
 def _lock(home: Path) -> int:
-    """Take the home's lock; every part inherits it, so it is free when all of them are gone."""
+    """Take the home's lock; every part inherits it, so it is free once all of them have ended."""
     lock_fd = os.open(home / "lock", os.O_RDWR | os.O_CREAT, 0o600)
     give_up_at_s = monotonic() + PREDECESSOR_WAIT_S
     is_told = False
@@ -329,12 +329,12 @@ def _lock(home: Path) -> int:
             if monotonic() > give_up_at_s:
                 break
             if not is_told:
-                print("Waiting for the run before this one to end ...", flush=True)  # noqa: T201
+                print("Waiting for the previous run to end ...", flush=True)  # noqa: T201
                 is_told = True
             sleep(0.05)
     os.close(lock_fd)
     raise SettingsError(
-        f"Holdfast already runs with {home}: stop it, or set HOLDFAST_HOME to another directory."
+        f"Holdfast is already running with {home}: stop it, or set HOLDFAST_HOME to another directory."
     )
 
 

@@ -1,4 +1,4 @@
-"""The secrets that a local run makes up at its first start, and keeps."""
+"""The secrets that a local stack creates at its first start and reuses afterwards."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class LocalKeys:
-    """Good for this machine's sandbox only; the API key is stored hashed in the database."""
+    """Valid for this machine's sandbox only; the API key is stored hashed in the database."""
 
     api_key: str
     webhook_secret: str
 
 
 def keys_of(home: Path, mode: Literal["test", "live"]) -> LocalKeys:
-    """Read the keys of `home`, or make them: the same on every start, apart for each mode."""
+    """Read the keys of `home`, or create them: the same on every start, separate for each mode."""
     path = home / ("keys.json" if mode == "test" else "keys-live.json")
     if path.exists():
         return LocalKeys(**json.loads(path.read_text()))
-    # This process serves no metrics: it must not leave files among those that are served.
+    # This process serves no metrics, so it must leave no metric files beside the served ones.
     os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)
     from service.payments.merchants import generate_key
 
@@ -33,7 +33,7 @@ def keys_of(home: Path, mode: Literal["test", "live"]) -> LocalKeys:
 
 
 def write_private(path: Path, content: object) -> None:
-    """Write JSON for this user's eyes only, whole or not at all."""
+    """Write JSON that only this user can read; the file is replaced as a whole or not at all."""
     new = path.with_suffix(".new")
     new.unlink(missing_ok=True)
     with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:

@@ -1,4 +1,4 @@
-"""The command lines of the two planes, and becoming one of them."""
+"""The command lines of the two planes, and the exec into one of them."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from typing import NoReturn
 
 from service.settings import Settings, SettingsError
 
-# Where `wsgi.py` and `deploy/` are: beside the package.
+# The directory of `wsgi.py` and `deploy/`: the parent of the package.
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 def data_plane() -> list[str]:
-    """gunicorn with /v1, several workers."""
+    """gunicorn with /v1 and several workers."""
     return _gunicorn("gunicorn.conf.py")
 
 
 def ops_plane() -> list[str]:
-    """gunicorn with the diagnostics, one worker."""
+    """gunicorn with the diagnostics and one worker."""
     return _gunicorn("gunicorn.ops.conf.py")
 
 
 def become_gunicorn(command: list[str], settings: Settings) -> NoReturn:
-    """Replace this process, so that signals from outside reach gunicorn itself."""
+    """Replace this process, so that signals from outside reach gunicorn directly."""
     from service.supervisor.schema import (
         require_api_key,
         require_headroom,
@@ -33,7 +33,7 @@ def become_gunicorn(command: list[str], settings: Settings) -> NoReturn:
     )
 
     if settings.database_url is None:
-        raise SettingsError("DATABASE_URL is not set: only `run` brings a PostgreSQL of its own.")
+        raise SettingsError("DATABASE_URL is not set: only `run` starts its own PostgreSQL.")
     require_suitable(settings)
     require_headroom(settings)
     require_api_key(settings)

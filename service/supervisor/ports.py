@@ -1,4 +1,4 @@
-"""Whether an address is free to listen on, and who has it when it is not."""
+"""Checks whether an address is free to listen on, and names the program that has it otherwise."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from service.settings import SettingsError
 
 
 def require_free(env: str, bind: str) -> None:
-    """Raise SettingsError, naming the setting and the program that listens, unless it is free."""
+    """Raise SettingsError with the setting and the listening program unless the address is free."""
     host, _, port = bind.rpartition(":")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
-        # As gunicorn does: connections of an earlier run that linger do not count.
+        # As gunicorn does: lingering connections of an earlier run do not count.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host.strip("[]"), int(port)))
@@ -27,7 +27,7 @@ def require_free(env: str, bind: str) -> None:
 
 
 def free_bind(port: int = 0) -> str:
-    """host:port on loopback: this port, or any that is free where somebody listens on it."""
+    """host:port on loopback: this port, or any free one where this port is taken."""
     for wanted in (port, 0):
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

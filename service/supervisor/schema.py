@@ -1,4 +1,4 @@
-"""What must be true of the database before anything serves from it."""
+"""Checks of the database before any process serves from it, and the migration of a local stack."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from service.settings import Settings, SettingsError
 if TYPE_CHECKING:
     from service.payments.audit import Actor
 
-# What the ops plane and the reconciler open; a test compares them with the map of the system.
+# The pool size of the ops plane and the reconciler; a test compares it with the system map.
 OPS_POOL_SIZE = 2
 RECONCILER_POOL_SIZE = 4
 
 
 def prepare(settings: Settings) -> list[str]:
-    """Migrate, and make the first API key when one is given; the names of what was applied."""
+    """Migrate, and create the bootstrap API key when one is configured; returns the applied names."""
     app_dsn = settings.database_url or ""
     owner_dsn = settings.migrate_database_url or app_dsn
-    # This process serves no metrics: it must not leave files among those that are served.
+    # This process serves no metrics, so it must leave no metric files beside the served ones.
     os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)
     from service.payments import audit
 
@@ -53,14 +53,14 @@ def prepare(settings: Settings) -> list[str]:
     except MigrationError as error:
         raise SettingsError(f"The database could not be migrated: {error}") from error
     except DatabaseError as error:
-        # A right that the owner lacks, say: the server's own sentence, without our calls above it.
+        # For example a missing right of the owner: show the server's message without our stack.
         said = (error.diag.message_primary or str(error)).strip()
         raise SettingsError(f"The database could not be migrated: {said}.") from error
     return applied
 
 
 def missing(settings: Settings) -> list[str]:
-    """Names of the migrations that the database lacks, asked as its owner."""
+    """The names of the migrations that the database lacks, read as its owner."""
     try:
         return pending(settings.migrate_database_url or settings.database_url or "")
     except Unreachable as error:
@@ -73,7 +73,7 @@ def missing(settings: Settings) -> list[str]:
 
 
 def require_suitable(settings: Settings) -> None:
-    """Refuse to serve from a database that cannot hold every text."""
+    """Refuse to serve from a database whose encoding cannot hold every text."""
     try:
         require_encoding(server_encoding(settings.database_url or ""))
     except Unreachable as error:
@@ -83,8 +83,8 @@ def require_suitable(settings: Settings) -> None:
 
 
 def require_mode(settings: Settings) -> None:
-    """Refuse to send payments of test mode with a live key, and the reverse."""
-    # This process serves no metrics yet: it must not leave files among those that are served.
+    """Refuse to send test payments with a live key, and the reverse."""
+    # This process serves no metrics yet, so it must leave no metric files beside the served ones.
     kept = os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)
     from service.payments.modes import ModeConflict, claim_mode
 
@@ -112,7 +112,7 @@ def _bootstrap(dsn: str, api_key: str, actor: Actor) -> None:
 
 
 def require_api_key(settings: Settings) -> None:
-    """Refuse to be reachable from other machines while nobody could be told from nobody."""
+    """Refuse to bind a non-loopback address before an API key exists."""
     if not settings.is_open_to_others:
         return
     try:
@@ -127,7 +127,7 @@ def require_api_key(settings: Settings) -> None:
 
 
 def require_headroom(settings: Settings) -> None:
-    """Refuse to start when all pools together would not fit the server's connections."""
+    """Refuse to start when the pools of all processes exceed the server's connections."""
     app_dsn = settings.database_url or ""
     if is_behind_pooler(app_dsn, settings.migrate_database_url or app_dsn):
         return

@@ -56,7 +56,7 @@ def test_after_a_kill_of_any_part_nothing_runs_and_nothing_is_lost(home, paid_be
         if part != "supervisor":
             assert house.process.wait(10) == 1
             said = (home / "run.out").read_text()
-            assert f"The {part.replace('_', ' ')} ended by itself" in said
+            assert f"The {part.replace('_', ' ')} ended unexpectedly" in said
 
 
 def test_after_a_kill_of_a_keeper_nothing_runs_either(home):
