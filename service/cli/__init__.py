@@ -1,1 +1,1 @@
-"""The sub-commands of `python -m service`, a module each."""
+"""The sub-commands of `python -m service`, one module each."""

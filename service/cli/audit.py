@@ -1,7 +1,7 @@
 """Read the audit log: the acts of operators and of the command line, newest first.
 
-Each row says who acted (API key or operating-system user), the place, the request's id and what
-changed. Nothing here is ever changed or deleted by the service.
+Each row names the actor (API key or operating-system user), the place, the request's id and the
+change. The service never changes or deletes a row.
 
 example:
   python -m service audit --action api_key --since 2026-11-01
@@ -27,12 +27,14 @@ _COLUMNS = ("at", "action", "actor", "address", "request_id", "target", "detail"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--action", help="one act, or a kind of them: api_key, webhook_endpoint, .."
+        "--action", help="one action, or a group of them: api_key, webhook_endpoint, .."
     )
     parser.add_argument("--actor", help="id of the API key, or name of the operating-system user")
-    parser.add_argument("--target", help="id of what was acted on: pay_.., we_.., a key's id")
-    parser.add_argument("--merchant", type=UUID, metavar="UUID", help="whose (default: all)")
-    parser.add_argument("--since", type=_moment, metavar="TIME", help="from then on, RFC 3339")
+    parser.add_argument("--target", help="id of the changed object: pay_.., we_.., a key's id")
+    parser.add_argument("--merchant", type=UUID, metavar="UUID", help="default: all merchants")
+    parser.add_argument(
+        "--since", type=_moment, metavar="TIME", help="start of the period, RFC 3339"
+    )
     parser.add_argument("--until", type=_moment, metavar="TIME", help="before then")
     parser.add_argument("--before", type=UUID, metavar="ID", help="older than this row: next page")
     parser.add_argument("--limit", type=_limit, default=100, metavar="N", help="at most 1000")

@@ -1,6 +1,6 @@
-"""Check settings, database, migrations, provider, pools, clock and work, and say what to do.
+"""Check settings, database, migrations, provider, pools, clock and backlog, and suggest repairs.
 
-Status 1 when something fails; a warning alone is status 0. Nothing is changed and no money moves.
+Status 1 when a check fails; warnings alone give status 0. The checks change no data and no money.
 
 example:
   python -m service doctor
@@ -24,20 +24,20 @@ from service.settings import Settings, SettingsError
 if TYPE_CHECKING:
     from service.database.pool import ConnectionPool
 
-# Webhook signatures are refused from 300 s on; a second is what NTP keeps easily.
+# Webhook signatures are refused from 300 s on; NTP keeps clocks well within a second.
 CLOCK_WARN_S, CLOCK_FAIL_S = 2.0, 60.0
-# It says that it lives every 5 s.
+# The reconciler writes a heartbeat every 5 s.
 HEARTBEAT_FAIL_S = 30.0
-# Every payment waits for two or three of these.
+# Every payment waits for two or three round trips.
 ROUND_TRIP_WARN_MS = 20.0
-# The shortest of them is the distance; the others tell how busy this machine is.
+# The shortest round trip shows the distance; longer ones show the load of this machine.
 ROUND_TRIPS = 5
 PROVIDER_TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What one check came to; `todo` is empty where there is nothing to do."""
+    """The result of one check; `todo` is empty where no action is needed."""
 
     check: str
     state: Literal["pass", "warn", "fail"]
@@ -66,14 +66,14 @@ def _examine() -> Iterator[Finding]:
         settings = local.settings_here()
     except SettingsError as error:
         yield Finding(
-            "settings", "fail", str(error), "Correct it; .env.example tells each setting."
+            "settings", "fail", str(error), "Correct the setting; .env.example describes each one."
         )
         return
     yield _settings(settings)
     yield _provider(settings)
     if settings.database_url is None:
         todo = "Set DATABASE_URL, or start a local run: python -m service."
-        yield Finding("database", "fail", "none is given, and no local run is found", todo)
+        yield Finding("database", "fail", "not configured, and no local run was found", todo)
         return
     try:
         with local.database(settings) as pool:
@@ -83,13 +83,13 @@ def _examine() -> Iterator[Finding]:
             yield _headroom(settings)
             migrated = _migrations(settings)
             yield migrated
-            # The rest reads tables that may not be there yet.
+            # The other checks read tables that only a migrated database has.
             if migrated.state == "pass":
                 yield _keys(pool, settings)
                 for ask in (_reconciler, _money, _webhooks_out, _partitions):
                     yield ask(pool)
     except SystemExit as refused:
-        todo = "Is it running, and does DATABASE_URL name it? Everything else needs it."
+        todo = "Is it running, and does DATABASE_URL name it? All other checks need it."
         yield Finding("database", "fail", str(refused), todo)
 
 
@@ -104,14 +104,14 @@ def _settings(settings: Settings) -> Finding:
     ]
     is_local = (settings.home / "run.json").exists()
     if missing and not is_local:
-        todo = "Without the key nothing is charged; without the secret each webhook is refused."
+        todo = "Without the key no payment is charged; without the secret each webhook is refused."
         return Finding("settings", "warn", f"{' and '.join(missing)} not set", todo)
     where = f"the local run in {settings.home}" if is_local else settings.env
     return Finding("settings", "pass", f"sound, for {where}")
 
 
 def _provider(settings: Settings) -> Finding:
-    """Ask for a list of nothing: it moves no money."""
+    """Ask for an empty list: the request moves no money."""
     from service.providers.adapters import adapter
     from service.providers.transport import Transport
     from service.resilience.deadline import Deadline
@@ -135,7 +135,7 @@ def _provider(settings: Settings) -> Finding:
     try:
         next(provider.list_since(datetime.now(UTC), Deadline.after(PROVIDER_TIMEOUT_S)), None)
     except (HoldfastError, OSError, ValueError) as error:
-        todo = "Is its address right (STRIPE_API_BASE), the way out open, the key its own?"
+        todo = "Check its address (STRIPE_API_BASE), the network's egress rules, and the key."
         return Finding("provider", "fail", f"{base_url}: {error}", todo)
     finally:
         transport.close()
@@ -147,7 +147,7 @@ def _database(pool: ConnectionPool) -> Finding:
     from service.database.pool import Statement
 
     version = Statement("doctor_version", "SHOW server_version")
-    pool.run(version, {}, local.soon())  # The first one connects.
+    pool.run(version, {}, local.soon())  # The first statement opens the connection.
     trips_ms = []
     for _ in range(ROUND_TRIPS):
         began_s = monotonic()
@@ -156,13 +156,13 @@ def _database(pool: ConnectionPool) -> Finding:
     took_ms = min(trips_ms)
     found = f"PostgreSQL {number} answers in {took_ms} ms"
     if took_ms > ROUND_TRIP_WARN_MS:
-        todo = "Each payment waits for it two or three times: bring them closer together."
+        todo = "Each payment waits for two or three round trips: move the service closer to it."
         return Finding("database", "warn", found, todo)
     return Finding("database", "pass", found)
 
 
 def _database_settings(pool: ConnectionPool) -> Finding:
-    """The encoding, and the settings that our role's sessions begin with."""
+    """The encoding, and the default settings of our role's sessions."""
     from service.database.pool import Statement
     from service.database.requirements import ENCODING
     from service.database.role_settings import DURABLE, RELIED_ON
@@ -184,7 +184,7 @@ def _database_settings(pool: ConnectionPool) -> Finding:
         if value != wanted
     ]
     if wrong:
-        todo = "Run `python -m service migrate` as an owner that may alter this role."
+        todo = "Run `python -m service migrate` as an owner with the right to alter this role."
         return Finding("database settings", "warn", ", ".join(wrong), todo)
     return Finding("database settings", "pass", f"{encoding}, commits are durable")
 
@@ -226,7 +226,7 @@ def _clock(pool: ConnectionPool) -> Finding:
 
 
 def _keys(pool: ConnectionPool, settings: Settings) -> Finding:
-    """Keys of the other mode are refused at each call: their programs should know before."""
+    """Keys of the other mode are refused at each call: their owners should know in advance."""
     from service.payments.merchants import KeyStore
 
     mode = settings.provider_mode
@@ -247,9 +247,9 @@ def _reconciler(pool: ConnectionPool) -> Finding:
     last = SettlingStore(pool, lease_s=0.0).last_heartbeat("reconciler", local.soon())
     age_s = None if last is None else (datetime.now(UTC) - last).total_seconds()
     if age_s is not None and age_s < HEARTBEAT_FAIL_S:
-        return Finding("reconciler", "pass", f"said {max(0.0, age_s):.0f} s ago that it lives")
-    found = "never ran here" if age_s is None else f"silent for {age_s:.0f} s"
-    todo = "Start `python -m service reconcile`: nothing in doubt or queued is settled without it."
+        return Finding("reconciler", "pass", f"last heartbeat {max(0.0, age_s):.0f} s ago")
+    found = "never ran here" if age_s is None else f"no heartbeat for {age_s:.0f} s"
+    todo = "Start `python -m service reconcile`: only it settles payments in doubt or queued."
     return Finding("reconciler", "fail", found, todo)
 
 
@@ -263,7 +263,7 @@ def _money(pool: ConnectionPool) -> Finding:
         todo = "See docs/runbooks/InvariantViolated.md, now."
         return Finding("money", "fail", f"broken promise: {', '.join(broken)}", todo)
     if unchecked := [rule for rule, rows in found_rows.items() if rows is None]:
-        todo = "A rule that was not checked proves nothing: see InvariantsNotChecked.md."
+        todo = "An unchecked rule proves nothing: see docs/runbooks/InvariantsNotChecked.md."
         return Finding("money", "warn", f"not checked: {', '.join(unchecked)}", todo)
     counts: dict[str, int] = {}
     for figure in SettlingStore(pool, lease_s=0.0).open_figures(local.soon()):
@@ -281,7 +281,7 @@ def _webhooks_out(pool: ConnectionPool) -> Finding:
     paused, failing = EndpointStore(pool).troubled(local.soon())
     if paused or failing:
         found = f"{failing} endpoints fail, {paused} were paused for it"
-        todo = "Tell their owners: GET /v1/webhook_endpoints says since when and why."
+        todo = "Inform their owners: GET /v1/webhook_endpoints shows since when and why."
         return Finding("webhooks out", "warn", found, todo)
     return Finding("webhooks out", "pass", "no endpoint fails")
 
@@ -297,7 +297,7 @@ def _partitions(pool: ConnectionPool) -> Finding:
     if not has_next_month:
         return Finding("event months", "warn", "next month's partition is missing", todo)
     if has_strays:
-        return Finding("event months", "warn", "events lie in the default partition", todo)
+        return Finding("event months", "warn", "the default partition holds events", todo)
     return Finding("event months", "pass", "made ahead")
 
 

@@ -1,8 +1,8 @@
-"""Rehearse a fault on a running instance and say whether it held.
+"""Run a drill on a live instance and report its verdict.
 
-Talks to the ops plane: that of the local run (HOLDFAST_HOME/run.json), or HOLDFAST_OPS_URL with
+Connects to the ops plane: the local run's (HOLDFAST_HOME/run.json), or HOLDFAST_OPS_URL with
 HOLDFAST_API_KEY (scope platform). Ctrl-C stops the drill. Exit status: 0 HELD, 1 BROKE, 3 otherwise
-(INCONCLUSIVE, ABORTED), 2 when it was refused.
+(INCONCLUSIVE, ABORTED), 2 when the drill was refused.
 
 example:
   python -m service drill --list
@@ -32,9 +32,9 @@ ANSWER_TIMEOUT_S = 15.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", nargs="?", help="which drill; see --list")
+    parser.add_argument("name", nargs="?", help="name of the drill; see --list")
     parser.add_argument(
-        "--list", action="store_true", help="what can be rehearsed, and how it went"
+        "--list", action="store_true", help="show the drills and their last verdicts"
     )
     parser.add_argument(
         "--scope", choices=["instance", "pair"], help="this instance, or two copies"
@@ -42,16 +42,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--blind",
         action="store_true",
-        help="of a game day: one drill of it, and you find out which",
+        help="of a game day: one hidden drill of it, for you to identify",
     )
     parser.add_argument(
-        "--answer", metavar="DRILL", help="say which fault the blind game day is that runs now"
+        "--answer", metavar="DRILL", help="name the fault of the blind game day that is running"
     )
-    parser.add_argument("--dry-run", action="store_true", help="only look whether it may begin")
-    parser.add_argument("--fault-s", type=int, help="how long the fault lasts")
+    parser.add_argument("--dry-run", action="store_true", help="only check whether it may begin")
+    parser.add_argument("--fault-s", type=int, help="duration of the fault")
     parser.add_argument("--load-rps", type=int, help="synthetic payments a second")
-    parser.add_argument("--reason", default="", help="kept with the report")
-    parser.add_argument("--junit", type=Path, metavar="FILE", help="write the report for a CI")
+    parser.add_argument("--reason", default="", help="stored with the report")
+    parser.add_argument(
+        "--junit", type=Path, metavar="FILE", help="write the report for a CI build"
+    )
     parser.add_argument("--json", action="store_true", help="print the whole report instead")
 
 
@@ -81,7 +83,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(json.dumps(begun, indent=2))
         return 0
     if arguments.blind and not arguments.json:
-        print("Something will be wrong soon. Name it: python -m service drill --answer NAME")
+        print("A fault begins soon. Name it: python -m service drill --answer NAME")
     report = _follow(plane, f"/drills/{begun['id']}", is_quiet=arguments.json)
     if arguments.junit:
         arguments.junit.write_bytes(plane.read(f"/drills/{begun['id']}?format=junit"))
@@ -132,7 +134,7 @@ def _local_run() -> tuple[str, str]:
         run = json.loads(run_file.read_text())
     except OSError:
         raise SettingsError(
-            f"There is no local run ({run_file}): start one with `make run`, or set"
+            f"No local run was found ({run_file}): start one with `make run`, or set"
             " HOLDFAST_OPS_URL and HOLDFAST_API_KEY."
         ) from None
     return run["ops_url"], run["api_key"]
@@ -141,7 +143,7 @@ def _local_run() -> tuple[str, str]:
 def _list(plane: _OpsPlane, *, as_json: bool) -> int:
     status, answer = plane.ask("GET", "/drills")
     if status == 404:
-        raise SettingsError("Simulation is off there: see HOLDFAST_SIMULATION_ENABLED.")
+        raise SettingsError("Simulation is off on that instance: see HOLDFAST_SIMULATION_ENABLED.")
     if as_json:
         print(json.dumps(answer, indent=2))
         return 0
@@ -154,11 +156,11 @@ def _list(plane: _OpsPlane, *, as_json: bool) -> int:
 
 
 def _answer(plane: _OpsPlane, name: str) -> int:
-    """Status 0: that is it; 1: it is not."""
+    """Status 0: the answer is right; 1: it is wrong."""
     _, overview = plane.ask("GET", "/drills")
     running = overview.get("running")
     if running is None:
-        print("Nothing is rehearsed now.")
+        print("No drill is running.")
         return 2
     status, answer = plane.ask("POST", f"/drills/{running['id']}/answer", {"name": name})
     if status >= 400:
@@ -170,7 +172,7 @@ def _answer(plane: _OpsPlane, name: str) -> int:
 
 
 def _follow(plane: _OpsPlane, path: str, *, is_quiet: bool) -> dict[str, Any]:
-    """Print each step as it happens, until the verdict; Ctrl-C stops the drill itself."""
+    """Print each step as it happens, until the verdict; Ctrl-C stops the drill."""
     told = 0
     while True:
         try:

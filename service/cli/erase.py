@@ -1,12 +1,12 @@
-"""Erase what tells of a person: a customer's payments, or those of one reference. Amounts stay.
+"""Erase personal data: of a customer's payments, or of one reference. Amounts stay.
 
-Without --confirm it only tells what it would erase. Connects as MIGRATE_DATABASE_URL (the owner),
-since the service's own role cannot change what happened. Erased are reference, customer and
-metadata of the payments, details of their events beyond how each step went, the provider's
-webhooks about them, and drill reports that hold the value. The provider's books are its own.
+Without --confirm the command only lists the data. It connects as MIGRATE_DATABASE_URL (the owner),
+because the service's role cannot change the history. It erases reference, customer and metadata
+of the payments, details of their events beyond the result of each step, the provider's webhooks
+about them, and drill reports that contain the value. The provider's books are not changed.
 
-Status 0: done, or nothing is left. 1: payments that are still open keep their data, or the
-database did not answer; run it again. 2: it cannot be done like this.
+Status 0: all data is erased. 1: open payments keep their data, or the database did not answer;
+run it again. 2: the arguments or settings do not allow it.
 
 example:
   python -m service erase --merchant 019d.. --customer cus_7
@@ -23,7 +23,7 @@ from service.cli import local
 from service.cli.table import print_json
 from service.settings import SettingsError
 
-# Enough to begin with; a list of thousands helps nobody.
+# Enough for a first look; a list of thousands helps no operator.
 _SHOWN = 20
 
 
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--customer", type=_text, help="all ended payments of this customer")
     which.add_argument("--reference", type=_text, help="the ended payments of this reference")
-    parser.add_argument("--confirm", action="store_true", help="do it; there is no way back")
+    parser.add_argument("--confirm", action="store_true", help="erase; this cannot be undone")
     local.add_json(parser)
 
 
@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
         )
         if not erasure.is_allowed():
             raise SettingsError(
-                "Events are changed by the tables' owner only: set MIGRATE_DATABASE_URL."
+                "Only the tables' owner can change events: set MIGRATE_DATABASE_URL."
             )
         found = erasure.erase(cli_actor()) if arguments.confirm else erasure.look()
     is_open = [f"pay_{payment_id.hex}" for payment_id in found.is_open]

@@ -1,4 +1,4 @@
-"""Follow what happens: each event as it is written, until Ctrl-C.
+"""Follow the events: print each one as it is written, until Ctrl-C.
 
 example:
   python -m service events tail
@@ -26,10 +26,12 @@ _PAGE = 200
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     verbs = parser.add_subparsers(dest="verb", required=True)
-    tail = verbs.add_parser("tail", help="the newest, and those to come")
-    tail.add_argument("--since-s", type=float, default=60.0, metavar="S", help="begin so long ago")
-    tail.add_argument("--once", action="store_true", help="end when all of them were told")
-    tail.add_argument("--payment", metavar="ID", help="only those of this payment")
+    tail = verbs.add_parser("tail", help="the newest events, and all new ones")
+    tail.add_argument(
+        "--since-s", type=float, default=60.0, metavar="S", help="begin S seconds ago"
+    )
+    tail.add_argument("--once", action="store_true", help="end after the existing events")
+    tail.add_argument("--payment", metavar="ID", help="only the events of this payment")
     local.add_merchant(tail)
     local.add_json(tail)
 
@@ -53,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _read(
     feed: EventFeed, merchant_id: UUID, arguments: argparse.Namespace
 ) -> Iterator[dict[str, Any]]:
-    """Each event once. The feed's cursor stays behind what may still be committed."""
+    """Each event once. The feed's cursor stays behind events that are not committed yet."""
     from service.web.movement_schemas import present_feed_event
 
     # Version 7 ids begin with the milliseconds since 1970.
@@ -64,7 +66,7 @@ def _read(
         for event in page.events:
             if event.event_id not in told:
                 yield dict(present_feed_event(event))
-        # Only those behind the cursor can come again.
+        # Only events behind the cursor can appear again.
         told = {event.event_id for event in page.events}
         after = page.next_cursor or after
         if not page.has_more:

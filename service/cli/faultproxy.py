@@ -1,6 +1,6 @@
-"""Stand on the links to the provider and the database, and strike them when a drill asks for it.
+"""Relay the links to the provider and the database, and inject faults when a drill orders them.
 
-Only for rehearsals: point HOLDFAST_PROVIDER_PROXY_URL and the data plane's DATABASE_URL at it, and
+For drills only: point HOLDFAST_PROVIDER_PROXY_URL and the data plane's DATABASE_URL at it, and
 HOLDFAST_FAULT_PROXY_CONTROL of the ops plane at its control socket. Without an order it only relays.
 
 example:
@@ -24,6 +24,6 @@ def run(arguments: argparse.Namespace) -> int:
     from service.observability import logs
     from service.simulation import proxy
 
-    # Only its logs are the service's: it reads no settings, so that no secret is handed to it.
+    # It shares only the log format with the service: it reads no settings, so it holds no secret.
     logs.configure("INFO", environment="rehearsal", instance=socket.gethostname())
     return proxy.run(arguments)

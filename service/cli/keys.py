@@ -1,7 +1,7 @@
-"""Make, list and revoke API keys.
+"""Create, list and revoke API keys.
 
-To replace a key: make the new one, move your program to it, see in `list` that the old one is no
-longer used, revoke it. A revoked key stops working within five seconds.
+To replace a key: create the new one, move your program to it, check in `list` that the old one is
+no longer used, then revoke it. A revoked key stops working within five seconds.
 
 example:
   python -m service keys make --scopes payments,read --label "shop, new"
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     verbs = parser.add_subparsers(dest="verb", required=True)
-    made = verbs.add_parser("make", help="a new key, shown this once")
+    made = verbs.add_parser("make", help="create a key; it is shown only once")
     made.add_argument("--scopes", required=True, help="of payments,refunds,read,operator,platform")
-    made.add_argument("--label", help="which program uses it")
+    made.add_argument("--label", help="the program that uses it")
     made.add_argument("--mode", choices=("test", "live"), help="default: the provider's")
     made.add_argument("--expires-in-days", type=int, metavar="N")
-    listed = verbs.add_parser("list", help="the newest 100, with when each was last used")
-    revoked = verbs.add_parser("revoke", help="end a key, for good")
+    listed = verbs.add_parser("list", help="the newest 100 keys, with the last use of each")
+    revoked = verbs.add_parser("revoke", help="end a key permanently")
     revoked.add_argument("key_id", help="the part after hf_test_ or hf_live_")
     for verb in (made, listed, revoked):
         local.add_merchant(verb)
@@ -72,7 +72,7 @@ def _make(keys: KeyStore, merchant_id: UUID, arguments: argparse.Namespace) -> N
     if arguments.json:
         print_json({**present_key(key), "key": api_key})
     else:
-        print(f"{api_key}\nKeep it now: only its hash is stored.")
+        print(f"{api_key}\nStore it now: only its hash is kept.")
 
 
 def _list(keys: KeyStore, merchant_id: UUID, arguments: argparse.Namespace) -> None:
@@ -90,7 +90,7 @@ def _revoke(keys: KeyStore, merchant_id: UUID, arguments: argparse.Namespace) ->
     from service.payments.audit import cli_actor
 
     if not keys.revoke(merchant_id, arguments.key_id, local.soon(), actor=cli_actor()):
-        local.fail("There is no such live key of this merchant.")
+        local.fail("This merchant has no live key with that id.")
     if arguments.json:
         print_json({"id": arguments.key_id, "status": "revoked"})
     else:

@@ -1,4 +1,4 @@
-"""What a command works on: the database of DATABASE_URL, or that of the run on this machine."""
+"""Opens the database of a command: DATABASE_URL, or the local run's on this machine."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from service.database.pool import ConnectionPool
     from service.resilience.deadline import Deadline
 
-# A person waits for it.
+# The wait of a person at a terminal.
 TIMEOUT_S = 10.0
 
 
 def settings_here() -> Settings:
-    """The environment's settings; what is not set there, as the local run has it."""
+    """The environment's settings; unset ones default to the local run's."""
     settings = Settings.from_environ()
     run_file = settings.home / "run.json"
     if settings.database_url is not None or not run_file.exists():
@@ -46,14 +46,14 @@ def settings_here() -> Settings:
 
 @contextlib.contextmanager
 def database(settings: Settings | None = None) -> Iterator[ConnectionPool]:
-    """A pool of one; an error that callers of the service would see ends the command with it."""
+    """A pool with one connection; an error for callers of the service ends the command with its text."""
     settings = settings or settings_here()
     if settings.database_url is None:
         raise SettingsError(
-            "No database: set DATABASE_URL, or start a local run (python -m service), whose"
-            f" {settings.home / 'run.json'} says where it is."
+            "No database: set DATABASE_URL, or start a local run (python -m service);"
+            f" {settings.home / 'run.json'} then has its address."
         )
-    # This process serves no metrics: it must not leave files among those that are served.
+    # This process serves no metrics, so it must leave no metric files beside the served ones.
     os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)
     from service.database.pool import ConnectionPool
     from service.resilience.watchdog import Watchdog
@@ -70,7 +70,7 @@ def database(settings: Settings | None = None) -> Iterator[ConnectionPool]:
 
 
 def soon() -> Deadline:
-    """The end of one step's patience."""
+    """The deadline of one step."""
     from service.resilience.deadline import Deadline
 
     return Deadline.after(TIMEOUT_S)
@@ -82,17 +82,15 @@ def fail(message: str) -> NoReturn:
 
 
 def add_merchant(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--merchant", type=UUID, metavar="UUID", help="whose (default: the first merchant)"
-    )
+    parser.add_argument("--merchant", type=UUID, metavar="UUID", help="default: the first merchant")
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="for programs instead of people")
+    parser.add_argument("--json", action="store_true", help="print JSON for programs")
 
 
 def merchant_of(arguments: argparse.Namespace) -> UUID:
-    """The merchant that was named, else the one that a first start makes."""
+    """The named merchant, or the one that the first start creates."""
     from service.payments.merchants import DEFAULT_MERCHANT_ID
 
     merchant_id: UUID = arguments.merchant or DEFAULT_MERCHANT_ID

@@ -1,7 +1,7 @@
-"""Bring the database to this version's schema, and give the service's role its rights.
+"""Migrate the database to this version's schema, and grant the service's role its rights.
 
 Connects as MIGRATE_DATABASE_URL (the owner, not through pgbouncer), else DATABASE_URL. Safe to run
-from several places at once. With HOLDFAST_BOOTSTRAP_API_KEY set it also makes the first API key.
+on several machines at once. With HOLDFAST_BOOTSTRAP_API_KEY set it also creates the first API key.
 
 example:
   MIGRATE_DATABASE_URL=postgresql://owner@.. DATABASE_URL=postgresql://app@.. \\
@@ -17,7 +17,9 @@ from service.settings import Settings, SettingsError
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--pending", action="store_true", help="only tell what is missing; status 1 if anything is"
+        "--pending",
+        action="store_true",
+        help="only list missing migrations; status 1 if there are any",
     )
 
 
@@ -26,7 +28,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     settings = Settings.from_environ()
     if settings.database_url is None:
-        raise SettingsError("DATABASE_URL is not set: migrate needs a database of yours.")
+        raise SettingsError("DATABASE_URL is not set: migrate needs an existing database.")
     if arguments.pending:
         names = missing(settings)
         print("\n".join(names) or "Nothing is missing.")

@@ -1,8 +1,8 @@
-"""Show the incident: everything as `run` starts it, watched by Prometheus, Alertmanager and Grafana.
+"""Show the incident on a local stack, observed by Prometheus, Alertmanager and Grafana.
 
-Starts those that are installed with the rules, routes and dashboards as shipped, sends payments, and
-makes the three errors of the incident one after the other, each until its alert has paged. The pages
-are printed here. Ctrl-C stops everything; the data is below HOLDFAST_HOME/lookout.
+Starts the installed ones of these programs with the shipped rules, routes and dashboards, sends
+payments, and injects the three faults of the incident in turn, each until its alert has paged. The
+pages are printed here. Ctrl-C stops everything; the data is below HOLDFAST_HOME/lookout.
 
 example:
   python -m service observe
@@ -20,7 +20,7 @@ from service.settings import Settings
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--payments-per-s", type=_rate, default=12.0, metavar="N", help="how much traffic (12)"
+        "--payments-per-s", type=_rate, default=12.0, metavar="N", help="payments a second (12)"
     )
     parser.add_argument(
         "--hurry",
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--end-with-parent",
         action="store_true",
-        help="stop when the program that started this one ends, however it ends (Linux)",
+        help="stop when the parent process ends, for any reason (Linux)",
     )
 
 
@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _rate(text: str) -> float:
     rate = float(text)
-    # More would measure the machine that sends them.
+    # A higher rate would measure the machine that sends the payments.
     if not 0 < rate <= 100:
         raise ValueError
     return rate

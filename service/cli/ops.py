@@ -1,6 +1,6 @@
 """Serve the ops plane: metrics, diagnostics, the console, and simulation where it is enabled.
 
-A process of its own, because it must answer when every thread of the data plane is stuck. Give it
+A separate process, because it must answer when every thread of the data plane is stuck. Give it
 the same PROMETHEUS_MULTIPROC_DIR as the data plane beside it.
 
 example:
@@ -15,7 +15,7 @@ from service.settings import Settings
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Everything is a setting: containers have an environment."""
+    """The command takes no arguments: containers configure it by environment variables."""
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -1,7 +1,7 @@
 """Look at payments, and settle the ones in doubt.
 
-reconcile asks the provider now; resolve writes what a person found out, with the evidence, for
-good. Both are in the payment's timeline with who did it.
+reconcile asks the provider now; resolve records an operator's finding with its evidence,
+permanently. The payment's timeline shows both, with the actor.
 
 example:
   python -m service payments list --status needs_review
@@ -25,19 +25,19 @@ if TYPE_CHECKING:
     from service.payments.store import PaymentStore
 
 _EVIDENCE_LENGTH_MIN = 10
-# A look-up holds the payment for a few seconds at most.
+# A look-up holds the payment's lease for a few seconds at most.
 _AGAIN_S = 0.25
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     verbs = parser.add_subparsers(dest="verb", required=True)
-    listed = verbs.add_parser("list", help="the newest first")
-    listed.add_argument("--status", help="as in the API, like unknown or needs_review")
-    listed.add_argument("--reference", help="your own reference")
+    listed = verbs.add_parser("list", help="the newest payments first")
+    listed.add_argument("--status", help="an API status, like unknown or needs_review")
+    listed.add_argument("--reference", help="the merchant's own reference")
     listed.add_argument("--limit", type=int, default=20, choices=range(1, 1001), metavar="N")
-    shown = verbs.add_parser("show", help="one payment and each step of its life")
-    looked = verbs.add_parser("reconcile", help="have the provider asked now")
-    resolved = verbs.add_parser("resolve", help="write what became of a payment in doubt")
+    shown = verbs.add_parser("show", help="one payment with its timeline")
+    looked = verbs.add_parser("reconcile", help="ask the provider now")
+    resolved = verbs.add_parser("resolve", help="record the outcome of a payment in doubt")
     resolved.add_argument(
         "--outcome", required=True, choices=("succeeded", "declined", "not_executed")
     )
@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
     with local.database() as pool:
         from service.payments.store import PaymentStore
 
-        # Nothing is leased or queued here.
+        # These commands never lease or queue a payment.
         store = PaymentStore(pool, lease_s=0.0, queue_expires_s=0.0)
         verb = {"list": _list, "show": _show, "reconcile": _reconcile, "resolve": _resolve}
         verb[arguments.verb](store, local.merchant_of(arguments), arguments)
@@ -123,7 +123,7 @@ def _resolve(store: PaymentStore, merchant_id: UUID, arguments: argparse.Namespa
 
     evidence = arguments.evidence.strip()
     if len(evidence) < _EVIDENCE_LENGTH_MIN:
-        local.fail("The evidence must say where it can be checked, in 10 characters at least.")
+        local.fail("The evidence must name a source, in 10 characters at least.")
     actor, patience = cli_actor(), local.soon()
     while True:
         payment = _find(store, merchant_id, arguments)
@@ -135,7 +135,7 @@ def _resolve(store: PaymentStore, merchant_id: UUID, arguments: argparse.Namespa
             local.soon(),
             actor=actor,
         )
-        # While a call is in flight its answer counts, not a person's: it has a deadline of its own.
+        # The answer to a call in flight takes precedence over an operator; the call has a deadline.
         if resolved is not None or not payment.leased or patience.expired:
             break
         time.sleep(_AGAIN_S)

@@ -1,7 +1,7 @@
-"""Settle what is open: look up unknown outcomes, send what is queued, sweep the provider's books.
+"""Settle open payments: look up unknown outcomes, send queued calls, sweep the provider's books.
 
-Any number of these may run, on any number of machines; leases in the database keep them apart.
-SIGTERM ends it after what is under way.
+Several of these may run, on several machines; leases in the database separate their work.
+SIGTERM ends it after the current work.
 
 example:
   DATABASE_URL=postgresql://.. STRIPE_API_BASE=https://api.stripe.com python -m service reconcile
@@ -25,12 +25,12 @@ AGAIN_S = 0.5
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Everything is a setting: containers have an environment."""
+    """The command takes no arguments: containers configure it by environment variables."""
 
 
 def run(arguments: argparse.Namespace) -> int:
     settings = Settings.from_environ()
-    # Before anything imports the metrics.
+    # This must precede every import of the metrics.
     multiprocess.use_directory(settings.metrics_path)
     multiprocess.claim("reconciler")
     logs.configure(settings.log_level, environment=settings.env, instance=socket.gethostname())
@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _claim_mode(settings: Settings, stop: threading.Event) -> None:
-    """Send nothing before it is known that the open payments are of the provider's mode."""
+    """Wait until the mode of the open payments is known to be the provider's; send no call before."""
     from service.database.direct import DatabaseError, Unreachable
     from service.payments.modes import ModeConflict, claim_mode
 
@@ -61,6 +61,6 @@ def _claim_mode(settings: Settings, stop: threading.Event) -> None:
         except ModeConflict as error:
             raise SettingsError(str(error)) from error
         except (Unreachable, DatabaseError) as error:
-            # Nothing can be settled without the database either; a person may end the wait.
+            # No payment can be settled without the database either; an operator may end the wait.
             log.warning("reconciler.waits_for_database", extra={"error": str(error).strip()})
             stop.wait(AGAIN_S)

@@ -1,10 +1,10 @@
-"""Make the months of events to come, and detach those that are kept long enough. For cron.
+"""Create the event partitions of coming months, and detach expired ones. For cron.
 
-Connects as MIGRATE_DATABASE_URL (the owner, not through pgbouncer), else DATABASE_URL. Rows that
-lie in the default partition get a month of their own. Detached months stay as tables: archive
+Connects as MIGRATE_DATABASE_URL (the owner, not through pgbouncer), else DATABASE_URL. Rows in the
+default partition move to a partition for their month. Detached months stay as tables: archive
 them, then drop them. Months are detached only where HOLDFAST_KEEP_EVENTS_MONTHS is set.
 
-Status 0: all done. 1: a lock or the database did not let it finish; run it again.
+Status 0: all done. 1: a lock or the database prevented the rest; run it again.
 
 example:
   python -m service retain --dry-run
@@ -20,7 +20,7 @@ from service.settings import SettingsError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--dry-run", action="store_true", help="only tell what would be done")
+    parser.add_argument("--dry-run", action="store_true", help="only list the changes")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -1,7 +1,7 @@
-"""Start everything on this machine, and stop it together.
+"""Start a local stack on this machine, and stop it together.
 
-Starts what is not given: PostgreSQL unless DATABASE_URL is set, the sandbox provider unless
-STRIPE_API_BASE is set; then the data plane, the ops plane and the reconciler. Ctrl-C stops all.
+Starts every part that is not configured: PostgreSQL without DATABASE_URL, the sandbox provider
+without STRIPE_API_BASE; then the data plane, the ops plane and the reconciler. Ctrl-C stops all.
 
 example:
   HOLDFAST_BIND=127.0.0.1:9080 HOLDFAST_OPS_BIND=127.0.0.1:9081 python -m service run --verbose
@@ -18,12 +18,12 @@ from service.settings import Settings
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "-v", "--verbose", action="store_true", help="show the parts' log lines here as well"
+        "-v", "--verbose", action="store_true", help="print the parts' log lines here too"
     )
     parser.add_argument(
         "--end-with-parent",
         action="store_true",
-        help="stop when the program that started this one ends, however it ends (Linux)",
+        help="stop when the parent process ends, for any reason (Linux)",
     )
 
 

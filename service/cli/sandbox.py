@@ -1,6 +1,6 @@
-"""Run the stand-in provider: Stripe's shape over TLS, books of its own, faults on demand.
+"""Run the sandbox provider: Stripe's shape over TLS, its own books, faults on demand.
 
-The same as `python -m service.sandbox`, which tells its options with --help.
+The same as `python -m service.sandbox`; its --help lists the options.
 
 example:
   python -m service sandbox --port 9443 --home /tmp/sandbox
@@ -14,12 +14,12 @@ import sys
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    # All words are the sandbox's own; argparse would take the first of its options for ours.
+    # The sandbox parses all options; argparse would take the first of them for its own.
     parser.prefix_chars = "\0"
     parser.add_argument("options", nargs=argparse.REMAINDER, help="options of the sandbox")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    # A process of its own that imports nothing of the service, as in production there is none.
+    # A separate process without imports from the service, because production has no sandbox.
     command = [sys.executable, "-m", "service.sandbox", *arguments.options]
     os.execv(command[0], command)  # noqa: S606

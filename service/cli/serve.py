@@ -14,7 +14,7 @@ from service.settings import Settings
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Everything is a setting: containers have an environment."""
+    """The command takes no arguments: containers configure it by environment variables."""
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""Rows for people: aligned columns, nothing drawn; or the same as JSON for programs."""
+"""Prints rows as aligned columns for people, or as JSON for programs."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _GAP = "  "
 
 
 def print_rows(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
-    """The columns of the rows under their names; on a terminal no line is longer than it."""
+    """Print the columns under their names; on a terminal no line exceeds its width."""
     texts = [list(columns), *([_text(row.get(name)) for name in columns] for row in rows)]
     widths = [max(len(line[n]) for line in texts) for n in range(len(columns))]
-    # What is piped on is never cut.
+    # Piped output is never cut.
     most = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     for line in texts:
         padded = (text.ljust(width) for text, width in zip(line, widths, strict=True))
@@ -23,7 +23,7 @@ def print_rows(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> Non
 
 
 def print_fields(row: Mapping[str, Any]) -> None:
-    """One thing, a field a line."""
+    """One object, one field a line."""
     width = max(len(name) for name in row)
     for name, value in row.items():
         print(f"{name.ljust(width)}{_GAP}{_text(value)}".rstrip())
@@ -41,5 +41,5 @@ def _text(value: Any) -> str:
         return ",".join(value)
     if isinstance(value, dict | list):
         return json.dumps(value)
-    # What merchants wrote must not move the cursor of who reads it.
+    # Merchants' text must not move the cursor of a reader's terminal.
     return "".join(c if c.isprintable() else "?" for c in str(value))
