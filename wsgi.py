@@ -1,4 +1,4 @@
-"""What gunicorn serves: `wsgi:app` is the data plane, `wsgi:ops` the ops plane."""
+"""gunicorn's entry points: `wsgi:app` is the data plane, `wsgi:ops` the ops plane."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from flask import Flask
 
 
 def __getattr__(name: str) -> Flask:
-    """Build the plane that was named, and only that, in the worker and so after the fork."""
+    """Build only the named plane, in the worker and so after the fork."""
     from service import app as parts
     from service.settings import Settings
 

@@ -1,1 +1,1 @@
-"""What keeps one part's trouble from becoming everybody's: deadlines, bulkhead, breaker, retry."""
+"""Limits the effect of a failing part on the others: deadlines, bulkhead, breaker, retry."""

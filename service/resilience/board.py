@@ -1,11 +1,11 @@
-"""A page of memory that the processes of one host share; its content outlives none of them.
+"""A memory page that the processes of one host share; its content ends with the last of them.
 
-Every cell is a double, so that one store changes it whole: readers need no lock. A process writes
-its own slot freely, and the common cells only inside `exclusive()`. The first process to come when
-no other lives finds the page wiped, so nothing is remembered from an earlier run or another boot.
-Where the file cannot be had the page is private memory, and the process is alone with it.
+Every cell is a double, so that one store replaces it whole: readers need no lock. A process writes
+its own slot freely, and the common cells only inside `exclusive()`. A process that finds no other
+alive wipes the page first, so no state of an earlier run or another boot remains. Where the file
+cannot be opened, the page is private memory, and the process shares it with no other.
 
-Make it after the fork: parent and child would share one slot and one lock.
+Create it after the fork: parent and child would otherwise share one slot and one lock.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from time import monotonic, sleep
 
 log = logging.getLogger(__name__)
 
-# Tells a page of another layout (an older release still running) from ours.
+# Identifies this layout; an older release that is still running may use another one.
 _LAYOUT = 26112401.0
-# Workers, the ops plane and reconcilers of one host, with room for those just being replaced.
+# Workers, the ops plane and reconcilers of one host, with room for processes being replaced.
 SLOTS = 64
 _HEADER_CELLS = 16
 _SLOT_CELLS = 48
 _PAGE_BYTES = 8 * (_HEADER_CELLS + SLOTS * _SLOT_CELLS)
 
-# The lock is held for microseconds; only a process stopped in the middle holds it longer, and then
-# whoever waits goes on without having changed anything.
+# The lock is held for microseconds; only a stopped process holds it longer, and then every
+# waiting process continues without a change.
 _LOCK_WAIT_S = 0.05
 # Starting processes all wipe and claim at once, and each does it only once.
 _CLAIM_WAIT_S = 2.0
 
 
 class Board:
-    """The header's cells belong to all; `own` is where this process' slot begins."""
+    """The header's cells are shared by all processes; `own` is the start of this process' slot."""
 
     def __init__(self, path: Path | None) -> None:
         self._fd: int | None = None
@@ -57,12 +57,12 @@ class Board:
         self.cells: memoryview[float] = memoryview(page).cast("d")
 
     def _share(self, fd: int) -> None:
-        """Map the file and take a free slot, wiping the page first where nobody lives on it."""
+        """Map the file and take a free slot; wipe the page first where no live process uses it."""
         with self.exclusive(wait_s=_CLAIM_WAIT_S) as is_mine:
             if not is_mine:
                 raise BlockingIOError("its lock is held by a process that does not run")
             if os.fstat(fd).st_size < _PAGE_BYTES:
-                # Written, not truncated to size: on a full disk a hole would kill us by SIGBUS.
+                # Write all bytes instead of truncating to size: a hole on a full disk would raise SIGBUS.
                 os.pwrite(fd, bytes(_PAGE_BYTES), 0)
             self._forget_page()
             self._use(mmap.mmap(fd, _PAGE_BYTES))
@@ -100,16 +100,16 @@ class Board:
             self.cells[cell] = 0.0
 
     def taken(self) -> Iterator[int]:
-        """Where the slots of all processes begin, this one's included; the dead may be among them."""
+        """The starts of all slots in use, this process' included; dead processes may be among them."""
         if self._fd is None:
             return iter((self.own,))
         return (start for start in SLOT_STARTS if self.cells[start])
 
     @contextlib.contextmanager
     def exclusive(self, *, wait_s: float = _LOCK_WAIT_S) -> Iterator[bool]:
-        """Keep other processes from changing the common cells; False: not obtained, change nothing.
+        """Keep other processes from changing the common cells; False: no lock, so change no cell.
 
-        Threads of one process need a lock of their own around it.
+        Threads of one process need a second lock around it.
         """
         is_mine = self._lock(wait_s)
         try:
@@ -123,7 +123,7 @@ class Board:
             return True
         until_s = monotonic() + wait_s
         while True:
-            # The kernel frees it when its holder dies, SIGKILL included.
+            # The kernel releases it when its holder dies, SIGKILL included.
             try:
                 fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 return True
@@ -133,7 +133,7 @@ class Board:
                 sleep(0.001)
 
     def close(self) -> None:
-        """Give the slot back; the board cannot be used afterwards."""
+        """Release the slot; the board cannot be used afterwards."""
         self._wipe(self.own)
         self._forget_page()
         if self._fd is not None:
@@ -141,7 +141,7 @@ class Board:
             self._fd = None
 
 
-# Cell 0 is the layout, the rest of the header is the breaker's; a slot begins with its process' id.
+# Cell 0 is the layout, the rest of the header is the breaker's; a slot starts with a process id.
 SLOT_STARTS = tuple(range(_HEADER_CELLS, _HEADER_CELLS + SLOTS * _SLOT_CELLS, _SLOT_CELLS))
 
 

@@ -1,9 +1,9 @@
-"""Stops calling a provider that is down, for all processes of the host at once.
+"""Stops calls to a failing provider, for all processes of the host at once.
 
-`circuitbreaker` gives the class, the words for the states, the error and the decorator; what it
-lacks stands here (docs/decisions/0002 tells why). Each turn of the breaker begins a new generation,
-and a call reports into the generation that let it through: what a straggler of an older one says
-is ignored, whether it is good news or bad.
+`circuitbreaker` gives the class, the names of the states, the error and the decorator; this module
+adds the rest (docs/decisions/0002 gives the reasons). Each transition begins a new generation, and
+a call reports into the generation that admitted it: a late report from an older generation is
+ignored, whether it is a success or a failure.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ log = logging.getLogger(__name__)
 _STATES = (STATE_CLOSED, STATE_OPEN, STATE_HALF_OPEN)
 _CLOSED, _OPEN, _HALF_OPEN = 0.0, 1.0, 2.0
 _NO_CALLS = Tally()
-# Pauses are stretched by up to this, or shortened as much.
+# Jitter stretches or shortens each pause by up to this factor.
 _JITTER_MAX = 1.2
 
-# The common cells of the board.
+# The common cells of the shared page.
 _GENERATION = 1
 _STATE = 2
-_SINCE = 3  # the last turn
+_SINCE = 3  # time of the last transition
 _OPEN_UNTIL = 4
 _PROBE_UNTIL = 5  # the end of the prober's lease
 _CLOSED_AT = 6
@@ -51,29 +51,29 @@ _RELAPSES = 7  # openings in a row that came right after a closing
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BreakerRules:
-    """When to open, for how long, and when a probe counts as lost."""
+    """The conditions and durations of the open state, and the lease of a probe."""
 
-    # Twice what the bulkhead lets in, no more: else a house full of hung calls is outvoted by the
-    # good ones before them.
+    # At most twice the bulkhead's limit: with a larger window earlier successes would outvote a
+    # worker full of hung calls.
     window_calls: float = 20
     window_s: float = 10.0
     # Fewer calls prove nothing.
     minimum_calls: int = 10
     failure_rate: float = 0.5
-    # A call this slow is slow even when it succeeds.
+    # A call this slow counts as slow even when it succeeds.
     slow_s: float = 3.0
     slow_rate: float = 0.8
-    # Between two probes. A probe is one cheap look-up a host, so it may come often: the first
-    # payment goes through within 2 s of the provider's return.
+    # The pause between two probes. A probe is one cheap look-up for each host, so it may be frequent:
+    # the first payment goes through within 2 s of the provider's return.
     open_s: float = 0.75
-    # A relapse costs real payments a timeout, so each doubles the pause; no more than this, for
-    # recovery within 5 s.
+    # A relapse costs real payments a timeout, so each one doubles the pause, up to this limit, which
+    # allows recovery within 5 s.
     open_max_s: float = 4.0
-    # A prober that has not reported by then is dead or stuck, and the next may go.
+    # A prober without a report after this time is dead or stuck, and the next one may probe.
     probe_lease_s: float = 1.5
 
 
-# For the rehearsal that must fail: as many calls as this are never in the window.
+# For the drill that must fail: the window never holds this many calls.
 NEVER_OPENS = BreakerRules(minimum_calls=1_000_000)
 
 
@@ -82,10 +82,10 @@ class BreakerOpen(CircuitBreakerError):  # type: ignore[misc]
 
 
 class Breaker(CircuitBreaker):  # type: ignore[misc]
-    """One provider's breaker in one process; those with the same `board_path` act as one.
+    """One provider's breaker in one process; breakers with the same `board_path` share their state.
 
-    Without a path, or where the file cannot be had, it works alone in this process. Any number of
-    threads may use it (not coroutines). Make it after the fork.
+    Without a path, or where the file cannot be opened, the state is private. Any number of threads
+    may use it (not coroutines). Create it after the fork.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class Breaker(CircuitBreaker):  # type: ignore[misc]
         self._notice()
 
     def _window(self, start: int) -> Window:
-        # The first cell of a slot is the process.
+        # The first cell of a slot is the process id.
         rules = self._rules
         return Window(
             self._cells, start + 1, window_s=rules.window_s, window_calls=rules.window_calls
@@ -119,7 +119,7 @@ class Breaker(CircuitBreaker):  # type: ignore[misc]
     # --- One call ---------------------------------------------------------------------------
 
     def admit(self, *, may_probe: bool = False) -> Permit:
-        """Let a call through or raise BreakerOpen; `may_probe`: it moves nothing and may be lost."""
+        """Admit a call or raise BreakerOpen; `may_probe`: it moves no money, so its loss is harmless."""
         cells = self._cells
         generation = cells[_GENERATION]
         if generation != self._seen:
@@ -133,14 +133,14 @@ class Breaker(CircuitBreaker):  # type: ignore[misc]
         return permit
 
     def _lease_probe(self) -> Permit | None:
-        """The one probe a host may have; None: not yet, or somebody else has it."""
+        """The host's only probe; None: too early, or another process holds the lease."""
         if not self.probe_is_due:
             return None
         with self._lock, self._board.exclusive() as is_mine:
             if not is_mine or not self.probe_is_due:
                 return None
             now_s = self._clock()
-            # Before the state: whoever dies in between leaves a lease that ends.
+            # Written before the state: a process that dies in between leaves a lease that expires.
             self._cells[_PROBE_UNTIL] = now_s + self._rules.probe_lease_s
             turn = self._turn(_HALF_OPEN, now_s, reason="probe")
             permit = Permit(self, self._cells[_GENERATION], is_probe=True)
@@ -148,7 +148,7 @@ class Breaker(CircuitBreaker):  # type: ignore[misc]
         return permit
 
     def _record(self, permit: Permit, *, failed: bool | None) -> None:
-        """What became of a call; None: it says nothing about the provider."""
+        """The result of a call; None: it proves nothing about the provider."""
         now_s = self._clock()
         if permit.is_probe:
             turn = self._judge_probe(permit, now_s, failed=failed)
@@ -170,8 +170,8 @@ class Breaker(CircuitBreaker):  # type: ignore[misc]
             own.add(now_s, permit.generation, failed=failed, slow=slow)
             if not failed and not slow:
                 return None
-            # Its own calls are reason enough: a busy worker's failures must not be outvoted by the
-            # good calls that a quiet one made before the outage.
+            # A worker's own calls are sufficient: a quiet worker's successes before the outage must not
+            # outvote a busy worker's failures.
             tally = own.tally(now_s, permit.generation)
             reason = self._reason_to_open(tally)
             if reason is None:
@@ -210,11 +210,11 @@ class Breaker(CircuitBreaker):  # type: ignore[misc]
                 _OPEN, now_s, reason="probe_failed" if failed else "probe_said_nothing"
             )
 
-    # --- The turns --------------------------------------------------------------------------
+    # --- Transitions ------------------------------------------------------------------------
 
     @contextlib.contextmanager
     def _turning(self, permit: Permit) -> Iterator[bool]:
-        """True: no other process can turn the breaker, and none has since the permit was given."""
+        """True: no other process can change the state, and none has since the permit was given."""
         with self._board.exclusive() as is_mine:
             yield is_mine and self._cells[_GENERATION] == permit.generation
 
@@ -227,12 +227,12 @@ class Breaker(CircuitBreaker):  # type: ignore[misc]
         return self._turn(_OPEN, now_s, reason=reason, tally=tally)
 
     def _hold_open(self, now_s: float, hold_s: float) -> None:
-        # Jitter, so that the machines behind one balancer do not probe in step.
+        # Jitter keeps the machines behind one balancer from probing at the same moment.
         self._cells[_OPEN_UNTIL] = now_s + hold_s * random.uniform(2 - _JITTER_MAX, _JITTER_MAX)  # noqa: S311
         self._cells[_PROBE_UNTIL] = 0.0
 
     def _turn(self, state: float, now_s: float, *, reason: str, tally: Tally = _NO_CALLS) -> _Turn:
-        """Change the state, in the board's lock; what is said about it is said outside."""
+        """Change the state while holding the page's lock; metrics and log follow outside the lock."""
         cells = self._cells
         was, since_s = cells[_STATE], cells[_SINCE]
         cells[_STATE] = state
@@ -241,7 +241,7 @@ class Breaker(CircuitBreaker):  # type: ignore[misc]
         return _Turn(_word(was), _word(state), reason, now_s - since_s, self.open_remaining, tally)
 
     def _announce(self, turn: _Turn) -> None:
-        """Metrics and log of a turn that this process made; each is made by one process only."""
+        """Metrics and log of a transition by this process; exactly one process makes each transition."""
         self._notice()
         if turn.from_state != STATE_CLOSED:
             self._open_seconds.inc(max(0.0, turn.lasted_s))
@@ -269,17 +269,17 @@ class Breaker(CircuitBreaker):  # type: ignore[misc]
             log.warning("breaker.closed", extra=extra)
 
     def _notice(self) -> None:
-        """Show the state in the metrics, whichever process turned it."""
+        """Show the state in the metrics, whichever process changed it."""
         self._seen = self._cells[_GENERATION]
         now = _word(self._cells[_STATE])
         for state in _STATES:
             metrics.breaker_state.labels(provider=self.name, state=state).set(state == now)
 
-    # --- What people and the base class ask ---------------------------------------------------
+    # --- Queries, and the base class' interface -------------------------------------------------
 
     @property
     def probe_is_due(self) -> bool:
-        """Whether a probe would be let through now; the lease is still to be had."""
+        """Whether a probe would be admitted now; the lease must still be taken."""
         cells, state = self._cells, self._cells[_STATE]
         if state == _CLOSED:
             return False
@@ -287,12 +287,12 @@ class Breaker(CircuitBreaker):  # type: ignore[misc]
             until_s, longest_s = cells[_OPEN_UNTIL], _JITTER_MAX * self._rules.open_max_s
         else:
             until_s, longest_s = cells[_PROBE_UNTIL], self._rules.probe_lease_s
-        # A moment too far off is not from this boot: it must not keep the breaker open.
+        # A moment too far away is from another boot: it must not keep the breaker open.
         return not 0.0 < until_s - self._clock() <= longest_s
 
     @property
     def state(self) -> str:
-        """closed, open, or half_open: being probed, or due to be."""
+        """closed, open, or half_open: a probe is in flight or due."""
         if self._cells[_GENERATION] != self._seen:
             self._notice()
         if self._cells[_STATE] == _OPEN and self.probe_is_due:
@@ -301,7 +301,7 @@ class Breaker(CircuitBreaker):  # type: ignore[misc]
 
     @property
     def closed(self) -> bool:
-        """Whether every call is let through."""
+        """Whether every call is admitted."""
         if self._cells[_GENERATION] != self._seen:
             self._notice()
         return bool(self._cells[_STATE] == _CLOSED)
@@ -328,7 +328,7 @@ class Breaker(CircuitBreaker):  # type: ignore[misc]
         self._announce(turn)
 
     def __enter__(self) -> None:
-        """As the base class' `call` and decorator use it, but refusing while open."""
+        """The interface of the base class' `call` and decorator, but refusing while open."""
         if not hasattr(self._entered, "permits"):
             self._entered.permits = []
         self._entered.permits.append(self.admit(may_probe=True))
@@ -344,12 +344,12 @@ class Breaker(CircuitBreaker):  # type: ignore[misc]
         return False
 
     def close(self) -> None:
-        """Leave the board; the breaker cannot be used afterwards."""
+        """Release the shared page; the breaker cannot be used afterwards."""
         self._board.close()
 
 
 class Permit:
-    """One call let through: say once what became of it; a block left without a word says nothing."""
+    """One admitted call: report its result once; a block that ends without a report proves nothing."""
 
     __slots__ = ("_breaker", "_is_recorded", "began_s", "generation", "is_probe")
 
@@ -362,16 +362,16 @@ class Permit:
 
     @property
     def state(self) -> str:
-        """The breaker's state as this call met it."""
+        """The breaker's state when it admitted this call."""
         return str(STATE_HALF_OPEN if self.is_probe else STATE_CLOSED)
 
     @property
     def is_current(self) -> bool:
-        """False once the breaker has turned: what this call does now nobody waits for."""
+        """False after a transition: the result of this call no longer counts."""
         return bool(self._breaker._cells[_GENERATION] == self.generation)
 
     def record(self, *, failed: bool | None) -> None:
-        """Count the call, once; None: it says nothing about the provider."""
+        """Count the call, once; None: it proves nothing about the provider."""
         if not self._is_recorded:
             self._is_recorded = True
             self._breaker._record(self, failed=failed)

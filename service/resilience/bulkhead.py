@@ -1,9 +1,9 @@
-"""Keeps most of a worker's threads out of a provider that hangs, so that reads stay quick.
+"""Keeps most of a worker's threads away from a provider that hangs, so that reads stay quick.
 
-Nobody queues here: a call either gets a place at once or is refused, and a refused payment waits in
-the database, where it costs no thread. The limit adapts (additive increase, multiplicative
-decrease, as TCP does and Netflix's concurrency-limits): halved when calls time out or turn slow,
-one more place after each full round of quick ones. So a provider that comes back is met by few at
+The bulkhead has no queue: a call is admitted or refused at once, and a refused payment waits in the
+database, where it costs no thread. The limit adapts (additive increase, multiplicative decrease, as
+in TCP and Netflix's concurrency-limits): it is halved when calls time out or become slow, and grows
+by one after each full round of quick calls. A provider that returns therefore meets few calls at
 first.
 """
 
@@ -34,7 +34,7 @@ class Bulkhead:
         self._slow_s = slow_s
         self._clock = clock
         self._lock = threading.Lock()
-        # Full at first: a deploy is no reason to refuse.
+        # Start at the maximum: a deploy is no reason to refuse calls.
         self._limit = self._limit_max
         self._lowered_at_s = clock()
         self._in_use = 0
@@ -43,7 +43,7 @@ class Bulkhead:
 
     @property
     def limit(self) -> int:
-        """Calls that may be under way at once, as of now."""
+        """The number of concurrent calls admitted now."""
         return int(self._limit)
 
     @property
@@ -51,7 +51,7 @@ class Bulkhead:
         return self._in_use
 
     def enter(self) -> Place:
-        """Take a place or raise BulkheadFull at once; leave it as a context manager."""
+        """Take a place or raise BulkheadFull at once; use it as a context manager."""
         with self._lock:
             has_room = self._in_use < int(self._limit)
             if has_room:
@@ -74,20 +74,20 @@ class Bulkhead:
     def _adapt(self, place: Place, now_s: float, *, was_full: bool) -> None:
         limit = self._limit
         if place.failed or now_s - place.began_s >= self._slow_s:
-            # Calls that began before the last cut met the old limit: they prove nothing about this
-            # one, and a house full of timeouts counts as one.
+            # Calls that began before the last reduction met the old limit: they prove nothing about
+            # the new one, and concurrent timeouts reduce the limit once.
             if place.began_s >= self._lowered_at_s:
                 self._limit = max(self._limit_min, limit / 2)
                 self._lowered_at_s = now_s
         elif was_full:
-            # A limit that is not used proves nothing either.
+            # An unused limit proves nothing either.
             self._limit = min(self._limit_max, limit + 1 / limit)
         if int(self._limit) != int(limit):
             metrics.bulkhead_limit.set(int(self._limit))
 
 
 class Place:
-    """One call's place. `failed`: True it was lost, False it went well, None it says nothing."""
+    """One call's place. `failed`: True for a loss, False for a success, None proves nothing."""
 
     __slots__ = ("_bulkhead", "began_s", "failed")
 

@@ -1,4 +1,4 @@
-"""A moment on the monotonic clock by which the answer must be out; handed down as an argument."""
+"""The moment on the monotonic clock at which the answer is due; passed down as an argument."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Deadline:
     """A moment (seconds on `time.monotonic`). Immutable, so it may cross threads."""
 
     at_s: float
-    # What it was given at first, for people: "timeout after 5000ms" names the setting, not the rest.
+    # The original budget, for messages: "timeout after 5000ms" names the setting, not the rest.
     budget_s: float = field(default=0.0, compare=False)
 
     @classmethod
@@ -35,6 +35,6 @@ class Deadline:
         return shorter if shorter.at_s < self.at_s else self
 
     def require(self) -> None:
-        """Raise DeadlineExceeded when no time is left; call it before beginning work."""
+        """Raise DeadlineExceeded when no time is left; call it before starting work."""
         if self.expired:
             raise DeadlineExceeded("The time for this request was spent before work began.")

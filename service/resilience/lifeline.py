@@ -1,9 +1,9 @@
-"""Run one program that cannot outlive its starter, however the starter ends.
+"""Runs one program that cannot outlive its parent, however the parent ends.
 
-`Kept` starts this very file as a small process of its own, the keeper, and the program as the
-keeper's child. A socket pair joins starter and keeper: when the starter's end closes, by `stop` or
-because the starter was killed, the keeper ends the program and all that the program started. When
-the keeper itself is killed, the kernel ends the program (Linux). The keeper also bounds its log.
+`Kept` starts this file as a small separate process, the keeper, and the program as the keeper's
+child. A socket pair joins parent and keeper: when the parent's end closes, by `stop` or because the
+parent was killed, the keeper ends the program and all its descendants. When the keeper itself is
+killed, the kernel ends the program (Linux). The keeper also bounds its log.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-# Two files of this size at most: enough for the story of a fault, never a full disk.
+# Two files of at most this size: enough for the course of a fault, never a full disk.
 LOG_BYTES_MAX = 4 * 1024 * 1024
-# What a program left behind is asked to end, then killed after this long.
+# Descendants that the program leaves get SIGTERM, and SIGKILL after this time.
 ORPHANS_GRACE_S = 3.0
-# One for the program, one for what it left; what survives both is stuck in the kernel.
+# One for the program, one for its descendants; a process that survives both is stuck in the kernel.
 KILLS_MAX = 2
-# Past the program's own grace and its orphans', something is wrong with the keeper itself.
+# After the grace periods of the program and its descendants the keeper itself must be broken.
 KEEPER_MARGIN_S = 5.0
 
 
 class Kept:
-    """A program started here; it ends with `stop`, or with this process, whichever is first."""
+    """A managed process: it ends with `stop`, or with this process, whichever is first."""
 
     def __init__(
         self,
@@ -70,7 +70,7 @@ class Kept:
         }
         held_fds = [kept._lifeline.fileno() for kept in outlived_by]
         with theirs:
-            # Isolated and without site-packages: it starts in 20 ms and depends on nothing.
+            # Isolated and without site-packages: it starts in 20 ms and has no dependencies.
             self._keeper = subprocess.Popen(
                 [sys.executable, "-I", "-S", __file__, str(theirs.fileno()), log_path.stem],
                 stdin=subprocess.DEVNULL,
@@ -78,10 +78,10 @@ class Kept:
                 env=None if env is None else dict(env),
                 cwd=cwd,
                 pass_fds=[theirs.fileno(), *inherited_fds, *held_fds],
-                # Ctrl-C in a terminal goes to the starter alone, which stops all in order.
+                # Ctrl-C in a terminal reaches only the parent, which stops all parts in order.
                 start_new_session=True,
             )
-        # Not on its command line, which everybody on the machine can read.
+        # Not on its command line, which every user of the machine can read.
         self._lifeline.sendall(json.dumps(order).encode() + b"\n")
 
     @property
@@ -111,11 +111,11 @@ class Kept:
             return None
 
     def release(self) -> None:
-        """Tell it to end, without waiting."""
+        """Ask it to end, without waiting."""
         self._lifeline.close()
 
     def stop(self) -> int:
-        """End it within its grace, with all it started; its exit status. May be called twice."""
+        """End it and all its descendants within the grace; its exit status. A second call does nothing."""
         self.release()
         status = self.wait(self.grace_s + ORPHANS_GRACE_S + KEEPER_MARGIN_S)
         if status is None:
@@ -124,11 +124,11 @@ class Kept:
         return status
 
     def lines(self) -> list[str]:
-        """What it has said since this start, or the end of it when that is much."""
+        """Its output since this start, or the last part of a long output."""
         try:
             with self.log_path.open("rb") as log:
                 size = log.seek(0, os.SEEK_END)
-                # Smaller than at the start: a new file was begun meanwhile.
+                # The file is smaller than at the start: it was rotated in between.
                 start = self._log_start if self._log_start <= size else 0
                 log.seek(max(start, size - 65536))
                 return log.read().decode(errors="replace").splitlines()
@@ -137,7 +137,7 @@ class Kept:
 
 
 def end_with_parent(stop_signal: signal.Signals) -> None:
-    """Have the kernel send us `stop_signal` when the process that started us is gone (Linux)."""
+    """Have the kernel send us `stop_signal` when our parent process has ended (Linux)."""
     _prctl()(_PR_SET_PDEATHSIG, stop_signal)
 
 
@@ -153,7 +153,7 @@ class _Keeper:
         self._kills = 0
 
     def run(self) -> int:
-        """Keep the program until it has ended and left nothing behind; its exit status."""
+        """Watch the program until it and its descendants have ended; its exit status."""
         prctl = _prctl()
         prctl(_PR_SET_CHILD_SUBREAPER, 1)
         wake_fd = _signals_as_bytes()
@@ -181,7 +181,7 @@ class _Keeper:
         uid, gid = self._order["uid_gid"] or (None, None)
 
         def die_with_keeper() -> None:
-            # After the change of user, which would clear it.
+            # Set after the change of user, which would clear it.
             prctl(_PR_SET_PDEATHSIG, stop_signal)
             if os.getppid() != keeper_pid:
                 os._exit(1)
@@ -206,12 +206,12 @@ class _Keeper:
         program.returncode = 0  # Reaped below, with the orphans; not by Popen.
         for inherited_fd in self._order["inherited_fds"]:
             os.close(inherited_fd)
-        # The starter may be gone already; the closed lifeline will say so.
+        # The parent may have ended already; the closed socket then shows it.
         with contextlib.suppress(OSError):
             self._lifeline.send(str(program.pid).encode())
 
     def _reap(self) -> bool:
-        """Collect the dead; True while anything of the program's is left."""
+        """Reap dead children; True while any descendant of the program is alive."""
         while True:
             try:
                 pid, wait_status = os.waitpid(-1, os.WNOHANG)
@@ -221,7 +221,7 @@ class _Keeper:
                 return True
             if pid == self._pid:
                 self._status = os.waitstatus_to_exitcode(wait_status)
-                # What it leaves behind would hold its ports and its connections.
+                # Its descendants would keep its ports and its connections.
                 self._signal_group(signal.SIGTERM)
                 self._kill_at_s = monotonic() + ORPHANS_GRACE_S
 
@@ -257,7 +257,7 @@ class _BoundedLog:
         self._file = path.open("ab", buffering=0)
 
     def copy(self, output_fd: int) -> bool:
-        """Move what has been said to the file; False at the end of it."""
+        """Copy pending output to the file; False at its end."""
         while True:
             try:
                 text = os.read(output_fd, 65536)
@@ -283,7 +283,7 @@ class _BoundedLog:
 
 
 def _signals_as_bytes() -> int:
-    """A descriptor from which each signal to the keeper can be read as a byte."""
+    """A descriptor that yields one byte for each signal to the keeper."""
     read_fd, write_fd = os.pipe()
     os.set_blocking(read_fd, False)
     os.set_blocking(write_fd, False)
@@ -298,7 +298,7 @@ _PR_SET_CHILD_SUBREAPER = 36
 
 
 def _prctl() -> Callable[[int, int], int]:
-    """Linux's prctl; elsewhere a call without effect, where the lifeline alone must do."""
+    """Linux's prctl; elsewhere a call without effect, where only the socket ends the program."""
     if not sys.platform.startswith("linux"):
         return lambda option, value: 0
     function = ctypes.CDLL(None, use_errno=True).prctl
@@ -306,16 +306,16 @@ def _prctl() -> Callable[[int, int], int]:
 
 
 def main() -> int:
-    """Be the keeper of the program that the starter names through the lifeline."""
+    """Run the keeper of the program that the parent names through the socket."""
     lifeline = socket.socket(fileno=int(sys.argv[1]))
     order = b""
     while not order.endswith(b"\n"):
         piece = lifeline.recv(65536)
         if not piece:
-            return 0  # The starter is gone before it said what to start.
+            return 0  # The parent ended before it sent the order.
         order += piece
     status = _Keeper(lifeline, json.loads(order)).run()
-    # A signal's -N would come out as 256 - N; 128 + N is what every shell says.
+    # A signal's -N would become 256 - N; shells report 128 + N.
     return 128 - status if status < 0 else status
 
 

@@ -1,9 +1,9 @@
-"""A rate for each caller, kept by all processes of one host together, without a lock.
+"""A request rate for each caller, shared by all processes of one host, without a lock.
 
-Each caller has one number: the moment at which all that it asked for will have been paid off at its
-rate (GCRA, a token bucket in one cell). It lives in a page of memory shared through a file. Two
-processes that change it in the same microsecond may count one request for two: a few more pass,
-and nobody within the rate is ever refused.
+Each caller has one number: the moment at which its requests so far are paid off at its rate (GCRA,
+a token bucket in one cell). It lives in a page of memory shared through a file. Two processes that
+change it in the same microsecond may count one request for two: a few more pass, and no caller
+within the rate is ever refused.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from time import monotonic
 
 log = logging.getLogger(__name__)
 
-# 4096 callers in 64 KiB. One more in a full row takes the cell that was paid off first: forgotten
-# is at most that caller's own debt.
+# 4096 callers in 64 KiB. One more in a full row takes the cell with the earliest pay-off: only
+# that caller's own debt is forgotten.
 _ROWS, _CELLS_A_ROW = 1024, 4
 _PAGE_BYTES = _ROWS * _CELLS_A_ROW * 2 * 8
 # Numbers up to 2^53 are exact in a double, and a double is stored whole.
@@ -29,22 +29,22 @@ _TAG_BITS = 52
 
 @dataclass(frozen=True, slots=True)
 class Allowance:
-    """What one request was told: whether it may pass, and what is left of the burst."""
+    """The answer to one request: whether it may pass, and the rest of the burst."""
 
     is_granted: bool
     burst: int
     remaining: int
-    # Until the burst is whole again; and, where it was refused, until one more would be granted.
+    # Seconds until the burst is whole again; and, after a refusal, until the next grant.
     full_in_s: float
     retry_after_s: float
-    # In which a whole burst is paid off.
+    # Seconds in which a whole burst is paid off.
     window_s: float
 
 
 class RateLimit:
     """`per_s` requests a second in the long run, `burst` at once, for each name.
 
-    Without a path, or where the file cannot be had, the process counts alone.
+    Without a path, or where the file cannot be opened, the process counts alone.
     """
 
     def __init__(self, path: Path | None, *, per_s: float, burst: int) -> None:
@@ -59,7 +59,7 @@ class RateLimit:
         tag, cell = self._find(name)
         paid_off_s = self._cells[cell + 1] if self._cells[cell] == tag else 0.0
         if paid_off_s - now_s > self._window_s + self._interval_s:
-            # Further away than can be owed: of before a reboot, or of another setting.
+            # Further away than any debt: written before a reboot, or with another setting.
             paid_off_s = 0.0
         owed_s = max(0.0, paid_off_s - now_s)
         is_granted = owed_s + self._interval_s <= self._window_s * (1 + 1e-9)
@@ -78,12 +78,12 @@ class RateLimit:
         )
 
     def has_seen(self, name: str) -> bool:
-        """Whether `name` was granted a request here and is not forgotten; counts nothing."""
+        """Whether `name` was granted a request here and is still remembered; counts nothing."""
         tag, cell = self._find(name)
         return self._cells[cell] == tag
 
     def _find(self, name: str) -> tuple[float, int]:
-        """The caller's tag and cell; the cell that was paid off first where it has none yet."""
+        """The caller's tag and cell; for a new caller, the cell with the earliest pay-off."""
         digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
         number = int.from_bytes(digest) >> (64 - _TAG_BITS)
         tag = float(number or 1)
@@ -105,7 +105,7 @@ def _page(path: Path | None) -> mmap.mmap:
         return mmap.mmap(-1, _PAGE_BYTES)
     try:
         if os.fstat(fd).st_size < _PAGE_BYTES:
-            # Written, not truncated to size: on a full disk a hole would kill us by SIGBUS.
+            # Write all bytes instead of truncating to size: a hole on a full disk would raise SIGBUS.
             os.pwrite(fd, bytes(_PAGE_BYTES), 0)
         return mmap.mmap(fd, _PAGE_BYTES)
     except OSError as error:

@@ -1,7 +1,7 @@
-"""Tries a call again within its request: few times, with full jitter, and never at a dead provider.
+"""Retries a call within its request: few times, with full jitter, and not while a provider is down.
 
-The only module that knows `backoff`. It gives the loop, the exponential pauses and the jitter; the
-deadline, Retry-After and the budget are ours, in the generator that it asks for the next pause.
+The only module that imports `backoff`, which gives the loop, the exponential pauses and the jitter;
+deadline, Retry-After and budget are implemented in the generator of its pauses.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from service.resilience.deadline import Deadline
 
 T = TypeVar("T")
 
-# Over that the reconciler is the better one to try: the payer is waiting.
+# Beyond this the reconciler should try: the payer is waiting.
 _RETRIES_MAX = 2
 _PAUSE_FIRST_S = 0.1
 _PAUSE_MAX_S = 1.0
-# A call begun with less left would only end as a timeout, and turn certainty into doubt.
+# A call begun with less time would only time out, and turn certainty into doubt.
 _CALL_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class Again:
-    """A result after which the call may be made again; `reason` is a word from a closed set."""
+    """A result after which the call may be repeated; `reason` is a label from a closed set."""
 
     reason: str
-    # What the provider asked for (Retry-After): waited out, or else the call is given up.
+    # The provider's Retry-After: wait that long, or give the call up.
     after_s: float | None = None
 
 
 class RetryBudget:
-    """Retries may add a tenth to the calls made, however many of them fail.
+    """Retries add at most a tenth to the calls, however many of them fail.
 
     A token bucket: each call puts in a tenth of a token, each retry takes a whole one.
     """
@@ -46,7 +46,7 @@ class RetryBudget:
         self,
         *,
         share: float = 0.1,
-        # Saved up over 100 calls: bridges a hiccup, and is no storm.
+        # The savings of 100 calls: enough for a short failure, too few for a storm.
         tokens_max: float = 10.0,
         # A quiet service could never retry: after this long without a retry, one is free.
         quiet_s: float = 10.0,
@@ -69,7 +69,7 @@ class RetryBudget:
                 self._show()
 
     def withdraw(self) -> bool:
-        """Pay for one retry; False: there is nothing left for it."""
+        """Pay for one retry; False: the budget is empty."""
         with self._lock:
             now_s = self._clock()
             if self._tokens < 1.0 and now_s - self._spent_at_s < self._quiet_s:
@@ -91,9 +91,9 @@ class Retry:
     ) -> None:
         self._name = name
         self._budget = budget or RetryBudget()
-        # No `max_time`: backoff's is on the wall clock and ignores the call that is running.
+        # No `max_time`: backoff's uses the wall clock and ignores the call that is running.
         repeat = backoff.on_predicate(
-            # Its type says that it sends nothing in; its code sends each result.
+            # Its type says that no value is sent in; its code sends each result.
             cast("Any", self._pauses),
             lambda call: call.again is not None,
             max_tries=1 + retries_max,
@@ -105,14 +105,14 @@ class Retry:
     def run(
         self, attempt: Callable[[], T], deadline: Deadline, judge: Callable[[T], Again | None]
     ) -> T:
-        """Call `attempt` until `judge` wants no more, tries, time or budget end; the last result."""
+        """Call `attempt` until `judge` is content or tries, time or budget end; the last result."""
         self._budget.deposit()
         call = _Call(attempt, deadline, judge)
         self._repeat(call)
         return call.result
 
     def _pauses(self) -> Generator[float, _Call[Any], None]:
-        """backoff sends each result in and sleeps for what comes out; the end means give up."""
+        """backoff sends each result in and sleeps for the yielded pause; the end means give up."""
         exponential = backoff.expo(base=2, factor=_PAUSE_FIRST_S, max_value=_PAUSE_MAX_S)
         next(exponential)
         call = yield 0.0

@@ -1,9 +1,9 @@
 """Ends a blocking read or write on a socket at its deadline, whatever the peer does.
 
-A library's own timeout is for each read; a peer that drips a byte now and then outlives it, and a
-stalled TLS handshake or a stalled libpq call has none. One thread per process shuts down a
-duplicate of the socket when the moment comes: the blocked call then fails at once with the
-library's own error, in the thread that made it.
+A library's own timeout is for each read; a peer that drips bytes never triggers it, and a stalled
+TLS handshake or libpq call has no timeout. One thread per process shuts down a duplicate of the
+socket at the deadline: the blocked call then fails at once with the library's own error, in the
+thread that made it.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from service.resilience.deadline import Deadline
 
 
 class Watch:
-    """One guarded call; `fired` tells afterwards whether the deadline ended it."""
+    """One guarded call; `fired` shows afterwards whether the deadline ended it."""
 
     __slots__ = ("_duplicate", "_lock", "fired")
 
     def __init__(self, fileno: int) -> None:
-        # A duplicate: the number in `fileno` may be closed and given to another socket meanwhile.
+        # A duplicate: the number in `fileno` may be closed and reused for another socket.
         self._duplicate: int | None = os.dup(fileno)
         self._lock = threading.Lock()
         self.fired = False
@@ -38,7 +38,7 @@ class Watch:
             self.fired = True
             # The peer may have been quicker; the blocked call is ending anyway.
             with contextlib.suppress(OSError), socket.socket(fileno=self._duplicate) as duplicate:
-                # Closing it along with the `with` takes the number, so it is ours no longer.
+                # The `with` closes the descriptor, so this object no longer owns it.
                 self._duplicate = None
                 duplicate.shutdown(socket.SHUT_RDWR)
 
@@ -53,7 +53,7 @@ class Watch:
 class Watchdog:
     """Watches any number of calls with one daemon thread, started at the first of them.
 
-    Make it after the fork: threads do not survive one.
+    Create it after the fork: threads do not survive a fork.
     """
 
     def __init__(self) -> None:
@@ -64,7 +64,7 @@ class Watchdog:
 
     @contextlib.contextmanager
     def guard(self, fileno: int, deadline: Deadline) -> Iterator[Watch]:
-        """Shut the socket behind `fileno` down at `deadline`, unless the block ends before."""
+        """Shut down the socket of `fileno` at `deadline`, unless the block ends before."""
         watch = self.watch(fileno, deadline)
         try:
             yield watch
@@ -72,7 +72,7 @@ class Watchdog:
             watch.release()
 
     def watch(self, fileno: int, deadline: Deadline) -> Watch:
-        """As `guard`, for a call that begins and ends in different places: release it yourself."""
+        """Like `guard`, for a call that begins and ends in different places: release it yourself."""
         watch = Watch(fileno)
         with self._changed:
             if self._thread is None:

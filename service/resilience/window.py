@@ -1,4 +1,4 @@
-"""Calls, failures and slow calls of the last while, kept in a stretch of cells others can read."""
+"""Recent calls, failures and slow calls, in a range of cells that other processes can read."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from math import ceil, inf
 from typing import NamedTuple
 
 _BUCKETS = 10
-# When it began, then the three counts.
+# A bucket's start, then its three counts.
 _BUCKET_CELLS = 4
 # A generation, then the buckets.
 WINDOW_CELLS = 1 + _BUCKETS * _BUCKET_CELLS
 
 
 class Tally(NamedTuple):
-    """What a window holds."""
+    """The counts of a window."""
 
     calls: float = 0.0
     failures: float = 0.0
@@ -26,8 +26,8 @@ class Tally(NamedTuple):
 
 
 class Window:
-    """Slides over time and over count: what is older than `window_s`, or than the newest
-    `window_calls` calls, is forgotten a tenth at a time. One writer; any number of readers."""
+    """Slides over time and over count: calls older than `window_s`, or older than the newest
+    `window_calls`, are forgotten a tenth at a time. One writer; any number of readers."""
 
     def __init__(
         self, cells: memoryview[float], start: int, *, window_s: float, window_calls: float = inf
@@ -66,7 +66,7 @@ class Window:
         return self._first if bucket == self._last else bucket + _BUCKET_CELLS
 
     def tally(self, now_s: float, generation: float) -> Tally:
-        """The counts that belong to `generation` and are not too old."""
+        """The counts of `generation` within the window."""
         cells = self._cells
         if cells[self._generation] != generation:
             return Tally()
