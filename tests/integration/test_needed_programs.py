@@ -36,7 +36,7 @@ def test_a_missing_program_is_one_line_and_a_failure_in_ci(
         env={**os.environ, "PATH": "/nowhere", "PYTHONPATH": str(ROOT), "CI": ci},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=200,
         check=False,
     )
 
