@@ -190,8 +190,8 @@ def test_the_other_two_show_themselves_on_a_pair_as_well(house, name, words):
     assert run["verdict"] == "SHOWN", run["summary"]
     assert words in experiment["incident"]
     assert control["incident"] is None
-    # Nobody was refused there, whatever the machine had to do besides.
-    assert set(control["callers"]["by_status"]) <= {"201", "202"}
+    # The fault refused no caller of the control; a busy machine may be too slow for a burst.
+    assert set(control["callers"]["by_code"]) <= {"deadline_exceeded"}
 
 
 def test_it_ends_as_soon_as_real_payments_suffer_beside_it(house):
