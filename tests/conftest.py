@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import psycopg2
 import pytest
+from hypothesis import settings
 
 from service.database.embedded import DATABASE, OWNER, EmbeddedPostgres
 from tests import cluster_template
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
 pytest_plugins = ["tests.order_of_work", "tests.needed_programs"]
 
 TEMPLATE = "migrated"
+
+# Hypothesis' limit of 200 ms for an example measures the machine.
+settings.register_profile("no deadline", deadline=None)
+settings.load_profile("no deadline")
 
 
 @pytest.fixture(scope="session")
