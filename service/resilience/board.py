@@ -2,7 +2,7 @@
 
 Every cell is a double, so that one store replaces it whole: readers need no lock. A process writes
 its own slot freely, and the common cells only inside `exclusive()`. A process that finds no other
-alive wipes the page first, so no state of an earlier run or another boot remains. Where the file
+alive wipes the page first, so no state of an earlier run or another boot remains. If the file
 cannot be opened, the page is private memory, and the process shares it with no other.
 
 Create it after the fork: parent and child would otherwise share one slot and one lock.

@@ -1,5 +1,5 @@
-"""The stand-in provider: Stripe's shape over TLS, faults of its own, books of its own.
+"""The sandbox provider: Stripe's shape over TLS, with its own faults and its own books.
 
-A process beside the service, never a part of it: it imports nothing of the service and the service
-imports nothing of it. `api.py` is the path of one call; start there.
+A process beside the service, never a part of it: neither imports the other. `api.py` is the path of
+one call; start there.
 """

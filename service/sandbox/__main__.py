@@ -1,4 +1,4 @@
-"""`python -m service.sandbox`: run the stand-in provider until a signal ends it."""
+"""`python -m service.sandbox`: run the sandbox provider until a signal ends it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from service.sandbox.payment_intents import PaymentIntents
 from service.sandbox.webhooks import Webhooks
 from service.sandbox.wire import Line, Request, Server
 
-# A predecessor that was killed lets go of its lock as soon as the kernel has buried it.
+# The kernel releases the lock of a killed predecessor within this time.
 LOCK_WAIT_S = 1.5
 EXPIRE_EVERY_S = 60.0
 
@@ -69,14 +69,14 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=0, help="0: any free one, printed at start")
     parser.add_argument("--home", type=Path, required=True, help="books and certificate")
-    parser.add_argument("--webhook-url", help="where signed events are sent; none: nowhere")
-    # From the environment by choice: a command line can be read by everybody on the machine.
+    parser.add_argument("--webhook-url", help="receiver of signed events; default: none")
+    # Preferably from the environment: every user of the machine can read a command line.
     parser.add_argument(
         "--webhook-secret",
         default=os.environ.get("STRIPE_WEBHOOK_SECRET"),
         help="signs the events (whsec_..); else STRIPE_WEBHOOK_SECRET",
     )
-    parser.add_argument("--seed", type=int, help="makes the faults that are drawn repeatable")
+    parser.add_argument("--seed", type=int, help="makes random faults repeatable")
     given = parser.parse_args(arguments)
     if given.webhook_url and not given.webhook_secret:
         parser.error("--webhook-url needs --webhook-secret")
@@ -90,7 +90,7 @@ def _announce(given: argparse.Namespace) -> Announce:
 
 
 def _expire_for_ever(books: Books, intents: PaymentIntents) -> None:
-    """Release what cards have reserved for seven days, once a minute, until the process ends."""
+    """Release seven-day-old card reservations, once a minute, until the process ends."""
     while True:
         with books.writing(idempotency_key=None) as page:
             expire_authorisations(page, intents, AUTHORISATION_LIVES_S)
@@ -98,7 +98,7 @@ def _expire_for_ever(books: Books, intents: PaymentIntents) -> None:
 
 
 def _lock(path: Path) -> bool:
-    """Hold the file for the life of the process; False when another process keeps it."""
+    """Hold the file for the life of the process; False while another process holds it."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     end_s = monotonic() + LOCK_WAIT_S
     while True:
@@ -113,8 +113,8 @@ def _lock(path: Path) -> bool:
 
 
 def _end_at_once_on_signals() -> None:
-    # Calls that hang on purpose would hold an orderly exit up for minutes, and there is nothing
-    # left to write: every movement was committed before its answer left.
+    # Calls that hang on purpose would delay an orderly exit for minutes, and no data remains
+    # to be written: every movement was committed before its answer left.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: os._exit(0))
 

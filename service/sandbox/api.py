@@ -1,4 +1,4 @@
-"""The path of one call to the API, top to bottom: understand, draw a fault, perform, answer."""
+"""The path of one call to the API, top to bottom: parse, draw a fault, perform, answer."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from service.sandbox.wire import Answer, Line, Request
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One thing the API can do: its parameters, and the function that does it."""
+    """One operation of the API: its parameters, and the function that performs it."""
 
     name: str
     act: Callable[[Page, Form, str], Object]
@@ -32,14 +32,14 @@ class Operation:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One understood call: valid as far as can be seen without the books."""
+    """One parsed call: valid as far as can be checked without the books."""
 
     operation: Operation
     given: Form
     path_id: str
     account: str
     endpoint: str
-    # None for look-ups, and where the caller sent no key.
+    # None for look-ups, and for calls without a key.
     key: str | None
     parameters: bytes
     is_look_up: bool
@@ -47,7 +47,7 @@ class Call:
 
     @property
     def operation_names(self) -> tuple[str, ...]:
-        """A create that confirms is both."""
+        """A create with `confirm` counts as both operations."""
         if self.operation.name == "create" and self.given.get("confirm"):
             return ("create", "confirm")
         return (self.operation.name,)
@@ -66,7 +66,7 @@ _REFUSED_UNHEARD = {
 
 
 class Api:
-    """Stripe's API, as far as a payment service needs it."""
+    """Stripe's API, to the extent that a payment service needs."""
 
     def __init__(self, books: Books, faults: Faults, *, hosted_url: str) -> None:
         self._books = books
@@ -76,7 +76,7 @@ class Api:
         self._routes = _routes(self.payment_intents)
 
     def handle(self, request: Request, line: Line) -> None:
-        """Answer one request, or fail it in the way the plan wants."""
+        """Answer one request, or fail it as the plan's fault says."""
         request_id = new_id("req")
         try:
             call = self._understand(request, request_id)
@@ -119,7 +119,7 @@ class Api:
         raise invalid(f"Unrecognized request URL ({request.method}: {request.path}).", status=404)
 
     def _names(self, call: Call) -> tuple[str | None, ...]:
-        """The references by which the payment of this call is known."""
+        """The references that identify the payment of this call."""
         metadata = call.given.get("metadata", {})
         names = [metadata.get("reference"), metadata.get("payment_id")]
         intent_id = call.path_id or call.given.get("payment_intent", "")
@@ -130,7 +130,7 @@ class Api:
         return tuple(name for name in names if name)
 
     def _strike_before(self, strike: Strike, call: Call, line: Line) -> bool:
-        """Faults at the door: True when the call goes no further."""
+        """Faults before the operation; True when the call ends here."""
         if strike.fault is Fault.LATE_CHARGE:
             line.hang_up()
             return False
@@ -146,7 +146,7 @@ class Api:
         return True
 
     def _perform(self, call: Call, strike: Strike) -> Answer:
-        """Do what was asked, once for each key, and return the answer that is now true."""
+        """Perform the operation, once for each key, and return the current answer."""
         if call.is_look_up:
             _delay(strike)
             with self._books.reading() as page:
@@ -190,7 +190,7 @@ class Api:
             return _answer(500, internal().body, call.request_id)
         try:
             status, body = 200, call.operation.act(page, call.given, call.path_id)
-        # A refusal is an answer: what it wrote down (a declined charge) stays.
+        # A refusal is an answer too: its records (a declined charge) stay.
         except StripeError as refusal:
             status, body = refusal.status, refusal.body
         if strike.fault is Fault.ERROR_500_AFTER_CHARGE:
@@ -198,7 +198,7 @@ class Api:
         return _answer(status, body, call.request_id)
 
     def _strike_after(self, strike: Strike, answer: Answer, line: Line) -> None:
-        """Faults on the way back: the call has happened, whatever the client sees."""
+        """Faults after the operation: the call has been performed, whatever the client sees."""
         plan = strike.plan
         match strike.fault:
             case Fault.HANG_AFTER_CHARGE:
@@ -207,7 +207,7 @@ class Api:
             case Fault.RESET_AFTER_CHARGE:
                 line.reset()
             case Fault.LATE_CHARGE:
-                pass  # Hung up before.
+                pass  # The client had closed the connection already.
             case Fault.DRIP:
                 line.drip(answer, pause_s=plan.drip_ms / 1000, longest_s=plan.hang_s)
             case Fault.TRUNCATE:
@@ -250,7 +250,7 @@ def _replayed(saved: SavedAnswer, request_id: str) -> Answer:
 
 
 def _authenticate(authorization: str) -> str:
-    """The account behind a secret test key; every well-formed key is an account of its own."""
+    """The account of a secret test key; every well-formed key is a separate account."""
     scheme, _, secret = authorization.partition(" ")
     if scheme.lower() != "bearer" or not secret:
         raise invalid(

@@ -1,7 +1,7 @@
 """The sandbox's books on disk: objects, movements of money, saved answers.
 
 SQLite in WAL mode. One transaction holds a call's objects, its movements and its saved answer, and
-is committed before the answer leaves, so `kill -9` at any moment leaves all of it or nothing.
+is committed before the answer leaves, so `kill -9` at any moment keeps all of it or none.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Announce = Callable[[str, str], None]
 
 API_VERSION = "2025-03-31.basil"
 
-# Stripe keeps keys for at least 24 hours; an hour more for clocks.
+# Stripe keeps keys for at least 24 hours; one hour more allows for clock differences.
 ANSWERS_KEPT_S = 25 * 3600
 # Stripe lists events for 30 days.
 EVENTS_KEPT_S = 30 * 86400
@@ -79,13 +79,13 @@ _MOVEMENT = (
 
 
 def new_id(prefix: str) -> str:
-    """An id in Stripe's manner: the kind's prefix and 24 characters."""
+    """An id in Stripe's format: the kind's prefix and 24 characters."""
     return f"{prefix}_{secrets.token_hex(12)}"
 
 
 @dataclass(frozen=True, slots=True)
 class SavedAnswer:
-    """The first answer to a key, with what it answered."""
+    """The first answer to a key, with a fingerprint of its request."""
 
     endpoint: str
     fingerprint: bytes
@@ -100,7 +100,7 @@ class Page:
     def __init__(self, connection: sqlite3.Connection, idempotency_key: str | None) -> None:
         self._connection = connection
         self.idempotency_key = idempotency_key
-        # Announced after the commit, and only then.
+        # Sent after the commit, and only then.
         self.events: list[tuple[str, str]] = []
 
     def find(self, kind: str, object_id: str) -> Object | None:
@@ -123,7 +123,7 @@ class Page:
         )
 
     def listed(self, kind: str, given: Mapping[str, Any]) -> tuple[list[Object], bool]:
-        """A page, newest first, and whether more follow; `given` is Stripe's list parameters."""
+        """A page, newest first, and whether more follow; `given` has Stripe's list parameters."""
         conditions, values = _conditions(kind, given)
         before = given.get("ending_before")
         limit = given.get("limit", 10)
@@ -136,7 +136,7 @@ class Page:
         return (page[::-1] if before else page), len(rows) > limit
 
     def move(self, kind: str, intent: Object, amount: int) -> None:
-        """Write one movement of money down."""
+        """Record one movement of money."""
         metadata = intent["metadata"]
         self._connection.execute(
             f"INSERT INTO movements ({', '.join(_MOVEMENT)}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",  # noqa: S608
@@ -153,7 +153,7 @@ class Page:
         )
 
     def movements(self, wanted: Mapping[str, str]) -> list[Object]:
-        """Movements in the order they happened; `wanted` names columns and their values."""
+        """Movements in their order; `wanted` maps columns to their values."""
         where = " AND ".join(f"{column} = ?" for column in wanted) or "1"
         rows = self._connection.execute(
             f"SELECT {', '.join(_MOVEMENT)} FROM movements WHERE {where} ORDER BY seq",  # noqa: S608
@@ -162,7 +162,7 @@ class Page:
         return [dict(zip(_MOVEMENT, row, strict=True)) for row in rows]
 
     def announce(self, event_type: str, item: Object) -> None:
-        """List an event about the object as it is now, and send it once this page is committed."""
+        """Record an event with the object as it is now, and send it once this page is committed."""
         event = {
             "id": new_id("evt"),
             "object": "event",
@@ -233,14 +233,14 @@ def _dump(item: Object) -> str:
 
 
 class Books:
-    """The books. Every method may be called from many threads; they take turns."""
+    """The books. Any number of threads may call every method; a lock serializes them."""
 
     def __init__(self, path: Path, *, announce: Announce) -> None:
         self._announce = announce
         self._turn = threading.Lock()
         self._prune_at = 0.0
         self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-        # NORMAL: a commit survives the death of the process; only a power cut may undo the last.
+        # NORMAL: a commit survives the death of the process; only a power cut may undo the last one.
         self._connection.executescript(
             "PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA temp_store = MEMORY;"
         )
@@ -248,7 +248,7 @@ class Books:
 
     @contextmanager
     def writing(self, *, idempotency_key: str | None) -> Iterator[Page]:
-        """A page that is committed when the block ends, and forgotten when it raises."""
+        """A page that is committed when the block ends, and rolled back when it raises."""
         with self._turn:
             self._connection.execute("BEGIN IMMEDIATE")
             try:
@@ -264,7 +264,7 @@ class Books:
 
     @contextmanager
     def reading(self) -> Iterator[Page]:
-        """A page to look at."""
+        """A page for reading only."""
         with self._turn:
             yield Page(self._connection, None)
 

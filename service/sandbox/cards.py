@@ -1,4 +1,4 @@
-"""Stripe's test payment methods: what each card does when it is charged."""
+"""Stripe's test payment methods: the result of charging each card."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from service.sandbox.errors import missing
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A bank's no, in Stripe's words."""
+    """A bank's refusal, in Stripe's words."""
 
     code: str
     message: str
@@ -24,7 +24,7 @@ class Card:
     brand: str
     last4: str
     refusal: Refusal | None = None
-    # The payer must prove who they are before the bank is asked.
+    # The payer must authenticate before the bank is asked.
     needs_action: bool = False
     # A refund stays pending until the bank has decided.
     refunds_wait: bool = False
@@ -87,7 +87,7 @@ _ACTIONS = {
 
 _CARDS = (
     {f"pm_card_{name}": Card(brand, last4) for name, (brand, last4) in _BRANDS.items()}
-    # Stripe spells most declines both ways, with the brand and without.
+    # Stripe has two names for most declines, with the brand and without.
     | {
         f"pm_card_{brand}{name}": Card("visa", last4, refusal=refusal)
         for name, (last4, refusal) in _REFUSALS.items()

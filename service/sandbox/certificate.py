@@ -1,4 +1,4 @@
-"""The sandbox's own authority and certificate, made at first start and remade near their end."""
+"""The sandbox's own authority and certificate, created at first start and renewed near expiry."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 # Browsers and strict verifiers refuse a server's certificate above 398 days.
 VALID_FOR = timedelta(days=397)
 REMAKE_BEFORE_END = timedelta(days=30)
-# A clock that is a little behind ours must still find the certificate valid.
+# A clock slightly behind ours must still find the certificate valid.
 CLOCK_SKEW = timedelta(hours=1)
 
 
@@ -41,7 +41,7 @@ def _is_usable(folder: Path, now: datetime) -> bool:
 
 
 def _make(folder: Path, now: datetime) -> None:
-    """Write everything beside, then rename: a start that is killed leaves no half."""
+    """Write all files beside the old ones, then rename: a killed start leaves no partial result."""
     fresh = folder.with_name(folder.name + ".new")
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True, mode=0o700)
@@ -49,7 +49,7 @@ def _make(folder: Path, now: datetime) -> None:
     server_key = ec.generate_private_key(ec.SECP256R1())
     authority = _authority(authority_key, now)
     server = _server(server_key.public_key(), authority, authority_key, now)
-    # The authority's key is not kept: nobody can ever sign a second certificate with it.
+    # The authority's key is discarded: no second certificate can ever be signed with it.
     _write(fresh / "ca.pem", authority.public_bytes(Encoding.PEM), mode=0o644)
     _write(fresh / "server.pem", server.public_bytes(Encoding.PEM), mode=0o644)
     key_pem = server_key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())

@@ -1,5 +1,5 @@
-"""What the sandbox answers to people and drills: its books, its faults, the payer's and the bank's
-part. Unauthenticated, so for callers on this machine only."""
+"""The sandbox's control endpoints for people and drills: its books, its faults, and the acts of
+payer and bank. They are unauthenticated, so they serve this machine only."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _FILTERS = ("reference", "payment_id", "payment_intent", "kind", "idempotency_ke
 
 
 class BadRequest(ValueError):
-    """The caller's request cannot be understood; the text says why."""
+    """The caller's request cannot be parsed; the text gives the reason."""
 
 
 class Control:
-    """The addresses that begin with an underscore."""
+    """The paths that begin with an underscore."""
 
     def __init__(self, books: Books, faults: Faults, payment_intents: PaymentIntents) -> None:
         self._books = books
@@ -109,7 +109,7 @@ class Control:
 
 
 def _decision(request: Request, name: str) -> tuple[str, bool]:
-    """The object's id and yes or no, as JSON or as the page's form."""
+    """The object's id and the decision, from JSON or from the page's form."""
     if request.headers.get("content-type", "").startswith("application/x-www-form-urlencoded"):
         given: Any = dict(parse_qsl(request.body.decode("latin-1")))
         given["success"] = given.get("success") == "true"

@@ -1,7 +1,7 @@
-"""What Stripe's documentation says of currencies, as a provider enforces it.
+"""The rules of Stripe's documentation about currencies, enforced as the provider does.
 
-Written down on its own, from https://docs.stripe.com/currencies: the service has a table of its
-own, and each shows the mistakes of the other.
+Transcribed separately from https://docs.stripe.com/currencies: the service has another table, and
+each exposes the mistakes of the other.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ SUPPORTED = frozenset(
     uah ugx uyu uzs vnd vuv wst xaf xcd xcg xof xpf yer zar zmw bhd jod kwd omr tnd
     """.split()  # noqa: SIM905 - the list as it is published
 )
-# The number that an amount has to be divisible by.
+# An amount must be divisible by this number.
 _STEPS = {"isk": 100, "ugx": 100, **dict.fromkeys(("bhd", "jod", "kwd", "omr", "tnd"), 10)}
 _DIGITS = {"idr": 12, "lbp": 11, "cop": 10, "huf": 10, "jpy": 10, "inr": 9}
-# Stripe's own is that of the settlement currency; the sandbox settles in what was charged.
+# Stripe's minimum is in the settlement currency; the sandbox settles in the charged currency.
 _MINIMUMS = {
     **dict.fromkeys(("usd", "ars", "aud", "brl", "cad", "chf", "cop", "eur", "idr", "ils"), 50),
     **dict.fromkeys(("inr", "jpy", "krw", "nzd", "php", "rub", "sgd", "zar"), 50),
@@ -57,7 +57,7 @@ def check_charge(amount: int, currency: str) -> None:
 
 
 def check_part(amount: int, currency: str, *, param: str) -> None:
-    """Refuse a number of units that the currency does not have."""
+    """Refuse an amount that is finer than the currency's smallest unit."""
     step = _STEPS.get(currency, 1)
     if amount % step:
         raise invalid(

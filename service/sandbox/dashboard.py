@@ -1,6 +1,6 @@
-"""What people and banks do beside the API: the dashboard's acts, late failures, expiry.
+"""Acts of people and banks outside the API: the dashboard, late failures, expiry.
 
-None of it carries the metadata of a payment service or an idempotency key.
+No act carries the metadata of a payment service or an idempotency key.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from service.sandbox.errors import invalid
 from service.sandbox.form import Form
 from service.sandbox.payment_intents import PaymentIntents
 
-# Stripe releases what a card has reserved after seven days.
+# Stripe releases a card's reservation after seven days.
 AUTHORISATION_LIVES_S = 7 * 86400
-# Expiry in one call; a run with more reserved at once calls again.
+# The batch size of one call; a run with more reservations calls again.
 EXPIRED_AT_ONCE = 1000
 
 
 class BadAct(ValueError):
-    """The act cannot be understood; the text says why."""
+    """The act cannot be parsed; the text gives the reason."""
 
 
 class Dashboard:
@@ -47,7 +47,7 @@ class Dashboard:
         }
 
     def read(self, encoded: bytes) -> Callable[[Page], Object]:
-        """The act in a JSON body, ready to be done on a page; raises BadAct."""
+        """The act of a JSON body, as a function on a page; raises BadAct."""
         try:
             given = json.loads(encoded)
         except ValueError as error:
@@ -70,12 +70,12 @@ class Dashboard:
         return self._intents.cancel(page, {}, _id(given, "payment_intent"))
 
     def _pay(self, page: Page, given: dict[str, Any]) -> Object:
-        """What a payer with the client secret does: the same intent with another card."""
+        """A payer with the client secret pays the same intent with another card."""
         form = {"payment_method": given.get("payment_method", "pm_card_visa")}
         return self._intents.confirm(page, form, _id(given, "payment_intent"))
 
     def _charge(self, page: Page, given: dict[str, Any]) -> Object:
-        """Another program on the same account: a charge without our metadata."""
+        """Another program on the same account creates a charge without our metadata."""
         form: Form = {
             "amount": given.get("amount", 1000),
             "currency": given.get("currency", "usd"),
@@ -93,7 +93,7 @@ class Dashboard:
         )
 
     def _expire(self, page: Page, given: dict[str, Any]) -> Object:
-        """Release reservations older than `older_than_s` (7 days): time moves as a test wants."""
+        """Release reservations older than `older_than_s` (default 7 days), so that a test can skip time."""
         older_than_s = given.get("older_than_s", AUTHORISATION_LIVES_S)
         if isinstance(older_than_s, bool) or not isinstance(older_than_s, (int, float)):
             raise BadAct("older_than_s must be a number")
@@ -101,7 +101,7 @@ class Dashboard:
 
 
 def expire_authorisations(page: Page, intents: PaymentIntents, older_than_s: float) -> list[str]:
-    """Cancel what has been reserved for longer; the ids of those PaymentIntents."""
+    """Cancel older reservations; returns the ids of their PaymentIntents."""
     given = {
         "created": {"lte": int(time() - older_than_s)},
         "limit": EXPIRED_AT_ONCE,

@@ -1,4 +1,4 @@
-"""Disputes: the payer's bank takes the money back until somebody has won."""
+"""Disputes: the payer's bank withdraws the money until the dispute is decided."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _OPEN = ("needs_response", "under_review")
 
 
 def open_dispute(page: Page, intent_id: str, *, amount: int | None, reason: str) -> Object:
-    """What the bank does when the payer complains: the amount is withdrawn at once."""
+    """The payer complains, and the bank withdraws the amount at once."""
     intent = load(page, "payment_intent", intent_id)
     charge = load(page, "charge", intent["latest_charge"]) if intent["latest_charge"] else {}
     if not charge.get("captured"):
@@ -47,7 +47,7 @@ def open_dispute(page: Page, intent_id: str, *, amount: int | None, reason: str)
 
 
 def close(page: Page, dispute_id: str, *, is_won: bool) -> Object:
-    """The bank's decision; a dispute that was won gives the money back."""
+    """The bank's decision; a won dispute returns the money."""
     dispute = load(page, "dispute", dispute_id)
     if dispute["status"] not in _OPEN:
         raise invalid(f"Dispute {dispute_id} is closed.")

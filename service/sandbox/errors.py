@@ -1,4 +1,4 @@
-"""Stripe's error object: what the provider says when it refuses."""
+"""Stripe's error object, for every refusal."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ def invalid(message: str, *, status: int = 400, **fields: Any) -> StripeError:
 
 
 def missing(kind: str, object_id: str, *, param: str, status: int = 404) -> StripeError:
-    """There is no such object."""
+    """The object does not exist."""
     return invalid(
         f"No such {kind}: '{object_id}'", status=status, code="resource_missing", param=param
     )
 
 
 def unexpected_state(message: str, payment_intent: dict[str, Any]) -> StripeError:
-    """The PaymentIntent exists and cannot do this in the state it is in."""
+    """The PaymentIntent exists, but its state forbids the operation."""
     return invalid(message, code="payment_intent_unexpected_state", payment_intent=payment_intent)
 
 
 def internal() -> StripeError:
-    """A failure of the provider's own."""
+    """An internal failure of the provider."""
     return StripeError(500, "api_error", "An unknown error occurred.")

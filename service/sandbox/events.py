@@ -1,4 +1,4 @@
-"""The events feed: what happened, newest first, for 30 days, as Stripe lists it."""
+"""The events feed: newest first, for 30 days, as Stripe lists it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What strikes the next call: the weights, and whom they are for."""
+"""The faults for the next calls: their weights, and the payments that they apply to."""
 
 from __future__ import annotations
 
@@ -15,55 +15,55 @@ from typing import Any
 
 
 class Fault(StrEnum):
-    """The ways a call can go wrong, in relation to the moment the money moves."""
+    """The failures of a call, in relation to the moment at which the money moves."""
 
     OK = "ok"
-    SLOW = "slow"  # Works, after slow_ms.
-    HANG = "hang"  # Nothing happens, no answer.
-    HANG_AFTER_CHARGE = "hang_after_charge"  # All of it happens, no answer.
+    SLOW = "slow"  # Performed, after slow_ms.
+    HANG = "hang"  # Not performed, no answer.
+    HANG_AFTER_CHARGE = "hang_after_charge"  # Performed, no answer.
     RESET = "reset"
     RESET_AFTER_CHARGE = "reset_after_charge"
-    LATE_CHARGE = "late_charge"  # Closed without an answer; all of it happens late_s later.
-    DRIP = "drip"  # Happens; the body comes a byte every drip_ms.
-    TRUNCATE = "truncate"  # Happens; the body ends half-way.
-    TRUNCATE_HEAD = "truncate_head"  # Happens; the head ends before its blank line.
-    GARBAGE = "garbage"  # Happens; 200 with a body that is no JSON.
-    ERROR_429 = "error_429"  # Refused by the rate limit, nothing saved.
-    ERROR_503 = "error_503"  # Refused at the door, nothing saved.
-    ERROR_500_SAVED = "error_500_saved"  # Does not happen; the 500 is saved under the key.
-    ERROR_500_AFTER_CHARGE = "error_500_after_charge"  # Happens; a 500 is saved under the key.
+    LATE_CHARGE = "late_charge"  # Closed without an answer; performed late_s later.
+    DRIP = "drip"  # Performed; the body is sent one byte every drip_ms.
+    TRUNCATE = "truncate"  # Performed; the body ends half-way.
+    TRUNCATE_HEAD = "truncate_head"  # Performed; the head ends before its blank line.
+    GARBAGE = "garbage"  # Performed; 200 with a body that is not JSON.
+    ERROR_429 = "error_429"  # Refused by the rate limit; no answer is saved.
+    ERROR_503 = "error_503"  # Refused before parsing; no answer is saved.
+    ERROR_500_SAVED = "error_500_saved"  # Not performed; the 500 is saved under the key.
+    ERROR_500_AFTER_CHARGE = "error_500_after_charge"  # Performed; a 500 is saved under the key.
 
 
-# What moves money or makes what will. Look-ups stay true unless they are named.
+# Operations that move money or prepare it. Look-ups have faults only where a plan names them.
 MONEY_OPERATIONS = ("create", "confirm", "capture", "refund")
 OPERATIONS = (*MONEY_OPERATIONS, "cancel", "retrieve", "list")
-# No rehearsal needs more, and a forgotten setting must not hold threads for ever.
+# No drill needs more, and a forgotten setting must not hold threads without limit.
 LONGEST_S = 600.0
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is to strike, as `POST /_control` gives it."""
+    """The faults to inject, as `POST /_control` gives them."""
 
     mix: Mapping[Fault, float] = field(default_factory=lambda: {Fault.OK: 1.0})
     # Only calls about the payment with this metadata[reference] or metadata[payment_id].
     reference: str | None = None
-    # The same, for all payments whose reference or id begins so.
+    # The same, for all payments with this prefix of reference or id.
     reference_prefix: str | None = None
     operations: tuple[str, ...] = MONEY_OPERATIONS
-    # Only the first so many calls that the plan is for; None: until it is changed.
+    # Only the first N calls that match the plan; None: until the plan is replaced.
     times: int | None = None
-    # False: the sandbox ignores Idempotency-Key, as a bad provider would.
+    # False: the sandbox ignores Idempotency-Key, as a faulty provider would.
     honour_keys: bool = True
     slow_ms: float = 500.0
     drip_ms: float = 200.0
     hang_s: float = 60.0
     late_s: float = 3.0
-    # From when it is set; a rehearsal that is killed must not leave its faults behind. None: stays.
+    # Counted from activation; a killed drill must not leave its faults behind. None: no limit.
     ttl_s: float | None = None
 
     def is_for(self, names: Callable[[], tuple[str | None, ...]]) -> bool:
-        """Whether a payment known by these references is meant."""
+        """Whether the plan applies to a payment with these references."""
         if self.reference is None and self.reference_prefix is None:
             return True
         return any(
@@ -75,11 +75,11 @@ class Plan:
 
 
 class BadPlan(ValueError):
-    """The plan cannot be understood; the text says why."""
+    """The plan cannot be parsed; the text gives the reason."""
 
 
 def read_plan(encoded: bytes) -> Plan:
-    """The plan in a JSON body; what it does not name is at its default."""
+    """The plan of a JSON body; missing fields have their defaults."""
     try:
         given = json.loads(encoded)
     except ValueError as error:
@@ -164,14 +164,14 @@ _READERS: dict[str, Callable[[str, Any], Any]] = {
 
 @dataclass(frozen=True, slots=True)
 class Strike:
-    """The fault drawn for one call, with the plan it came from."""
+    """The fault drawn for one call, with its plan."""
 
     fault: Fault
     plan: Plan
 
 
 class Faults:
-    """The plan in force and what it has done; may be asked from many threads."""
+    """The active plan and its counts; any number of threads may use it."""
 
     def __init__(self, *, seed: int | None) -> None:
         # Not for secrets: a seed makes a run repeatable.
@@ -184,7 +184,7 @@ class Faults:
         self._calls: Counter[str] = Counter()
 
     def set(self, plan: Plan) -> None:
-        """Put a plan in force; what struck is counted from here."""
+        """Activate a plan; counting starts again."""
         with self._lock:
             self._plan, self._left = plan, plan.times
             self._ends_at_s = math.inf if plan.ttl_s is None else monotonic() + plan.ttl_s
@@ -193,8 +193,8 @@ class Faults:
     def draw(
         self, operations: tuple[str, ...], names: Callable[[], tuple[str | None, ...]]
     ) -> Strike:
-        """What strikes this call. `names` (asked only when the plan is for one payment) tells the
-        references by which the call's payment is known."""
+        """The fault for this call. `names` (called only when the plan selects payments) returns the
+        references that identify the call's payment."""
         plan = self._plan if monotonic() < self._ends_at_s else Plan()
         is_meant = not set(operations).isdisjoint(plan.operations) and plan.is_for(names)
         with self._lock:
@@ -209,7 +209,7 @@ class Faults:
             return Strike(fault, plan)
 
     def describe(self) -> dict[str, Any]:
-        """The plan in force, the faults it struck with, and all calls since the start."""
+        """The active plan, the count of its faults, and all calls since the start."""
         with self._lock:
             return {
                 **asdict(self._plan),

@@ -1,4 +1,4 @@
-"""Stripe's form-encoded parameters: nested keys in, checked values out."""
+"""Stripe's form-encoded parameters: nested keys in, validated values out."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ METADATA_KEYS = 50
 METADATA_KEY_CHARACTERS = 40
 METADATA_VALUE_CHARACTERS = 500
 AMOUNT_MAX = 999_999_999_999
-# Far above any call of ours; a bound for the parser.
+# Far above any real call; a bound for the parser.
 FIELDS_MAX = 300
 
 _PART = re.compile(r"\[([^\[\]]*)\]")
 
 
 def parse(encoded: str) -> Form:
-    """Read `a=1&metadata[k]=v&expand[]=x` into nested dictionaries; `[]` gathers a list."""
+    """Parse `a=1&metadata[k]=v&expand[]=x` into nested dictionaries; `[]` collects a list."""
     try:
         pairs = parse_qsl(
             encoded, keep_blank_values=True, max_num_fields=FIELDS_MAX, errors="strict"
@@ -60,7 +60,7 @@ def _put(form: Form, name: str, value: str) -> None:
 
 
 def check(form: Form, checks: Mapping[str, Check], *, required: tuple[str, ...] = ()) -> Form:
-    """Return the checked values; refuse what is missing, unknown or of the wrong kind."""
+    """Return the validated values; refuse missing, unknown and invalid ones."""
     for name in form:
         if name not in checks:
             raise invalid(
@@ -86,7 +86,7 @@ def integer(name: str, value: Any) -> int:
 
 
 def amount(name: str, value: Any) -> int:
-    """A positive number of minor units; what fits the currency is for currencies.py."""
+    """A positive number of minor units; currencies.py checks the currency's own limits."""
     minor = integer(name, value)
     if minor < 1:
         raise invalid(
@@ -157,7 +157,7 @@ def time_range(name: str, value: Any) -> dict[str, int]:
 
 
 def strings(name: str, value: Any) -> list[str]:
-    """A list of strings, as `name[]=..` or `name[0]=..` give it."""
+    """A list of strings, from `name[]=..` or `name[0]=..`."""
     if isinstance(value, dict):
         value = list(value.values())
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
@@ -166,5 +166,5 @@ def strings(name: str, value: Any) -> list[str]:
 
 
 def anything(_name: str, value: Any) -> Any:
-    """Accepted as Stripe accepts it, and without effect here."""
+    """Accepted as Stripe accepts it, and ignored here."""
     return value

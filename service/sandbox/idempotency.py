@@ -23,7 +23,7 @@ def fingerprint(encoded_parameters: bytes) -> bytes:
 
 
 def check_same(saved: SavedAnswer, *, key: str, endpoint: str, parameters: bytes) -> None:
-    """Refuse a key that comes back with another call."""
+    """Refuse a key that is reused for another call."""
     if saved.endpoint != endpoint:
         raise StripeError(
             400,
@@ -43,7 +43,7 @@ def check_same(saved: SavedAnswer, *, key: str, endpoint: str, parameters: bytes
 
 
 class InFlight:
-    """The keys whose first call is running; in memory, since a call ends with the process."""
+    """The keys with a first call in flight; in memory, since a call ends with the process."""
 
     def __init__(self) -> None:
         self._running: set[tuple[str, str]] = set()

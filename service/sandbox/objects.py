@@ -1,4 +1,4 @@
-"""Finding and listing objects, with Stripe's answers for what is not there."""
+"""Finds and lists objects, with Stripe's answers for missing ones."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def listing(page: Page, kind: str, given: Form) -> Object:
 
 
 def expanded(page: Page, item: Object, given: Form) -> Object:
-    """The object with what `expand[]` names in place of its id."""
+    """The object with the full objects that `expand[]` names instead of their ids."""
     for name in given.get("expand", []):
         if name not in ("latest_charge", "charge", "payment_intent") or name not in item:
             raise invalid(f"This property cannot be expanded ({name}).", param="expand")

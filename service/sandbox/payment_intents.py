@@ -67,13 +67,13 @@ _AUTHENTICATION_REQUIRED = Refusal(
 
 
 class PaymentIntents:
-    """What the API can do with a PaymentIntent; each method runs inside one transaction."""
+    """The API's operations on a PaymentIntent; each method runs inside one transaction."""
 
     def __init__(self, *, hosted_url: str) -> None:
         self._hosted_url = hosted_url
 
     def create(self, page: Page, given: Form, _path_id: str) -> Object:
-        """Make it known; move money only when `confirm=true` comes along."""
+        """Create it; move money only when the call has `confirm=true`."""
         currencies.check_charge(given["amount"], given["currency"])
         if given.get("payment_method"):
             cards.find(given["payment_method"])
@@ -103,7 +103,7 @@ class PaymentIntents:
         return expanded(page, intent, given)
 
     def capture(self, page: Page, given: Form, intent_id: str) -> Object:
-        """Take what was reserved, or part of it; the rest is released."""
+        """Capture the reserved amount, or part of it; the rest is released."""
         intent = load(page, "payment_intent", intent_id, param="intent")
         if intent["status"] != "requires_capture":
             raise unexpected_state(
@@ -133,7 +133,7 @@ class PaymentIntents:
         return expanded(page, intent, given)
 
     def cancel(self, page: Page, given: Form, intent_id: str) -> Object:
-        """End it for good; what was reserved is released."""
+        """End it permanently; a reservation is released."""
         intent = load(page, "payment_intent", intent_id, param="intent")
         if intent["status"] not in (*_CONFIRMABLE, "requires_capture"):
             raise unexpected_state(
@@ -161,7 +161,7 @@ class PaymentIntents:
         return listing(page, "payment_intent", given)
 
     def complete_action(self, page: Page, intent_id: str, *, is_proven: bool) -> Object:
-        """What the payer's bank does after the challenge: charge, or refuse."""
+        """The payer's bank decides after the challenge: charge, or refuse."""
         intent = load(page, "payment_intent", intent_id)
         if intent["status"] != "requires_action":
             raise unexpected_state("This PaymentIntent waits for no action.", intent)
@@ -174,7 +174,7 @@ class PaymentIntents:
         return intent
 
     def _attempt(self, page: Page, intent: Object, given: Form) -> None:
-        """Ask the card. Raises StripeError 402, with everything written down, when it refuses."""
+        """Ask the card. Raises StripeError 402, after recording the attempt, when it refuses."""
         card = cards.find(intent["payment_method"])
         if card.needs_action and not given.get("error_on_requires_action"):
             self._ask_for_action(page, intent, given)
@@ -188,7 +188,7 @@ class PaymentIntents:
 
     def _ask_for_action(self, page: Page, intent: Object, given: Form) -> None:
         where = {
-            # As Stripe's own addresses do, it lets whoever has it act for the payer.
+            # As with Stripe's own URLs, every holder of it can act for the payer.
             "url": f"{self._hosted_url}/_authenticate/{intent['id']}"
             f"?payment_intent_client_secret={intent['client_secret']}",
             "return_url": given.get("return_url"),
@@ -262,7 +262,7 @@ def _succeed(page: Page, intent: Object) -> None:
 
 
 def _release(page: Page, intent: Object) -> None:
-    """Nothing is held any more; Stripe writes that on the charge as a refund of the whole."""
+    """Release the reservation; Stripe records that on the charge as a refund of the whole amount."""
     charge = load(page, "charge", intent["latest_charge"])
     charge |= {"refunded": True, "amount_refunded": charge["amount"]}
     page.update(charge)
@@ -271,7 +271,7 @@ def _release(page: Page, intent: Object) -> None:
 
 
 def _fail(page: Page, intent: Object, card: Card, refusal: Refusal) -> dict[str, Any]:
-    """Write the refusal down; return the fields of Stripe's error object."""
+    """Record the refusal; return the fields of Stripe's error object."""
     charge = _new_charge(intent) | {
         "status": "failed",
         "failure_code": refusal.code,
@@ -288,7 +288,7 @@ def _fail(page: Page, intent: Object, card: Card, refusal: Refusal) -> dict[str,
     }
     if refusal.decline_code:
         error["decline_code"] = refusal.decline_code
-    # As with Stripe, a refused method is taken off: the next attempt must bring one.
+    # As with Stripe, a refused method is removed: the next attempt must supply one.
     intent |= {
         "status": "requires_payment_method",
         "payment_method": None,

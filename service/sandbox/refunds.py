@@ -1,4 +1,4 @@
-"""Refunds: money going back, never more than was captured."""
+"""Refunds: never more than the captured amount."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LIST_REFUNDS_CHECKS = LIST_CHECKS | {"payment_intent": form.text, "charge": form
 
 
 def create(page: Page, given: Form, _path_id: str) -> Object:
-    """Give back the amount, or all that is left."""
+    """Refund the given amount, or the whole rest."""
     charge = _charge_of(page, given)
     left = charge["amount_captured"] - charge["amount_refunded"]
     if left == 0:
@@ -62,7 +62,7 @@ def create(page: Page, given: Form, _path_id: str) -> Object:
 
 
 def settle(page: Page, refund_id: str, *, is_paid_out: bool) -> Object:
-    """What the bank does with a pending refund: pay it out, or send the money back to us."""
+    """The bank's result for a pending refund: paid out, or returned to us."""
     refund = load(page, "refund", refund_id)
     if refund["status"] != "pending":
         raise invalid(f"Refund {refund_id} is not pending.")
@@ -81,7 +81,7 @@ def settle(page: Page, refund_id: str, *, is_paid_out: bool) -> Object:
 
 
 def fail(page: Page, refund_id: str) -> Object:
-    """The bank sends a refund back that had succeeded: closed account, lost card."""
+    """The bank returns a refund that had succeeded: closed account, lost card."""
     refund = load(page, "refund", refund_id)
     if refund["status"] != "succeeded":
         raise invalid(f"Refund {refund_id} has not succeeded.")

@@ -1,4 +1,4 @@
-"""Signed webhooks to one endpoint, from one thread, tried again until they are taken."""
+"""Signed webhooks to one endpoint, from one thread, retried until the endpoint accepts them."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ import requests
 
 log = logging.getLogger(__name__)
 
-# Some minutes of a busy run; when the endpoint is away for longer, the newest are dropped.
+# Some minutes of a busy run; during a longer outage of the endpoint the newest are dropped.
 WAITING_MAX = 10_000
-# The pauses before each further attempt: quick for a restart, then as patient as a local run is.
+# The pauses before each retry: short for a restart, then long enough for any local run.
 RETRY_AFTER_S = (1.0, 5.0, 30.0, 120.0, 600.0, 3600.0)
 TIMEOUT_S = (2.0, 10.0)
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One event as it is sent, byte for byte, at every attempt."""
+    """One event, sent byte for byte the same at every attempt."""
 
     event_type: str
     payload: bytes
@@ -31,13 +31,13 @@ class Event:
 
 
 def signature(payload: bytes, *, secret: str, at_s: int) -> str:
-    """The `Stripe-Signature` header: HMAC-SHA256 over the moment and the raw body."""
+    """The `Stripe-Signature` header: HMAC-SHA256 over the time and the raw body."""
     digest = hmac.new(secret.encode(), b"%d." % at_s + payload, hashlib.sha256).hexdigest()
     return f"t={at_s},v1={digest}"
 
 
 class Webhooks:
-    """Delivers events in the background. They wait in memory: webhooks are hints, and a receiver
+    """Delivers events in the background. The queue is in memory: webhooks are hints, and a receiver
     that needs certainty asks the API."""
 
     def __init__(self, *, url: str, secret: str) -> None:

@@ -1,7 +1,7 @@
-"""HTTP/1.1 over TLS with the socket in our own hands, so that a fault can be exactly itself.
+"""HTTP/1.1 over TLS with direct access to the socket, so that each fault is exact on the wire.
 
 No web framework lets a handler reset the connection, or drip a body and notice that the client has
-left. One thread serves one connection; an answer is one write.
+closed it. One thread serves one connection; an answer is one write.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from urllib.parse import unquote, urlsplit
 
 log = logging.getLogger(__name__)
 
-# A local run has some dozens; the bound is for a client that leaks them, and stays below the 1024
-# files that a process may usually open.
+# A local run has some dozens; the bound is for a client that leaks them, and is below the usual
+# limit of 1024 files for a process.
 CONNECTIONS_MAX = 512
 HEAD_BYTES_MAX = 32 * 1024
 BODY_BYTES_MAX = 256 * 1024
 HANDSHAKE_S = 10.0
 ACCEPT_PAUSE_S = 0.05
-# Longer than the clients keep an idle connection, so that it is rarely we who close first.
+# Longer than the clients keep an idle connection, so that the sandbox rarely closes first.
 IDLE_S = 120.0
 
 _REASONS = {status.value: status.phrase for status in HTTPStatus}
-# Closing with this sends a reset instead of a farewell.
+# With this option, closing a socket sends RST instead of FIN.
 _NO_LINGER = struct.pack("ii", 1, 0)
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request, whole. Header names are in lower case."""
+    """One complete request. Header names are in lower case."""
 
     method: str
     path: str
@@ -51,7 +51,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One answer, whole."""
+    """One complete answer."""
 
     status: int
     body: bytes
@@ -72,7 +72,7 @@ class Answer:
 
 
 class Malformed(Exception):
-    """What came is no HTTP that we serve; the connection cannot go on."""
+    """The received bytes are not HTTP that the sandbox serves; the connection must close."""
 
     def __init__(self, status: int) -> None:
         super().__init__(status)
@@ -80,7 +80,7 @@ class Malformed(Exception):
 
 
 class Line:
-    """One connection: what a handler may do with it, politely or not."""
+    """One connection, with the orderly and the faulty ways to answer on it."""
 
     def __init__(self, connection: ssl.SSLSocket, *, is_local: bool) -> None:
         self._connection = connection
@@ -92,7 +92,7 @@ class Line:
         self._connection.sendall(answer.encode())
 
     def drip(self, answer: Answer, *, pause_s: float, longest_s: float) -> None:
-        """Send the head, then the body a byte at a time; cut it off after `longest_s`."""
+        """Send the head, then the body one byte at a time; cut it off after `longest_s`."""
         end_s = monotonic() + longest_s
         self._connection.sendall(answer.head())
         for place in range(len(answer.body)):
@@ -102,12 +102,12 @@ class Line:
                 return
 
     def send_part(self, part: bytes) -> None:
-        """Send only this, then close."""
+        """Send only this part, then close."""
         self._connection.sendall(part)
         self.hang_up()
 
     def hold(self, seconds: float) -> bool:
-        """Say nothing for so long; False as soon as the client has gone away."""
+        """Send no byte for so long; False as soon as the client has closed the connection."""
         end_s = monotonic() + seconds
         poller = select.poll()
         poller.register(self._connection, select.POLLIN)
@@ -117,7 +117,7 @@ class Line:
         return True
 
     def hang_up(self) -> None:
-        """Close without another word (the client sees the end of the stream)."""
+        """Close without an answer (the client sees the end of the stream)."""
         self.is_open = False
         with contextlib.suppress(OSError):
             self._connection.shutdown(socket.SHUT_RDWR)
@@ -129,7 +129,7 @@ class Line:
         self._connection.close()
 
     def next_request(self) -> Request | None:
-        """The next whole request; None when the client has closed."""
+        """The next complete request; None when the client has closed."""
         while (head_end := self._buffer.find(b"\r\n\r\n")) < 0:
             if len(self._buffer) > HEAD_BYTES_MAX:
                 raise Malformed(431)
@@ -191,7 +191,7 @@ def _body_length(headers: Mapping[str, str]) -> int:
 
 
 class Server:
-    """Accepts connections and gives each a thread, which hands every request to `handle`."""
+    """Accepts connections and gives each a thread, which passes every request to `handle`."""
 
     def __init__(
         self,
@@ -211,7 +211,7 @@ class Server:
             try:
                 connection, peer = self._listener.accept()
             except OSError as error:
-                # The peer was gone before it was greeted, or the machine is out of files for now.
+                # The peer had closed already, or the machine has no free file descriptor at the moment.
                 log.warning("connection.refused: %s", error)
                 sleep(ACCEPT_PAUSE_S)
                 continue
@@ -230,7 +230,7 @@ class Server:
                 connection.settimeout(IDLE_S)
                 line = Line(connection, is_local=_is_loopback(peer_host))
                 self._converse(line)
-        # The peer left, spoke no TLS or does not trust us: its own business.
+        # The peer closed, spoke no TLS or does not trust the authority: not an error here.
         except OSError as error:
             log.debug("connection.ended", extra={"reason": str(error)})
         finally:
