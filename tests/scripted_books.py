@@ -101,6 +101,7 @@ class ScriptedBooks:
                 self.movements: list[Object] = []
                 self.requests: list[Request] = []
                 self._saved: dict[str, Reply] = {}
+                self._saved_for: dict[str, Request] = {}
                 self._held: list[Callable[[], Reply]] = []
 
     # --- Requests -------------------------------------------------------------------------------
@@ -118,7 +119,7 @@ class ScriptedBooks:
             saved = self._saved.get(key) if key and self.honours_keys else None
             if rule is None:
                 if saved is not None:
-                    return _replayed(saved)
+                    return _conflict() if self._differs(request) else _replayed(saved)
                 return self._save(request, self._honest(request, None))
             return self._scripted(request, rule, saved)
 
@@ -138,7 +139,13 @@ class ScriptedBooks:
     def _save(self, request: Request, reply: Reply) -> Reply:
         if request.key is not None and request.method == "POST":
             self._saved[request.key] = reply
+            self._saved_for.setdefault(request.key, request)
         return reply
+
+    def _differs(self, request: Request) -> bool:
+        """Whether the key came with another path or other parameters before."""
+        first = self._saved_for[request.key or ""]
+        return (first.path, first.form) != (request.path, request.form)
 
     def _rule_for(self, request: Request) -> Rule | None:
         for rule in self.rules:
@@ -376,6 +383,12 @@ def _operation(method: str, path: str, form: Form) -> str:
         return rest[1]
     is_confirmed = collection == "charges" or form.get("confirm") == "true"
     return "create_confirmed" if is_confirmed else "create"
+
+
+def _conflict() -> Reply:
+    """As Stripe answers a key that came with another path or other parameters."""
+    message = "Keys can only be used with the same parameters they were first used with."
+    return Reply(400, {"error": {"type": "idempotency_error", "message": message}})
 
 
 def _replayed(saved: Reply) -> Reply:

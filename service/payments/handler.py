@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import logging
+from dataclasses import replace
 from time import monotonic
 from typing import NoReturn
 
@@ -19,6 +19,7 @@ from service.errors import (
 from service.observability import metrics, tracing
 from service.payments.merchants import DRILL_MERCHANT_ID
 from service.payments.model import UNSETTLED, ChargeRequest, Payment, Status
+from service.payments.provider_keys import provider_key
 from service.payments.schedule import next_look_up_s
 from service.payments.store import PaymentStore
 from service.providers.amounts import Refused
@@ -186,8 +187,8 @@ class PaymentHandler:
                 return payment, prepared, "prepare"
             payment = self._note(payment, prepared, deadline)
             if payment.status is Status.ACCEPTED:
-                lie = dataclasses.replace(prepared, provider_ref=None, error="mismatch")
-                lie = dataclasses.replace(lie, kind=OutcomeKind.NOT_EXECUTED)
+                lie = replace(prepared, provider_ref=None, error="mismatch")
+                lie = replace(lie, kind=OutcomeKind.NOT_EXECUTED)
                 return payment, lie, "prepare"
         return payment, self._provider.confirm(charge_of(payment), deadline), "confirm"
 
@@ -196,14 +197,28 @@ class PaymentHandler:
         if payment.provider_ref is not None:
             # By an earlier try that had no time left to confirm: a second one would be another's.
             return Outcome(OutcomeKind.PENDING, Stage.NOT_SENT, provider_ref=payment.provider_ref)
-        prepared = self._provider.prepare(charge_of(payment), deadline)
+        prepared = self._prepare_anew(payment, deadline)
         if prepared.kind is OutcomeKind.SUCCEEDED:
             # Nothing was to move yet: its books must tell what did.
-            return dataclasses.replace(prepared, kind=OutcomeKind.UNKNOWN, error="mismatch")
+            return replace(prepared, kind=OutcomeKind.UNKNOWN, error="mismatch")
         if prepared.kind is OutcomeKind.UNKNOWN and prepared.error not in _PREPARED_IN_DOUBT:
             # Unconfirmed, it moves no money: doubt about it is no doubt about money.
-            return dataclasses.replace(prepared, kind=OutcomeKind.NOT_EXECUTED)
+            return replace(prepared, kind=OutcomeKind.NOT_EXECUTED)
         return prepared
+
+    def _prepare_anew(self, payment: Payment, deadline: Deadline) -> Outcome:
+        """Under the key's first series, as long as the provider does not know it from another call.
+
+        A freed key begins a later series. Where all of its rows are lost, the next call begins at
+        the first one again, and must meet there what was made since.
+        """
+        charge = charge_of(payment)
+        if self._provider.two_phase and payment.is_freed_keys_next:
+            first_key = provider_key(str(payment.key_digest), 1)
+            first = self._provider.prepare(replace(charge, provider_key=first_key), deadline)
+            if not _is_of_another_call(first):
+                return first
+        return self._provider.prepare(charge, deadline)
 
     def _note(self, payment: Payment, prepared: Outcome, deadline: Deadline) -> Payment:
         noted = self._store.note_reference(payment, prepared, deadline)
@@ -216,7 +231,7 @@ class PaymentHandler:
         try:
             noted = self._note(payment, prepared, deadline)
             if noted.status is Status.ACCEPTED:
-                prepared = dataclasses.replace(prepared, provider_ref=None)
+                prepared = replace(prepared, provider_ref=None)
                 noted = self._note(payment, prepared, deadline)
             return noted
         except Busy as error:
@@ -249,7 +264,13 @@ class PaymentHandler:
         """Free the key for the same call; where that fails, the background ends the payment."""
         with contextlib.suppress(Busy):
             self._store.withdraw(
-                payment, "on_outage=reject", deadline, outcome=outcome, op=op, spent=True
+                payment,
+                "on_outage=reject",
+                deadline,
+                outcome=outcome,
+                op=op,
+                # In one call the key itself keeps a lost row's charge from being made again.
+                spent=self._provider.two_phase,
             )
 
 
@@ -272,6 +293,12 @@ def charge_of(payment: Payment, *, may_send_again: bool = False) -> Charge:
         may_send_again=may_send_again,
         is_older=payment.had_key_used,
     )
+
+
+def _is_of_another_call(first: Outcome) -> bool:
+    """Whether a prepare was answered about another payment under the same key."""
+    is_anothers_charge = first.error == "mismatch" and first.provider_ref is None
+    return first.error == KEY_USED or first.is_replay or is_anothers_charge
 
 
 def _raise_unpromised(error: Busy) -> NoReturn:

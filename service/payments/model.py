@@ -207,9 +207,21 @@ class Payment:
         return self.key_series + 1 if self.is_spent else self.key_series
 
     @property
+    def is_freed_keys_next(self) -> bool:
+        """Not sent yet, and not the first payment under its client's key."""
+        return self.key_digest is not None and self.key_series > 1 and not self.attempts
+
+    @property
     def had_key_used(self) -> bool:
         """The provider knew our key from another call: an earlier row of ours may be lost."""
         return any(attempt["error"] == KEY_USED for attempt in self.attempts)
+
+    @property
+    def was_confirmed_elsewhere(self) -> bool:
+        """The provider knew the key of our confirm from another charge's."""
+        return any(
+            attempt["op"] == "confirm" and attempt["error"] == KEY_USED for attempt in self.attempts
+        )
 
     @property
     def is_prepared_in_doubt(self) -> bool:

@@ -168,14 +168,17 @@ WITHDRAW = Statement(
     """,
 )
 
-# Before a retry is told 202. What its caller wanted refused in an outage is never queued.
+# Before a retry is told 202. What its caller wanted refused in an outage is never sent from the
+# queue, nor confirmed. Nor is a promise made while the background cancels a noted charge.
 PROMISE = Statement(
     "key_promise",
     f"""
     UPDATE payments p SET promised = true
     WHERE p.merchant_id = %(merchant_id)s::uuid AND p.payment_id = %(payment_id)s::uuid
       AND p.status IN ('accepted', 'sending', 'unknown', 'needs_review')
-      AND NOT (p.status = 'accepted' AND p.on_outage = 'reject')
+      AND (p.promised OR NOT (
+          p.status <> 'accepted' AND p.leased AND p.due_at > now()
+          OR p.status IN ('accepted', 'sending') AND p.on_outage = 'reject'))
     RETURNING {COLUMNS}
     """,
 )

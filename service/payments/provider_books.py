@@ -25,6 +25,7 @@ CHARGES_MAX = 50_000
 # A listing of a busy hour has hundreds of pages; whoever leased the batch holds it no longer.
 LIST_TIMEOUT_S = 120.0
 _CANCELED = "canceled"
+_CANNOT_MOVE = (OutcomeKind.NOT_EXECUTED, OutcomeKind.DECLINED)
 
 
 class ProviderBooks:
@@ -56,9 +57,10 @@ class ProviderBooks:
     def find(self, payment: Payment) -> ProviderCharge | None:
         """The charge that was made for this payment, by its id or by its client's key."""
         own = self._by_payment.get(payment.id)
-        if own is not None:
-            return own
         lost = self._by_digest.get(payment.key_digest or "")
+        if own is not None:
+            # The key was freed and used again, and that row is lost: what moved is believed.
+            return lost if _has_moved(lost) and not _has_moved(own) else own
         return lost if lost is not None and _may_be_of(lost, payment) else None
 
     def _since(self, oldest: datetime) -> datetime:
@@ -95,6 +97,11 @@ def _may_be_of(charge: ProviderCharge, payment: Payment) -> bool:
         return True
     is_same = (charge.amount_minor, charge.currency) == (payment.amount_minor, payment.currency)
     return is_same and charge.outcome.error != _CANCELED
+
+
+def _has_moved(charge: ProviderCharge | None) -> bool:
+    """Whether money moved, or could move by itself."""
+    return charge is not None and charge.outcome.kind not in _CANNOT_MOVE
 
 
 def _weight(charge: ProviderCharge | None) -> int:

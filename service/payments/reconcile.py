@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from service.observability import metrics
@@ -76,7 +76,7 @@ class Reconciler:
         if proven_absent and outcome.provider_ref is None and payment.is_prepared_in_doubt:
             # Its own answer told of money, or of an earlier call; that the books lack it now is
             # no proof against that.
-            outcome = dataclasses.replace(outcome, kind=OutcomeKind.UNKNOWN, error="mismatch")
+            outcome = replace(outcome, kind=OutcomeKind.UNKNOWN, error="mismatch")
             proven_absent = False
         if proven_absent:
             settled = self._send_again_or_end(payment, outcome, deadline)
@@ -122,6 +122,8 @@ class Reconciler:
         if payment.provider_ref is None and not is_spent:
             return self._send_same_key_or_end(payment, outcome, deadline)
         is_over = payment.status is Status.REQUIRES_ACTION or payment.is_expired
+        if not is_over and payment.promised and payment.was_confirmed_elsewhere:
+            return self._search_or_end(payment, outcome, deadline)
         if is_over or not payment.promised:
             return self._fence_off(payment, outcome, deadline)
         again = self._store.begin_series(payment, deadline)
@@ -129,6 +131,19 @@ class Reconciler:
             return self._store.read(payment, deadline)
         confirmed = self._provider.confirm(charge_of(again), deadline)
         return self._handler.record(again, confirmed, op="confirm")
+
+    def _search_or_end(self, payment: Payment, outcome: Outcome, deadline: Deadline) -> Payment:
+        """Its key was used for another call, of a row that we lost: no further key is sent.
+
+        The charge of that call is searched by the client's key. Where the books lack it, the
+        unconfirmed one is canceled, so that neither can move money.
+        """
+        by_key = replace(charge_of(payment), provider_ref=None)
+        found = self._provider.look_up(by_key, deadline)
+        if found.kind is not OutcomeKind.NOT_EXECUTED:
+            due_in_s = next_look_up_s(payment.doubt_age_s)
+            return self._store.record(payment, found, op="look_up", due_in_s=due_in_s)
+        return self._fence_off(payment, outcome, deadline)
 
     def _send_same_key_or_end(
         self, payment: Payment, outcome: Outcome, deadline: Deadline

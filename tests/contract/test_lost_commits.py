@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -11,32 +10,13 @@ import pytest
 
 from service.database.pool import ConnectionPool, Statement
 from service.errors import Busy
-from service.payments.model import ChargeRequest, Payment, Status
-from service.providers.base import Provider
+from service.payments.model import ChargeRequest, Status
 from tests.charge_requests import charge_request
+from tests.lost_commits import FLOWS, lossy_rigs
 from tests.scripted_books import Rule
 from tests.scripted_provider import ScriptedProvider, scripted_provider
-from tests.settling import MERCHANT, Service, soon
+from tests.settling import MERCHANT, soon
 
-# As the claim's own commit left it: whatever came after is lost.
-_SET_BACK = """
-    UPDATE payments SET status = 'accepted', provider_ref = NULL, amount_captured = 0,
-        attempts = '[]', sent_at = NULL, unknown_since = NULL, look_ups = 0, key_series = 1,
-        spent_series = NULL, fence = 1, leased = %(leased)s::boolean, due_at = now(),
-        promised = NOT %(leased)s::boolean
-    RETURNING 1
-"""
-_LOSE = """
-    WITH p AS (DELETE FROM payments RETURNING 1), k AS (DELETE FROM idempotency_keys)
-    SELECT 1 FROM p
-"""
-FLOWS = {
-    "two_phase": ("stripe", "two_phase", True),
-    "two_phase, keys ignored": ("stripe", "two_phase", False),
-    "one_shot": ("stripe", "one_shot", True),
-    "one_shot, keys ignored": ("stripe", "one_shot", False),
-    "charges": ("stripe_charges", "one_shot", True),
-}
 HONOURING = [name for name, (_, _, honours) in FLOWS.items() if honours]
 
 
@@ -46,57 +26,10 @@ def running() -> Iterator[ScriptedProvider]:
         yield provider
 
 
-@dataclass
-class Rig:
-    """A service on a scripted provider, and the database's owner who plays the failover."""
-
-    service: Service
-    scripted: ScriptedProvider
-    owner: ConnectionPool
-
-    def set_back(self, *, leased: bool = False) -> None:
-        self._run(_SET_BACK, {"leased": leased})
-
-    def lose(self) -> None:
-        self._run(_LOSE, {})
-
-    def _run(self, sql: str, params: dict[str, Any]) -> None:
-        self.owner.run(Statement("failover", sql), params, soon())
-
-    def pay(self, request: ChargeRequest) -> Payment:
-        return self.service.handler.process_payment(request, soon())[0]
-
-    def work(self, rounds: int = 4) -> None:
-        """The background's rounds, with everything due."""
-        for _ in range(rounds):
-            self.service.make_due()
-            self.service.drain()
-            self.service.settle()
-
-    @property
-    def charges(self) -> int:
-        return len(self.scripted.movements(None, "charge"))
-
-
 @pytest.fixture
 def rig_of(running: ScriptedProvider, pool: ConnectionPool, owner_url: str) -> Iterator[Any]:
-    from tests.pools import open_pool_of
-
-    running.clear(books=True)
-    opened = []
-    with open_pool_of(1, owner_url) as owner:
-
-        def of(flow: str, **more: Any) -> Rig:
-            kind, shape, honours = FLOWS[flow]
-            running.honour_keys(honours)
-            adapter = running.adapter(kind, flow=shape)
-            provider: Provider = adapter.__enter__()
-            opened.append(adapter)
-            return Rig(Service(pool, provider, **more), running, owner)
-
-        yield of
-        for adapter in opened:
-            adapter.__exit__(None, None, None)
+    with lossy_rigs(running, pool, owner_url) as rigs:
+        yield rigs
 
 
 def request(**changes: object) -> ChargeRequest:

@@ -142,6 +142,22 @@ def test_a_rejecting_retry_is_never_queued(background):
     assert charged(background.provider) == []
 
 
+def test_no_promise_is_made_while_a_noted_charge_is_ended(background):
+    asked = request()
+    died = died_after_claim(background, asked)
+    noted = background.store.note_reference(
+        died, background.provider.prepare(charge_of(died), soon()), soon()
+    )
+    background.make_due()
+    (leased,) = background.settling.lease_look_ups(8, soon())
+
+    promised = background.store.promise(noted, soon())
+    ended = background.reconciler.settle(leased, soon())
+
+    assert promised is None
+    assert (ended.status, ended.promised) == (Status.NOT_EXECUTED, False)
+
+
 def test_a_promise_and_an_end_decide_by_one_row(background):
     asked = request()
     died = died_after_claim(background, asked)

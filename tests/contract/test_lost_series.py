@@ -1,0 +1,160 @@
+"""Keys that were freed and used again, and commits lost after that: still nobody pays twice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from service.database.pool import ConnectionPool
+from service.errors import Busy, KeyInFlight
+from service.payments.handler import charge_of
+from service.payments.model import ChargeRequest, Payment, Status
+from tests.charge_requests import charge_request
+from tests.lost_commits import FLOWS, Rig, lossy_rigs
+from tests.scripted_books import Rule
+from tests.scripted_provider import ScriptedProvider, scripted_provider
+from tests.settling import MERCHANT, soon
+
+HONOURING = [name for name, (_, _, honours) in FLOWS.items() if honours]
+TWO_PHASE = [name for name, (_, flow, _) in FLOWS.items() if flow == "two_phase"]
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[ScriptedProvider]:
+    with scripted_provider() as provider:
+        yield provider
+
+
+@pytest.fixture
+def rig_of(running: ScriptedProvider, pool: ConnectionPool, owner_url: str) -> Iterator[Any]:
+    with lossy_rigs(running, pool, owner_url) as rigs:
+        yield rigs
+
+
+def request(**changes: object) -> ChargeRequest:
+    return charge_request(MERCHANT, **changes)
+
+
+def die_after_prepare(rig: Rig, asked: ChargeRequest) -> Payment:
+    """A worker's claim and prepare; then it is gone."""
+    payment, _ = rig.service.store.claim(
+        asked, soon(), provider=rig.service.provider.name, status=Status.ACCEPTED
+    )
+    rig.service.provider.prepare(charge_of(payment), soon())
+    return payment
+
+
+def refuse(rig: Rig, asked: ChargeRequest, on: str) -> None:
+    """A first call that the provider certainly does not execute: 503, and the key is free."""
+    rig.scripted.script(Rule(on, status=429, execute="never", times=None))
+    with pytest.raises(Busy):
+        rig.pay(asked)
+    rig.scripted.clear()
+
+
+@pytest.mark.parametrize("flow", TWO_PHASE)
+def test_a_freed_keys_lost_charge_is_adopted_by_its_first_row(rig_of, flow):
+    rig = rig_of(flow)
+    asked = request()
+    first = die_after_prepare(rig, asked)
+    rig.work()
+    assert rig.service.read(first).status is Status.NOT_EXECUTED
+    paid = rig.pay(asked)
+    rig.lose_all_but(first)
+    rig.set_back(leased=True)
+
+    again = rig.pay(asked)
+    rig.work()
+
+    after = rig.service.read(again)
+    assert (after.payment_id, after.status) == (first.payment_id, Status.SUCCEEDED)
+    assert after.provider_ref == paid.provider_ref
+    assert rig.charges == 1
+
+
+@pytest.mark.parametrize("flow", HONOURING)
+def test_a_freed_key_whose_rows_are_all_lost_is_not_charged_again(rig_of, flow):
+    rig = rig_of(flow)
+    asked = request(on_outage="reject")
+    refuse(rig, asked, "create" if flow == "two_phase" else "create_confirmed")
+    paid = rig.pay(asked)
+    rig.lose()
+
+    again = rig.pay(asked)
+    rig.work()
+
+    after = rig.service.read(again)
+    assert (after.status, after.provider_ref) == (Status.SUCCEEDED, paid.provider_ref)
+    assert rig.charges == 1
+
+
+@pytest.mark.parametrize("flow", HONOURING)
+def test_a_freed_key_whose_newest_row_is_lost_is_not_charged_again(rig_of, flow):
+    rig = rig_of(flow)
+    asked = request(on_outage="reject")
+    refuse(rig, asked, "create" if flow == "two_phase" else "create_confirmed")
+    first = rig.service.store.find_first(asked, soon())
+    assert first is None
+    rows = rig.service.store.list(MERCHANT, soon())
+    paid = rig.pay(asked)
+    rig.lose_all_but(rows[0])
+
+    again = rig.pay(asked)
+    rig.work()
+
+    after = rig.service.read(again)
+    assert (after.status, after.provider_ref) == (Status.SUCCEEDED, paid.provider_ref)
+    assert rig.charges == 1
+
+
+@pytest.mark.parametrize("flow", TWO_PHASE)
+def test_a_refused_row_that_was_set_back_is_never_confirmed(rig_of, flow):
+    rig = rig_of(flow)
+    asked = request(on_outage="reject")
+    refuse(rig, asked, "confirm")
+    (first,) = rig.service.store.list(MERCHANT, soon())
+    rig.pay(asked)
+    rig.lose_all_but(first, status="sending", leased=True, due_at=datetime.now(UTC))
+
+    with pytest.raises(KeyInFlight):
+        rig.pay(asked)
+    rig.work()
+
+    assert rig.service.read(first).status is Status.NOT_EXECUTED
+    assert rig.charges == 1
+
+
+def test_a_used_key_of_a_noted_charge_is_searched_before_the_next(rig_of):
+    rig = rig_of("two_phase")
+    conflict = {"error": {"type": "idempotency_error"}}
+    rig.scripted.script(Rule("confirm", status=400, body=conflict, execute="never"))
+    payment = rig.pay(request())
+    assert payment.status is Status.UNKNOWN
+    (intent,) = rig.scripted.objects("payment_intents")
+    # The charge of a row that was lost: made under the same client key.
+    made = {**intent, "metadata": {**intent["metadata"], "payment_id": "pay_" + "0" * 32}}
+    del made["id"]
+    lost = rig.scripted.put("payment_intents", **made)
+    rig.scripted.pay(lost["id"])
+
+    rig.work()
+
+    after = rig.service.read(payment)
+    assert (after.status, after.provider_ref) == (Status.SUCCEEDED, lost["id"])
+    assert rig.charges == 1
+
+
+def test_a_used_key_with_no_other_charge_ends_without_the_next(rig_of):
+    rig = rig_of("two_phase")
+    conflict = {"error": {"type": "idempotency_error"}}
+    rig.scripted.script(Rule("confirm", status=400, body=conflict, execute="never"))
+    payment = rig.pay(request())
+
+    rig.work()
+
+    assert rig.service.read(payment).status is Status.NOT_EXECUTED
+    assert rig.scripted.objects("payment_intents")[0]["status"] == "canceled"
+    assert rig.charges == 0
