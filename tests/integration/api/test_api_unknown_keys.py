@@ -91,6 +91,21 @@ def test_strangers_neither_evict_nor_keep_out_real_keys(
     assert look_ups() == before + 1
 
 
+def test_ids_without_a_key_are_remembered_up_to_a_bound(
+    status: Status, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(auth, "UNKNOWN_REMEMBERED", 3)
+    first, *others = [generate_key("test") for _ in range(4)]
+    assert [status(key) for key in (first, *others)] == [401] * 4
+    before = look_ups()
+
+    # The newest three cost nothing; the oldest gave its place up, and is looked for again.
+    assert [status(key) for key in others] == [401] * 3
+    assert look_ups() == before
+    assert status(first) == 401
+    assert look_ups() == before + 1
+
+
 def test_a_new_worker_knows_the_keys_of_its_host(
     settings: Settings, api_key: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
