@@ -24,7 +24,8 @@ NEXT_ACTION_CHARACTERS_MAX = 32_768
 # Controls (NUL among them), and halves of characters; whole pairs were joined by the parser.
 _UNFIT = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 _CLIENT_SECRET = re.compile(r"[A-Za-z0-9_]{1,128}_secret_[A-Za-z0-9_]{1,128}")
-_SECRET_INSIDE = re.compile(r"(?<=client_secret=)[^&#\s]+|\w*_secret_\w+")
+# Whole words, looked into after: to look for what surrounds `_secret_` would be quadratic.
+_GIVEN_OR_WORD = re.compile(r"(?<=client_secret=)(?P<given>[^&#\s]+)|\w+")
 HIDDEN = "hidden"
 _AMOUNTS = frozenset(
     {
@@ -65,7 +66,7 @@ def client_secret(found: Any) -> str | None:
 def without_secrets(found: Any) -> Any:
     """A next_action as everybody may see it: the provider's addresses hold the client_secret."""
     if isinstance(found, str):
-        return _SECRET_INSIDE.sub(HIDDEN, found)
+        return _GIVEN_OR_WORD.sub(_hide_secret, found)
     if isinstance(found, list):
         return [without_secrets(one) for one in found]
     if isinstance(found, dict):
@@ -74,6 +75,11 @@ def without_secrets(found: Any) -> Any:
             for name, one in found.items()
         }
     return found
+
+
+def _hide_secret(match: re.Match[str]) -> str:
+    is_secret = match["given"] is not None or "_secret_" in match[0][:-1]
+    return HIDDEN if is_secret else match[0]
 
 
 def _integer(digits: str) -> int | None:

@@ -33,7 +33,13 @@ from service.observability.tracing import Trace
 from service.payments.deliveries import signed_headers
 from service.payments.merchants import generate_key, parse_key
 from service.payments.model import fingerprint
-from service.providers import stripe_answers, stripe_charge_answers, stripe_form, stripe_intents
+from service.providers import (
+    stripe_answers,
+    stripe_charge_answers,
+    stripe_form,
+    stripe_intents,
+    stripe_json,
+)
 from service.providers.base import Charge, Outcome, OutcomeKind, Refund
 from service.providers.retry_after import parse_retry_after_s
 from service.providers.stripe_answers import Garbage
@@ -340,6 +346,7 @@ def time_of_parsers(data: bytes) -> None:
         *(lambda: parse_object(long), lambda: parse_object(b'{"a": ["' + long + b'"]}')),
         *(lambda: holds_card_number(text), lambda: clean_text(text), lambda: clean({text: [text]})),
         *(lambda: read_event(long), lambda: Arrival().feed(long)),
+        lambda: stripe_json.without_secrets(text[: stripe_json.NEXT_ACTION_CHARACTERS_MAX]),
         *(lambda: parse_idempotency_key(header), lambda: parse_idempotency_key(f'"{header}"')),
         *(lambda: parse_wait_s(f"wait{header}"), lambda: asks_for_async(header)),
         *(
