@@ -19,8 +19,9 @@ LOOK_EVERY_S = 0.2
 # Left for the last look and the answer when the deadline is what ends the wait.
 ANSWER_NEEDS_S = 0.5
 
-_WAIT = re.compile(r"\bwait\s*=\s*\"?(\d{1,4})\b")
-_RESPOND_ASYNC = re.compile(r"(?:^|[,;\s])respond-async(?:$|[,;\s])")
+# Names of preferences are the same in any case (RFC 7240, section 2).
+_WAIT = re.compile(r"\bwait\s*=\s*\"?(\d{1,4})\b", re.IGNORECASE)
+_RESPOND_ASYNC = re.compile(r"(?:^|[,;\s])respond-async(?:$|[,;\s])", re.IGNORECASE)
 
 
 def prefers_async() -> bool:

@@ -11,7 +11,7 @@ from flask import Flask
 
 from service.payments.model import Status
 from service.resilience.deadline import Deadline
-from service.web.preferences import Waiting, prefers_async
+from service.web.preferences import Waiting, parse_wait_s, prefers_async
 
 APP = Flask("preferences")
 
@@ -26,6 +26,7 @@ def payment(status: Status) -> Any:
         ("respond-async", True),
         ("wait=5, respond-async", True),
         ("respond-async; wait=5", True),
+        ("Respond-Async", True),
         ("respond-asynchronously", False),
         ("wait=5", False),
         ("", False),
@@ -34,6 +35,14 @@ def payment(status: Status) -> Any:
 def test_respond_async_is_read_among_other_preferences(prefer: str, is_async: bool) -> None:
     with APP.test_request_context(headers={"Prefer": prefer}):
         assert prefers_async() is is_async
+
+
+@pytest.mark.parametrize(
+    ("prefer", "wait_s"),
+    [("wait=5", 5.0), ("WAIT=5", 5.0), ('foo; a, Wait = "7"', 7.0), ("wait=99", 10.0), ("", 0.0)],
+)
+def test_wait_is_read_in_any_case_and_bounded(prefer: str, wait_s: float) -> None:
+    assert parse_wait_s(prefer) == wait_s
 
 
 def test_a_wait_ends_when_the_payment_settles() -> None:
