@@ -97,6 +97,9 @@ def read_head(head: bytes) -> Head:
     if match is None:
         raise Malformed("bad_request", "The request line is not HTTP/1 as we read it.")
     is_old = match[3] == b"0"
+    if not is_old:
+        # A later minor version is read, and answered, as the one that we speak (RFC 9110, 2.5).
+        request_line = request_line[:-1] + b"1"
     values = _values(fields)
     if not is_old and b"host" not in values:
         raise Malformed("bad_request", "A request of HTTP/1.1 needs a Host header.")

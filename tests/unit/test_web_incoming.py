@@ -220,6 +220,17 @@ def test_request_byte_by_byte_costs_linear_time(received: bytes) -> None:
     assert thread_time() - began_s < 10e-6 * len(received) + 0.2
 
 
+@pytest.mark.parametrize("framing", [b"", CHUNKED])
+def test_request_of_a_later_minor_version_is_read_as_ours(framing: bytes) -> None:
+    # The parser repeats the version that it was told, and ours is what we speak (RFC 9110, 2.5).
+    arrival = Arrival()
+    later = request(framing, b"0\r\n\r\n" if framing else b"").replace(b"HTTP/1.1", b"HTTP/1.9")
+
+    assert arrival.feed(later + b"GET") is WHOLE
+    assert arrival.take().startswith(HEAD)
+    assert arrival.has_begun
+
+
 def test_events_may_be_larger_than_other_requests() -> None:
     head = b"POST /v1/webhooks/stripe HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
 
