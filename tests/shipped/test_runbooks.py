@@ -17,11 +17,11 @@ from tests.shipped_queries import ROOT, catalogue, our_names, recorded_names, ru
 
 RUNBOOKS = ROOT / "docs" / "runbooks"
 SECTIONS = [
-    "What it means",
-    "What customers feel",
+    "Meaning",
+    "Customer impact",
     "First look",
-    "What to do",
-    "When to wake whom",
+    "Actions",
+    "Escalation",
 ]
 ALERTS = sorted({rule["alert"] for rule in rules() if "alert" in rule})
 
