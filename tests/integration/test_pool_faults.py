@@ -17,7 +17,7 @@ import psycopg2.errors
 import pytest
 from psycopg2.extensions import make_dsn
 
-from service.database.connection import IDLE_CHECK_S
+from service.database.connection import IDLE_CHECK_S, SESSION
 from service.database.pool import ConnectionPool, Statement
 from service.errors import Busy, DatabaseUnavailable
 from service.resilience.deadline import Deadline
@@ -105,7 +105,11 @@ def server_without_codes(directory: Path) -> Iterator[str]:
     ready = message(b"Z", b"I")
     greeting = message(b"R", bytes(4)) + b"".join(
         message(b"S", name + b"\0" + value + b"\0")
-        for name, value in ((b"client_encoding", b"UTF8"), (b"DateStyle", b"ISO"))
+        # Nothing has to be set on such a connection: the pool would take an error for an outage.
+        for name, value in (
+            (b"client_encoding", b"UTF8"),
+            *((name.encode(), value.encode()) for name, value in SESSION.items()),
+        )
     )
 
     def serve(peer: socket.socket) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from time import monotonic
 
 import pytest
 from flask import Flask
@@ -39,31 +40,39 @@ def look_ups() -> float:
     return REGISTRY.get_sample_value(name, labels) or 0.0
 
 
+def each_limit(began_s: float) -> float:
+    """How many look-ups one address may have caused since then, on however slow a machine."""
+    return rate_limits.EACH_BURST + rate_limits.EACH_PER_S * (monotonic() - began_s) + 1
+
+
 def test_one_address_can_ask_for_few_invented_keys(status: Status) -> None:
-    before = look_ups()
+    before, began_s = look_ups(), monotonic()
 
     seen = [status(generate_key("test")) for _ in range(300)]
 
     assert set(seen) == {401, 429}
-    assert look_ups() - before <= rate_limits.EACH_BURST + 25
+    assert look_ups() - before <= each_limit(began_s)
     # Another address is told about its own keys all the same.
     assert status(generate_key("test"), "192.0.2.8") == 401
 
 
 @pytest.mark.parametrize("network", ["10.{a}.{b}.1", "2001:db8:{a:x}:{b:x}::1"])
 def test_many_addresses_together_are_bounded_as_well(status: Status, network: str) -> None:
-    before = look_ups()
+    before, began_s = look_ups(), monotonic()
 
     for number in range(400):
         status(generate_key("test"), network.format(a=number // 200, b=number % 200))
 
-    assert look_ups() - before <= rate_limits.TOGETHER_BURST + 150
+    refilled = rate_limits.TOGETHER_PER_S * (monotonic() - began_s) + 1
+    assert look_ups() - before <= rate_limits.TOGETHER_BURST + refilled
 
 
 def test_addresses_of_one_ipv6_network_are_one_stranger(status: Status) -> None:
+    began_s = monotonic()
+
     seen = [status(generate_key("test"), f"2001:db8::{number:x}") for number in range(1, 200)]
 
-    assert seen.count(429) > 100
+    assert seen.count(401) <= each_limit(began_s)
 
 
 def test_an_invented_key_costs_one_look_up_however_often_it_comes(status: Status) -> None:
@@ -115,13 +124,14 @@ def test_a_new_worker_knows_the_keys_of_its_host(
         headers = {"Authorization": f"Bearer {key}"}
         return app.test_client().get("/v1/payments", headers=headers).status_code
 
-    old = _app(settings, metrics)
+    old, began_s = _app(settings, metrics), monotonic()
     assert status(old, api_key) == 200
-    assert 429 in [status(old, generate_key("test")) for _ in range(100)]
-
+    seen = [status(old, generate_key("test")) for _ in range(100)]
     new = _app(settings, metrics)
 
-    assert status(new, generate_key("test")) == 429
+    seen += [status(new, generate_key("test")) for _ in range(100)]
+
+    assert seen.count(401) <= each_limit(began_s)
     assert status(new, api_key) == 200
 
 
