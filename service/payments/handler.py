@@ -41,6 +41,7 @@ CONFIRM_NEEDS_S = 0.5
 # A prepare that was answered with something else than an unconfirmed charge of ours: money may have
 # moved. Any other doubt about a prepare is none about money.
 _PREPARED_IN_DOUBT = frozenset({"mismatch", KEY_USED})
+_TOO_LATE = Outcome(OutcomeKind.NOT_EXECUTED, Stage.NOT_SENT, error="deadline")
 # Our own share of a payment, besides the provider's; the service level counts what is over it.
 SLOW_S = 0.5
 
@@ -190,6 +191,9 @@ class PaymentHandler:
                 lie = replace(prepared, provider_ref=None, error="mismatch")
                 lie = replace(lie, kind=OutcomeKind.NOT_EXECUTED)
                 return payment, lie, "prepare"
+            if payment.is_expired:
+                # It expired while it was prepared or noted: nothing moves, and its look-up ends it.
+                return payment, _TOO_LATE, "confirm"
         return payment, self._provider.confirm(charge_of(payment), deadline), "confirm"
 
     def _prepare(self, payment: Payment, deadline: Deadline) -> Outcome:

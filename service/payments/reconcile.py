@@ -67,6 +67,7 @@ class Reconciler:
             if noted is None:
                 return self._store.read(payment, deadline)
             payment = noted
+            may_send_again = not payment.is_expired
         charge = charge_of(payment, may_send_again=may_send_again)
         outcome = self._provider.look_up(charge, deadline)
         if outcome.error in ("breaker_open", "bulkhead_full"):
@@ -127,7 +128,7 @@ class Reconciler:
         if is_over or not payment.promised:
             return self._fence_off(payment, outcome, deadline)
         again = self._store.begin_series(payment, deadline)
-        if again is None:
+        if again is None or again.is_expired:
             return self._store.read(payment, deadline)
         confirmed = self._provider.confirm(charge_of(again), deadline)
         return self._handler.record(again, confirmed, op="confirm")
@@ -152,7 +153,7 @@ class Reconciler:
         if not self._may_send_again(payment):
             return self._end(payment, outcome, deadline)
         again = self._store.note_send(payment, deadline)
-        if again is None:
+        if again is None or again.is_expired:
             return self._store.read(payment, deadline)
         confirmed = self._provider.confirm(charge_of(again), deadline)
         return self._handler.record(again, confirmed, op="confirm")

@@ -17,6 +17,8 @@ import psycopg2
 
 from service.database.pool import ConnectionPool, Statement
 from service.observability import metrics
+from service.payments.sweep_progress import CLOCKS_DIFFER, run_name
+from service.providers.later import Feed
 from service.resilience.deadline import Deadline
 
 log = logging.getLogger(__name__)
@@ -25,7 +27,6 @@ CHECKED_EVERY_S = 5.0
 # Every running reconciler writes its check; a database in which none did for so long was restored,
 # or ours was away for three sweeps: either way the books are compared before the queue goes on.
 GAP_S = 900.0
-_RUN = "recovery"
 
 # A restore into another cluster has another identifier; a promotion and a restore to a point in
 # time begin another timeline.
@@ -43,11 +44,17 @@ _READ = Statement(
     WHERE name = ANY(%(names)s::text[])
     """,
 )
+# Payments of before, and no check: these rows came from a backup, or from an older version.
 _BEGIN = Statement(
     "key_begin_recovery",
     """
     INSERT INTO background_runs (name, last_run_at, detail)
-    VALUES (%(name)s::text, now(), %(detail)s::jsonb)
+    SELECT %(name)s::text,
+           CASE WHEN EXISTS (
+               SELECT 1 FROM payments
+               WHERE created_at < now() - %(gap_s)s::float8 * interval '1 second')
+           THEN now() - 2 * %(gap_s)s::float8 * interval '1 second' ELSE now() END,
+           %(detail)s::jsonb
     ON CONFLICT (name) DO NOTHING
     RETURNING 1
     """,
@@ -97,7 +104,9 @@ class Recovery:
     def __init__(self, pool: ConnectionPool, provider: str, *, gap_s: float = GAP_S) -> None:
         self._pool = pool
         # The charges' list; its checkpoint says up to when the provider's books were compared.
-        self._sweep = f"sweep {provider}"
+        self._sweep = run_name(provider, Feed.CHARGES)
+        # Of each provider one, since each one's books are compared by a sweep of its own.
+        self._name = f"recovery {provider}"
         self._gap_s = gap_s
         self._tells_identity = True
         # Until it is known that they are not, our rows may be old.
@@ -110,23 +119,25 @@ class Recovery:
     def check(self, deadline: Deadline) -> None:
         """Compare the database with what it was; raises Busy, and then the last answer stands."""
         identity = self._identity(deadline)
-        rows = self._pool.run(_READ, {"names": [_RUN, self._sweep]}, deadline)
-        kept = {name: (detail, age_s) for name, detail, age_s in rows}
-        if _RUN not in kept:
-            first = _State(identity, None)
-            self._pool.run(_BEGIN, {"name": _RUN, "detail": first.detail}, deadline)
-            self._show(first)
-            return
-        detail, age_s = kept[_RUN]
+        kept = self._read(deadline)
+        if self._name not in kept:
+            first = {"name": self._name, "detail": _State(identity, None).detail}
+            self._pool.run(_BEGIN, first | {"gap_s": self._gap_s}, deadline)
+            kept = self._read(deadline)
+        detail, age_s = kept[self._name]
         swept_to = kept[self._sweep][0].get("swept_to") if self._sweep in kept else None
         before = _State.of(detail)
         after = self._next(before, identity, age_s or 0.0, swept_to)
-        params = {"name": _RUN, "detail": after.detail, "before": json.dumps(detail)}
+        params = {"name": self._name, "detail": after.detail, "before": json.dumps(detail)}
         if not self._pool.run(_SAVE, params, deadline):
             return  # Another was quicker: the next check reads what it wrote.
         if after.since is not None and after.since != before.since:
             self._pool.run(_SWEEP_NOW, {"sweep": self._sweep}, deadline)
         self._show(after)
+
+    def _read(self, deadline: Deadline) -> dict[str, tuple[Mapping[str, Any], float | None]]:
+        rows = self._pool.run(_READ, {"names": [self._name, self._sweep]}, deadline)
+        return {name: (detail, age_s) for name, detail, age_s in rows}
 
     def _next(
         self, before: _State, identity: str | None, age_s: float, swept_to: str | None
@@ -141,7 +152,12 @@ class Recovery:
             return _State(known, datetime.now(UTC))
         if before.since is None:
             return _State(known, None)
-        if swept_to is None or datetime.fromisoformat(swept_to) < before.since:
+        # A clock that was ahead wrote neither a moment to wait for nor a proof.
+        latest = datetime.now(UTC) + CLOCKS_DIFFER
+        if before.since > latest:
+            return _State(known, datetime.now(UTC))
+        swept = datetime.fromisoformat(swept_to) if swept_to else None
+        if swept is None or not before.since <= swept <= latest:
             return _State(known, before.since)
         log.warning("recovery.ended", extra={"since": before.since.isoformat()})
         return _State(known, None)

@@ -17,6 +17,9 @@ from service.resilience.deadline import Deadline
 OVERLAP = timedelta(hours=1)
 # A provider whose clock is ahead lists charges from what is still to come here.
 CLOCKS_DIFFER = timedelta(minutes=10)
+# A checkpoint from the future was dated by a clock that was wrong, for how long is not known: it
+# proves nothing, and the time in which a provider remembers keys is read again.
+DISTRUSTED = timedelta(days=2)
 # A slice is to hold some pages: few empty reads in the night, small steps in a rush.
 WIDTH_FIRST_S = 3600
 WIDTH_MAX_S = 3600
@@ -50,7 +53,7 @@ def run_name(provider: str, feed: Feed) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where the present pass over one list is; `swept_to` never goes back."""
+    """Where the present pass over one list is; `swept_to` goes back only with a wrong clock."""
 
     began: datetime
     # The start of the present slice, and where in it to read on.
@@ -70,6 +73,8 @@ class Progress:
         width_s = int(detail.get("width_s", WIDTH_FIRST_S))
         page_size = int(detail.get("page_size", PAGE_SIZE_MAX))
         position, began = _moment(detail.get("position")), _moment(detail.get("began"))
+        if max(swept_to or now, began or now) > now + CLOCKS_DIFFER:
+            swept_to, position = now - DISTRUSTED, None
         if position is not None and began is not None:
             return cls(
                 began,

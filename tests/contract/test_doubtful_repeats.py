@@ -266,3 +266,14 @@ def test_many_workers_on_one_doubt_charge_once(one_call, scripted):
         worker.join(60)
 
     assert charges(scripted) == 1
+
+
+def test_what_expires_while_it_is_prepared_is_not_confirmed(two_phase, scripted):
+    scripted.script(Rule("create", delay_s=0.6))
+
+    payment = two_phase.pay(expires_at=datetime.now(UTC) + timedelta(milliseconds=300))
+    for _ in range(3):
+        two_phase.settle()
+
+    assert scripted.requests("confirm") == []
+    assert two_phase.read(payment).status is Status.NOT_EXECUTED

@@ -24,7 +24,7 @@ def fail_over(pool: ConnectionPool) -> None:
     detail = json.dumps({"database": "1/00000001", "since": None})
     run(
         pool,
-        "UPDATE background_runs SET detail = %(d)s::jsonb WHERE name = 'recovery'",
+        "UPDATE background_runs SET detail = %(d)s::jsonb WHERE name = 'recovery fake'",
         d=detail,
     )
 
@@ -75,7 +75,7 @@ def test_a_database_unchecked_for_long_was_restored(pool, recovery):
     run(
         pool,
         "UPDATE background_runs SET last_run_at = now() - interval '1 hour'"
-        " WHERE name = 'recovery'",
+        " WHERE name = 'recovery fake'",
     )
 
     recovery.check(soon())
@@ -126,3 +126,55 @@ def test_nothing_is_sent_from_the_queue_while_recovering(pool, recovery):
 
     assert waited == 0
     assert service.read(payment).status is Status.SUCCEEDED
+
+
+def note(pool: ConnectionPool, *, since: datetime) -> None:
+    """Lost commits were noticed at that moment, by the clock of whoever noticed."""
+    run(
+        pool,
+        "UPDATE background_runs SET detail = detail || %(d)s::jsonb WHERE name = 'recovery fake'",
+        d=json.dumps({"since": since.isoformat()}),
+    )
+
+
+def test_each_provider_waits_for_its_own_sweep(pool, recovery):
+    other = Recovery(pool, "other")
+    other.check(soon())
+    run(pool, "UPDATE background_runs SET last_run_at = now() - interval '1 hour'")
+    recovery.check(soon())
+    other.check(soon())
+
+    sweep_to(pool, datetime.now(UTC) + timedelta(seconds=1))
+    recovery.check(soon())
+    other.check(soon())
+
+    assert (recovery.is_recovering(), other.is_recovering()) == (False, True)
+
+
+def test_rows_of_before_without_a_check_wait_for_a_sweep(pool):
+    Service(pool, BookedProvider()).pay()
+    run(pool, "UPDATE payments SET created_at = now() - interval '1 day'")
+    recovery = Recovery(pool, "fake")
+
+    recovery.check(soon())
+
+    assert recovery.is_recovering()
+
+
+def test_a_moment_from_the_future_is_not_waited_for(pool, recovery):
+    note(pool, since=datetime.now(UTC) + timedelta(days=1))
+
+    recovery.check(soon())
+    sweep_to(pool, datetime.now(UTC) + timedelta(seconds=1))
+    recovery.check(soon())
+
+    assert not recovery.is_recovering()
+
+
+def test_a_sweep_dated_in_the_future_is_no_proof(pool, recovery):
+    note(pool, since=datetime.now(UTC))
+    sweep_to(pool, datetime.now(UTC) + timedelta(days=1))
+
+    recovery.check(soon())
+
+    assert recovery.is_recovering()

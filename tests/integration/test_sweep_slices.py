@@ -11,7 +11,7 @@ from service.database.pool import Statement
 from service.errors import ProviderUnavailable
 from service.payments.handler import charge_of
 from service.payments.model import Status
-from service.payments.sweep_progress import OVERLAP, Progress
+from service.payments.sweep_progress import DISTRUSTED, OVERLAP, Progress
 from service.providers.later import Feed, FeedMissing, Page, Slice
 from service.resilience.deadline import Deadline
 from tests.booked_provider import BookedProvider, unknown
@@ -187,3 +187,16 @@ def test_a_slice_follows_the_last_without_a_gap():
     assert ends[0] == now - timedelta(days=2) - OVERLAP
     assert ends[-1] > now
     assert progress.swept_to == now
+
+
+def test_a_checkpoint_from_the_future_proves_nothing():
+    now = datetime.now(UTC)
+    ahead = (now + timedelta(days=1)).isoformat()
+
+    rested = Progress.of({"swept_to": ahead}, now)
+    cut_short = Progress.of({"swept_to": ahead, "position": ahead, "began": ahead}, now)
+
+    for progress in (rested, cut_short):
+        assert progress.position <= now - DISTRUSTED
+        assert not progress.is_done
+        assert progress.detail()["swept_to"] <= now.isoformat()
