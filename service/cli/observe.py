@@ -36,17 +36,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from service.lookout.tour import Wish, observe
+    from service.lookout.tour import ObserveOptions, observe
     from service.resilience.lifeline import end_with_parent
 
     if arguments.end_with_parent:
         end_with_parent(signal.SIGTERM)
-    wish = Wish(
+    options = ObserveOptions(
         payments_per_s=arguments.payments_per_s,
         is_hurried=arguments.hurry,
         is_once=arguments.once,
     )
-    return observe(Settings.from_environ(), dict(os.environ), wish)
+    return observe(Settings.from_environ(), dict(os.environ), options)
 
 
 def _rate(text: str) -> float:

@@ -41,7 +41,7 @@ QUEUED_S = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wish:
+class ObserveOptions:
     """The options of `observe`."""
 
     payments_per_s: float
@@ -59,20 +59,20 @@ class _Told(Exception):
     """A signal or Ctrl-C asks this process to stop."""
 
 
-def observe(settings: Settings, environ: Mapping[str, str], wish: Wish) -> int:
+def observe(settings: Settings, environ: Mapping[str, str], options: ObserveOptions) -> int:
     """Start all parts and run the incidents; 0 after a stop, or when each incident has paged."""
     _require_playground(settings)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _told)
     _say("Starting Holdfast and its monitoring ...")
-    hurry_s = HURRY_S if wish.is_hurried else None
+    hurry_s = HURRY_S if options.is_hurried else None
     try:
         with contextlib.ExitStack() as stack:
             site = stack.enter_context(watched_house(settings, environ, _news, hurry_s=hurry_s))
             stack.callback(_deaf)
             _require_links(site)
             _say(_addresses(site, environ))
-            return _tour(site, wish)
+            return _tour(site, options)
     except _Told:
         return 0
     except (PartDied, ProxyGone) as error:
@@ -101,14 +101,14 @@ def _deaf() -> None:
     _say("\nStopping everything ...")
 
 
-def _tour(site: Site, wish: Wish) -> int:
+def _tour(site: Site, options: ObserveOptions) -> int:
     is_watched = site.urls.keys() >= {"prometheus", "alertmanager"}
-    quiet_s = QUIET_HURRIED_S if wish.is_hurried else QUIET_S
-    recovery_s = RECOVERY_HURRIED_S if wish.is_hurried else RECOVERY_S
+    quiet_s = QUIET_HURRIED_S if options.is_hurried else QUIET_S
+    recovery_s = RECOVERY_HURRIED_S if options.is_hurried else RECOVERY_S
     silent: list[str] = []
-    with Traffic(site.run["url"], site.run["api_key"], per_s=wish.payments_per_s) as traffic:
+    with Traffic(site.run["url"], site.run["api_key"], per_s=options.payments_per_s) as traffic:
         _say(
-            f"{wish.payments_per_s:g} payments a second from now on; {quiet_s:.0f} s without a fault."
+            f"{options.payments_per_s:g} payments a second from now on; {quiet_s:.0f} s without a fault."
         )
         _wait(lambda: False, site, quiet_s)
         for number, incident in enumerate(INCIDENTS, start=1):
@@ -121,7 +121,7 @@ def _tour(site: Site, wish: Wish) -> int:
                 silent.append(incident.title)
             is_well = recover(site, within_s=recovery_s)
             _say(told_of_money(site, is_well))
-        if wish.is_once:
+        if options.is_once:
             return 1 if is_watched and silent else 0
         _say("\nThat was all three. Traffic goes on; look around. Ctrl-C stops everything.")
         while True:

@@ -17,7 +17,7 @@ from service.simulation.plan import Catalogue
 from service.simulation.preflight import Preflight
 from service.simulation.rehearsals import Rehearsals
 from service.simulation.restart import DatabaseRestart
-from service.simulation.runner import Surroundings
+from service.simulation.runner import DrillContext
 from service.simulation.sandbox import Sandbox
 from service.simulation.sides import Instance
 from service.simulation.store import RehearsalStore
@@ -72,7 +72,7 @@ def assemble(
         restart_database=DatabaseRestart(store, home).carry_out,
     )
     pair = Pair(provider_url=provider_url, database_url=database_url, environ=environ, root=root)
-    around = Surroundings(
+    context = DrillContext(
         store=store,
         keys=keys,
         preflight=preflight,
@@ -87,4 +87,4 @@ def assemble(
     threading.Thread(target=sweep_leftovers, name="pair-sweep", daemon=True).start()
     # The default scope is the instance where faults can be injected on its links, else a pair.
     can_strike = control_path is not None and instance_allowed
-    return Rehearsals(around, catalogue, default_scope="instance" if can_strike else "pair")
+    return Rehearsals(context, catalogue, default_scope="instance" if can_strike else "pair")

@@ -12,7 +12,7 @@ from service.resilience.deadline import Deadline
 from service.simulation.plan import Plan
 from service.simulation.preflight import reasons
 from service.simulation.run import Run
-from service.simulation.runner import Runner, Surroundings
+from service.simulation.runner import DrillContext, Runner
 from service.simulation.verdict import judge_day
 
 PREFLIGHT_TIMEOUT_S = 10.0
@@ -27,7 +27,7 @@ class GameDay:
     beginning and at its end."""
 
     run: Run
-    around: Surroundings
+    context: DrillContext
     plans: list[Plan]
     kept: Callable[[Run], None]
 
@@ -62,7 +62,7 @@ class GameDay:
         if against:
             part.finish("REFUSED", against[0])
         else:
-            Runner(part, self.around, load_per_s=plan.load_per_s).carry_out()
+            Runner(part, self.context, load_per_s=plan.load_per_s).carry_out()
         self.kept(part)
         part.ended.set()
         metrics.drill_runs_total.labels(plan.name, str(part.whole()["verdict"]).lower()).inc()
@@ -74,7 +74,7 @@ class GameDay:
         while True:
             deadline = Deadline.after(PREFLIGHT_TIMEOUT_S)
             try:
-                against = reasons(self.around.preflight.check(plan, self.run.scope, deadline))
+                against = reasons(self.context.preflight.check(plan, self.run.scope, deadline))
             except Busy as error:
                 # The previous drill may have faulted the database, so wait for its recovery.
                 against = [f"database: {error.detail}"]

@@ -16,7 +16,7 @@ from service.simulation.gameday import GameDay
 from service.simulation.plan import Catalogue, Plan
 from service.simulation.preflight import reasons
 from service.simulation.run import Run, summary_of
-from service.simulation.runner import Runner, Surroundings
+from service.simulation.runner import DrillContext, Runner
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ WRITE_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wish:
+class DrillRequest:
     """A request for a drill."""
 
     name: str
@@ -44,8 +44,8 @@ class Wish:
 class Rehearsals:
     """All drills of this ops plane. Safe in many threads."""
 
-    def __init__(self, around: Surroundings, catalogue: Catalogue, *, default_scope: str) -> None:
-        self.around = around
+    def __init__(self, context: DrillContext, catalogue: Catalogue, *, default_scope: str) -> None:
+        self.context = context
         self.catalogue = catalogue
         self.default_scope = default_scope
         self._lock = threading.Lock()
@@ -56,48 +56,50 @@ class Rehearsals:
     def running(self) -> Run | None:
         return self._running
 
-    def preflight(self, wish: Wish, deadline: Deadline) -> list[dict[str, Any]]:
+    def preflight(self, request: DrillRequest, deadline: Deadline) -> list[dict[str, Any]]:
         """The checks before a drill begins; changes nothing."""
-        return self._preflight(self._plan_of(wish), wish, deadline)
+        return self._preflight(self._plan_of(request), request, deadline)
 
-    def _preflight(self, plan: Plan, wish: Wish, deadline: Deadline) -> list[dict[str, Any]]:
+    def _preflight(
+        self, plan: Plan, request: DrillRequest, deadline: Deadline
+    ) -> list[dict[str, Any]]:
         parts = [self.catalogue[name] for name in plan.parts] or [plan]
-        checks = self.around.preflight.check(parts[0], wish.scope, deadline)
+        checks = self.context.preflight.check(parts[0], request.scope, deadline)
         free = self._running is None
         found = {"name": "another_rehearsal", "ok": free, "detail": "None runs here."}
         if not free:
             found["detail"] = "Another drill is running."
         return [*checks, found]
 
-    def begin(self, wish: Wish, deadline: Deadline) -> Run:
+    def begin(self, request: DrillRequest, deadline: Deadline) -> Run:
         """Start it in a new thread; raises PreflightRefused, or Busy without a database."""
-        plan = self._plan_of(wish)
+        plan = self._plan_of(request)
         run = Run(
             plan,
-            kind=wish.kind,
-            scope=wish.scope,
-            reason=wish.reason,
-            requested_by=wish.requested_by,
-            load_per_s=wish.load_per_s or plan.load_per_s,
-            is_blind=wish.blind,
+            kind=request.kind,
+            scope=request.scope,
+            reason=request.reason,
+            requested_by=request.requested_by,
+            load_per_s=request.load_per_s or plan.load_per_s,
+            is_blind=request.blind,
         )
-        checks = self._preflight(plan, wish, deadline)
+        checks = self._preflight(plan, request, deadline)
         against = reasons(checks)
         if not against:
             # Close the runs of killed processes; the lease identifies live runs.
-            self.around.store.close_lost(deadline)
+            self.context.store.close_lost(deadline)
             against = self._take(run, deadline)
         if against:
-            self._refuse(wish, against, deadline)
+            self._refuse(request, against, deadline)
         run.set(preflight=checks)
         try:
-            self.around.store.begin(run.document(), deadline, actor=wish.actor)
+            self.context.store.begin(run.document(), deadline, actor=request.actor)
         except BaseException:
             self._let_go(run)
             raise
         log.warning("rehearsal.started", extra=_told(run))
         threading.Thread(
-            target=self._carry_out, args=(run, wish), name="rehearsal", daemon=True
+            target=self._carry_out, args=(run, request), name="rehearsal", daemon=True
         ).start()
         return run
 
@@ -114,18 +116,18 @@ class Rehearsals:
         log.warning("rehearsal.stopped", extra={**_told(run), "stopped_by": by.name})
         # The stop must not wait for a database whose failure may be the drill's fault.
         try:
-            self.around.store.audit(by, "stopped", run.id, {}, deadline)
+            self.context.store.audit(by, "stopped", run.id, {}, deadline)
         except Busy as error:
             log.warning("rehearsal.audit_failed", extra={"run_id": run.id, "detail": error.detail})
 
     def find(self, run_id: str, deadline: Deadline) -> dict[str, Any]:
         """A run's document; raises NotFound."""
         run = self._runs.get(run_id)
-        document = run.document() if run else self.around.store.find(run_id, deadline)
+        document = run.document() if run else self.context.store.find(run_id, deadline)
         if run is None and document is not None and document["status"] == "running":
             # No run of this process: another instance has it, or its process was killed.
-            self.around.store.close_lost(deadline)
-            document = self.around.store.find(run_id, deadline)
+            self.context.store.close_lost(deadline)
+            document = self.context.store.find(run_id, deadline)
         if document is None:
             raise NotFound("This drill does not exist.")
         return document
@@ -141,12 +143,12 @@ class Rehearsals:
 
     def recent(self, deadline: Deadline, limit: int = 20) -> list[dict[str, Any]]:
         """The newest runs of all instances."""
-        documents = self.around.store.recent(limit, deadline)
+        documents = self.context.store.recent(limit, deadline)
         live = {run.id: run.summary() for run in list(self._runs.values())}
         if any(one["status"] == "running" and one["id"] not in live for one in documents):
             # A run of another instance or of a killed process; consoles poll, and mostly there is none.
-            self.around.store.close_lost(deadline)
-            documents = self.around.store.recent(limit, deadline)
+            self.context.store.close_lost(deadline)
+            documents = self.context.store.recent(limit, deadline)
         return [live.get(document["id"]) or summary_of(document) for document in documents]
 
     def name_fault(self, run: Run, name: str) -> dict[str, Any]:
@@ -157,30 +159,30 @@ class Rehearsals:
             raise NotFound(f"A drill of that name does not exist: {', '.join(self.catalogue)}.")
         return run.answer(name)
 
-    def _plan_of(self, wish: Wish) -> Plan:
-        plan = self.catalogue.get(wish.name)
+    def _plan_of(self, request: DrillRequest) -> Plan:
+        plan = self.catalogue.get(request.name)
         if plan is None:
             raise NotFound(f"A drill of that name does not exist: {', '.join(self.catalogue)}.")
-        if wish.blind:
-            plan = self._chosen_blindly(plan, wish)
-        return self._lasting(plan, wish)
+        if request.blind:
+            plan = self._chosen_blindly(plan, request)
+        return self._lasting(plan, request)
 
-    def _chosen_blindly(self, day: Plan, wish: Wish) -> Plan:
+    def _chosen_blindly(self, day: Plan, request: DrillRequest) -> Plan:
         """One drill of the day that the scope allows, long enough to be identified."""
         if not day.parts:
             raise WrongState("Only a game day can be blind.")
         parts = [self.catalogue[name] for name in day.parts]
-        allowed = [part for part in parts if wish.scope in part.scopes]
+        allowed = [part for part in parts if request.scope in part.scopes]
         if not allowed:
-            raise WrongState(f"No drill of the day has the scope {wish.scope}.")
+            raise WrongState(f"No drill of the day has the scope {request.scope}.")
         chosen = random.SystemRandom().choice(allowed)
         return chosen.lasting(max(chosen.fault_s, day.blind_fault_s))
 
     @staticmethod
-    def _lasting(plan: Plan, wish: Wish) -> Plan:
-        if wish.fault_s is not None and plan.steps:
-            plan = plan.lasting(wish.fault_s)
-        return replace(plan, load_per_s=wish.load_per_s or plan.load_per_s)
+    def _lasting(plan: Plan, request: DrillRequest) -> Plan:
+        if request.fault_s is not None and plan.steps:
+            plan = plan.lasting(request.fault_s)
+        return replace(plan, load_per_s=request.load_per_s or plan.load_per_s)
 
     def _take(self, run: Run, deadline: Deadline) -> list[str]:
         """Make the run the only one, here and on all instances; returns the reasons against it."""
@@ -189,7 +191,7 @@ class Rehearsals:
                 return ["another_rehearsal: Another drill is running."]
             self._running = run
         try:
-            has_lease = self.around.store.take_lease(run.id, deadline)
+            has_lease = self.context.store.take_lease(run.id, deadline)
         except BaseException:
             self._running = None
             raise
@@ -203,45 +205,50 @@ class Rehearsals:
 
     def _let_go(self, run: Run) -> None:
         try:
-            self.around.store.end_lease(run.id, Deadline.after(WRITE_TIMEOUT_S))
+            self.context.store.end_lease(run.id, Deadline.after(WRITE_TIMEOUT_S))
         except Busy as error:
             log.warning("rehearsal.lease_kept", extra={"run_id": run.id, "detail": error.detail})
         self._running = None
 
-    def _refuse(self, wish: Wish, against: list[str], deadline: Deadline) -> None:
-        detail = {"kind": wish.kind, "name": wish.name, "scope": wish.scope, "reasons": against}
+    def _refuse(self, request: DrillRequest, against: list[str], deadline: Deadline) -> None:
+        detail = {
+            "kind": request.kind,
+            "name": request.name,
+            "scope": request.scope,
+            "reasons": against,
+        }
         log.warning(
             "rehearsal.refused",
             extra={
-                "kind": wish.kind,
-                "rehearsal": wish.name,
-                "scope": wish.scope,
+                "kind": request.kind,
+                "rehearsal": request.name,
+                "scope": request.scope,
                 "reasons": against,
-                "requested_by": wish.requested_by,
+                "requested_by": request.requested_by,
             },
         )
-        if wish.kind == "drill":
-            metrics.drill_runs_total.labels(wish.name, "refused").inc()
+        if request.kind == "drill":
+            metrics.drill_runs_total.labels(request.name, "refused").inc()
         try:
-            actor = wish.actor or Actor("api_key", wish.requested_by)
-            self.around.store.audit(actor, "refused", None, detail, deadline)
+            actor = request.actor or Actor("api_key", request.requested_by)
+            self.context.store.audit(actor, "refused", None, detail, deadline)
         except Busy as error:
             log.warning("rehearsal.audit_failed", extra={"detail": error.detail})
         raise PreflightRefused(against)
 
-    def _carry_out(self, run: Run, wish: Wish) -> None:
+    def _carry_out(self, run: Run, request: DrillRequest) -> None:
         try:
             if run.plan.parts:
-                plans = [self._lasting(self.catalogue[name], wish) for name in run.plan.parts]
-                GameDay(run=run, around=self.around, plans=plans, kept=self._keep).play()
+                plans = [self._lasting(self.catalogue[name], request) for name in run.plan.parts]
+                GameDay(run=run, context=self.context, plans=plans, kept=self._keep).play()
             else:
-                load_per_s = wish.load_per_s or run.plan.load_per_s
-                Runner(run, self.around, load_per_s=load_per_s).carry_out()
+                load_per_s = request.load_per_s or run.plan.load_per_s
+                Runner(run, self.context, load_per_s=load_per_s).carry_out()
         finally:
             document = run.document()
-            if wish.kind == "drill":
+            if request.kind == "drill":
                 verdict = str(document["verdict"]).lower()
-                metrics.drill_runs_total.labels(wish.name, verdict).inc()
+                metrics.drill_runs_total.labels(request.name, verdict).inc()
             log.warning(
                 "rehearsal.ended",
                 extra={
@@ -262,7 +269,7 @@ class Rehearsals:
             self._write_down(document)
             return
         try:
-            self.around.store.begin(document, Deadline.after(WRITE_TIMEOUT_S))
+            self.context.store.begin(document, Deadline.after(WRITE_TIMEOUT_S))
         except Busy as error:
             log.warning("rehearsal.not_kept", extra={"run_id": part.id, "detail": error.detail})
 
@@ -270,7 +277,7 @@ class Rehearsals:
         deadline = Deadline.after(WRITE_TIMEOUT_S)
         while True:
             try:
-                self.around.store.end(document, deadline)
+                self.context.store.end(document, deadline)
                 return
             except Busy as error:
                 if deadline.expired:

@@ -18,7 +18,7 @@ from service.simulation.faults import TTL_MAX_S
 from service.simulation.page import PAGE_CSP, render_page
 from service.simulation.plan import LOAD_PER_S_MAX, SIMULATIONS, Plan, takes_s
 from service.simulation.preflight import reasons
-from service.simulation.rehearsals import Rehearsals, Wish
+from service.simulation.rehearsals import DrillRequest, Rehearsals
 from service.simulation.run import summary_of
 from service.simulation.strike import ProxyGone, Striker
 
@@ -82,7 +82,7 @@ def simulation_blueprint(
     blueprint = Blueprint(
         "simulation", __name__, static_folder="static", static_url_path="/drills/static"
     )
-    around = rehearsals.around
+    context = rehearsals.context
 
     @blueprint.post("/simulate/<name>")
     @documented(
@@ -101,7 +101,7 @@ def simulation_blueprint(
         if name not in SIMULATIONS:
             raise NotFound(f"This simulation does not exist. Available: {', '.join(SIMULATIONS)}.")
         body: SimulationWish = read_body(SimulationWish)
-        wish = Wish(
+        drill_request = DrillRequest(
             name=name,
             kind="simulation",
             scope=body.scope or rehearsals.default_scope,
@@ -111,7 +111,7 @@ def simulation_blueprint(
             fault_s=body.ttl_s,
             load_per_s=body.load_rps,
         )
-        run = rehearsals.begin(wish, _deadline())
+        run = rehearsals.begin(drill_request, _deadline())
         if request.args.get("wait") == "1" and run.ended.wait(WAIT_MAX_S):
             return _json(run.document())
         return _accepted(run.document(), "simulate")
@@ -173,7 +173,7 @@ def simulation_blueprint(
     def pull_lever() -> Response:
         by = require_platform()
         body: Lever = read_body(Lever)
-        around.store.set_lever(
+        context.store.set_lever(
             engaged=body.engaged,
             reason=body.reason,
             by=by.name,
@@ -182,7 +182,7 @@ def simulation_blueprint(
         )
         if body.engaged:
             rehearsals.stop_all(by, _deadline())
-        return _json(around.preflight.lever(_deadline()))
+        return _json(context.preflight.lever(_deadline()))
 
     @blueprint.get("/drills")
     @documented(
@@ -194,8 +194,8 @@ def simulation_blueprint(
     )
     def list_drills() -> Response:
         running = rehearsals.running
-        last = _or_none(lambda: around.store.last_verdicts(_deadline())) or {}
-        trends = _or_none(lambda: around.store.trends(TREND_RUNS, _deadline())) or {}
+        last = _or_none(lambda: context.store.last_verdicts(_deadline())) or {}
+        trends = _or_none(lambda: context.store.trends(TREND_RUNS, _deadline())) or {}
         return _json(
             {
                 "drills": [
@@ -227,7 +227,7 @@ def simulation_blueprint(
     def drill() -> Response:
         by = require_platform()
         body: DrillWish = read_body(DrillWish)
-        wish = Wish(
+        drill_request = DrillRequest(
             name=body.drill,
             kind="drill",
             scope=body.scope or rehearsals.default_scope,
@@ -239,11 +239,15 @@ def simulation_blueprint(
             blind=body.blind,
         )
         if body.dry_run:
-            checks = rehearsals.preflight(wish, _deadline())
+            checks = rehearsals.preflight(drill_request, _deadline())
             return _json(
-                {"drill": wish.name, "preflight": checks, "would_begin": not reasons(checks)}
+                {
+                    "drill": drill_request.name,
+                    "preflight": checks,
+                    "would_begin": not reasons(checks),
+                }
             )
-        return _accepted(rehearsals.begin(wish, _deadline()).document(), "drills")
+        return _accepted(rehearsals.begin(drill_request, _deadline()).document(), "drills")
 
     @blueprint.get("/drills/<run_id>")
     @documented(
@@ -294,10 +298,10 @@ def simulation_blueprint(
 
     def _lever() -> dict[str, Any]:
         unknown = {"engaged": None, "reason": "The database does not answer.", "by": None}
-        return _or_none(lambda: around.preflight.lever(_deadline())) or {**unknown, "at": None}
+        return _or_none(lambda: context.preflight.lever(_deadline())) or {**unknown, "at": None}
 
     def _links() -> dict[str, Any] | None:
-        control_path, running = around.preflight.control_path, rehearsals.running
+        control_path, running = context.preflight.control_path, rehearsals.running
         # The links must not reveal the fault of a blind game day.
         if control_path is None or (running is not None and running.is_hidden):
             return None

@@ -42,7 +42,7 @@ KEY_LIFETIME = timedelta(minutes=20)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Surroundings:
+class DrillContext:
     """The parts that every drill of this ops plane needs."""
 
     store: RehearsalStore
@@ -61,10 +61,10 @@ class Surroundings:
 class Runner:
     """Executes one run in the calling thread. Never raises: a failure becomes the verdict."""
 
-    def __init__(self, run: Run, around: Surroundings, *, load_per_s: int) -> None:
+    def __init__(self, run: Run, context: DrillContext, *, load_per_s: int) -> None:
         self._run = run
         self._plan: Plan = run.plan
-        self._around = around
+        self._context = context
         self._load_per_s = load_per_s
         # Seconds from the end of the fault; None: no recovery within the limit.
         self._recovery_s: float | None = None
@@ -73,7 +73,7 @@ class Runner:
     def carry_out(self) -> None:
         run = self._run
         try:
-            with self._around.sides[run.scope]() as sides, self._marked(run.scope):
+            with self._context.sides[run.scope]() as sides, self._marked(run.scope):
                 self._rehearse(sides)
                 verdict, summary = judge(run.whole(), payments_min=self._plan.payments_min)
         except Aborted as stop:
@@ -91,7 +91,7 @@ class Runner:
 
     def _rehearse(self, sides: list[Side]) -> None:
         """Every step that touches the service; in every case faults end and the load stops."""
-        run, around = self._run, self._around
+        run, context = self._run, self._context
         urls = {side.name: side.url for side in sides}
         key_id, api_key = self._make_key()
         lost = self._lost_commits(sides[0], api_key)
@@ -100,8 +100,8 @@ class Runner:
             run,
             sides,
             load,
-            store=around.store,
-            preflight=around.preflight,
+            store=context.store,
+            preflight=context.preflight,
             struck=lambda: strikes.struck,
             other_calls=lambda: list(lost.calls) if lost is not None else [],
         )
@@ -109,8 +109,8 @@ class Runner:
             run=run,
             side=sides[0],
             load=load,
-            sandbox=around.sandbox,
-            webhooks=around.webhooks,
+            sandbox=context.sandbox,
+            webhooks=context.webhooks,
             rows=self._rows,
             wait=self._wait,
             turn=watch.turn,
@@ -123,7 +123,7 @@ class Runner:
             load.close()
             # Without a database the key expires later.
             with contextlib.suppress(Busy):
-                around.keys.revoke(DRILL_MERCHANT_ID, key_id, _deadline())
+                context.keys.revoke(DRILL_MERCHANT_ID, key_id, _deadline())
         self._collect(sides, watch, load.calls(), lost.rules if lost is not None else [])
         if stopped is not None:
             raise stopped
@@ -196,16 +196,16 @@ class Runner:
     # --- After the fault -------------------------------------------------------------------------
 
     def _rows(self) -> list[books.Row]:
-        return self._around.store.payments(self._run.id, self._run.began_at, _deadline())
+        return self._context.store.payments(self._run.id, self._run.began_at, _deadline())
 
     def _lost_commits(self, side: Side, api_key: str) -> LostCommits | None:
-        around = self._around
-        if around.local_database is None or around.sandbox is None:
+        context = self._context
+        if context.local_database is None or context.sandbox is None:
             return None
         return LostCommits(
             self._run,
-            around.local_database,
-            around.sandbox,
+            context.local_database,
+            context.sandbox,
             url=side.url,
             api_key=api_key,
             wait=self._wait,
@@ -218,7 +218,7 @@ class Runner:
         run, rows = self._run, self._rows()
         try:
             charges = books.charges_of(
-                rows, self._around.list_charges, run.began_at, Deadline.after(LISTING_TIMEOUT_S)
+                rows, self._context.list_charges, run.began_at, Deadline.after(LISTING_TIMEOUT_S)
             )
             compared = books.compare(rows, charges, calls)
         except Busy as error:
@@ -227,7 +227,7 @@ class Runner:
             compared = [{"book": "provider", "rule": "readable", "violations": 1, "ok": False}]
         readings = watch.readings(sides[0], recovery_s=self._recovery_s, settled_s=self._settled_s)
         run.set(
-            invariants=compared + rules + self._around.standing_rules(_deadline()),
+            invariants=compared + rules + self._context.standing_rules(_deadline()),
             sides=[self._evidence(side, watch, rows, charges, calls) for side in sides],
             bite=[evaluate(check, readings) for check in self._plan.bite],
             expectations=[evaluate(check, readings) for check in self._plan.expect],
@@ -254,7 +254,7 @@ class Runner:
 
     def _make_key(self) -> tuple[str, str]:
         """Create a key for this run: (its id, the key itself)."""
-        store, keys = self._around.store, self._around.keys
+        store, keys = self._context.store, self._context.keys
         store.make_tenant(_deadline())
         expires_at = datetime.now(UTC) + KEY_LIFETIME
         row, api_key = keys.create(

@@ -20,10 +20,10 @@ from service.simulation.gameday import GameDay
 from service.simulation.load import Load
 from service.simulation.plan import Step, read_catalogue
 from service.simulation.preflight import Preflight
-from service.simulation.rehearsals import Rehearsals, Wish
+from service.simulation.rehearsals import DrillRequest, Rehearsals
 from service.simulation.restart import DatabaseRestart
 from service.simulation.run import Run
-from service.simulation.runner import Runner, Surroundings
+from service.simulation.runner import DrillContext, Runner
 from service.simulation.sides import CannotStart, Side
 from service.simulation.store import RehearsalStore, new_run_id
 from service.simulation.strikes import Aborted, Strikes
@@ -42,9 +42,9 @@ def test_a_day_goes_on_past_a_drill_that_no_database_lets_begin(
     monkeypatch.setattr("service.simulation.gameday.CALM_WITHIN_S", 0.0)
     plan = replace(PLAN, name="day", steps=(), parts=(PLAN.name,))
     run = Run(plan, kind="drill", scope="pair", reason="", requested_by="key", load_per_s=1)
-    around = surroundings(silent_store, pool, tmp_path)
+    context = surroundings(silent_store, pool, tmp_path)
 
-    GameDay(run=run, around=around, plans=[PLAN, PLAN], kept=lambda part: None).play()
+    GameDay(run=run, context=context, plans=[PLAN, PLAN], kept=lambda part: None).play()
 
     day = run.document()
     assert [part["verdict"] for part in day["parts"]] == ["REFUSED", "REFUSED"]
@@ -56,11 +56,13 @@ def test_one_whose_report_cannot_be_written_lets_the_next_begin(pool, tmp_path):
     def cannot_start() -> AbstractContextManager[list[Side]]:
         raise CannotStart("said \0, which the database cannot store")
 
-    around = surroundings(RehearsalStore(pool), pool, tmp_path, pair=cannot_start)
-    rehearsals = Rehearsals(around, {PLAN.name: PLAN}, default_scope="pair")
-    wish = Wish(name=PLAN.name, kind="drill", scope="pair", reason="", requested_by="key")
+    context = surroundings(RehearsalStore(pool), pool, tmp_path, pair=cannot_start)
+    rehearsals = Rehearsals(context, {PLAN.name: PLAN}, default_scope="pair")
+    request = DrillRequest(
+        name=PLAN.name, kind="drill", scope="pair", reason="", requested_by="key"
+    )
 
-    run = rehearsals.begin(wish, Deadline.after(5))
+    run = rehearsals.begin(request, Deadline.after(5))
 
     assert run.ended.wait(10)
     assert rehearsals.running is None
@@ -170,8 +172,8 @@ def test_one_that_is_stopped_while_payments_recover_still_compares_the_books(poo
 
     plan = replace(PLAN, steps=(Step(seconds=0.1, burst=1),), baseline_s=0.1, bite=(), expect=())
     run = Run(plan, kind="drill", scope="instance", reason="", requested_by="key", load_per_s=1)
-    around = surroundings(RehearsalStore(pool), pool, tmp_path, instance=nobody_answers)
-    runner = threading.Thread(target=Runner(run, around, load_per_s=1).carry_out)
+    context = surroundings(RehearsalStore(pool), pool, tmp_path, instance=nobody_answers)
+    runner = threading.Thread(target=Runner(run, context, load_per_s=1).carry_out)
     runner.start()
     assert eventually(lambda: run.phase == "recovery", within_s=10)
 
@@ -192,18 +194,18 @@ def test_to_list_them_writes_nothing_where_none_was_lost(pool, tmp_path, databas
     read_only = f"{database_url}&options=-c%20default_transaction_read_only%3Don"
 
     with open_pool_of(1, read_only) as reader:
-        around = surroundings(RehearsalStore(reader), reader, tmp_path)
-        listed = Rehearsals(around, {}, default_scope="pair").recent(Deadline.after(5))
+        context = surroundings(RehearsalStore(reader), reader, tmp_path)
+        listed = Rehearsals(context, {}, default_scope="pair").recent(Deadline.after(5))
 
     assert [(one["id"], one["verdict"]) for one in listed] == [(run.id, "HELD")]
 
 
 def test_one_whose_process_was_killed_is_listed_as_ended(pool, tmp_path):
     run = Run(PLAN, kind="drill", scope="pair", reason="", requested_by="key", load_per_s=1)
-    around = surroundings(RehearsalStore(pool), pool, tmp_path)
-    around.store.begin(run.whole(), Deadline.after(5))
+    context = surroundings(RehearsalStore(pool), pool, tmp_path)
+    context.store.begin(run.whole(), Deadline.after(5))
 
-    listed = Rehearsals(around, {}, default_scope="pair").recent(Deadline.after(5))
+    listed = Rehearsals(context, {}, default_scope="pair").recent(Deadline.after(5))
 
     assert [(one["id"], one["status"], one["verdict"]) for one in listed] == [
         (run.id, "ended", "ABORTED")
@@ -253,8 +255,8 @@ def unanswered() -> Iterator[Strikes]:
 
 def surroundings(
     store: RehearsalStore, pool: ConnectionPool, tmp_path: Path, **sides: Any
-) -> Surroundings:
-    return Surroundings(
+) -> DrillContext:
+    return DrillContext(
         store=store,
         keys=KeyStore(pool),
         preflight=preflight_on(store, off_file=tmp_path / "drills.off"),
