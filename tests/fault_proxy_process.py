@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from psycopg2.extensions import make_dsn, parse_dsn
 
 from service.simulation.proxy import listener_at
-from service.simulation.strike import ProxyGone, Striker
+from service.simulation.strike import FaultClient, ProxyGone
 from tests.running_house import ROOT, wait_for
 
 
@@ -63,8 +63,8 @@ class FaultProxyProcess:
         self.process.kill()
         self.process.wait(10)
 
-    def holder(self) -> Striker:
-        return Striker(self.control_path)
+    def holder(self) -> FaultClient:
+        return FaultClient(self.control_path)
 
     def mode(self, link: str) -> str | None:
         """The fault that is on a link."""

@@ -17,7 +17,7 @@ from service.lookout.incidents import INCIDENTS, Incident
 from service.lookout.site import Site, watched_house
 from service.lookout.traffic import Traffic
 from service.settings import Settings, SettingsError
-from service.simulation.strike import ProxyGone, Striker
+from service.simulation.strike import FaultClient, ProxyGone
 from service.supervisor.house import PartDied
 
 # Hold a fault until it has paged, or briefly for the console where no pager runs. The shipped
@@ -143,12 +143,12 @@ def suffer(site: Site, incident: Incident, *, hold_s: float) -> set[str]:
             seen.update(incident.pages & firing)
         return bool(seen)
 
-    with Striker(Path(site.run["fault_proxy_control"])) as striker:
+    with FaultClient(Path(site.run["fault_proxy_control"])) as fault_client:
 
         def is_over() -> bool:
             # On a busy machine our heartbeat may be late, and then the proxy ends the fault.
-            if striker.describe()[incident.link]["mode"] is None:
-                striker.strike(incident.link, incident.mode, ttl_s=hold_s + LOOK_EVERY_S)
+            if fault_client.describe()[incident.link]["mode"] is None:
+                fault_client.inject(incident.link, incident.mode, ttl_s=hold_s + LOOK_EVERY_S)
             return is_seen()
 
         _wait(is_over, site, hold_s)

@@ -56,7 +56,7 @@ class Link:
         self._listener.listen(BACKLOG)
         asyncio.get_running_loop().add_reader(self._listener, self._accept)
 
-    def strike(self, fault: Fault) -> None:
+    def inject(self, fault: Fault) -> None:
         """Inject a fault on the link, replacing the current one."""
         self.clear()
         self.fault, self.struck = fault, 0
@@ -67,7 +67,7 @@ class Link:
             else:
                 self._fill_queue()
         for relay in list(self._relays):
-            relay.strike(fault)
+            relay.inject(fault)
 
     def clear(self) -> None:
         """Remove the fault; held bytes are forwarded."""

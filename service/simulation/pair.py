@@ -22,7 +22,7 @@ from service.resilience.lifeline import Kept
 from service.simulation.expectations import Samples
 from service.simulation.links import Links
 from service.simulation.sides import CannotStart, LogTail, Side
-from service.simulation.strike import ProxyGone, Striker
+from service.simulation.strike import FaultClient, ProxyGone
 
 log = logging.getLogger(__name__)
 
@@ -85,14 +85,14 @@ class Pair:
             # This callback runs first: it signals all copies, then each is awaited.
             for kept, _url in copies.values():
                 stack.callback(kept.release)
-            striker = stack.enter_context(_hold(links.control_path))
+            fault_client = stack.enter_context(_hold(links.control_path))
             yield [
                 Side(
                     name=name,
                     url=url,
                     read=_reader(home / name / "metrics"),
                     log=LogTail(kept.log_path),
-                    striker=striker if name == "experiment" else None,
+                    fault_client=fault_client if name == "experiment" else None,
                     master_pid=kept.pid,
                 )
                 for name, (kept, url) in copies.items()
@@ -171,12 +171,12 @@ def _reader(path: Path) -> Callable[[], Samples]:
     return lambda: read_samples(registry)
 
 
-def _hold(control_path: Path) -> Striker:
+def _hold(control_path: Path) -> FaultClient:
     """A client of a proxy that has just been started."""
     give_up_at_s = monotonic() + START_TIMEOUT_S
     while True:
         try:
-            return Striker(control_path)
+            return FaultClient(control_path)
         except ProxyGone as error:
             if monotonic() > give_up_at_s:
                 raise CannotStart(str(error)) from error

@@ -112,7 +112,7 @@ class FaultProxy:
                 if self._holder not in (None, holder):
                     raise BadOrder("another holder has a fault on these links")
                 self._holder = holder
-                self._strike(fault)
+                self._inject(fault)
             case "clear":
                 self._clear_all("told")
             case "beat" | "show":
@@ -120,9 +120,9 @@ class FaultProxy:
             case _:
                 raise BadOrder("do must be strike, clear, beat or show")
 
-    def _strike(self, fault: Fault) -> None:
+    def _inject(self, fault: Fault) -> None:
         self._end_timer(fault.link)
-        self._links[fault.link].strike(fault)
+        self._links[fault.link].inject(fault)
         self._ends[fault.link] = asyncio.get_running_loop().call_later(
             fault.ttl_s, self._clear, fault.link, "ttl"
         )

@@ -163,7 +163,7 @@ class Relay:
         self._back = Lane(self.target, self.client)
         self.client.receive = self._asked
 
-    def strike(self, fault: Fault) -> None:
+    def inject(self, fault: Fault) -> None:
         """Apply a new fault; most faults affect only later data."""
         if fault.mode in (Mode.REFUSE, Mode.CONNECT_TIMEOUT):
             self._struck()

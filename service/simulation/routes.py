@@ -20,7 +20,7 @@ from service.simulation.plan import LOAD_PER_S_MAX, SIMULATIONS, Plan, takes_s
 from service.simulation.preflight import reasons
 from service.simulation.rehearsals import DrillRequest, Rehearsals
 from service.simulation.run import summary_of
-from service.simulation.strike import ProxyGone, Striker
+from service.simulation.strike import FaultClient, ProxyGone
 
 # The report page of a drill polls; a simulation with `wait=1` takes as long as its plan.
 WAIT_MAX_S = 600.0
@@ -306,7 +306,7 @@ def simulation_blueprint(
         if control_path is None or (running is not None and running.is_hidden):
             return None
         try:
-            with Striker(control_path) as onlooker:
+            with FaultClient(control_path) as onlooker:
                 return onlooker.describe()
         except ProxyGone:
             return None

@@ -26,8 +26,8 @@ from service.simulation.run import Run
 from service.simulation.sandbox import Sandbox
 from service.simulation.sides import CannotStart, Side
 from service.simulation.store import RehearsalStore
-from service.simulation.strike import ProxyGone, StrikeRefused
-from service.simulation.strikes import Aborted, Inconclusive, Strikes
+from service.simulation.strike import FaultRefused, ProxyGone
+from service.simulation.strikes import Aborted, FaultInjector, Inconclusive
 from service.simulation.verdict import judge, recovery_s
 from service.simulation.watch import Watch
 from service.simulation.webhooks import WebhookDisorder
@@ -80,7 +80,7 @@ class Runner:
             verdict, summary = "ABORTED", str(stop)
         except Inconclusive as doubt:
             verdict, summary = "INCONCLUSIVE", str(doubt)
-        except (CannotStart, ProxyGone, StrikeRefused) as error:
+        except (CannotStart, ProxyGone, FaultRefused) as error:
             verdict, summary = "ABORTED", str(error)
         except Busy as error:
             verdict, summary = "ABORTED", f"The ops plane lost its database: {error.detail}"
@@ -102,10 +102,10 @@ class Runner:
             load,
             store=context.store,
             preflight=context.preflight,
-            struck=lambda: strikes.struck,
+            struck=lambda: injector.struck,
             other_calls=lambda: list(lost.calls) if lost is not None else [],
         )
-        strikes = Strikes(
+        injector = FaultInjector(
             run=run,
             side=sides[0],
             load=load,
@@ -117,7 +117,7 @@ class Runner:
             lost_commits=lost,
         )
         try:
-            stopped = self._pass_through(load, watch, strikes)
+            stopped = self._pass_through(load, watch, injector)
         finally:
             watch.end()
             load.close()
@@ -129,7 +129,7 @@ class Runner:
             raise stopped
 
     def _pass_through(
-        self, load: Load, watch: Watch, strikes: Strikes
+        self, load: Load, watch: Watch, injector: FaultInjector
     ) -> Aborted | Inconclusive | None:
         """Run the phases in order; returns the exception that ended the fault or the recovery, if any.
 
@@ -144,17 +144,17 @@ class Runner:
         try:
             self._wait(self._plan.baseline_s)
             watch.turn("fault_began")
-            strikes.carry_out(self._plan)
+            injector.carry_out(self._plan)
         except (Aborted, Inconclusive) as stop:
             stopped = stop
         finally:
-            strikes.end()
+            injector.end()
         fault_ended_s = run.at_s
         watch.turn("fault_ended")
         run.enter("recovery", "The fault has ended; waiting for successful payments")
         if stopped is None:
             try:
-                self._recover(load, strikes.side, fault_ended_s)
+                self._recover(load, injector.side, fault_ended_s)
             except Aborted as stop:
                 stopped = stop
         load.stop()

@@ -20,7 +20,7 @@ class Sandbox:
         self._books_url = f"{url.rstrip('/')}/_books"
         self._verify = str(ca_file) if ca_file else True
 
-    def strike(self, plan: Mapping[str, Any]) -> None:
+    def inject(self, plan: Mapping[str, Any]) -> None:
         """Activate a plan; its `ttl_s` ends it without further orders."""
         with self._session() as session:
             answer = session.post(

@@ -14,7 +14,7 @@ from typing import Any
 from service.observability.window import Window
 from service.simulation.expectations import Samples
 from service.simulation.processes import children_of
-from service.simulation.strike import ProxyGone, Striker
+from service.simulation.strike import FaultClient, ProxyGone
 
 
 class CannotStart(Exception):
@@ -56,7 +56,7 @@ class Side:
     read: Callable[[], Samples]
     log: LogTail | None
     # None: its links have no fault proxy.
-    striker: Striker | None = None
+    fault_client: FaultClient | None = None
     # The process whose children are the workers; None: not visible from this process.
     master_pid: int | None = None
     # Restarts the database and returns a description. None, here or returned: only the link can fail.
@@ -92,10 +92,10 @@ class Instance:
         """The only target, with a client of its fault proxy where there is one."""
         log_path = self.home / "logs" / "data-plane.log"
         with contextlib.ExitStack() as stack:
-            striker = None
+            fault_client = None
             if self.control_path is not None:
                 try:
-                    striker = stack.enter_context(Striker(self.control_path))
+                    fault_client = stack.enter_context(FaultClient(self.control_path))
                 except ProxyGone as error:
                     raise CannotStart(str(error)) from error
             yield [
@@ -105,7 +105,7 @@ class Instance:
                     read=self.read,
                     # Elsewhere the events go to standard output, for a log collector.
                     log=LogTail(log_path) if log_path.exists() else None,
-                    striker=striker,
+                    fault_client=fault_client,
                     master_pid=self._master_pid(),
                     restart_database=self.restart_database,
                 )

@@ -20,11 +20,11 @@ class ProxyGone(Exception):
     """The fault proxy does not answer; its faults on the links have ended, or end by themselves."""
 
 
-class StrikeRefused(Exception):
+class FaultRefused(Exception):
     """The fault proxy refuses the order; the message is the proxy's own."""
 
 
-class Striker:
+class FaultClient:
     """One holder of faults. When it closes, or its process dies, all its faults end.
 
     Safe in many threads. Raises ProxyGone from every call once the proxy is gone.
@@ -45,7 +45,7 @@ class Striker:
         self._heart = threading.Thread(target=self._beat, name="fault-heartbeat", daemon=True)
         self._heart.start()
 
-    def __enter__(self) -> Striker:
+    def __enter__(self) -> FaultClient:
         return self
 
     def __exit__(
@@ -56,7 +56,7 @@ class Striker:
     ) -> None:
         self.close()
 
-    def strike(self, link: str, mode: str, *, ttl_s: float, pause_ms: float = 100.0) -> None:
+    def inject(self, link: str, mode: str, *, ttl_s: float, pause_ms: float = 100.0) -> None:
         """Inject a fault on a link, replacing the current one; it ends after `ttl_s` at the latest."""
         self._order(
             {"do": "strike", "link": link, "mode": mode, "ttl_s": ttl_s, "pause_ms": pause_ms}
@@ -82,7 +82,7 @@ class Striker:
     def _beat(self) -> None:
         while not self._closed.wait(BEAT_EVERY_S):
             # Without an answer there is no fault to keep active; the next order raises the error.
-            with contextlib.suppress(ProxyGone, StrikeRefused):
+            with contextlib.suppress(ProxyGone, FaultRefused):
                 self._order({"do": "beat"})
 
     def _order(self, order: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -96,6 +96,6 @@ class Striker:
             raise ProxyGone("The fault proxy has ended.")
         answer = json.loads(line)
         if not answer["ok"]:
-            raise StrikeRefused(answer["error"])
+            raise FaultRefused(answer["error"])
         links: dict[str, dict[str, Any]] = answer["links"]
         return links

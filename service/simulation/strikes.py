@@ -16,7 +16,7 @@ from service.simulation.plan import Plan, Step
 from service.simulation.run import Run
 from service.simulation.sandbox import Sandbox
 from service.simulation.sides import Side
-from service.simulation.strike import ProxyGone, Striker, StrikeRefused
+from service.simulation.strike import FaultClient, FaultRefused, ProxyGone
 from service.simulation.webhooks import WebhookDisorder
 
 # The proxy's TTL is a little longer than the plan's time, in case the order to clear fails.
@@ -38,7 +38,7 @@ class Inconclusive(Exception):
 
 
 @dataclass(kw_only=True)
-class Strikes:
+class FaultInjector:
     """The faults of one run. `wait` lets time pass and raises Aborted when the run must end."""
 
     run: Run
@@ -71,9 +71,9 @@ class Strikes:
 
     def end(self) -> None:
         """Clear the links. A fault that cannot be cleared ends by its TTL and its heartbeat."""
-        if self.side.striker is not None:
-            with contextlib.suppress(ProxyGone, StrikeRefused):
-                self.side.striker.clear()
+        if self.side.fault_client is not None:
+            with contextlib.suppress(ProxyGone, FaultRefused):
+                self.side.fault_client.clear()
         if self.sandbox is not None and self.run.plan.needs_sandbox:
             self.sandbox.clear()
         self.run.end_fault()
@@ -82,9 +82,9 @@ class Strikes:
         waits_s = TTL_MARGIN_S + step.kills * REPLACED_WITHIN_S
         ttl_s = min(TTL_MAX_S, step.seconds + waits_s)
         if step.link is not None and step.mode is not None:
-            self._striker().strike(step.link, step.mode, ttl_s=ttl_s, pause_ms=step.pause_ms)
+            self._fault_client().inject(step.link, step.mode, ttl_s=ttl_s, pause_ms=step.pause_ms)
         if step.sandbox is not None and self.sandbox is not None:
-            self.sandbox.strike({**step.sandbox, **self._whom(), "ttl_s": ttl_s})
+            self.sandbox.inject({**step.sandbox, **self._whom(), "ttl_s": ttl_s})
         if step.restart:
             self.run.tell(self._restart())
         if step.lose_commits:
@@ -115,10 +115,10 @@ class Strikes:
         """Clear a fault, since faults follow each other and do not add up. A following fault on the same
         link replaces this one directly, without a moment in which a probe would find the link healthy."""
         if step.link is not None:
-            striker = self._striker()
-            self.struck += striker.describe()[step.link]["struck"]
+            fault_client = self._fault_client()
+            self.struck += fault_client.describe()[step.link]["struck"]
             if following is None or following.link != step.link:
-                striker.clear()
+                fault_client.clear()
         if step.sandbox is not None and self.sandbox is not None:
             self.struck += self.sandbox.struck()
             self.sandbox.clear()
@@ -158,16 +158,16 @@ class Strikes:
         done = self.side.restart_database() if self.side.restart_database is not None else None
         if done is not None:
             return done
-        striker = self._striker()
-        striker.strike("database", "refuse", ttl_s=TTL_MARGIN_S)
+        fault_client = self._fault_client()
+        fault_client.inject("database", "refuse", ttl_s=TTL_MARGIN_S)
         self.wait(BREAK_S)
-        striker.clear()
+        fault_client.clear()
         return "All connections to the database were broken on the link"
 
-    def _striker(self) -> Striker:
-        if self.side.striker is None:
+    def _fault_client(self) -> FaultClient:
+        if self.side.fault_client is None:
             raise Aborted("The links of this target have no fault proxy.")
-        return self.side.striker
+        return self.side.fault_client
 
 
 def described(step: Step) -> str:

@@ -19,7 +19,7 @@ from service.simulation.preflight import Preflight
 from service.simulation.run import Run
 from service.simulation.sides import Side
 from service.simulation.store import RehearsalStore
-from service.simulation.strike import ProxyGone, StrikeRefused
+from service.simulation.strike import FaultRefused, ProxyGone
 
 log = logging.getLogger(__name__)
 
@@ -137,7 +137,7 @@ class Watch:
                     if not self._store.take_lease(self._run.lease_id, _deadline()):
                         # The lease expired during a database outage, and a second run must not inject faults.
                         self._run.stop("Another drill took the lease.")
-            except (ProxyGone, StrikeRefused) as error:
+            except (ProxyGone, FaultRefused) as error:
                 self._run.stop(str(error))
             except Busy as error:
                 log.warning("rehearsal.watch_busy", extra={"detail": error.detail})
@@ -147,8 +147,8 @@ class Watch:
                 self._run.stop("The guards failed.")
 
     def _guard(self, side: Side) -> None:
-        if side.striker is not None:
-            side.striker.describe()
+        if side.fault_client is not None:
+            side.fault_client.describe()
         # Copies have separate registries: the serving workers count real requests only.
         ours = [*self._load.calls(), *self._other_calls()] if side.name == "instance" else []
         harm = guards.harm(self._live_at_start, self._preflight.read(), ours)

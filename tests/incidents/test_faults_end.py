@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from service.simulation.store import LEASE_S
-from service.simulation.strike import ProxyGone, Striker
+from service.simulation.strike import FaultClient, ProxyGone
 from tests.rehearsing import ask, begin, ended, ops_worker, rehearsing_house, wait_until_struck
 from tests.running_house import ROOT, House, wait_for
 
@@ -36,7 +36,7 @@ def house(there: House) -> Iterator[House]:
 def modes(house: House) -> set[str | None]:
     """What is on the links, asked of the proxy itself: the ops plane may be the one that is gone."""
     try:
-        with Striker(house.fault_proxy_control) as onlooker:  # type: ignore[arg-type]
+        with FaultClient(house.fault_proxy_control) as onlooker:  # type: ignore[arg-type]
             return {link["mode"] for link in onlooker.describe().values()}
     except ProxyGone:
         return {"gone"}

@@ -13,7 +13,7 @@ import pytest
 from service.providers.transport import NotSent, SentUnknown, Transport
 from service.resilience.deadline import Deadline
 from service.resilience.watchdog import Watchdog
-from service.simulation.strike import ProxyGone, StrikeRefused
+from service.simulation.strike import FaultRefused, ProxyGone
 from tests.fault_proxy_process import running_fault_proxy
 from tests.running_house import wait_for
 
@@ -100,7 +100,7 @@ def test_each_fault_meets_callers_as_what_it_is_and_ends_when_told(
     transport, holder, mode, error, kind
 ):
     list_charges(transport)
-    holder.strike("provider", mode, ttl_s=10)
+    holder.inject("provider", mode, ttl_s=10)
 
     with pytest.raises(error) as raised:
         create(transport, f"fault-{mode}")
@@ -116,7 +116,7 @@ def test_each_fault_meets_callers_as_what_it_is_and_ends_when_told(
 def test_a_request_of_a_new_connection_is_executed_though_its_answer_is_lost(
     transport, holder, sandbox, mode
 ):
-    holder.strike("provider", mode, ttl_s=10)
+    holder.inject("provider", mode, ttl_s=10)
 
     with pytest.raises(SentUnknown):
         create(transport, f"lost-{mode}")
@@ -127,7 +127,7 @@ def test_a_request_of_a_new_connection_is_executed_though_its_answer_is_lost(
 
 def test_latency_is_added_once_to_each_answer(transport, holder):
     list_charges(transport)
-    holder.strike("provider", "latency", ttl_s=30, pause_ms=3000)
+    holder.inject("provider", "latency", ttl_s=30, pause_ms=3000)
 
     answer = list_charges(transport)
 
@@ -137,7 +137,7 @@ def test_latency_is_added_once_to_each_answer(transport, holder):
 def test_a_held_answer_arrives_when_the_stall_ends(proxy, holder):
     connection = psycopg2.connect(proxy.database_url)
     began_s = time.monotonic()
-    holder.strike("database", "stall", ttl_s=1)
+    holder.inject("database", "stall", ttl_s=1)
     try:
         with connection.cursor() as cursor:
             cursor.execute("SELECT 2")
@@ -150,7 +150,7 @@ def test_a_held_answer_arrives_when_the_stall_ends(proxy, holder):
 
 def test_a_refused_database_breaks_open_connections_and_takes_no_new_ones(proxy, holder):
     connection = psycopg2.connect(proxy.database_url)
-    holder.strike("database", "refuse", ttl_s=10)
+    holder.inject("database", "refuse", ttl_s=10)
 
     with pytest.raises(psycopg2.OperationalError), connection.cursor() as cursor:
         cursor.execute("SELECT 1")
@@ -163,7 +163,7 @@ def test_a_refused_database_breaks_open_connections_and_takes_no_new_ones(proxy,
 
 
 def test_a_fault_ends_at_its_ttl(proxy, holder):
-    holder.strike("provider", "refuse", ttl_s=0.2)
+    holder.inject("provider", "refuse", ttl_s=0.2)
 
     wait_for(lambda: proxy.mode("provider") is None)
     assert proxy.cleared_because() == "ttl"
@@ -171,7 +171,7 @@ def test_a_fault_ends_at_its_ttl(proxy, holder):
 
 def test_a_fault_ends_when_its_holder_is_gone(proxy, transport):
     holder = proxy.holder()
-    holder.strike("provider", "stall", ttl_s=300)
+    holder.inject("provider", "stall", ttl_s=300)
 
     holder.close()
 
@@ -191,7 +191,7 @@ def test_a_fault_ends_when_three_heartbeats_are_missing(proxy):
 
 
 def test_a_holder_that_lives_keeps_its_fault_longer_than_three_heartbeats(proxy, holder):
-    holder.strike("provider", "stall", ttl_s=300)
+    holder.inject("provider", "stall", ttl_s=300)
     struck_s = time.monotonic()
 
     wait_for(lambda: time.monotonic() - struck_s > 4.0)
@@ -200,10 +200,10 @@ def test_a_holder_that_lives_keeps_its_fault_longer_than_three_heartbeats(proxy,
 
 
 def test_a_second_holder_is_refused_while_a_fault_is_on(proxy, holder):
-    holder.strike("provider", "stall", ttl_s=10)
+    holder.inject("provider", "stall", ttl_s=10)
 
-    with proxy.holder() as second, pytest.raises(StrikeRefused, match="another holder"):
-        second.strike("database", "stall", ttl_s=10)
+    with proxy.holder() as second, pytest.raises(FaultRefused, match="another holder"):
+        second.inject("database", "stall", ttl_s=10)
 
 
 @pytest.mark.parametrize(
@@ -228,7 +228,7 @@ def test_an_order_that_makes_no_sense_is_refused_and_strikes_nothing(proxy, orde
 
 def test_after_a_kill_the_next_proxy_begins_without_a_fault(proxy, transport):
     holder = proxy.holder()
-    holder.strike("provider", "refuse", ttl_s=300)
+    holder.inject("provider", "refuse", ttl_s=300)
 
     proxy.kill()
     proxy.start()

@@ -26,7 +26,7 @@ from service.simulation.run import Run
 from service.simulation.runner import DrillContext, Runner
 from service.simulation.sides import CannotStart, Side
 from service.simulation.store import RehearsalStore, new_run_id
-from service.simulation.strikes import Aborted, Strikes
+from service.simulation.strikes import Aborted, FaultInjector
 from service.simulation.watch import Watch
 from service.simulation.webhooks import WebhookDisorder
 from tests.fault_server import fault_server
@@ -231,7 +231,7 @@ def test_webhooks_that_nobody_answers_end_with_the_run(unanswered):
 
 
 @pytest.fixture
-def unanswered() -> Iterator[Strikes]:
+def unanswered() -> Iterator[FaultInjector]:
     """The faults of a run whose webhooks go to a data plane that hangs."""
     plan = replace(PLAN, steps=(Step(seconds=60, webhooks=True),))
     run = Run(plan, kind="drill", scope="instance", reason="", requested_by="key", load_per_s=1)
@@ -241,7 +241,7 @@ def unanswered() -> Iterator[Strikes]:
             raise Aborted(str(run.stop_reason))
 
     with fault_server(hang, tls=False) as server:
-        yield Strikes(
+        yield FaultInjector(
             run=run,
             side=Side(name="instance", url=server.url, read=dict, log=None),
             load=Load(run.id, {}, "key", per_s=1, began_s=run.began_s),

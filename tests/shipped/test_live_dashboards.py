@@ -17,7 +17,7 @@ from grafana.draw import picture
 from grafana.series import Source
 from service.lookout.incidents import INCIDENTS, Incident
 from service.lookout.traffic import Traffic
-from service.simulation.strike import Striker
+from service.simulation.strike import FaultClient
 from tests.prometheus_process import (
     Alertmanager,
     Prometheus,
@@ -104,12 +104,12 @@ def aftermath(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Aftermath]:
             )
         )
         prometheus.wait_for("holdfast_payments_good_total")
-        striker = stack.enter_context(Striker(Path(house.fault_proxy_control)))
+        fault_client = stack.enter_context(FaultClient(Path(house.fault_proxy_control)))
         grown, fired = {}, {}
         with Traffic(house.url, house.api_key, per_s=20):
             for incident in INCIDENTS:
                 grown[incident.title], fired[incident.title] = _suffer(
-                    prometheus, alertmanager, striker, incident
+                    prometheus, alertmanager, fault_client, incident
                 )
         yield Aftermath(house, prometheus, alertmanager, began_s, grown, fired)
 
@@ -117,7 +117,7 @@ def aftermath(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Aftermath]:
 def _suffer(
     prometheus: Prometheus,
     alertmanager: Alertmanager,
-    striker: Striker,
+    fault_client: FaultClient,
     incident: Incident,
 ) -> tuple[dict[str, float], set[str]]:
     """Hold the fault until all that it must move has moved and its alerts have reached somebody."""
@@ -136,12 +136,12 @@ def _suffer(
         fired.update(alert["alertname"] for alert in received)
         return all(grown.values()) and fired >= FIRED_BY[name]
 
-    striker.strike(incident.link, incident.mode, ttl_s=60)
+    fault_client.inject(incident.link, incident.mode, ttl_s=60)
     # What is missing is said by the tests, one by one; some of it shows only after the fault.
     for within_s in (30.0, 30.0):
         with contextlib.suppress(AssertionError):
             wait_until(is_seen, within_s=within_s, what=name)
-        striker.clear()
+        fault_client.clear()
     return grown, fired
 
 
