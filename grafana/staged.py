@@ -17,7 +17,7 @@ from service.lookout.site import Site, watched_house
 from service.lookout.tour import recover
 from service.lookout.traffic import Traffic
 from service.settings import Settings
-from service.simulation.strike import Striker
+from service.simulation.strike import FaultClient
 from service.supervisor.ports import free_bind
 
 # A scrape every two seconds makes seconds visible; a rate needs four of them.
@@ -66,8 +66,8 @@ def staged(home: Path) -> Iterator[tuple[Source, list[Span]]]:
 
 def _strike(site: Site, incident: Incident) -> tuple[float, float]:
     begin_s = time.time()
-    with Striker(Path(site.run["fault_proxy_control"])) as striker:
-        striker.strike(incident.link, incident.mode, ttl_s=FAULT_S)
+    with FaultClient(Path(site.run["fault_proxy_control"])) as fault_client:
+        fault_client.inject(incident.link, incident.mode, ttl_s=FAULT_S)
         time.sleep(FAULT_S)
     return begin_s, time.time()
 
