@@ -76,7 +76,7 @@ def assemble(
         store=store,
         keys=keys,
         preflight=preflight,
-        sides={"instance": instance.sides, "pair": pair.sides},
+        targets={"instance": instance.targets, "pair": pair.targets},
         list_charges=list_charges,
         standing_rules=lambda deadline: standing_rules(pool, deadline),
         sandbox=Sandbox(provider_url, provider_ca_file) if has_sandbox else None,

@@ -21,7 +21,7 @@ from service.observability.registry import SharedRegistry, read_samples
 from service.resilience.lifeline import Kept
 from service.simulation.expectations import Samples
 from service.simulation.links import Links
-from service.simulation.sides import CannotStart, LogTail, Side
+from service.simulation.sides import CannotStart, LogTail, Target
 from service.simulation.strike import FaultClient, ProxyGone
 
 log = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ class Pair:
     root: Path
 
     @contextlib.contextmanager
-    def sides(self) -> Iterator[list[Side]]:
+    def targets(self) -> Iterator[list[Target]]:
         """Start both copies, and stop them at the end; on CannotStart no process remains."""
         with contextlib.ExitStack() as stack:
             home, lock_fd = stack.enter_context(_home())
@@ -87,7 +87,7 @@ class Pair:
                 stack.callback(kept.release)
             fault_client = stack.enter_context(_hold(links.control_path))
             yield [
-                Side(
+                Target(
                     name=name,
                     url=url,
                     read=_reader(home / name / "metrics"),

@@ -16,7 +16,7 @@ _LINGER_NONE = struct.pack("ii", 1, 0)
 _NEVER = float("inf")
 
 
-class Side(asyncio.Protocol):
+class RelayEnd(asyncio.Protocol):
     """One end of a relay: the client's or the target's."""
 
     transport: asyncio.Transport
@@ -25,7 +25,7 @@ class Side(asyncio.Protocol):
         self.receive = receive
         self._lost = lost
         # The peer; its reading pauses while this end's write buffer is full.
-        self.other: Side | None = None
+        self.other: RelayEnd | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport  # type: ignore[assignment]
@@ -55,7 +55,7 @@ class Side(asyncio.Protocol):
 class Lane:
     """One direction. Held data keeps its order; without a fault no data is ever held."""
 
-    def __init__(self, source: Side, target: Side) -> None:
+    def __init__(self, source: RelayEnd, target: RelayEnd) -> None:
         self._source = source
         self._target = target
         self._waiting: deque[tuple[float, bytes]] = deque()
@@ -151,8 +151,8 @@ class Relay:
         self._ended = ended
         self._holds_requests = holds_requests
         self._progress = TlsProgress() if is_tls else None
-        self.client = Side(self._nothing_yet, self._client_lost)
-        self.target = Side(self._answered, self._target_lost)
+        self.client = RelayEnd(self._nothing_yet, self._client_lost)
+        self.target = RelayEnd(self._answered, self._target_lost)
         self._out: Lane | None = None
         self._back: Lane | None = None
 

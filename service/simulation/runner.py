@@ -24,7 +24,7 @@ from service.simulation.plan import SIMULATIONS, Plan
 from service.simulation.preflight import Preflight
 from service.simulation.run import Run
 from service.simulation.sandbox import Sandbox
-from service.simulation.sides import CannotStart, Side
+from service.simulation.sides import CannotStart, Target
 from service.simulation.store import RehearsalStore
 from service.simulation.strike import FaultRefused, ProxyGone
 from service.simulation.strikes import Aborted, FaultInjector, Inconclusive
@@ -49,7 +49,7 @@ class DrillContext:
     keys: KeyStore
     preflight: Preflight
     # Keyed by scope.
-    sides: dict[str, Callable[[], AbstractContextManager[list[Side]]]]
+    targets: dict[str, Callable[[], AbstractContextManager[list[Target]]]]
     list_charges: books.ListCharges
     standing_rules: Callable[[Deadline], list[dict[str, Any]]]
     sandbox: Sandbox | None
@@ -73,8 +73,8 @@ class Runner:
     def carry_out(self) -> None:
         run = self._run
         try:
-            with self._context.sides[run.scope]() as sides, self._marked(run.scope):
-                self._rehearse(sides)
+            with self._context.targets[run.scope]() as targets, self._marked(run.scope):
+                self._rehearse(targets)
                 verdict, summary = judge(run.whole(), payments_min=self._plan.payments_min)
         except Aborted as stop:
             verdict, summary = "ABORTED", str(stop)
@@ -89,16 +89,16 @@ class Runner:
             verdict, summary = "ABORTED", f"The drill itself failed: {type(error).__name__}."
         run.finish(verdict, summary)
 
-    def _rehearse(self, sides: list[Side]) -> None:
+    def _rehearse(self, targets: list[Target]) -> None:
         """Every step that touches the service; in every case faults end and the load stops."""
         run, context = self._run, self._context
-        urls = {side.name: side.url for side in sides}
+        urls = {target.name: target.url for target in targets}
         key_id, api_key = self._make_key()
-        lost = self._lost_commits(sides[0], api_key)
+        lost = self._lost_commits(targets[0], api_key)
         load = Load(run.id, urls, api_key, per_s=self._load_per_s, began_s=run.began_s)
         watch = Watch(
             run,
-            sides,
+            targets,
             load,
             store=context.store,
             preflight=context.preflight,
@@ -107,7 +107,7 @@ class Runner:
         )
         injector = FaultInjector(
             run=run,
-            side=sides[0],
+            target=targets[0],
             load=load,
             sandbox=context.sandbox,
             webhooks=context.webhooks,
@@ -124,7 +124,7 @@ class Runner:
             # Without a database the key expires later.
             with contextlib.suppress(Busy):
                 context.keys.revoke(DRILL_MERCHANT_ID, key_id, _deadline())
-        self._collect(sides, watch, load.calls(), lost.rules if lost is not None else [])
+        self._collect(targets, watch, load.calls(), lost.rules if lost is not None else [])
         if stopped is not None:
             raise stopped
 
@@ -154,7 +154,7 @@ class Runner:
         run.enter("recovery", "The fault has ended; waiting for successful payments")
         if stopped is None:
             try:
-                self._recover(load, injector.side, fault_ended_s)
+                self._recover(load, injector.target, fault_ended_s)
             except Aborted as stop:
                 stopped = stop
         load.stop()
@@ -165,10 +165,10 @@ class Runner:
         watch.turn("ended")
         return stopped
 
-    def _recover(self, load: Load, side: Side, fault_ended_s: float) -> None:
+    def _recover(self, load: Load, target: Target, fault_ended_s: float) -> None:
         give_up_at_s = monotonic() + self._plan.recovery_max_s
         while monotonic() < give_up_at_s:
-            self._recovery_s = recovery_s(load.calls(), side.name, fault_ended_s)
+            self._recovery_s = recovery_s(load.calls(), target.name, fault_ended_s)
             if self._recovery_s is not None:
                 self._run.tell(f"Payments succeed again after {self._recovery_s:.1f} s")
                 return
@@ -198,7 +198,7 @@ class Runner:
     def _rows(self) -> list[books.Row]:
         return self._context.store.payments(self._run.id, self._run.began_at, _deadline())
 
-    def _lost_commits(self, side: Side, api_key: str) -> LostCommits | None:
+    def _lost_commits(self, target: Target, api_key: str) -> LostCommits | None:
         context = self._context
         if context.local_database is None or context.sandbox is None:
             return None
@@ -206,13 +206,13 @@ class Runner:
             self._run,
             context.local_database,
             context.sandbox,
-            url=side.url,
+            url=target.url,
             api_key=api_key,
             wait=self._wait,
         )
 
     def _collect(
-        self, sides: list[Side], watch: Watch, calls: list[Call], rules: list[dict[str, Any]]
+        self, targets: list[Target], watch: Watch, calls: list[Call], rules: list[dict[str, Any]]
     ) -> None:
         """Evidence of every target, and the comparison of the books."""
         run, rows = self._run, self._rows()
@@ -225,29 +225,31 @@ class Runner:
             run.tell(f"The provider's books cannot be read: {error.detail}")
             charges = {}
             compared = [{"book": "provider", "rule": "readable", "violations": 1, "ok": False}]
-        readings = watch.readings(sides[0], recovery_s=self._recovery_s, settled_s=self._settled_s)
+        readings = watch.readings(
+            targets[0], recovery_s=self._recovery_s, settled_s=self._settled_s
+        )
         run.set(
             invariants=compared + rules + self._context.standing_rules(_deadline()),
-            sides=[self._evidence(side, watch, rows, charges, calls) for side in sides],
+            sides=[self._evidence(target, watch, rows, charges, calls) for target in targets],
             bite=[evaluate(check, readings) for check in self._plan.bite],
             expectations=[evaluate(check, readings) for check in self._plan.expect],
         )
 
     def _evidence(
         self,
-        side: Side,
+        target: Target,
         watch: Watch,
         rows: list[books.Row],
         charges: books.Charges,
         calls: list[Call],
     ) -> dict[str, Any]:
-        before, after = watch.at("start", side).samples, watch.at("ended", side).samples
+        before, after = watch.at("start", target).samples, watch.at("ended", target).samples
         return {
-            "name": side.name,
-            **evidence.log_evidence(side.log, self._run.id),
-            "callers": evidence.caller_evidence([c for c in calls if c.side == side.name]),
+            "name": target.name,
+            **evidence.log_evidence(target.log, self._run.id),
+            "callers": evidence.caller_evidence([c for c in calls if c.side == target.name]),
             "metrics": evidence.metric_evidence(before, after),
-            **evidence.payment_evidence([row for row in rows if row[5] == side.name], charges),
+            **evidence.payment_evidence([row for row in rows if row[5] == target.name], charges),
         }
 
     # --- Key and alerts --------------------------------------------------------------------------

@@ -48,7 +48,7 @@ class LogTail:
 
 
 @dataclass(kw_only=True)
-class Side:
+class Target:
     """One copy of the service as a drill sees it."""
 
     name: str
@@ -88,7 +88,7 @@ class Instance:
     restart_database: Callable[[], str | None]
 
     @contextlib.contextmanager
-    def sides(self) -> Iterator[list[Side]]:
+    def targets(self) -> Iterator[list[Target]]:
         """The only target, with a client of its fault proxy where there is one."""
         log_path = self.home / "logs" / "data-plane.log"
         with contextlib.ExitStack() as stack:
@@ -99,7 +99,7 @@ class Instance:
                 except ProxyGone as error:
                     raise CannotStart(str(error)) from error
             yield [
-                Side(
+                Target(
                     name="instance",
                     url=self.url,
                     read=self.read,

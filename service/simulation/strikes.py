@@ -15,7 +15,7 @@ from service.simulation.lost_commits import CannotLose, LostCommits
 from service.simulation.plan import Plan, Step
 from service.simulation.run import Run
 from service.simulation.sandbox import Sandbox
-from service.simulation.sides import Side
+from service.simulation.sides import Target
 from service.simulation.strike import FaultClient, FaultRefused, ProxyGone
 from service.simulation.webhooks import WebhookDisorder
 
@@ -42,7 +42,7 @@ class FaultInjector:
     """The faults of one run. `wait` lets time pass and raises Aborted when the run must end."""
 
     run: Run
-    side: Side
+    target: Target
     load: Load
     sandbox: Sandbox | None
     webhooks: WebhookDisorder
@@ -71,9 +71,9 @@ class FaultInjector:
 
     def end(self) -> None:
         """Clear the links. A fault that cannot be cleared ends by its TTL and its heartbeat."""
-        if self.side.fault_client is not None:
+        if self.target.fault_client is not None:
             with contextlib.suppress(ProxyGone, FaultRefused):
-                self.side.fault_client.clear()
+                self.target.fault_client.clear()
         if self.sandbox is not None and self.run.plan.needs_sandbox:
             self.sandbox.clear()
         self.run.end_fault()
@@ -92,9 +92,9 @@ class FaultInjector:
 
     def _whom(self) -> dict[str, str]:
         """The filter for the sandbox, which all targets share: only a copy's own payments are faulted."""
-        if self.side.name == "instance":
+        if self.target.name == "instance":
             return {}
-        return {"reference_prefix": self.load.key_of(self.side.name, "")}
+        return {"reference_prefix": self.load.key_of(self.target.name, "")}
 
     def _last(self, step: Step) -> None:
         """Keep the fault for its time, and spread the step's actions over that time."""
@@ -134,13 +134,13 @@ class FaultInjector:
     def _kill(self) -> None:
         """Kill a worker once all are ready: live traffic needs the others."""
         give_up_at_s = monotonic() + REPLACED_WITHIN_S
-        while (there := self.side.workers_ready()) < self._workers:
+        while (there := self.target.workers_ready()) < self._workers:
             if monotonic() > give_up_at_s:
                 self.run.tell(f"Only {there} workers are ready: no further worker is killed")
                 return
             self.wait(0.1)
         self._workers = there
-        pid = self.side.kill_a_worker()
+        pid = self.target.kill_a_worker()
         if pid is None:
             raise Inconclusive("No worker of the data plane is visible from this process.")
         self.struck += 1
@@ -148,14 +148,14 @@ class FaultInjector:
 
     def _send_webhooks(self, deadline: Deadline) -> None:
         rows = self.rows()[-WEBHOOK_PAYMENTS_MAX:]
-        sent = self.webhooks.send(self.side.url, rows, deadline, wait=self.wait)
+        sent = self.webhooks.send(self.target.url, rows, deadline, wait=self.wait)
         self.struck += sent
         self.run.tell(f"{sent} webhooks, each twice and in the wrong order, were accepted")
 
     def _restart(self) -> str:
         """Restart the database where permitted; else break all its connections on the link."""
         self.struck += 1
-        done = self.side.restart_database() if self.side.restart_database is not None else None
+        done = self.target.restart_database() if self.target.restart_database is not None else None
         if done is not None:
             return done
         fault_client = self._fault_client()
@@ -165,9 +165,9 @@ class FaultInjector:
         return "All connections to the database were broken on the link"
 
     def _fault_client(self) -> FaultClient:
-        if self.side.fault_client is None:
+        if self.target.fault_client is None:
             raise Aborted("The links of this target have no fault proxy.")
-        return self.side.fault_client
+        return self.target.fault_client
 
 
 def described(step: Step) -> str:

@@ -17,7 +17,7 @@ from service.simulation.expectations import Reading, Readings, Span, before
 from service.simulation.load import Call, Load
 from service.simulation.preflight import Preflight
 from service.simulation.run import Run
-from service.simulation.sides import Side
+from service.simulation.sides import Target
 from service.simulation.store import RehearsalStore
 from service.simulation.strike import FaultRefused, ProxyGone
 
@@ -35,7 +35,7 @@ class Watch:
     def __init__(
         self,
         run: Run,
-        sides: list[Side],
+        targets: list[Target],
         load: Load,
         *,
         store: RehearsalStore,
@@ -44,14 +44,14 @@ class Watch:
         other_calls: Callable[[], list[Call]] = list,
     ) -> None:
         self._run = run
-        self._sides = sides
+        self._targets = targets
         self._load = load
         self._store = store
         self._preflight = preflight
         self._struck = struck
         # The run's payments outside its load.
         self._other_calls = other_calls
-        self._readings: dict[str, list[Reading]] = {side.name: [] for side in sides}
+        self._readings: dict[str, list[Reading]] = {target.name: [] for target in targets}
         # A registry has thousands of series: only those in the plan's checks are kept each second.
         self._looked_at = frozenset(
             f"{NAMESPACE}_{check.metric}"
@@ -75,63 +75,63 @@ class Watch:
 
     def turn(self, name: str) -> None:
         """Read every target now, and keep the readings under `name`."""
-        self._turns[name] = {side.name: self._read(side) for side in self._sides}
+        self._turns[name] = {target.name: self._read(target) for target in self._targets}
 
-    def at(self, name: str, side: Side) -> Reading:
+    def at(self, name: str, target: Target) -> Reading:
         """The reading at a named moment, or at the start where the run ended before it."""
-        return self._turns.get(name, self._turns["start"])[side.name]
+        return self._turns.get(name, self._turns["start"])[target.name]
 
-    def readings(self, side: Side, **measured: Any) -> Readings:
+    def readings(self, target: Target, **measured: Any) -> Readings:
         """All readings for the checks, with the other `measured` values."""
-        control = next((other for other in self._sides if other.name != side.name), None)
-        reference = self._baseline(side) if control is None else self._readings_of(control)
-        return self._readings_of(side, reference=reference, **measured)
+        control = next((other for other in self._targets if other.name != target.name), None)
+        reference = self._baseline(target) if control is None else self._readings_of(control)
+        return self._readings_of(target, reference=reference, **measured)
 
-    def _baseline(self, side: Side) -> Readings:
+    def _baseline(self, target: Target) -> Readings:
         """The seconds before the fault, as a reference for the checks."""
-        span = self.at("start", side), self.at("fault_began", side)
+        span = self.at("start", target), self.at("fault_began", target)
         return Readings(
             fault_began=span[0],
             fault_ended=span[1],
             ended=span[1],
             faults={step.name: span for step in self._run.plan.steps},
-            calls=before(span[1].at_s, self._calls_of(side)),
+            calls=before(span[1].at_s, self._calls_of(target)),
         )
 
-    def _calls_of(self, side: Side) -> list[Call]:
-        return [c for c in self._load.calls() if c.side == side.name and not c.is_retry]
+    def _calls_of(self, target: Target) -> list[Call]:
+        return [c for c in self._load.calls() if c.side == target.name and not c.is_retry]
 
-    def _readings_of(self, side: Side, **measured: Any) -> Readings:
+    def _readings_of(self, target: Target, **measured: Any) -> Readings:
         steps = [step.name for step in self._run.plan.steps if step.name]
         return Readings(
-            fault_began=self.at("fault_began", side),
-            fault_ended=self.at("fault_ended", side),
-            ended=self.at("ended", side),
-            every_second=self._readings[side.name],
-            faults={name: span for name in steps if (span := self._span(name, side))},
-            calls=self._calls_of(side),
+            fault_began=self.at("fault_began", target),
+            fault_ended=self.at("fault_ended", target),
+            ended=self.at("ended", target),
+            every_second=self._readings[target.name],
+            faults={name: span for name in steps if (span := self._span(name, target))},
+            calls=self._calls_of(target),
             struck=self._struck(),
             **measured,
         )
 
-    def _span(self, name: str, side: Side) -> Span | None:
+    def _span(self, name: str, target: Target) -> Span | None:
         began, ended = (self._turns.get(f"{name} {word}") for word in ("began", "ended"))
-        return (began[side.name], ended[side.name]) if began and ended else None
+        return (began[target.name], ended[target.name]) if began and ended else None
 
-    def _read(self, side: Side) -> Reading:
-        reading = Reading(self._run.at_s, side.read())
+    def _read(self, target: Target) -> Reading:
+        reading = Reading(self._run.at_s, target.read())
         kept = {key: value for key, value in reading.samples.items() if key[0] in self._looked_at}
-        self._readings[side.name].append(Reading(reading.at_s, kept))
+        self._readings[target.name].append(Reading(reading.at_s, kept))
         return reading
 
     def _watch(self) -> None:
         lease_due_s = 0.0
         while not self._ends.wait(SECOND_S):
             try:
-                points = {side.name: self._point(side) for side in self._sides}
+                points = {target.name: self._point(target) for target in self._targets}
                 self._run.add_second({"at_s": self._run.at_s, "sides": points})
                 if self._run.phase in ("baseline", "fault"):
-                    self._guard(self._sides[0])
+                    self._guard(self._targets[0])
                 if monotonic() >= lease_due_s:
                     lease_due_s = monotonic() + LEASE_EVERY_S
                     if not self._store.take_lease(self._run.lease_id, _deadline()):
@@ -146,11 +146,11 @@ class Watch:
                 log.exception("rehearsal.watch_failed")
                 self._run.stop("The guards failed.")
 
-    def _guard(self, side: Side) -> None:
-        if side.fault_client is not None:
-            side.fault_client.describe()
+    def _guard(self, target: Target) -> None:
+        if target.fault_client is not None:
+            target.fault_client.describe()
         # Copies have separate registries: the serving workers count real requests only.
-        ours = [*self._load.calls(), *self._other_calls()] if side.name == "instance" else []
+        ours = [*self._load.calls(), *self._other_calls()] if target.name == "instance" else []
         harm = guards.harm(self._live_at_start, self._preflight.read(), ours)
         if harm is not None:
             self._run.stop(f"Live traffic: {harm}")
@@ -158,14 +158,14 @@ class Watch:
         if self._preflight.lever(_deadline())["engaged"]:
             self._run.stop("The kill switch was engaged.")
 
-    def _point(self, side: Side) -> dict[str, Any]:
+    def _point(self, target: Target) -> dict[str, Any]:
         """The last second as a point for the charts."""
-        now = Window({}, self._read(side).samples, 0.0)
+        now = Window({}, self._read(target).samples, 0.0)
         states = now.values_by("state", "breaker_state")
-        ours = [call for call in self._load.calls() if call.side == side.name]
-        new, self._seen[side.name] = ours[self._seen[side.name] :], len(ours)
+        ours = [call for call in self._load.calls() if call.side == target.name]
+        new, self._seen[target.name] = ours[self._seen[target.name] :], len(ours)
         return {
-            "sent": self._load.sent[side.name],
+            "sent": self._load.sent[target.name],
             "answered": len(new),
             "succeeded": sum(call.outcome == "succeeded" for call in new),
             "failed": sum(call.is_refused for call in new),

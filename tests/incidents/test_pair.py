@@ -238,7 +238,7 @@ def test_a_copy_that_cannot_start_leaves_neither_files_nor_processes(
         root=ROOT,
     )
 
-    with pytest.raises(CannotStart, match="did not start"), pair.sides():
+    with pytest.raises(CannotStart, match="did not start"), pair.targets():
         pytest.fail("it started")
 
     left = TemporaryFiles(Path(tmp_path))

@@ -24,7 +24,7 @@ from service.simulation.rehearsals import DrillRequest, Rehearsals
 from service.simulation.restart import DatabaseRestart
 from service.simulation.run import Run
 from service.simulation.runner import DrillContext, Runner
-from service.simulation.sides import CannotStart, Side
+from service.simulation.sides import CannotStart, Target
 from service.simulation.store import RehearsalStore, new_run_id
 from service.simulation.strikes import Aborted, FaultInjector
 from service.simulation.watch import Watch
@@ -53,7 +53,7 @@ def test_a_day_goes_on_past_a_drill_that_no_database_lets_begin(
 
 
 def test_one_whose_report_cannot_be_written_lets_the_next_begin(pool, tmp_path):
-    def cannot_start() -> AbstractContextManager[list[Side]]:
+    def cannot_start() -> AbstractContextManager[list[Target]]:
         raise CannotStart("said \0, which the database cannot store")
 
     context = surroundings(RehearsalStore(pool), pool, tmp_path, pair=cannot_start)
@@ -116,7 +116,7 @@ def test_real_payments_that_suffer_end_it_while_the_database_is_away_too(silent_
     run = Run(PLAN, kind="drill", scope="pair", reason="", requested_by="key", load_per_s=1)
     watch = Watch(
         run,
-        [Side(name="experiment", url="", read=dict, log=None)],
+        [Target(name="experiment", url="", read=dict, log=None)],
         Load(run.id, {"experiment": ""}, "key", per_s=1, began_s=run.began_s),
         store=silent_store,
         preflight=replace(preflight, read=lambda: dict(refused)),
@@ -137,10 +137,10 @@ def test_of_each_second_it_keeps_only_what_its_checks_look_at(silent_store, tmp_
     plan = read_catalogue()["long-outage"]
     run = Run(plan, kind="drill", scope="pair", reason="", requested_by="key", load_per_s=1)
     queued, other = ("holdfast_queued_payments", ()), ("holdfast_db_pool_size", ())
-    side = Side(name="experiment", url="", read=lambda: {queued: 7.0, other: 4.0}, log=None)
+    target = Target(name="experiment", url="", read=lambda: {queued: 7.0, other: 4.0}, log=None)
     watch = Watch(
         run,
-        [side],
+        [target],
         Load(run.id, {"experiment": ""}, "key", per_s=1, began_s=run.began_s),
         store=silent_store,
         preflight=preflight_on(silent_store, off_file=tmp_path / "drills.off"),
@@ -149,7 +149,7 @@ def test_of_each_second_it_keeps_only_what_its_checks_look_at(silent_store, tmp_
 
     watch.turn("start")
 
-    kept = watch.readings(side)
+    kept = watch.readings(target)
     assert [one.samples for one in kept.every_second] == [{queued: 7.0}]
     assert kept.fault_began.samples == {queued: 7.0, other: 4.0}
 
@@ -167,8 +167,8 @@ def test_a_database_that_is_not_of_this_run_is_not_restarted(pool, tmp_path, dat
 
 def test_one_that_is_stopped_while_payments_recover_still_compares_the_books(pool, tmp_path):
     @contextmanager
-    def nobody_answers() -> Iterator[list[Side]]:
-        yield [Side(name="instance", url="http://127.0.0.1:1", read=dict, log=None)]
+    def nobody_answers() -> Iterator[list[Target]]:
+        yield [Target(name="instance", url="http://127.0.0.1:1", read=dict, log=None)]
 
     plan = replace(PLAN, steps=(Step(seconds=0.1, burst=1),), baseline_s=0.1, bite=(), expect=())
     run = Run(plan, kind="drill", scope="instance", reason="", requested_by="key", load_per_s=1)
@@ -243,7 +243,7 @@ def unanswered() -> Iterator[FaultInjector]:
     with fault_server(hang, tls=False) as server:
         yield FaultInjector(
             run=run,
-            side=Side(name="instance", url=server.url, read=dict, log=None),
+            target=Target(name="instance", url=server.url, read=dict, log=None),
             load=Load(run.id, {}, "key", per_s=1, began_s=run.began_s),
             sandbox=None,
             webhooks=WebhookDisorder("secret"),
@@ -254,13 +254,13 @@ def unanswered() -> Iterator[FaultInjector]:
 
 
 def surroundings(
-    store: RehearsalStore, pool: ConnectionPool, tmp_path: Path, **sides: Any
+    store: RehearsalStore, pool: ConnectionPool, tmp_path: Path, **targets: Any
 ) -> DrillContext:
     return DrillContext(
         store=store,
         keys=KeyStore(pool),
         preflight=preflight_on(store, off_file=tmp_path / "drills.off"),
-        sides=sides,
+        targets=targets,
         list_charges=lambda since, deadline: iter(()),
         standing_rules=lambda deadline: [],
         sandbox=None,
