@@ -12,7 +12,7 @@ LIVE_HARMED_MAX = 0.10
 _WRITES = {"method": "POST", "route": "/v1/payments"}
 
 
-def harm(before: Samples, now: Samples, calls: list[Call]) -> str | None:
+def abort_reason(before: Samples, now: Samples, calls: list[Call]) -> str | None:
     """The reason to abort the drill now; None while only the drill's own payments are affected.
 
     `calls` are the drill's own since `before`; all requests beyond them are real traffic.

@@ -151,9 +151,9 @@ class Watch:
             target.fault_client.describe()
         # Copies have separate registries: the serving workers count real requests only.
         ours = [*self._load.calls(), *self._other_calls()] if target.name == "instance" else []
-        harm = guards.harm(self._live_at_start, self._preflight.read(), ours)
-        if harm is not None:
-            self._run.stop(f"Live traffic: {harm}")
+        reason = guards.abort_reason(self._live_at_start, self._preflight.read(), ours)
+        if reason is not None:
+            self._run.stop(f"Live traffic: {reason}")
         # Last, because it needs the database, which may be down just when real payments suffer.
         if self._preflight.lever(_deadline())["engaged"]:
             self._run.stop("The kill switch was engaged.")

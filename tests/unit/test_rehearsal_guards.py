@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from service.simulation.guards import harm
+from service.simulation.guards import abort_reason
 from service.simulation.load import Call
 
 
@@ -26,13 +26,13 @@ def calls(status: int, outcome: str | None, count: int) -> list[Call]:
 
 
 def test_real_payments_that_are_refused_end_it():
-    said = harm(reading(), reading(answered=50, refused=10), [])
+    said = abort_reason(reading(), reading(answered=50, refused=10), [])
 
     assert said == "10 of 60 real payments were refused."
 
 
 def test_real_payments_that_are_left_in_doubt_end_it():
-    said = harm(reading(), reading(answered=50, unknown=10), [])
+    said = abort_reason(reading(), reading(answered=50, unknown=10), [])
 
     assert said == "10 of 50 real payments were left in doubt."
 
@@ -45,18 +45,18 @@ def test_real_payments_that_are_left_in_doubt_end_it():
     ],
 )
 def test_the_rehearsals_own_payments_may_suffer(now, ours):
-    assert harm(reading(), now, ours) is None
+    assert abort_reason(reading(), now, ours) is None
 
 
 def test_a_few_real_payments_prove_nothing():
-    assert harm(reading(), reading(answered=9, refused=10), []) is None
+    assert abort_reason(reading(), reading(answered=9, refused=10), []) is None
 
 
 def test_what_was_before_the_rehearsal_is_not_its_doing():
     before = reading(answered=10, refused=500)
 
-    assert harm(before, reading(answered=100, refused=500), []) is None
+    assert abort_reason(before, reading(answered=100, refused=500), []) is None
 
 
 def test_a_broken_promise_ends_it_whoever_pays():
-    assert harm(reading(), reading(violations=1), []) == "A promise about money is broken."
+    assert abort_reason(reading(), reading(violations=1), []) == "A promise about money is broken."
