@@ -36,7 +36,7 @@ PROVIDER_TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True)
-class Finding:
+class DoctorResult:
     """The result of one check; `todo` is empty where no action is needed."""
 
     check: str
@@ -50,22 +50,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    findings = list(_examine())
+    results = list(_examine())
     if arguments.json:
-        print_json([asdict(finding) for finding in findings])
+        print_json([asdict(result) for result in results])
     else:
-        print_rows([asdict(finding) for finding in findings], ("check", "state", "found"))
-        for finding in findings:
-            if finding.todo:
-                print(f"\n{finding.check}: {finding.todo}")
-    return 1 if any(finding.state == "fail" for finding in findings) else 0
+        print_rows([asdict(result) for result in results], ("check", "state", "found"))
+        for result in results:
+            if result.todo:
+                print(f"\n{result.check}: {result.todo}")
+    return 1 if any(result.state == "fail" for result in results) else 0
 
 
-def _examine() -> Iterator[Finding]:
+def _examine() -> Iterator[DoctorResult]:
     try:
         settings = local.settings_here()
     except SettingsError as error:
-        yield Finding(
+        yield DoctorResult(
             "settings", "fail", str(error), "Correct the setting; .env.example describes each one."
         )
         return
@@ -73,7 +73,7 @@ def _examine() -> Iterator[Finding]:
     yield _provider(settings)
     if settings.database_url is None:
         todo = "Set DATABASE_URL, or start a local run: python -m service."
-        yield Finding("database", "fail", "not configured, and no local run was found", todo)
+        yield DoctorResult("database", "fail", "not configured, and no local run was found", todo)
         return
     try:
         with local.database(settings) as pool:
@@ -90,10 +90,10 @@ def _examine() -> Iterator[Finding]:
                     yield ask(pool)
     except SystemExit as refused:
         todo = "Is it running, and does DATABASE_URL name it? All other checks need it."
-        yield Finding("database", "fail", str(refused), todo)
+        yield DoctorResult("database", "fail", str(refused), todo)
 
 
-def _settings(settings: Settings) -> Finding:
+def _settings(settings: Settings) -> DoctorResult:
     missing = [
         name
         for name, value in (
@@ -105,12 +105,12 @@ def _settings(settings: Settings) -> Finding:
     is_local = (settings.home / "run.json").exists()
     if missing and not is_local:
         todo = "Without the key no payment is charged; without the secret each webhook is refused."
-        return Finding("settings", "warn", f"{' and '.join(missing)} not set", todo)
+        return DoctorResult("settings", "warn", f"{' and '.join(missing)} not set", todo)
     where = f"the local run in {settings.home}" if is_local else settings.env
-    return Finding("settings", "pass", f"sound, for {where}")
+    return DoctorResult("settings", "pass", f"sound, for {where}")
 
 
-def _provider(settings: Settings) -> Finding:
+def _provider(settings: Settings) -> DoctorResult:
     """Ask for an empty list: the request moves no money."""
     from service.providers.adapters import adapter
     from service.providers.transport import Transport
@@ -119,7 +119,7 @@ def _provider(settings: Settings) -> Finding:
 
     base_url = settings.stripe_api_base or "https://api.stripe.com"
     if settings.stripe_api_key is None:
-        return Finding("provider", "fail", "STRIPE_API_KEY is not set", "Set it, or ..._FILE.")
+        return DoctorResult("provider", "fail", "STRIPE_API_KEY is not set", "Set it, or ..._FILE.")
     transport = Transport(
         base_url=base_url,
         ca_file=settings.provider_ca_file,
@@ -136,14 +136,14 @@ def _provider(settings: Settings) -> Finding:
         next(provider.list_since(datetime.now(UTC), Deadline.after(PROVIDER_TIMEOUT_S)), None)
     except (HoldfastError, OSError, ValueError) as error:
         todo = "Check its address (STRIPE_API_BASE), the network's egress rules, and the key."
-        return Finding("provider", "fail", f"{base_url}: {error}", todo)
+        return DoctorResult("provider", "fail", f"{base_url}: {error}", todo)
     finally:
         transport.close()
     found = f"{settings.provider} at {base_url} answers in {_ms_since(began_s)} ms"
-    return Finding("provider", "pass", found)
+    return DoctorResult("provider", "pass", found)
 
 
-def _database(pool: ConnectionPool) -> Finding:
+def _database(pool: ConnectionPool) -> DoctorResult:
     from service.database.pool import Statement
 
     version = Statement("doctor_version", "SHOW server_version")
@@ -157,11 +157,11 @@ def _database(pool: ConnectionPool) -> Finding:
     found = f"PostgreSQL {number} answers in {took_ms} ms"
     if took_ms > ROUND_TRIP_WARN_MS:
         todo = "Each payment waits for two or three round trips: move the service closer to it."
-        return Finding("database", "warn", found, todo)
-    return Finding("database", "pass", found)
+        return DoctorResult("database", "warn", found, todo)
+    return DoctorResult("database", "pass", found)
 
 
-def _database_settings(pool: ConnectionPool) -> Finding:
+def _database_settings(pool: ConnectionPool) -> DoctorResult:
     """The encoding, and the default settings of our role's sessions."""
     from service.database.pool import Statement
     from service.database.requirements import ENCODING
@@ -174,10 +174,12 @@ def _database_settings(pool: ConnectionPool) -> Finding:
     )
     if encoding != ENCODING:
         todo = f"Create a database with ENCODING '{ENCODING}' TEMPLATE template0, and migrate it."
-        return Finding("database settings", "fail", f"encoded in {encoding}", todo)
+        return DoctorResult("database settings", "fail", f"encoded in {encoding}", todo)
     if durability not in DURABLE:
         todo = "Set it to on for this role: an acknowledged payment could be lost in a crash."
-        return Finding("database settings", "fail", f"synchronous_commit is {durability}", todo)
+        return DoctorResult(
+            "database settings", "fail", f"synchronous_commit is {durability}", todo
+        )
     wrong = [
         f"{name} is {value}"
         for (name, wanted), value in zip(RELIED_ON.items(), values, strict=True)
@@ -185,47 +187,49 @@ def _database_settings(pool: ConnectionPool) -> Finding:
     ]
     if wrong:
         todo = "Run `python -m service migrate` as an owner with the right to alter this role."
-        return Finding("database settings", "warn", ", ".join(wrong), todo)
-    return Finding("database settings", "pass", f"{encoding}, commits are durable")
+        return DoctorResult("database settings", "warn", ", ".join(wrong), todo)
+    return DoctorResult("database settings", "pass", f"{encoding}, commits are durable")
 
 
-def _migrations(settings: Settings) -> Finding:
+def _migrations(settings: Settings) -> DoctorResult:
     from service.database.migrate import MigrationError, pending
 
     try:
         missing = pending(settings.database_url or "")
     except MigrationError as error:
-        return Finding("migrations", "fail", str(error), "Set DATABASE_URL to another database.")
+        return DoctorResult(
+            "migrations", "fail", str(error), "Set DATABASE_URL to another database."
+        )
     if missing:
         found, todo = f"missing: {', '.join(missing)}", "Run `python -m service migrate`."
-        return Finding("migrations", "fail", found, todo)
-    return Finding("migrations", "pass", "all applied")
+        return DoctorResult("migrations", "fail", found, todo)
+    return DoctorResult("migrations", "pass", "all applied")
 
 
-def _headroom(settings: Settings) -> Finding:
+def _headroom(settings: Settings) -> DoctorResult:
     from service.supervisor.schema import require_headroom
 
     try:
         require_headroom(settings)
     except SettingsError as error:
-        return Finding("pool budget", "fail", "the pools do not fit the server", str(error))
+        return DoctorResult("pool budget", "fail", "the pools do not fit the server", str(error))
     size = settings.web_workers * settings.db_pool_size
-    return Finding("pool budget", "pass", f"{size} connections for the workers fit the server")
+    return DoctorResult("pool budget", "pass", f"{size} connections for the workers fit the server")
 
 
-def _clock(pool: ConnectionPool) -> Finding:
+def _clock(pool: ConnectionPool) -> DoctorResult:
     from service.database.pool import Statement
 
     ((theirs,),) = pool.run(Statement("now", "SELECT now()"), {}, local.soon())
     apart_s = abs((datetime.now(UTC) - theirs).total_seconds())
     found = f"{apart_s:.1f} s from the database's"
     if apart_s < CLOCK_WARN_S:
-        return Finding("clock", "pass", found)
+        return DoctorResult("clock", "pass", found)
     todo = "Synchronise both (NTP): webhook signatures are refused when clocks are apart."
-    return Finding("clock", "fail" if apart_s > CLOCK_FAIL_S else "warn", found, todo)
+    return DoctorResult("clock", "fail" if apart_s > CLOCK_FAIL_S else "warn", found, todo)
 
 
-def _keys(pool: ConnectionPool, settings: Settings) -> Finding:
+def _keys(pool: ConnectionPool, settings: Settings) -> DoctorResult:
     """Keys of the other mode are refused at each call: their owners should know in advance."""
     from service.payments.merchants import KeyStore
 
@@ -237,23 +241,23 @@ def _keys(pool: ConnectionPool, settings: Settings) -> Finding:
     if refused:
         todo = f"Replace them: python -m service keys make --mode {mode}."
         found = f"{refused} of {total} live keys are not of the provider's mode, {mode}"
-        return Finding("api keys", "warn", found, todo)
-    return Finding("api keys", "pass", f"{total} live, of the provider's mode")
+        return DoctorResult("api keys", "warn", found, todo)
+    return DoctorResult("api keys", "pass", f"{total} live, of the provider's mode")
 
 
-def _reconciler(pool: ConnectionPool) -> Finding:
+def _reconciler(pool: ConnectionPool) -> DoctorResult:
     from service.payments.settling_store import SettlingStore
 
     last = SettlingStore(pool, lease_s=0.0).last_heartbeat("reconciler", local.soon())
     age_s = None if last is None else (datetime.now(UTC) - last).total_seconds()
     if age_s is not None and age_s < HEARTBEAT_FAIL_S:
-        return Finding("reconciler", "pass", f"last heartbeat {max(0.0, age_s):.0f} s ago")
+        return DoctorResult("reconciler", "pass", f"last heartbeat {max(0.0, age_s):.0f} s ago")
     found = "never ran here" if age_s is None else f"no heartbeat for {age_s:.0f} s"
     todo = "Start `python -m service reconcile`: only it settles payments in doubt or queued."
-    return Finding("reconciler", "fail", found, todo)
+    return DoctorResult("reconciler", "fail", found, todo)
 
 
-def _money(pool: ConnectionPool) -> Finding:
+def _money(pool: ConnectionPool) -> DoctorResult:
     from service.payments.invariants import try_invariants
     from service.payments.settling_store import SettlingStore
 
@@ -261,32 +265,32 @@ def _money(pool: ConnectionPool) -> Finding:
     broken = [rule for rule, rows in found_rows.items() if rows]
     if broken:
         todo = "See docs/runbooks/InvariantViolated.md, now."
-        return Finding("money", "fail", f"broken promise: {', '.join(broken)}", todo)
+        return DoctorResult("money", "fail", f"broken promise: {', '.join(broken)}", todo)
     if unchecked := [rule for rule, rows in found_rows.items() if rows is None]:
         todo = "An unchecked rule proves nothing: see docs/runbooks/InvariantsNotChecked.md."
-        return Finding("money", "warn", f"not checked: {', '.join(unchecked)}", todo)
+        return DoctorResult("money", "warn", f"not checked: {', '.join(unchecked)}", todo)
     counts: dict[str, int] = {}
     for figure in SettlingStore(pool, lease_s=0.0).open_figures(local.soon()):
         counts[figure.status] = counts.get(figure.status, 0) + figure.count
     found = ", ".join(f"{n} {status}" for status, n in sorted(counts.items())) or "nothing open"
     if counts.get("needs_review"):
         todo = "`python -m service payments list --status needs_review`, then `payments resolve`."
-        return Finding("money", "warn", found, todo)
-    return Finding("money", "pass", found)
+        return DoctorResult("money", "warn", found, todo)
+    return DoctorResult("money", "pass", found)
 
 
-def _webhooks_out(pool: ConnectionPool) -> Finding:
+def _webhooks_out(pool: ConnectionPool) -> DoctorResult:
     from service.payments.endpoints import EndpointStore
 
     paused, failing = EndpointStore(pool).troubled(local.soon())
     if paused or failing:
         found = f"{failing} endpoints fail, {paused} were paused for it"
         todo = "Inform their owners: GET /v1/webhook_endpoints shows since when and why."
-        return Finding("webhooks out", "warn", found, todo)
-    return Finding("webhooks out", "pass", "no endpoint fails")
+        return DoctorResult("webhooks out", "warn", found, todo)
+    return DoctorResult("webhooks out", "pass", "no endpoint fails")
 
 
-def _partitions(pool: ConnectionPool) -> Finding:
+def _partitions(pool: ConnectionPool) -> DoctorResult:
     from service.database.partitions import STATE_SQL
     from service.database.pool import Statement
 
@@ -295,10 +299,10 @@ def _partitions(pool: ConnectionPool) -> Finding:
     )
     todo = "Run `python -m service retain` as the owner, each night: docs/retention.md."
     if not has_next_month:
-        return Finding("event months", "warn", "next month's partition is missing", todo)
+        return DoctorResult("event months", "warn", "next month's partition is missing", todo)
     if has_strays:
-        return Finding("event months", "warn", "the default partition holds events", todo)
-    return Finding("event months", "pass", "made ahead")
+        return DoctorResult("event months", "warn", "the default partition holds events", todo)
+    return DoctorResult("event months", "pass", "made ahead")
 
 
 def _ms_since(began_s: float) -> float:
