@@ -26,7 +26,7 @@ from urllib.parse import quote
 
 from service.database.direct import Unreachable, connection_to, cursor_to
 from service.database.environment import without_libpq
-from service.resilience.lifeline import Kept
+from service.resilience.lifeline import ManagedProcess
 
 OWNER = "holdfast_owner"
 APP = "holdfast"
@@ -52,7 +52,7 @@ class EmbeddedPostgres:
         """`options` are further settings of the server, such as `log_statement=all`."""
         self._home = home.absolute()
         self._options = options
-        self._kept: Kept | None = None
+        self._process: ManagedProcess | None = None
         self._socket_dir = Path()
 
     def start(self) -> None:
@@ -71,7 +71,7 @@ class EmbeddedPostgres:
             _write(data / "pg_hba.conf", "local all all peer map=holdfast\n", uid_gid)
             _write(data / "pg_ident.conf", _identities(), uid_gid)
             self._socket_dir = _socket_directory(base, uid_gid)
-            self._kept = Kept(
+            self._process = ManagedProcess(
                 programs.server(data, self._socket_dir, self._options),
                 env=without_libpq(os.environ),
                 log_path=self._home / "logs" / "postgres.log",
@@ -85,18 +85,18 @@ class EmbeddedPostgres:
         finally:
             os.close(lock_fd)
         try:
-            self._wait_until_it_answers(self._kept)
+            self._wait_until_it_answers(self._process)
             self._make_roles()
         except BaseException:
             self.stop()
             raise
 
     @property
-    def process(self) -> Kept:
+    def process(self) -> ManagedProcess:
         """The running server, for who starts programs that need it."""
-        if self._kept is None:
+        if self._process is None:
             raise EmbeddedPostgresError("PostgreSQL was not started.")
-        return self._kept
+        return self._process
 
     @property
     def pid(self) -> int:
@@ -119,24 +119,24 @@ class EmbeddedPostgres:
 
     def stop(self) -> None:
         """Stop it in order; does nothing when it does not run."""
-        if self._kept is not None:
-            self._kept.stop()
-            self._kept = None
+        if self._process is not None:
+            self._process.stop()
+            self._process = None
 
     def kill(self) -> None:
         """End it as a crash would: kill -9 to the postmaster; `start` begins again."""
         os.kill(self.pid, signal.SIGKILL)
         self.stop()
 
-    def _wait_until_it_answers(self, kept: Kept) -> None:
+    def _wait_until_it_answers(self, process: ManagedProcess) -> None:
         give_up_at_s = monotonic() + START_WAIT_S
         while True:
             try:
                 with connection_to(self.url(OWNER, "postgres")):
                     return
             except Unreachable as error:
-                if kept.poll() is not None or monotonic() > give_up_at_s:
-                    said = "\n".join(kept.lines()[-10:]) or str(error)
+                if process.poll() is not None or monotonic() > give_up_at_s:
+                    said = "\n".join(process.lines()[-10:]) or str(error)
                     raise EmbeddedPostgresError(f"PostgreSQL did not start:\n{said}") from error
                 sleep(0.01)
 

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from service.lookout import programs
 from service.lookout.pager import Pager
 from service.lookout.programs import Program
-from service.resilience.lifeline import Kept
+from service.resilience.lifeline import ManagedProcess
 from service.settings import Settings, SettingsError
 from service.supervisor.house import PartDied
 from service.supervisor.planes import ROOT
@@ -42,7 +42,7 @@ class Site:
     pager: Pager
     # URLs of the installed programs, by name.
     urls: Mapping[str, str]
-    parts: dict[str, Kept] = field(default_factory=dict)
+    parts: dict[str, ManagedProcess] = field(default_factory=dict)
 
     def require_alive(self) -> None:
         """Raise PartDied when a part has ended unexpectedly."""
@@ -82,7 +82,7 @@ def watched_house(
 ) -> Iterator[Site]:
     """Start a local stack, with the installed ones of Prometheus, Alertmanager and Grafana."""
     home = settings.home.absolute()
-    parts: dict[str, Kept] = {}
+    parts: dict[str, ManagedProcess] = {}
     with contextlib.ExitStack() as stack:
         pager = stack.enter_context(Pager(tell))
         # Stop in the reverse order of the start.
@@ -97,8 +97,8 @@ def watched_house(
         yield Site(run, pager, {watcher.name: watcher.url for watcher in watchers}, parts)
 
 
-def _keep_house(home: Path, environ: Mapping[str, str]) -> Kept:
-    return Kept(
+def _keep_house(home: Path, environ: Mapping[str, str]) -> ManagedProcess:
+    return ManagedProcess(
         [sys.executable, "-m", "service", "run", "--end-with-parent"],
         log_path=home / "logs" / "house.log",
         env={**environ, "HOLDFAST_HOME": str(home)},
@@ -107,8 +107,8 @@ def _keep_house(home: Path, environ: Mapping[str, str]) -> Kept:
     )
 
 
-def _keep(program: Program, home: Path, environ: Mapping[str, str]) -> Kept:
-    return Kept(
+def _keep(program: Program, home: Path, environ: Mapping[str, str]) -> ManagedProcess:
+    return ManagedProcess(
         program.command,
         log_path=home / "logs" / f"{program.name}.log",
         env={**environ, **program.env},
@@ -151,7 +151,7 @@ def _watchers(
     return started
 
 
-def _wait_for_house(home: Path, house: Kept) -> Mapping[str, Any]:
+def _wait_for_house(home: Path, house: ManagedProcess) -> Mapping[str, Any]:
     """This run's run.json; the file of an earlier run does not count."""
     give_up_at_s = monotonic() + START_WAIT_S
     while monotonic() < give_up_at_s:
@@ -165,7 +165,7 @@ def _wait_for_house(home: Path, house: Kept) -> Mapping[str, Any]:
     raise SettingsError(f"The local stack did not start in {START_WAIT_S:.0f} s: {house.log_path}")
 
 
-def _wait_until_ready(program: Program, part: Kept) -> None:
+def _wait_until_ready(program: Program, part: ManagedProcess) -> None:
     give_up_at_s = monotonic() + START_WAIT_S
     while monotonic() < give_up_at_s:
         if part.poll() is not None:

@@ -1,6 +1,6 @@
 """Runs one program that cannot outlive its parent, however the parent ends.
 
-`Kept` starts this file as a small separate process, the keeper, and the program as the keeper's
+`ManagedProcess` starts this file as a small separate process, the keeper, and the program as the keeper's
 child. A socket pair joins parent and keeper: when the parent's end closes, by `stop` or because the
 parent was killed, the keeper ends the program and all its descendants. When the keeper itself is
 killed, the kernel ends the program (Linux). The keeper also bounds its log.
@@ -32,7 +32,7 @@ KILLS_MAX = 2
 KEEPER_MARGIN_S = 5.0
 
 
-class Kept:
+class ManagedProcess:
     """A managed process: it ends with `stop`, or with this process, whichever is first."""
 
     def __init__(
@@ -45,7 +45,7 @@ class Kept:
         stop_signal: signal.Signals = signal.SIGTERM,
         grace_s: float = 10.0,
         uid_gid: tuple[int, int] | None = None,
-        outlived_by: Iterable[Kept] = (),
+        outlived_by: Iterable[ManagedProcess] = (),
         inherited_fds: Sequence[int] = (),
         echo: bool = False,
     ) -> None:

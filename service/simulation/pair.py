@@ -18,7 +18,7 @@ from time import monotonic, sleep
 import requests
 
 from service.observability.registry import SharedRegistry, read_samples
-from service.resilience.lifeline import Kept
+from service.resilience.lifeline import ManagedProcess
 from service.simulation.expectations import Samples
 from service.simulation.links import Links
 from service.simulation.sides import CannotStart, LogTail, Target
@@ -61,7 +61,7 @@ class Pair:
                 home / "links", provider_url=self.provider_url, database_url=self.database_url
             )
             stack.callback(links.close)
-            proxy = Kept(
+            proxy = ManagedProcess(
                 links.command,
                 log_path=home / "fault-proxy.log",
                 env=dict(self.environ),
@@ -73,35 +73,37 @@ class Pair:
                 "HOLDFAST_PROVIDER_PROXY_URL": links.provider_proxy_url,
                 "DATABASE_URL": links.database_url,
             }
-            copies: dict[str, tuple[Kept, str]] = {}
+            copies: dict[str, tuple[ManagedProcess, str]] = {}
             for name, changed in (
                 ("experiment", behind),
                 ("control", {"DATABASE_URL": self.database_url}),
             ):
-                kept, url = copies[name] = self._start(home / name, changed, lock_fd)
-                stack.callback(kept.stop)
+                process, url = copies[name] = self._start(home / name, changed, lock_fd)
+                stack.callback(process.stop)
                 # Start them one after the other: two at once would leave no core to real payments.
-                _wait_until_ready(kept, url)
+                _wait_until_ready(process, url)
             # This callback runs first: it signals all copies, then each is awaited.
-            for kept, _url in copies.values():
-                stack.callback(kept.release)
+            for process, _url in copies.values():
+                stack.callback(process.release)
             fault_client = stack.enter_context(_hold(links.control_path))
             yield [
                 Target(
                     name=name,
                     url=url,
                     read=_reader(home / name / "metrics"),
-                    log=LogTail(kept.log_path),
+                    log=LogTail(process.log_path),
                     fault_client=fault_client if name == "experiment" else None,
-                    master_pid=kept.pid,
+                    master_pid=process.pid,
                 )
-                for name, (kept, url) in copies.items()
+                for name, (process, url) in copies.items()
             ]
 
-    def _start(self, home: Path, changed: Mapping[str, str], lock_fd: int) -> tuple[Kept, str]:
+    def _start(
+        self, home: Path, changed: Mapping[str, str], lock_fd: int
+    ) -> tuple[ManagedProcess, str]:
         home.mkdir()
         bind = f"127.0.0.1:{_free_port()}"
-        kept = Kept(
+        process = ManagedProcess(
             _gently([sys.executable, "-m", "service", "serve"]),
             log_path=home / "data-plane.log",
             env={
@@ -123,7 +125,7 @@ class Pair:
             grace_s=COPY_GRACE_S,
             inherited_fds=[lock_fd],
         )
-        return kept, f"http://{bind}"
+        return process, f"http://{bind}"
 
 
 def _gently(command: list[str]) -> list[str]:
@@ -183,7 +185,7 @@ def _hold(control_path: Path) -> FaultClient:
             sleep(0.05)
 
 
-def _wait_until_ready(kept: Kept, url: str) -> None:
+def _wait_until_ready(process: ManagedProcess, url: str) -> None:
     give_up_at_s = monotonic() + START_TIMEOUT_S
     with requests.Session() as session:
         session.trust_env = False
@@ -191,8 +193,8 @@ def _wait_until_ready(kept: Kept, url: str) -> None:
             with contextlib.suppress(requests.RequestException):
                 if session.get(f"{url}/readyz", timeout=2).status_code == 200:
                     return
-            if kept.poll() is not None or monotonic() > give_up_at_s:
-                said = " ".join(kept.lines()[-3:])
+            if process.poll() is not None or monotonic() > give_up_at_s:
+                said = " ".join(process.lines()[-3:])
                 raise CannotStart(f"A copy of the service did not start: {said}"[:500])
             sleep(0.05)
 

@@ -17,7 +17,7 @@ from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from service.database.embedded import EmbeddedPostgres, EmbeddedPostgresError
-from service.resilience.lifeline import Kept
+from service.resilience.lifeline import ManagedProcess
 from service.settings import Settings, SettingsError, environ_of
 from service.supervisor.banner import banner
 from service.supervisor.keys import keys_of, write_private
@@ -37,7 +37,7 @@ START_WAIT_S = 60.0
 class PartDied(Exception):
     """A part ended unexpectedly, so the others must end too; the message quotes its last output."""
 
-    def __init__(self, name: str, part: Kept) -> None:
+    def __init__(self, name: str, part: ManagedProcess) -> None:
         said = "\n".join(f"  {line}" for line in part.lines()[-10:]) or "  (nothing)"
         super().__init__(
             f"The {name} ended unexpectedly (status {part.poll()}). Its last lines:\n{said}\n"
@@ -85,7 +85,7 @@ class _House:
         self._settings = settings
         self._environ = environ
         self._verbose = verbose
-        self._parts: dict[str, Kept] = {}
+        self._parts: dict[str, ManagedProcess] = {}
         self._postgres: EmbeddedPostgres | None = None
         self._sandbox: dict[str, str] = {}
         self._links: Links | None = None
@@ -247,9 +247,9 @@ class _House:
         *,
         on_foundations: bool = False,
         inherited_fds: Sequence[int] = (),
-    ) -> Kept:
+    ) -> ManagedProcess:
         """Start a part with these settings, except for those in `changed`."""
-        return Kept(
+        return ManagedProcess(
             command,
             log_path=self._home / "logs" / f"{name.replace(' ', '-')}.log",
             env=environ_of(replace(self._settings, **(changed or {})), self._environ),

@@ -1,4 +1,4 @@
-"""A kept program ends when its starter does, with all that it started; its log stays small."""
+"""A managed process ends with its parent, with all its descendants; its log stays small."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from time import monotonic, sleep
 import pytest
 
 from service.resilience import lifeline
-from service.resilience.lifeline import Kept
+from service.resilience.lifeline import ManagedProcess
 from tests.process_family import runs
 
 ROOT = Path(__file__).parents[2]
@@ -29,43 +29,43 @@ FAMILY = (
 
 
 def test_a_program_that_ends_by_itself_tells_its_status_and_its_words(tmp_path):
-    kept = Kept(
+    process = ManagedProcess(
         [sys.executable, "-c", "print('out of luck'); raise SystemExit(3)"],
         log_path=tmp_path / "log",
     )
 
-    status = kept.wait(30)
-    kept.release()
+    status = process.wait(30)
+    process.release()
 
     assert status == 3
-    assert kept.lines() == ["out of luck"]
+    assert process.lines() == ["out of luck"]
 
 
 def test_only_this_start_is_quoted(tmp_path):
     (tmp_path / "log").write_text("yesterday\n")
 
-    kept = Kept([sys.executable, "-c", "print('today')"], log_path=tmp_path / "log")
-    kept.wait(30)
-    kept.release()
+    process = ManagedProcess([sys.executable, "-c", "print('today')"], log_path=tmp_path / "log")
+    process.wait(30)
+    process.release()
 
-    assert kept.lines() == ["today"]
+    assert process.lines() == ["today"]
 
 
 def test_a_program_that_cannot_be_started_says_so(tmp_path):
-    kept = Kept([tmp_path / "missing"], log_path=tmp_path / "log")
+    process = ManagedProcess([tmp_path / "missing"], log_path=tmp_path / "log")
 
-    status = kept.wait(30)
-    kept.release()
+    status = process.wait(30)
+    process.release()
 
     assert status == 127
-    assert "No such file" in kept.lines()[-1]
+    assert "No such file" in process.lines()[-1]
 
 
 def test_stop_ends_a_stubborn_program_and_its_children(tmp_path):
-    kept = Kept([sys.executable, "-c", FAMILY], log_path=tmp_path / "log", grace_s=0.1)
-    family = _family_of(kept)
+    process = ManagedProcess([sys.executable, "-c", FAMILY], log_path=tmp_path / "log", grace_s=0.1)
+    family = _family_of(process)
 
-    status = kept.stop()
+    status = process.stop()
 
     assert status == 128 + signal.SIGKILL
     assert not any(map(runs, family))
@@ -73,12 +73,12 @@ def test_stop_ends_a_stubborn_program_and_its_children(tmp_path):
 
 def test_what_a_killed_program_leaves_behind_is_ended(tmp_path):
     polite = FAMILY.replace("SIG_IGN", "SIG_DFL")
-    kept = Kept([sys.executable, "-c", polite], log_path=tmp_path / "log")
-    family = _family_of(kept)
+    process = ManagedProcess([sys.executable, "-c", polite], log_path=tmp_path / "log")
+    family = _family_of(process)
 
-    os.kill(kept.pid, signal.SIGKILL)
-    status = kept.wait(30)
-    kept.release()
+    os.kill(process.pid, signal.SIGKILL)
+    status = process.wait(30)
+    process.release()
 
     assert status == 128 + signal.SIGKILL
     assert not any(map(runs, family))
@@ -96,12 +96,12 @@ def test_a_killed_starter_takes_the_program_with_it(tmp_path):
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs PR_SET_PDEATHSIG")
 def test_a_killed_keeper_takes_the_program_with_it(tmp_path):
     polite = FAMILY.replace("SIG_IGN", "SIG_DFL").replace("child = os.fork()", "child = 1")
-    kept = Kept([sys.executable, "-c", polite], log_path=tmp_path / "log")
-    program_pid, _ = _family_of(kept)
+    process = ManagedProcess([sys.executable, "-c", polite], log_path=tmp_path / "log")
+    program_pid, _ = _family_of(process)
 
-    os.kill(kept.keeper_pid, signal.SIGKILL)
-    kept.wait(30)
-    kept.release()
+    os.kill(process.keeper_pid, signal.SIGKILL)
+    process.wait(30)
+    process.release()
 
     _wait_until(lambda: not runs(program_pid))
 
@@ -123,9 +123,9 @@ def test_a_program_outlives_the_one_that_needs_it_even_after_a_kill(tmp_path):
     script = (
         "import json, os, sys\n"
         "from pathlib import Path\n"
-        "from service.resilience.lifeline import Kept\n"
-        "base = Kept(['sleep', '60'], log_path=Path('base.log').absolute())\n"
-        f"top = Kept([sys.executable, '-c', {slow!r}, str(base.pid)],\n"
+        "from service.resilience.lifeline import ManagedProcess\n"
+        "base = ManagedProcess(['sleep', '60'], log_path=Path('base.log').absolute())\n"
+        f"top = ManagedProcess([sys.executable, '-c', {slow!r}, str(base.pid)],\n"
         "    log_path=Path('top.log').absolute(), outlived_by=[base])\n"
         "while top.lines() != ['ready']: pass\n"
         "print(json.dumps([base.pid, top.pid]), flush=True)\n"
@@ -144,9 +144,9 @@ def test_the_log_of_a_talkative_program_is_bounded(tmp_path):
     megabytes = lifeline.LOG_BYTES_MAX * 3 // 1_000_000
     talk = f"import sys\nfor _ in range({megabytes}): sys.stdout.write('x' * 999_999 + '\\n')"
 
-    kept = Kept([sys.executable, "-c", talk], log_path=tmp_path / "log")
-    status = kept.wait(60)
-    kept.release()
+    process = ManagedProcess([sys.executable, "-c", talk], log_path=tmp_path / "log")
+    status = process.wait(60)
+    process.release()
 
     sizes = [path.stat().st_size for path in tmp_path.iterdir()]
     assert status == 0
@@ -158,11 +158,11 @@ def _start_starter(tmp_path: Path) -> tuple[subprocess.Popen[str], list[int]]:
     script = (
         "import json, sys\n"
         "from pathlib import Path\n"
-        "from service.resilience.lifeline import Kept\n"
-        f"kept = Kept([sys.executable, '-c', {FAMILY!r}], grace_s=0.1,\n"
+        "from service.resilience.lifeline import ManagedProcess\n"
+        f"process = ManagedProcess([sys.executable, '-c', {FAMILY!r}], grace_s=0.1,\n"
         "    log_path=Path('log').absolute())\n"
-        "while not kept.lines(): pass\n"
-        "print(json.dumps([int(word) for word in kept.lines()[0].split()]), flush=True)\n"
+        "while not process.lines(): pass\n"
+        "print(json.dumps([int(word) for word in process.lines()[0].split()]), flush=True)\n"
         "import time; time.sleep(60)\n"
     )
     return _run_starter(script, tmp_path)
@@ -183,10 +183,10 @@ def _run_starter(script: str, tmp_path: Path) -> tuple[subprocess.Popen[str], li
     return starter, pids
 
 
-def _family_of(kept: Kept) -> list[int]:
+def _family_of(process: ManagedProcess) -> list[int]:
     # A line can be seen before all of it is written.
-    _wait_until(lambda: len(" ".join(kept.lines()[:1]).split()) == 2)
-    return [int(word) for word in kept.lines()[0].split()]
+    _wait_until(lambda: len(" ".join(process.lines()[:1]).split()) == 2)
+    return [int(word) for word in process.lines()[0].split()]
 
 
 def _wait_until(condition: Callable[[], bool], within_s: float = 30.0) -> None:
