@@ -13,7 +13,7 @@ from pathlib import Path
 
 from grafana.series import Source
 from service.lookout.incidents import INCIDENTS, Incident
-from service.lookout.site import Site, watched_house
+from service.lookout.site import Site, observed_stack
 from service.lookout.tour import recover
 from service.lookout.traffic import Traffic
 from service.settings import Settings
@@ -48,7 +48,7 @@ def staged(home: Path) -> Iterator[tuple[Source, list[Span]]]:
         "HOLDFAST_OPS_BIND": free_bind(),
     }
     settings = Settings.from_environ(environ)
-    with watched_house(settings, environ, _tell, hurry_s=SCRAPE_S) as site:
+    with observed_stack(settings, environ, _tell, hurry_s=SCRAPE_S) as site:
         spans: list[Span] = []
         began_s = time.time()
         with Traffic(site.run["url"], site.run["api_key"], per_s=PAYMENTS_PER_S):

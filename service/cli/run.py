@@ -29,8 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from service.resilience.lifeline import end_with_parent
-    from service.supervisor.house import run_house
+    from service.supervisor.house import run_local_stack
 
     if arguments.end_with_parent:
         end_with_parent(signal.SIGTERM)
-    return run_house(Settings.from_environ(), dict(os.environ), verbose=arguments.verbose)
+    return run_local_stack(Settings.from_environ(), dict(os.environ), verbose=arguments.verbose)

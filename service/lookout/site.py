@@ -26,7 +26,7 @@ from service.supervisor.ports import free_bind
 # A cold start installs a database; Grafana creates another.
 START_WAIT_S = 90.0
 # The stack stops one part after the other, each with its own grace period.
-HOUSE_GRACE_S = 60.0
+STACK_GRACE_S = 60.0
 # Loopback answers quickly, but this machine runs all parts at once.
 ANSWER_TIMEOUT_S = 10.0
 # The default ports of the programs.
@@ -73,7 +73,7 @@ class Site:
 
 
 @contextlib.contextmanager
-def watched_house(
+def observed_stack(
     settings: Settings,
     environ: Mapping[str, str],
     tell: Callable[[str], None],
@@ -87,8 +87,8 @@ def watched_house(
         pager = stack.enter_context(Pager(tell))
         # Stop in the reverse order of the start.
         stack.callback(lambda: [part.stop() for part in reversed(parts.values())])
-        parts["house"] = _keep_house(home, environ)
-        run = _wait_for_house(home, parts["house"])
+        parts["local_stack"] = _start_local_stack(home, environ)
+        run = _wait_for_local_stack(home, parts["local_stack"])
         watchers = _watchers(home / "lookout", run, pager, hurry_s)
         for watcher in watchers:
             parts[watcher.name] = _keep(watcher, home, environ)
@@ -97,13 +97,13 @@ def watched_house(
         yield Site(run, pager, {watcher.name: watcher.url for watcher in watchers}, parts)
 
 
-def _keep_house(home: Path, environ: Mapping[str, str]) -> ManagedProcess:
+def _start_local_stack(home: Path, environ: Mapping[str, str]) -> ManagedProcess:
     return ManagedProcess(
         [sys.executable, "-m", "service", "run", "--end-with-parent"],
         log_path=home / "logs" / "house.log",
         env={**environ, "HOLDFAST_HOME": str(home)},
         cwd=ROOT,
-        grace_s=HOUSE_GRACE_S,
+        grace_s=STACK_GRACE_S,
     )
 
 
@@ -151,18 +151,18 @@ def _watchers(
     return started
 
 
-def _wait_for_house(home: Path, house: ManagedProcess) -> Mapping[str, Any]:
+def _wait_for_local_stack(home: Path, stack: ManagedProcess) -> Mapping[str, Any]:
     """This run's run.json; the file of an earlier run does not count."""
     give_up_at_s = monotonic() + START_WAIT_S
     while monotonic() < give_up_at_s:
-        if house.poll() is not None:
-            raise SettingsError("\n".join(house.lines()[-10:]))
+        if stack.poll() is not None:
+            raise SettingsError("\n".join(stack.lines()[-10:]))
         with contextlib.suppress(OSError, ValueError):
             run: dict[str, Any] = json.loads((home / "run.json").read_text())
-            if run["pids"]["supervisor"] == house.pid:
+            if run["pids"]["supervisor"] == stack.pid:
                 return run
         sleep(0.05)
-    raise SettingsError(f"The local stack did not start in {START_WAIT_S:.0f} s: {house.log_path}")
+    raise SettingsError(f"The local stack did not start in {START_WAIT_S:.0f} s: {stack.log_path}")
 
 
 def _wait_until_ready(program: Program, part: ManagedProcess) -> None:

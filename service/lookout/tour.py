@@ -14,7 +14,7 @@ from time import monotonic, sleep, strftime
 from typing import NoReturn
 
 from service.lookout.incidents import INCIDENTS, Incident
-from service.lookout.site import Site, watched_house
+from service.lookout.site import Site, observed_stack
 from service.lookout.traffic import Traffic
 from service.settings import Settings, SettingsError
 from service.simulation.strike import FaultClient, ProxyGone
@@ -68,7 +68,7 @@ def observe(settings: Settings, environ: Mapping[str, str], options: ObserveOpti
     hurry_s = HURRY_S if options.is_hurried else None
     try:
         with contextlib.ExitStack() as stack:
-            site = stack.enter_context(watched_house(settings, environ, _news, hurry_s=hurry_s))
+            site = stack.enter_context(observed_stack(settings, environ, _news, hurry_s=hurry_s))
             stack.callback(_deaf)
             _require_links(site)
             _say(_addresses(site, environ))

@@ -49,17 +49,17 @@ class _Told(Exception):
     """A signal or Ctrl-C asks this process to stop."""
 
 
-def run_house(settings: Settings, environ: dict[str, str], *, verbose: bool) -> int:
+def run_local_stack(settings: Settings, environ: dict[str, str], *, verbose: bool) -> int:
     """Run until a signal (status 0) or the end of a part (1); raises SettingsError before the start."""
     if settings.env == "production":
         raise SettingsError("`run` is for one machine: in production start serve, ops, reconcile.")
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _told)
-    house = _House(settings, environ, verbose=verbose)
+    stack = _LocalStack(settings, environ, verbose=verbose)
     status = 0
     try:
-        house.start()
-        house.watch()
+        stack.start()
+        stack.watch()
     except _Told:
         pass
     except PartDied as error:
@@ -71,7 +71,7 @@ def run_house(settings: Settings, environ: dict[str, str], *, verbose: bool) -> 
         # A second Ctrl-C ends only this process; the parts then end with it.
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_DFL)
-        house.stop()
+        stack.stop()
     return status
 
 
@@ -79,7 +79,7 @@ def _told(number: int, frame: object) -> NoReturn:
     raise _Told
 
 
-class _House:
+class _LocalStack:
     def __init__(self, settings: Settings, environ: dict[str, str], *, verbose: bool) -> None:
         self._home = settings.home.absolute()
         self._settings = settings
