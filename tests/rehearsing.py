@@ -63,7 +63,7 @@ def drilled(house: House, name: str, **wish: Any) -> dict[str, Any]:
     this machine has too much to do and nothing about the service."""
     for _ in range(3):
         run = ended(house, begin_drill(house, name, **wish), timeout_s=120)
-        if "without the fault either" not in run["summary"]:
+        if "in the baseline too" not in run["summary"]:
             break
     return run
 

@@ -111,7 +111,7 @@ def test_a_second_run_in_the_same_home_is_refused_at_once(home):
         second = _run_until_it_ends({"HOLDFAST_HOME": str(home)})
 
     assert second.returncode == 2
-    assert "already runs" in second.stderr
+    assert "already running" in second.stderr
     assert "HOLDFAST_HOME" in second.stderr
 
 

@@ -43,5 +43,5 @@ def test_the_database_of_a_local_run_really_restarts(house: House):
 
     assert run["verdict"] == "HELD", (run["summary"], run["expectations"], run["bite"])
     told = " ".join(step["text"] for step in run["progress"])
-    assert "PostgreSQL crashed and began again" in told
+    assert "PostgreSQL crashed and was back" in told
     assert house.pay().status_code == 201
