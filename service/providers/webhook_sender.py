@@ -30,7 +30,11 @@ URL_LENGTH_MAX = 2048
 # Below 1024 live the services that a forged request could talk to: mail, SSH, directories.
 _WEB_PORT = 443
 _FIRST_FREE_PORT = 1024
-_HOST = re.compile(r"[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?", re.IGNORECASE)
+_LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
+_HOST = re.compile(rf"{_LABEL}(?:\.{_LABEL})*", re.IGNORECASE)
+# A name or an IPv4 address, or an IPv6 one in brackets, and the port: nothing beside them that the
+# library which connects could read in another way than we do here.
+_WHERE = re.compile(r"(?:[a-z0-9.-]+|\[[0-9a-f:.]+\])(?::[0-9]*)?", re.IGNORECASE)
 # 127.1, 0177.0.0.1, 0x7f.1, 2130706433: resolvers read them as addresses, and people as nothing.
 _NUMBER = re.compile(r"(?:.*\.)?(?:0x[0-9a-f]*|[0-9]+)\.?", re.IGNORECASE)
 
@@ -138,7 +142,8 @@ def refusal_of(url: str, *, allow_private: bool) -> str | None:
         return "must hold no user, password or fragment"
     host = where.hostname or ""
     address = address_of(host)
-    if address is None and (not _HOST.fullmatch(host) or _NUMBER.fullmatch(host)):
+    is_name = _HOST.fullmatch(host) is not None and not _NUMBER.fullmatch(host)
+    if not _WHERE.fullmatch(where.netloc) or (address is None and not is_name):
         return "must name a host like example.com"
     if allow_private:
         return None

@@ -216,6 +216,15 @@ def test_a_receiver_that_hangs_or_drips_costs_the_deadline_and_no_more(lenient, 
         "https://hooks.example/\r\nHost: x",
         "https://hööks.example/",
         "https://[::1/",
+        # Readers of addresses differ on what stands beside brackets, and on what may stand in them.
+        "https://[2a01::1]x/",
+        "https://[2a01::1].internal.example/",
+        "https://127.0.0.1[2a01::1]/",
+        "https://[v1.hooks.example]/",
+        "https://[hooks.example]/",
+        "https://2a01::1/",
+        "https://hooks..example/",
+        "https://" + "x" * 64 + ".example/",
         "https://hooks.example/" + "x" * webhook_sender.URL_LENGTH_MAX,
         "",
     ],
@@ -226,6 +235,16 @@ def test_an_address_that_is_wrong_as_written_is_refused_at_once(strict, url):
         post(strict, url)
 
 
-@pytest.mark.parametrize("url", ["https://hooks.example", "https://hooks.example:8443/a?b=c"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://hooks.example",
+        "https://hooks.example:8443/a?b=c",
+        "HTTPS://Hooks.EXAMPLE:/",
+        "https://" + "x" * 63 + ".example/",
+        "https://1.1.1.1/",
+        "https://[2606:4700:4700::1111]:8443/",
+    ],
+)
 def test_an_ordinary_address_is_taken(url):
     assert refusal_of(url, allow_private=False) is None

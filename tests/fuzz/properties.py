@@ -19,12 +19,13 @@ from datetime import UTC, datetime
 from ipaddress import ip_address
 from time import thread_time
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urlsplit
 from uuid import UUID
 
 from gunicorn.config import Config
 from gunicorn.http.errors import NoMoreData, ParseException
 from gunicorn.http.parser import RequestParser
+from urllib3.util import parse_url
 
 from service.errors import HoldfastError, KeyMissing, SignatureInvalid
 from service.observability.card_numbers import holds_card_number
@@ -310,6 +311,8 @@ def webhook_address(data: bytes) -> None:
         assert reason is None or "\n" not in reason
     if refusal_of(url, allow_private=False) is not None:
         return
+    # The library that connects reads the same place in it.
+    assert (parse_url(url).host or "").strip("[]") == urlsplit(url).hostname, url
     host = re.sub(r"[:/?].*$", "", re.sub(r"^https://", "", url, flags=re.IGNORECASE))
     try:
         # Reads what the resolver reads: 0x7f.1, 0177.0.0.1 and 2130706433 as well.
