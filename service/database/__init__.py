@@ -1,1 +1,1 @@
-"""The one place where state lives: the connections to PostgreSQL, and its schema."""
+"""Connections to PostgreSQL, which holds all durable state, and its schema."""

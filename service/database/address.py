@@ -1,4 +1,4 @@
-"""Where a DSN leads, and the same DSN by another way."""
+"""The address in a DSN, and the same DSN for another role or through a relay."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One lent connection for one `with` block: alone, or as one transaction."""
+"""One connection, checked out for one `with` block: in autocommit, or as one transaction."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ if TYPE_CHECKING:
 
 # A ROLLBACK that takes longer is not worth the wait: losing the connection rolls back as well.
 ROLLBACK_S = 0.25
-# Collisions go away at the second try; the third is for bad luck.
+# A second try resolves most collisions; the third is a reserve.
 TRIES = 3
 
 
 class Checkout:
-    """A connection in autocommit mode: each statement is a transaction of its own."""
+    """A connection in autocommit mode: each statement is a separate transaction."""
 
     __slots__ = ("_deadline", "_pool", "connection")
 
@@ -59,21 +59,21 @@ class Checkout:
         trace: TracebackType | None,
     ) -> None:
         connection = self.connection
-        # Whoever keeps the checkout must not meet the next holder's work.
+        # A caller that keeps the checkout must not affect the next holder's statements.
         del self.connection
         self._pool.give_back(connection)
 
     @property
     def wait_s(self) -> float:
-        """Seconds spent in line for the connection; ask within the block."""
+        """Seconds spent in the queue for the connection; valid within the block only."""
         return self.connection.wait_s
 
     def run(self, statement: Statement, params: Params = ()) -> list[Row]:
-        """All rows of the statement; at the deadline DatabaseUnavailable, whatever the peer does.
+        """All rows of the statement; DatabaseUnavailable at the deadline, whatever the peer does.
 
-        Repeated where it collided with another's and so did nothing; not within a transaction.
-        IntegrityError and what is a bug in the SQL pass as psycopg2 raised them. When the
-        connection is lost, nobody can say whether the statement was carried out.
+        A statement that collided with another one did nothing and is repeated, but not within a
+        transaction. IntegrityError and errors in the SQL pass as psycopg2 raised them. When the
+        connection is lost, it is unknown whether the statement was executed.
         """
         for tries_left in reversed(range(self._tries)):
             self._deadline.require()
@@ -82,7 +82,7 @@ class Checkout:
             except DatabaseUnavailable as error:
                 if not tries_left or not is_collision(error.__cause__):
                     raise
-                # Those who collided must not collide again.
+                # The pause is random, so that the same statements do not collide again.
                 sleep(min(self._deadline.remaining_s(), 0.005 * (TRIES - tries_left)))
         raise AssertionError("the last try returns or raises")
 
@@ -104,12 +104,12 @@ class Checkout:
                 raise
             raise raised from error
         finally:
-            # An answer in the very moment of the deadline is true, but the connection is gone.
+            # An answer at the moment of the deadline is valid, but the connection is lost.
             self.connection.is_broken |= has_timed_out
             statement_duration(statement.name).observe(monotonic() - started_s)
 
     def _failed(self, error: psycopg2.Error, *, has_timed_out: bool) -> Exception:
-        """Take down what this error says of the connection, and say it in our words."""
+        """Record the state of the connection after this error, and translate the error."""
         is_closed = bool(self.connection.closed) or is_out_of_step(error)
         is_stale = is_stale_plan(error, prepared=self._pool.prepared)
         self.connection.is_broken |= is_closed or has_timed_out
@@ -129,12 +129,12 @@ _ROLLBACK = Statement("rollback", "ROLLBACK")
 class Transaction(Checkout):
     """A checkout whose block is one transaction; no state outlives it (use SET LOCAL only).
 
-    An error in the block is raised as it was, never hidden by what came of the ROLLBACK. A COMMIT
-    without an answer is DatabaseUnavailable, and nobody can say whether it was carried out.
+    An error in the block is raised unchanged, never hidden by the result of the ROLLBACK. A COMMIT
+    without an answer is DatabaseUnavailable, and it is unknown whether the server executed it.
     """
 
     __slots__ = ()
-    # What collided took the whole transaction with it: only its owner can begin again.
+    # A serialization failure aborts the transaction; only the caller can retry it.
     _tries = 1
 
     def __enter__(self) -> Self:
@@ -174,7 +174,7 @@ class Transaction(Checkout):
         if self.connection.is_broken or self.connection.closed:
             return
         try:
-            # Of its own: the deadline may be what ended the block.
+            # A separate deadline: the caller's may be the reason why the block ended.
             self._run(_ROLLBACK, (), Deadline.after(ROLLBACK_S), prepared=False)
         except Exception:  # noqa: BLE001 - the block's own error is what the caller must see.
             self.connection.is_broken = True

@@ -1,4 +1,4 @@
-"""One database connection: how it is opened, whether it still lives, what its holder did with it."""
+"""One database connection: how it is opened, whether it is alive, and the state of its session."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from psycopg2.extensions import make_dsn, parse_dsn
 
 from service.database.environment import leave_environment
 
-# Whole seconds are all that libpq knows; it covers the handshake too, so one stalled attempt ends
+# libpq accepts whole seconds only; the limit covers the handshake too, so a stalled attempt ends
 # well before the two seconds in which the service promises to be back.
 CONNECT_TIMEOUT_S = 1
 # A dead peer is noticed after 10 + 3 x 3 s of silence, unacknowledged bytes after 5 s; both are
-# only the net below the deadlines. libpq ignores all of them on a unix socket.
+# only a safety net below the deadlines. libpq ignores all of them on a unix socket.
 KEEPALIVE = {
     "keepalives": "1",
     "keepalives_idle": "10",
@@ -26,16 +26,16 @@ KEEPALIVE = {
     "keepalives_count": "3",
     "tcp_user_timeout": "5000",
 }
-# A connection that came back this recently is lent without a look: asking the kernel costs as
-# much as all the rest of a checkout.
+# A connection that was released this recently is checked out without a test: asking the kernel
+# costs as much as all the rest of a checkout.
 FRESH_S = 0.01
-# Longer than this without a word, and the server is asked: firewalls and partitions are silent.
+# After a longer silence the server is asked: a firewall or a partition gives no sign.
 IDLE_CHECK_S = 0.5
 
 
-# What our statements and psycopg2's quoting rely on, whatever the database's or the role's defaults
-# are. These, like the encoding, are reported by the server, so a pooler in transaction mode keeps them for us; the
-# rest is set on the role (role_settings.py).
+# The settings that our statements and psycopg2's quoting rely on, whatever the defaults of the
+# database or the role are. The server reports these and the encoding, so a pooler in transaction
+# mode keeps them for us; the rest is set on the role (role_settings.py).
 SESSION = {
     "DateStyle": "ISO, MDY",
     "TimeZone": "UTC",
@@ -44,29 +44,29 @@ SESSION = {
 
 
 class Connection(PsycopgConnection):
-    """A psycopg2 connection in autocommit mode. Its fields belong to whoever holds it: no lock."""
+    """A psycopg2 connection in autocommit mode. Only its holder uses its fields, without a lock."""
 
-    # Which of the pool's generations opened it: an older one is dropped, not lent.
+    # The pool's generation that opened it: a connection of an older one is closed at checkout.
     generation: int
-    # Replaced after this, so that server memory and a changed DNS name do not last for ever.
+    # Replaced after this, which bounds the server's memory and follows a changed DNS name.
     expires_at_s: float
-    # Until then it may be lent without a look; never later than it expires.
+    # Until then it may be checked out without a test; never later than it expires.
     fresh_until_s: float
     idle_since_s: float
-    # What EXECUTE to send for a statement that was prepared on this connection.
+    # The EXECUTE for each statement that was prepared on this connection.
     prepared: dict[str, str]
-    # Where and when it was taken: a code object and an offset keep no frame (and no locals) alive.
+    # Place and time of the checkout: a code object and an offset keep no frame (and no locals) alive.
     taken_at_s: float
     taken_code: CodeType | None
     taken_offset: int
     is_leak_unreported: bool
-    # Its last statement lost it, whatever libpq thinks of it.
+    # Its last statement lost the connection, whatever libpq reports.
     is_broken: bool
-    # Seconds its present holder stood in line.
+    # Seconds that its present holder waited in the queue.
     wait_s: float
 
     def adopt(self, generation: int, lifetime_s: float) -> None:
-        """Begin life in a pool, with up to a tenth less of it so that not all end at once."""
+        """Start its lifetime in a pool, up to a tenth shorter, so that not all end at once."""
         self.autocommit = True
         now = monotonic()
         self.generation = generation
@@ -83,7 +83,7 @@ class Connection(PsycopgConnection):
 
     @property
     def has_hung_up(self) -> bool:
-        """True when something is there to be read: an idle server says only its farewell."""
+        """True when there is data to read: an idle server sends nothing but its final message."""
         if self.closed:
             return True
         poll = select.poll()
@@ -97,7 +97,7 @@ class Connection(PsycopgConnection):
 
     @property
     def taken_where(self) -> str:
-        """File, line and function of whoever holds it."""
+        """File, line and function of the holder."""
         code = self.taken_code
         if code is None:
             return "unknown"
@@ -118,7 +118,7 @@ def open_connection(dsn: str) -> Connection:
 
 
 def settle(connection: PsycopgConnection) -> None:
-    """Set what differs from SESSION: nothing, and no round trip, where the defaults are as usual."""
+    """Set the values that differ from SESSION; usual defaults need no round trip."""
     wrong = {
         name: value
         for name, value in SESSION.items()
@@ -133,10 +133,10 @@ def settle(connection: PsycopgConnection) -> None:
 
 
 def complete_dsn(dsn: str) -> str:
-    """The DSN with bounded connects and keepalives, unless it says otherwise itself.
+    """The DSN with bounded connects and keepalives, unless the DSN sets its own.
 
     The text of callers is Unicode, so the client's encoding is UTF8 whatever the DSN, the server or
-    PGCLIENTENCODING say. libpq's environment is left where the DSN is complete.
+    PGCLIENTENCODING say. A complete DSN does not use libpq's environment.
     """
     leave_environment(dsn)
     defaults: dict[str, str] = {

@@ -1,4 +1,4 @@
-"""A connection of its own, past the pool, for what is done once when something starts."""
+"""A separate connection, outside the pool, for work that is done once at a start."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import psycopg2.extensions
 from service.database.connection import settle
 from service.database.environment import leave_environment
 
-# The name under which those who start programs catch what the server refuses.
+# The name under which starting programs catch the server's errors.
 DatabaseError = psycopg2.Error
 
-# Nobody's payment waits for it, but a person does.
+# No payment waits for it, but a person does.
 CONNECT_TIMEOUT_S = 5
 
 
@@ -51,7 +51,7 @@ def cursor_to(dsn: str) -> Iterator[psycopg2.extensions.cursor]:
 
 
 def connections_available(dsn: str) -> int:
-    """How many connections an ordinary role may have on this server, all programs together."""
+    """How many connections ordinary roles may have on this server, all programs together."""
     with cursor_to(dsn) as cursor:
         cursor.execute(
             "SELECT sum(setting::int * CASE name WHEN 'max_connections' THEN 1 ELSE -1 END)"
@@ -69,7 +69,7 @@ def server_encoding(dsn: str) -> str:
 
 
 def has_api_key(dsn: str) -> bool:
-    """Whether anybody could be let in; False also before the first migration."""
+    """Whether an API key exists that could be accepted; False also before the first migration."""
     with cursor_to(dsn) as cursor:
         cursor.execute("SELECT to_regclass('api_keys') IS NOT NULL")
         ((is_migrated,),) = cursor.fetchall()
@@ -81,6 +81,6 @@ def has_api_key(dsn: str) -> bool:
 
 
 def is_behind_pooler(app_dsn: str, owner_dsn: str) -> bool:
-    """Whether payments go another way than migrations: then a pgbouncer bounds the connections."""
+    """Whether payments use another address than migrations: then a pgbouncer bounds connections."""
     app, owner = (psycopg2.extensions.parse_dsn(dsn) for dsn in (app_dsn, owner_dsn))
     return any(app.get(part) != owner.get(part) for part in ("host", "port"))

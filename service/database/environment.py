@@ -1,7 +1,7 @@
-"""Keeps libpq's own environment variables away from connections whose address is complete.
+"""Removes libpq's environment variables for connections with a complete address.
 
-libpq fills what a DSN leaves out from PGHOST, PGPORT, PGSERVICE and two dozen more: those of a
-developer's shell would lead our connections elsewhere, or change what a statement means.
+libpq fills the gaps of a DSN from PGHOST, PGPORT, PGSERVICE and two dozen more: the variables of
+a developer's shell could redirect our connections, or change the meaning of a statement.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from psycopg2.extensions import parse_dsn
 
 log = logging.getLogger(__name__)
 
-# libpq adds one with nearly each version, so the shape of their names is what is known of them.
-# PGDATA is a server's; PGBOUNCER_.. and the like are other programs'.
+# libpq adds one with nearly each version, so they are recognized by the form of their names.
+# PGDATA belongs to the server; PGBOUNCER_.. and similar names belong to other programs.
 _OF_LIBPQ = re.compile(r"PG(?!DATA$)[A-Z]+|PGCONNECT_TIMEOUT")
-# Without these a connection may be less protected than its owner believes: they are told aloud.
+# Without these a connection may be less protected than its owner believes: a warning names them.
 _OF_SECURITY = re.compile(r"PG(SSL|REQUIRE|CHANNEL|GSS|KRB)")
 
 
@@ -30,8 +30,8 @@ def without_libpq(environ: Mapping[str, str]) -> dict[str, str]:
 def leave_environment(dsn: str) -> None:
     """Remove libpq's variables from this process, where `dsn` names host and database itself.
 
-    What the DSN leaves out of the identity (user, password) still comes from there. A DSN without
-    host or database means to be filled, and gets all of them.
+    A missing user or password still comes from the environment. A DSN without host or database is
+    meant to be filled, and keeps all variables.
     """
     parts = parse_dsn(dsn)
     host = str(parts.get("hostaddr") or parts.get("host") or "")
@@ -40,7 +40,7 @@ def leave_environment(dsn: str) -> None:
     kept = set()
     if not parts.get("user"):
         kept.add("PGUSER")
-    # On a unix socket the server asks the kernel; a password of the shell would be another's.
+    # On a unix socket the server asks the kernel; a shell's password would be for another server.
     if not parts.get("password") and not host.startswith(("/", "@")):
         kept |= {"PGPASSWORD", "PGPASSFILE"}
     ignored = [name for name in os.environ if _OF_LIBPQ.fullmatch(name) and name not in kept]

@@ -1,7 +1,7 @@
-"""What a pool counts about itself: for people at once, for Prometheus twice a second.
+"""The figures of a pool: for people immediately, for Prometheus twice a second.
 
 A histogram's `observe` costs as much as a whole checkout. So the path of a free connection only
-notes how long it was held, and the notes go to Prometheus in bulk.
+records how long it was held, and the records go to Prometheus in bulk.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from service.observability import metrics, tracing
 
 @dataclass(frozen=True, slots=True)
 class PoolStatistics:
-    """HikariCP's and psycopg_pool's figures in one; sums and counts are since the pool was made."""
+    """HikariCP's and psycopg_pool's figures in one; sums and counts begin with the pool."""
 
     pool_max: int
     pool_min: int
-    # Open connections: lent (active) and idle (available).
+    # Open connections: checked out (active) and idle (available).
     pool_size: int
     active: int
     available: int
     requests_waiting: int
-    # Connections lent, and how many of those callers had to stand in line, for how long.
+    # Checkouts, how many of those callers had to queue, and for how long.
     requests_num: int
     requests_queued: int
     requests_wait_ms: float
@@ -67,25 +67,25 @@ class Figures:
         metrics.db_pool_size.set(size)
 
     def waited(self, wait_s: float) -> None:
-        """One caller was served after standing in line."""
+        """One caller was served after waiting in the queue."""
         self.queued += 1
         self.wait_s += wait_s
-        # From here a long wait leads to the request that had it.
+        # The exemplar links a long wait to its request.
         metrics.db_pool_wait_seconds.observe(wait_s, tracing.exemplar())
 
     def timed_out(self, wait_s: float) -> None:
-        """One caller stood in line for nothing: the longest waits of all are those that failed."""
+        """One caller queued without success: failed waits are the longest of all."""
         self.timeouts += 1
         metrics.db_pool_wait_seconds.observe(wait_s, tracing.exemplar())
 
     def add_up(self) -> None:
-        """Bring the sums and Prometheus up to date."""
+        """Update the sums and Prometheus."""
         for _ in range(len(self.holds)):
             held_s = self.holds.popleft()
             self._uses += 1
             self._held_s += held_s
             self._hold_seconds.note(held_s)
-        # Who stood in line was observed then; all the others did not wait.
+        # Waits in the queue were observed as they ended; all other checkouts did not wait.
         instant = self._uses - self.queued
         if instant > self._instant_told:
             self._wait_seconds.note(0.0, times=instant - self._instant_told)
@@ -94,7 +94,7 @@ class Figures:
         self._wait_seconds.tell()
 
     def statistics(self, *, opened: int, idle: int, waiting: int) -> PoolStatistics:
-        """Everything, as of now."""
+        """All figures, as of now."""
         self.add_up()
         active = max(0, opened - idle)
         return PoolStatistics(
@@ -120,9 +120,9 @@ class Figures:
 
 
 class _Bulk:
-    """Many observations of one histogram, told at once.
+    """Record many observations of one histogram at once.
 
-    prometheus-client has no public way to do it; its version is pinned, and a test holds it to this.
+    prometheus-client has no public way to do it; its version is pinned, and a test guards this.
     """
 
     def __init__(self, histogram: Histogram) -> None:

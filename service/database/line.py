@@ -1,4 +1,4 @@
-"""Callers in line for a connection: the first to come is the first to be served."""
+"""The queue of callers that wait for a connection: first in, first out."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from service.resilience.deadline import Deadline
 
 
 class Waiter:
-    """One caller in line; `ready` is released once for each time in line."""
+    """One queued caller; `ready` is released once for each time in the queue."""
 
     __slots__ = ("connection", "error", "ready")
 
@@ -23,12 +23,12 @@ class Waiter:
         self.ready.acquire()
 
     def wait(self, until: Deadline) -> bool:
-        """False when nobody served or refused this caller until then."""
+        """False when this caller was neither served nor refused until then."""
         return self.ready.acquire(timeout=until.remaining_s())
 
 
 class Line:
-    """A queue of waiters. All but `len` and truth are for whoever holds the pool's lock."""
+    """A queue of waiters. All but `len` and truth need the pool's lock."""
 
     def __init__(self) -> None:
         self.waiters: deque[Waiter] = deque()
@@ -37,7 +37,7 @@ class Line:
         return len(self.waiters)
 
     def join(self, waiter: Waiter, *, at_head: bool) -> None:
-        """Stand at the end; at the head is for whoever was served with a dead connection."""
+        """Join at the end, or at the head after a checkout that gave a dead connection."""
         waiter.connection = None
         if at_head:
             self.waiters.appendleft(waiter)
@@ -46,7 +46,7 @@ class Line:
         metrics.db_pool_waiting.set(len(self.waiters))
 
     def leave(self, waiter: Waiter) -> bool:
-        """Give up; False when the waiter was served or refused in the moment between."""
+        """Leave the queue; False when the waiter was served or refused just before."""
         if waiter.ready.acquire(blocking=False):
             return False
         self.waiters.remove(waiter)
@@ -54,14 +54,14 @@ class Line:
         return True
 
     def serve(self, connection: Connection) -> None:
-        """Hand the connection to the first in line; there must be one."""
+        """Give the connection to the first waiter; there must be one."""
         waiter = self.waiters.popleft()
         metrics.db_pool_waiting.set(len(self.waiters))
         waiter.connection = connection
         waiter.ready.release()
 
     def refuse_all(self, error: Callable[[], Exception]) -> None:
-        """Send everybody away, each with an error of their own."""
+        """Refuse all waiters, each with a separate error object."""
         while self.waiters:
             waiter = self.waiters.popleft()
             waiter.error = error()

@@ -38,17 +38,17 @@ from service.database.role_settings import set_on_role
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-# A lock we wait for makes all later readers wait behind us: give up soon, try again later.
+# While we wait for a lock, all later readers wait behind us: give up soon, try again later.
 LOCK_TIMEOUT_MS = 2000
 # Long enough for a colleague's migration, short enough that a deploy's own patience outlasts it.
 PATIENCE_S = 60.0
-# A migrate that died in a build outside a transaction: the next one begins anew after so long.
+# After this time the next migrate restarts a build outside a transaction whose process died.
 LEASE_S = 30.0
 # A file that begins with this holds repeatable statements, such as CREATE INDEX CONCURRENTLY behind
 # its DROP INDEX; each runs by itself and ends with a semicolon at the end of its line.
 OUTSIDE_TRANSACTION = "-- outside a transaction"
 
-# The rights of the service's role; what happened is never changed, so events and the audit log have
+# The rights of the service's role. History is never changed, so events and the audit log have
 # neither UPDATE nor DELETE.
 DEFAULT_RIGHTS = "SELECT, INSERT, UPDATE"
 RIGHTS = {
@@ -58,13 +58,13 @@ RIGHTS = {
     "late_checks": "SELECT, INSERT, UPDATE, DELETE",
     "webhook_endpoints": "SELECT, INSERT, UPDATE, DELETE",
     "webhook_outbox": "SELECT, INSERT, UPDATE, DELETE",
-    # What is kept long enough is removed by the background.
+    # A background job deletes rows that are past their retention.
     "webhook_inbox": "SELECT, INSERT, UPDATE, DELETE",
     "rehearsals": "SELECT, INSERT, UPDATE, DELETE",
     "rehearsal_audit": "SELECT, INSERT",
     "schema_migrations": "SELECT",
 }
-# A transaction of ours takes milliseconds: one that idles is a stalled process that holds rows.
+# A transaction takes milliseconds: an idle one belongs to a stalled process that locks rows.
 IDLE_IN_TRANSACTION_TIMEOUT_MS = 5000
 # Below the statement timeout, so that the error names the lock.
 APP_LOCK_TIMEOUT_MS = 1000
@@ -77,11 +77,11 @@ _COMMENT = re.compile(r"^\s*--.*$", re.MULTILINE)
 
 
 class MigrationError(Exception):
-    """The schema could not be brought up to date; the message says why and what to do."""
+    """The schema could not be updated; the message gives the reason and the remedy."""
 
 
 class _BuiltElsewhere(Exception):
-    """Another migrate holds this version's lease: on an engine whose advisory locks do nothing."""
+    """Another migrate holds this version's lease, on an engine without working advisory locks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +102,7 @@ class Migration:
 
     @property
     def statements(self) -> list[str]:
-        """What is sent at once: the whole file, or each statement outside of a transaction."""
+        """The texts to send: the whole file, or each statement outside of a transaction."""
         if self.in_transaction:
             return [self.text]
         parts = re.split(r";[ \t]*(?:\n|$)", self.text)
@@ -126,7 +126,7 @@ def latest_version() -> int:
 
 
 def applied_version(rows: Sequence[tuple[int]]) -> int:
-    """The last version before which none is missing, from the rows of APPLIED_SQL."""
+    """The last version without a gap before it, from the rows of APPLIED_SQL."""
     applied = {version for (version,) in rows}
     done = 0
     for migration in migrations():
@@ -146,7 +146,7 @@ def pending(dsn: str) -> list[str]:
     return [migration.name for migration in migrations() if migration.version not in applied]
 
 
-# Writes down that a migration was applied, in its transaction: given the cursor and the file's name.
+# Records an applied migration, in its transaction: called with the cursor and the file's name.
 Note = Callable[[Any, str], None]
 
 
@@ -159,7 +159,8 @@ def migrate(
 ) -> list[str]:
     """Apply what is missing, in order; the names of what this call applied.
 
-    `note` is called for each one in its transaction, once there is an audit log. The role of `app_dsn`, when it is not the owner, is given its rights and its time limits.
+    `note` is called for each one in its transaction, once there is an audit log. The role of
+    `app_dsn`, when it is not the owner, receives its rights and its time limits.
     Raises MigrationError, or Unreachable when the database does not answer.
     """
     give_up_at_s = monotonic() + PATIENCE_S
@@ -221,8 +222,8 @@ def _apply(
 def _apply_outside_transaction(
     cursor: psycopg2.extensions.cursor, migration: Migration, note: Note | None
 ) -> bool:
-    """The same where no row lock lasts: the row's time is the lease of whoever builds."""
-    # The work may have been cut short before: its statements are repeatable.
+    """The same without a lasting row lock: the row's time is the lease of the building process."""
+    # An earlier attempt may have been interrupted: the statements are repeatable.
     cursor.execute(
         "INSERT INTO schema_migrations AS m (version, name, checksum) VALUES (%s, %s, %s)"
         " ON CONFLICT (version) DO UPDATE SET started_at = now()"
@@ -262,7 +263,7 @@ def _note_applied(
 
 
 def _claim(cursor: psycopg2.extensions.cursor, migration: Migration) -> None:
-    """Insert the version's row: the fence. Whoever comes second waits here for the first."""
+    """Insert the version's row, which is the fence: a second process waits here for the first."""
     cursor.execute(
         "INSERT INTO schema_migrations (version, name, checksum) VALUES (%s, %s, %s)"
         " ON CONFLICT (version) DO NOTHING",
@@ -291,7 +292,7 @@ def _grant(cursor: psycopg2.extensions.cursor, role: str, schema: str) -> None:
         return
     cursor.execute(
         "SELECT c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace"
-        # Partitions are reached through their parent, with its rights.
+        # The service reaches partitions through their parent, with its rights.
         " WHERE n.nspname = %s AND c.relkind IN ('r', 'p') AND NOT c.relispartition"
         " ORDER BY c.relname",
         (schema,),
@@ -334,14 +335,14 @@ def _limit(cursor: psycopg2.extensions.cursor, role: str, statement_timeout_ms: 
                 )
             )
         except psycopg2.errors.InsufficientPrivilege:
-            # Managed databases keep this for their administrator; deadlines hold without it.
+            # Managed databases reserve this for their administrator; deadlines work without it.
             log.warning("migration.limits_not_set", extra={"role": role, "setting": name})
             return
 
 
 @contextlib.contextmanager
 def owner_session(dsn: str) -> Iterator[psycopg2.extensions.cursor]:
-    """A connection of its own, in autocommit, with a migration's time limits."""
+    """A separate connection, in autocommit, with a migration's time limits."""
     with cursor_to(dsn) as cursor:
         cursor.execute(f"SET lock_timeout = {LOCK_TIMEOUT_MS}")
         # The role's own limit is for payments; an index may take an hour.
@@ -361,7 +362,7 @@ def transaction(cursor: psycopg2.extensions.cursor) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        # A lost connection has rolled back by itself, and its own error is the one to show.
+        # A lost connection has rolled back already, and the first error is the one to show.
         with contextlib.suppress(psycopg2.Error):
             cursor.execute("ROLLBACK")
         raise
@@ -370,7 +371,7 @@ def transaction(cursor: psycopg2.extensions.cursor) -> Iterator[None]:
 
 @contextlib.contextmanager
 def one_at_a_time(cursor: psycopg2.extensions.cursor, give_up_at_s: float) -> Iterator[None]:
-    """Let one migrate at a time where the engine can; the version rows guard where it cannot."""
+    """Allow one migrate at a time; on an engine without such locks the version rows guard."""
     # Polled: a session that blocks in pg_advisory_lock has a snapshot that CREATE INDEX
     # CONCURRENTLY waits for, and the two would wait for each other.
     while True:
@@ -400,7 +401,7 @@ def again_after_lock_timeout(give_up_at_s: float, step: Callable[[], T]) -> T:
                 raise MigrationError(
                     f"A table stayed locked for {PATIENCE_S:.0f} s: {str(error).strip()}."
                 ) from error
-            # Leave the readers that queued behind us time to pass.
+            # Give the readers that queued behind us time to finish.
             sleep(0.5)
 
 

@@ -1,4 +1,4 @@
-"""The monthly partitions of `events`: made ahead, filled from the default one, detached when old.
+"""The monthly partitions of `events`: created ahead, filled from the default, detached when old.
 
 Only the owner of the tables can do any of it; the service's role owns nothing.
 """
@@ -23,7 +23,7 @@ MONTHS_AHEAD = 3
 COPIED_AT_ONCE = 10_000
 # Rows are copied outside of the lock in this many rounds at most; the rest comes under it.
 COPY_ROUNDS = 10_000
-# The default partition: events of months that nobody made a partition for.
+# The default partition: events of months without a partition.
 DEFAULT = "events_other"
 _NAME = re.compile(r"events_(\d{4})_(\d{2})")
 
@@ -32,7 +32,7 @@ Cursor = psycopg2.extensions.cursor
 
 @dataclass(frozen=True, slots=True)
 class Month:
-    """One month in UTC, and the partition that is its own."""
+    """One month in UTC, and its partition."""
 
     first: date
 
@@ -65,7 +65,7 @@ def months_before(today: date, count: int) -> Month:
 
 
 def make_partitions(cursor: Cursor, today: date) -> list[str]:
-    """Make the missing partitions for this month and the next MONTHS_AHEAD; their names."""
+    """Create the missing partitions for this month and the next MONTHS_AHEAD; their names."""
     made = []
     for month in months_from(today, 1 + MONTHS_AHEAD):
         if _exists(cursor, month.name):
@@ -80,14 +80,14 @@ def make_partitions(cursor: Cursor, today: date) -> list[str]:
             )
             made.append(month.name)
         except psycopg2.errors.CheckViolation:
-            # The month began before anybody migrated: its events are found in the default
+            # The month began before the migration: its events are found in the default
             # partition as well, until `python -m service retain` moves them.
             log.warning("migration.partition_skipped", extra={"partition": month.name})
     return made
 
 
 def months_in_default(cursor: Cursor) -> list[Month]:
-    """Months whose events lie in the default partition."""
+    """The months of the events in the default partition."""
     cursor.execute(
         sql.SQL(
             "SELECT DISTINCT date_trunc('month', created_at AT TIME ZONE 'UTC')::date FROM {}"
@@ -98,16 +98,16 @@ def months_in_default(cursor: Cursor) -> list[Month]:
 
 
 def move_out_of_default(cursor: Cursor, month: Month) -> int:
-    """Give a month in the default partition one of its own; the number of events moved.
+    """Move a month from the default partition to a new one; the number of events moved.
 
     Events are never changed, so they are copied first, in batches and without a lock. Under the
-    lock only what came meanwhile is copied, the month leaves the default partition and the new
-    table takes its place: a reader finds each event once at any time. Repeatable: a copy that was
-    cut short is gone on with.
+    lock only the events that arrived since then are copied, the month leaves the default partition
+    and the new table is attached: a reader finds each event once at any time. Repeatable: the next
+    call continues an interrupted copy.
     """
     table, default = sql.Identifier(month.name), sql.Identifier(DEFAULT)
     if not _exists(cursor, month.name):
-        # The CHECK tells ATTACH that no row needs to be looked at.
+        # The CHECK saves ATTACH the scan of the rows.
         create(
             cursor,
             sql.SQL(
@@ -142,7 +142,7 @@ def move_out_of_default(cursor: Cursor, month: Month) -> int:
 
 
 def _copy(cursor: Cursor, month: Month, limit: int | None) -> int:
-    """Copy events that the month's table lacks yet."""
+    """Copy the events that the month's table still lacks."""
     cursor.execute(
         sql.SQL(
             "INSERT INTO {table} SELECT o.* FROM {default} o"
@@ -172,7 +172,7 @@ def attached(cursor: Cursor) -> list[Month]:
 
 
 def detach(cursor: Cursor, month: Month) -> None:
-    """Take a month out of `events`; its table stays, to be archived and dropped by its owner.
+    """Detach a month from `events`; its table remains, for its owner to archive and drop.
 
     Not CONCURRENTLY: PostgreSQL refuses that beside a default partition. The lock is as short as
     the catalogue's change, and waits no longer than the session's lock_timeout.
@@ -183,7 +183,7 @@ def detach(cursor: Cursor, month: Month) -> None:
 
 
 def create(cursor: Cursor, statement: str | sql.Composable) -> None:
-    """Run a CREATE .. IF NOT EXISTS; two at once may both find nothing, and the slower one fails."""
+    """Run a CREATE .. IF NOT EXISTS; of two at once the slower one may fail, which is harmless."""
     with contextlib.suppress(psycopg2.errors.UniqueViolation, psycopg2.errors.DuplicateTable):
         cursor.execute(statement)
 

@@ -1,8 +1,8 @@
-"""The connection pool of one process: first come, first served, and no wait without an end.
+"""The connection pool of one process: first in, first out, and every wait has an end.
 
-psycopg2's ThreadedConnectionPool, with its gaps closed. A caller who finds no idle connection waits
-in line, until the pool's own limit or the caller's deadline. Connections are opened and closed by
-one thread (`refill.py`), never by a caller and never under the lock. The path of a free connection
+psycopg2's ThreadedConnectionPool, without its gaps. A caller that finds no idle connection waits in
+a queue, until the pool's own limit or the caller's deadline. One thread (`refill.py`) opens and
+closes connections, never a caller and never under the lock. The path of a free connection
 takes no lock at all: `deque` is atomic, and what is counted is counted on the connection itself.
 """
 
@@ -47,14 +47,14 @@ __all__ = ["Checkout", "ConnectionPool", "PoolStatistics", "Statement", "Transac
 
 log = logging.getLogger(__name__)
 
-# For psycopg2's own names, which know no deadlines: the pool's limit is the only one.
+# For psycopg2's own method names, which take no deadline: only the pool's limit applies.
 _FOREVER = Deadline(float("inf"))
 
 
 class ConnectionPool(psycopg2.pool.ThreadedConnectionPool):
-    """At most `size` connections, all kept open. Make it after the fork, close it at the end.
+    """At most `size` connections, all kept open. Create it after the fork, close it at the end.
 
-    It never fails to be made: while the database is away, callers get DatabaseUnavailable at once.
+    Its creation never fails: while the database is away, callers get DatabaseUnavailable at once.
     """
 
     # Its type stub has no lock.
@@ -71,12 +71,12 @@ class ConnectionPool(psycopg2.pool.ThreadedConnectionPool):
         # PREPARE each statement once a connection: not through pgbouncer in transaction mode.
         prepared: bool = False,
         lifetime_s: float = 1800.0,
-        # Above the budget of a whole request: what is held for longer was forgotten.
+        # Above the budget of a whole request: a connection that is held for longer is a leak.
         leak_after_s: float = 10.0,
     ) -> None:
-        # None are opened by psycopg2, which would do it here and now, and raise.
+        # psycopg2 opens none: it would connect in this constructor, and raise.
         super().__init__(0, size)
-        # Equal bounds: a connection that was worth opening is kept.
+        # Equal bounds: an open connection is kept.
         self.minconn = size
         self.prepared = prepared
         self.watchdog = watchdog
@@ -84,12 +84,12 @@ class ConnectionPool(psycopg2.pool.ThreadedConnectionPool):
         self._max_waiters = max_waiters
         self._idle: deque[Connection] = deque()
         self._line = Line()
-        # Looked at on every checkout: a deque's truth costs a fifth of a call's.
+        # Read on every checkout: the truth of a deque costs a fifth of a method call.
         self._waiters = self._line.waiters
         self._open: dict[int, Connection] = {}
-        # Counts failovers: a connection of an earlier generation is dropped, not lent.
+        # Counts failovers: a connection of an earlier generation is closed instead of checked out.
         self.generation = 1
-        # An idle connection from before this moment is asked before it is lent.
+        # A connection that is idle since before this moment is tested before its checkout.
         self._suspect_before_s = 0.0
         # Why no connection can be opened; None while nothing is known to be wrong.
         self._connect_error: psycopg2.Error | None = None
@@ -100,10 +100,10 @@ class ConnectionPool(psycopg2.pool.ThreadedConnectionPool):
         )
         self._refill.start()
 
-    # --- What callers use ---------------------------------------------------------------------
+    # --- For callers --------------------------------------------------------------------------
 
     def checkout(self, deadline: Deadline) -> Checkout:
-        """`with pool.checkout(deadline) as checkout:` lends one connection for the block.
+        """`with pool.checkout(deadline) as checkout:` holds one connection for the block.
 
         Raises PoolTimeout, PoolRefused or DatabaseUnavailable; never waits past the deadline.
         """
@@ -114,41 +114,41 @@ class ConnectionPool(psycopg2.pool.ThreadedConnectionPool):
         return Transaction(self, deadline)
 
     def run(self, statement: Statement, params: Params, deadline: Deadline) -> list[Row]:
-        """One statement as a transaction of its own."""
+        """One statement as a separate transaction."""
         try:
             with Checkout(self, deadline) as checkout:
                 return checkout.run(statement, params)
         except DatabaseUnavailable as error:
             if not is_stale_plan(error.__cause__, prepared=self.prepared):
                 raise
-        # The connections that had the old plan are dropped: a new one makes its own.
+        # The connections with the old plan are closed: a new connection prepares again.
         with Checkout(self, deadline) as checkout:
             return checkout.run(statement, params)
 
     @property
     def size(self) -> int:
-        """The most connections there ever are."""
+        """The maximum number of connections."""
         return self.maxconn
 
     @property
     def in_use(self) -> int:
-        """Connections lent right now."""
+        """Connections that are checked out now."""
         return max(0, len(self._open) - len(self._idle))
 
     @property
     def waiting(self) -> int:
-        """Callers in line right now."""
+        """Callers that are queued now."""
         return len(self._line)
 
     def statistics(self) -> PoolStatistics:
-        """What HikariCP and psycopg_pool would tell of themselves."""
+        """The figures that HikariCP and psycopg_pool report."""
         with self._lock:
             return self._figures.statistics(
                 opened=len(self._open), idle=len(self._idle), waiting=len(self._line)
             )
 
     def close(self) -> None:
-        """Close what is idle, turn waiters away; what is lent is closed when it comes back."""
+        """Close idle connections and refuse waiters; the others are closed at their release."""
         with self._lock:
             if self.closed:
                 return
@@ -157,14 +157,14 @@ class ConnectionPool(psycopg2.pool.ThreadedConnectionPool):
         self._drop_idle("closed")
         self._refill.stop()
 
-    # --- psycopg2's own names, for code that knows them -----------------------------------------
+    # --- psycopg2's own method names ------------------------------------------------------------
 
     def getconn(self, key: Any = None) -> Connection:
-        """Lend a connection, waiting as long as the pool allows; give it back with `putconn`."""
+        """Check out a connection, within the pool's limit; release it with `putconn`."""
         return self.take(_FOREVER, _getframe(1))
 
     def putconn(self, conn: Any = None, key: Any = None, close: bool = False) -> None:
-        """Take a lent connection back; one that is broken or in a transaction is replaced."""
+        """Release a connection; one that is broken or in a transaction is replaced."""
         conn.is_broken |= close
         self.give_back(conn)
 
@@ -172,12 +172,12 @@ class ConnectionPool(psycopg2.pool.ThreadedConnectionPool):
         """The same as `close`."""
         self.close()
 
-    # --- Lending (for Checkout) -----------------------------------------------------------------
+    # --- Checkout and release (for Checkout) ----------------------------------------------------
 
     def take(self, deadline: Deadline, frame: FrameType) -> Connection:
-        """A good connection; `frame` is who takes it, for the report of leaks."""
+        """A good connection; `frame` is its taker's, for the report of leaks."""
         try:
-            # Whoever is in line goes first, even when a connection has just come back.
+            # Queued callers have priority over new ones.
             connection = None if self._waiters else self._idle.pop()
         except IndexError:
             connection = None
@@ -194,11 +194,11 @@ class ConnectionPool(psycopg2.pool.ThreadedConnectionPool):
     def _take_slowly(
         self, connection: Connection | None, deadline: Deadline, started_s: float
     ) -> Connection:
-        """Look at what has been idle, or stand in line, until a connection is good."""
+        """Test idle connections, or wait in the queue, until one is good."""
         until = Deadline(min(deadline.at_s, started_s + self._wait_s))
         waiter: Waiter | None = None
         while connection is None or not self._is_good(connection, until):
-            # Whoever was handed a dead connection keeps the place at the head of the line.
+            # A caller that received a dead connection stays first in the queue.
             at_head = waiter is not None
             waiter = waiter or Waiter()
             connection = self._stand_in_line(waiter, until, started_s, at_head=at_head)
@@ -218,7 +218,7 @@ class ConnectionPool(psycopg2.pool.ThreadedConnectionPool):
                 self._line.join(waiter, at_head=at_head)
         if refusal is not None:
             raise self._refused(refusal)
-        # What came back before this caller was in line would not be handed over otherwise.
+        # A connection that was released before this caller joined the queue is served here.
         self._match()
         if not waiter.wait(until):
             with self._lock:
@@ -230,14 +230,14 @@ class ConnectionPool(psycopg2.pool.ThreadedConnectionPool):
         return waiter.connection
 
     def _refusal(self, until: Deadline, *, at_head: bool) -> str | None:
-        """Why waiting cannot help; the pool's lock is held."""
+        """The reason why waiting cannot help; needs the pool's lock."""
         if self.closed:
             return "closed"
         if self._connect_error is not None and not self._open:
             return "unreachable"
         if not at_head and until.expired:
             return "deadline"
-        # Connections that are being opened serve as many more of those in line.
+        # Each connection that is being opened will serve one more waiter.
         if not at_head and len(self._line) >= self._max_waiters + self.missing():
             return "waiters_full"
         return None
@@ -266,7 +266,7 @@ class ConnectionPool(psycopg2.pool.ThreadedConnectionPool):
         )
 
     def _is_good(self, connection: Connection, until: Deadline) -> bool:
-        """Look at a connection that was idle: the cheap signs first, then one question."""
+        """Test a connection that was idle: the cheap signs first, then one round trip."""
         now_s = monotonic()
         if now_s <= connection.fresh_until_s:
             return True
@@ -298,7 +298,7 @@ class ConnectionPool(psycopg2.pool.ThreadedConnectionPool):
         return False
 
     def give_back(self, connection: Connection) -> None:
-        """Lend it to the next; one that is broken, in a transaction or too old is replaced."""
+        """Release it to the next caller; replace it if broken, in a transaction or too old."""
         now_s = monotonic()
         connection.taken_code = None
         self._holds.append(now_s - connection.taken_at_s)
@@ -313,7 +313,7 @@ class ConnectionPool(psycopg2.pool.ThreadedConnectionPool):
         connection.idle_since_s = now_s
         connection.fresh_until_s = now_s + FRESH_S
         self._idle.append(connection)
-        # After the append: the other way round, who joins the line in between is not seen.
+        # After the append: in the other order a caller that queues in between would be missed.
         if self._waiters or self.closed:
             self._match()
 
@@ -330,7 +330,7 @@ class ConnectionPool(psycopg2.pool.ThreadedConnectionPool):
         self._discard(connection, reason)
 
     def _match(self) -> None:
-        """Hand idle connections to those in line, the first to the first."""
+        """Give idle connections to the waiters, in order."""
         if self.closed:
             self._drop_idle("closed")
             return
@@ -341,10 +341,10 @@ class ConnectionPool(psycopg2.pool.ThreadedConnectionPool):
                 except IndexError:
                     return
 
-    # --- Opening and dropping (for Refill and whoever meets a dead connection) ------------------
+    # --- Opening and closing (for Refill, and for callers that find a dead connection) ----------
 
     def opened(self) -> list[Connection]:
-        """All open connections, lent and idle."""
+        """All open connections, active and idle."""
         with self._lock:
             return list(self._open.values())
 
@@ -353,7 +353,7 @@ class ConnectionPool(psycopg2.pool.ThreadedConnectionPool):
         return 0 if self.closed else self.maxconn - len(self._open)
 
     def admit(self, connection: Connection, *, took_s: float) -> None:
-        """Take in a connection that was just opened, for the first in line."""
+        """Add a connection that was just opened, for the first waiter."""
         with self._lock:
             self._connect_error = None
             self._figures.opened += 1
@@ -367,7 +367,7 @@ class ConnectionPool(psycopg2.pool.ThreadedConnectionPool):
         self._match()
 
     def cannot_connect(self, error: psycopg2.Error) -> None:
-        """Tell those in line at once, where nothing is left that could come back to them."""
+        """Refuse the waiters at once when no connection is left that could serve them."""
         with self._lock:
             self._connect_error = error
             self._figures.connect_errors += 1
@@ -376,14 +376,14 @@ class ConnectionPool(psycopg2.pool.ThreadedConnectionPool):
         metrics.db_errors_total.labels("connection").inc()
 
     def note_error(self, *, has_timed_out: bool) -> None:
-        """Count a failed statement; after one without an answer the idle ones are suspect."""
+        """Count a failed statement; one without an answer makes the idle connections suspect."""
         with self._lock:
             self._figures.errors += 1
         if has_timed_out:
             self._suspect_before_s = monotonic()
 
     def evict(self, generation: int, reason: str) -> None:
-        """Drop every connection of this generation: idle ones now, lent ones at their return."""
+        """Drop all connections of this generation: idle ones now, the others at release."""
         with self._lock:
             if generation != self.generation or self.closed:
                 return
@@ -395,25 +395,25 @@ class ConnectionPool(psycopg2.pool.ThreadedConnectionPool):
         """Drop idle connections that are past their lifetime."""
         for connection in self.opened():
             if now_s > connection.expires_at_s:
-                # Not there: it is lent, and is looked at when it comes back.
+                # Not idle any more: it is checked out, and tested at its release.
                 with contextlib.suppress(ValueError, IndexError):
                     self._idle.remove(connection)
                     self._discard(connection, "lifetime")
 
     def report(self) -> None:
-        """Bring the pool's gauges and histograms up to date."""
+        """Update the pool's gauges and histograms."""
         with self._lock:
             self._figures.add_up()
         metrics.db_pool_in_use.set(self.in_use)
 
     def _drop_idle(self, reason: str) -> None:
-        # Not `clear()`: what another thread appends meanwhile would be lost, and its slot with it.
+        # Not `clear()`: it would lose what another thread appends now, and leak its slot.
         with contextlib.suppress(IndexError):
             while True:
                 self._discard(self._idle.pop(), reason)
 
     def _discard(self, connection: Connection, reason: str) -> bool:
-        """Free the slot; Refill closes and replaces the connection. Always False: it is not good."""
+        """Free the slot; Refill closes and replaces the connection. Returns False: it is not good."""
         with self._lock:
             if self._open.pop(id(connection), None) is None:
                 return False

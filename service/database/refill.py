@@ -1,4 +1,4 @@
-"""The one thread that opens and closes a pool's connections, and looks after those that are held."""
+"""The one thread that opens and closes a pool's connections and reports leaked ones."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Soon enough that a scrape sees what happened, seldom enough to cost nothing.
+# Often enough for a current scrape, seldom enough to cost nothing.
 TICK_S = 0.5
-# A restarting server is tried again quickly; half a second is the most that recovery waits for us.
+# A restarting server is tried again quickly: we delay the recovery by half a second at most.
 BACKOFF_FIRST_S, BACKOFF_MOST_S = 0.05, 0.5
 # Longer than a connect can take.
 STOP_S = 3.0
 
 
 class Refill:
-    """One thread, so that a failed-over database is met by one connect at a time from each process.
+    """One thread, so that each process sends a failed-over database one connect at a time.
 
-    Everybody else only asks for replacement and never waits for input or output.
+    All other threads only request a replacement and never wait for input or output.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Refill:
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread and close what it still had to close."""
+        """End the thread and close the connections that still wait for it."""
         self._wanted.set()
         self._thread.join(STOP_S)
         self._close_dropped()
@@ -96,7 +96,7 @@ class Refill:
     def _open_missing(self) -> None:
         while self._pool.missing() > 0:
             self._close_dropped()
-            # As of now: what fails over while it is opened is dropped with the others.
+            # Read before the connect: a failover during it drops this connection with the others.
             generation, started_s = self._pool.generation, monotonic()
             try:
                 connection = open_connection(self._dsn)
@@ -112,7 +112,7 @@ class Refill:
     def _back_off(self, error: psycopg2.Error) -> None:
         self._failures += 1
         pause_s = min(BACKOFF_MOST_S, BACKOFF_FIRST_S * 2 ** min(self._failures - 1, 10))
-        # Workers that lost the same server must not come back in step.
+        # Workers that lost the same server must not reconnect at the same moment.
         self._not_before_s = monotonic() + pause_s * random.uniform(0.7, 1.0)  # noqa: S311
         if self._failures == 1:
             log.error("db.connect_failed", extra={"error": str(error).strip()})

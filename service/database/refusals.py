@@ -1,4 +1,4 @@
-"""What callers are told when they cannot have a connection."""
+"""The errors that callers get when they cannot have a connection."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from service.errors import DatabaseUnavailable, PoolTimeout
 
 log = logging.getLogger(__name__)
 
-# The incident's own words, for those who search the logs for them.
+# psycopg2's own message, so that a search of the logs finds it.
 EXHAUSTED = "Database query failed: connection pool exhausted"
 
 
 def exhausted(
     kind: type[PoolTimeout], reason: str, *, size: int, in_use: int, waiting: int
 ) -> PoolTimeout:
-    """PoolTimeout or PoolRefused, logged, over the cause that psycopg2's own pool has for it."""
+    """PoolTimeout or PoolRefused, logged, with the error of psycopg2's own pool as its cause."""
     cause = psycopg2.pool.PoolError("connection pool exhausted")
     log.error(
         "db.pool_exhausted",
@@ -42,7 +42,7 @@ def stopping() -> DatabaseUnavailable:
 
 
 def unreachable(error: psycopg2.Error | None) -> DatabaseUnavailable:
-    """The connect error as callers may see it: addresses and names stay in the cause."""
+    """The connect error for callers: addresses and names remain in the cause."""
     unavailable = DatabaseUnavailable("The database cannot be reached.")
     unavailable.__cause__ = error
     return unavailable

@@ -1,4 +1,4 @@
-"""What a database must be before it is migrated or served: its encoding, and no one else's tables."""
+"""The requirements before a migration or a start: the encoding, and no other program's tables."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 import psycopg2.extensions
 from psycopg2 import sql
 
-# Names and references of callers are of any language, and a lost letter is a wrong name.
+# Callers' names and references are of any language, and a lost letter is a wrong name.
 ENCODING = "UTF8"
 # One cheap statement for readiness: the encoding, and whether our tables are found by their names.
 SUITABLE_SQL = (
@@ -22,7 +22,7 @@ _OUR_COLUMNS = {"version", "name", "checksum", "started_at", "applied_at"}
 
 
 class Unsuitable(Exception):
-    """This database cannot hold the schema; the message is one sentence that says why."""
+    """This database cannot hold the schema; the message is one sentence with the reason."""
 
 
 def names_created(texts: Iterable[str]) -> set[str]:
@@ -40,7 +40,7 @@ def require_encoding(encoding: str) -> None:
 
 
 def home_schema(cursor: psycopg2.extensions.cursor) -> str:
-    """The schema that our tables are in, else the one that they would be made in."""
+    """The schema that has our tables, else the one that would get them."""
     cursor.execute(
         """
         SELECT n.nspname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -63,11 +63,11 @@ def require_own_tables(
     schema: str,
     files: Sequence[tuple[int, str]],
 ) -> None:
-    """Raise Unsuitable where another program's table or view has a name of ours.
+    """Raise Unsuitable when another program's table or view has one of our names.
 
     `files` are (version, text) of the migrations that run in one transaction each.
     """
-    # Names first, versions after: what another migrate committed in between is then known as ours.
+    # Names first, then versions: tables that another migrate commits in between count as ours.
     found = _relations(cursor, schema)
     applied = applied_versions(cursor, schema)
     ours = names_created(text for version, text in files if version in applied)
@@ -94,7 +94,7 @@ def _relations(cursor: psycopg2.extensions.cursor, schema: str) -> set[str]:
 
 
 def applied_versions(cursor: psycopg2.extensions.cursor, schema: str) -> set[int]:
-    """The versions that schema_migrations says are applied; raises Unsuitable for another's table."""
+    """The applied versions in schema_migrations; raises Unsuitable for another program's table."""
     cursor.execute(
         "SELECT attname FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid"
         " JOIN pg_namespace n ON n.oid = c.relnamespace"

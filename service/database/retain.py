@@ -1,4 +1,4 @@
-"""What `python -m service retain` does to the months of `events`, with the owner's rights."""
+"""`python -m service retain`: maintains the months of `events`, with the owner's rights."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ from service.database.partitions import (
     move_out_of_default,
 )
 
-# Called with the act's own cursor: what is done, and the partition's name.
+# Called with the act's own cursor, the act, and the partition's name.
 Note = Callable[[Cursor, str, str], None]
 
 
 def maintain(
     owner_dsn: str, *, today: date, kept_months: int | None, dry_run: bool, note: Note
 ) -> list[tuple[str, str]]:
-    """Fill, make and detach months; each act as (what, name). Repeatable, wherever it stopped.
+    """Fill, create and detach months; each act as (act, name). Repeatable after any interruption.
 
-    Raises MigrationError where a lock is not had or the role is not the owner, Unreachable
+    Raises MigrationError without a lock or without the owner's rights, Unreachable
     without a database.
     """
     give_up_at_s = monotonic() + PATIENCE_S
@@ -71,7 +71,7 @@ def maintain(
 
 def _move(cursor: Cursor, month: Month, note: Note) -> None:
     move_out_of_default(cursor, month)
-    # The emptied pages go back, so that the next look finds the default partition empty at once.
+    # VACUUM returns the empty pages, so that the next check sees an empty default partition at once.
     cursor.execute("VACUUM events_other")
     note(cursor, "moved", month.name)
 

@@ -1,7 +1,7 @@
-"""What our statements rely on, set on the service's role in its database, so that no pooler loses it.
+"""Settings that our statements rely on, on the service's role in its database, safe from poolers.
 
 A setting of the role in one database outranks those of the role, of the database and of the server:
-odd defaults there do not reach us. A pooler in transaction mode cannot keep a session's own.
+odd defaults there have no effect. A pooler in transaction mode cannot keep a session's settings.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from psycopg2 import sql
 log = logging.getLogger(__name__)
 
 RELIED_ON = {
-    # Claims are compare-and-set statements that look again at a row that changed meanwhile.
+    # Claims are compare-and-set statements that read a row again if it changed while they waited.
     "default_transaction_isolation": "read committed",
     "default_transaction_read_only": "off",
     "default_transaction_deferrable": "off",
-    # Off, a backslash in a caller's text would be syntax.
+    # When off, a backslash in a caller's text is syntax.
     "standard_conforming_strings": "on",
     "DateStyle": "ISO, MDY",
     "IntervalStyle": "postgres",
@@ -33,7 +33,7 @@ DURABLE = ("on", "remote_apply")
 
 
 def set_on_role(cursor: psycopg2.extensions.cursor, role: str, schema: str) -> None:
-    """Write what is missing; where the owner may not, say so and go on: `doctor` looks as well."""
+    """Write missing settings; warn and continue if the owner may not: `doctor` checks too."""
     wanted = {**RELIED_ON, "search_path": schema}
     if _effective(cursor, role, "synchronous_commit") not in DURABLE:
         wanted["synchronous_commit"] = "on"
@@ -41,7 +41,7 @@ def set_on_role(cursor: psycopg2.extensions.cursor, role: str, schema: str) -> N
     ((database,),) = cursor.fetchall()
     found = _set_already(cursor, role)
     for name, value in wanted.items():
-        # PostgreSQL keeps an identifier in a search_path quoted where it must be.
+        # PostgreSQL stores the identifiers of a search_path quoted where necessary.
         if found.get(name.lower()) in (value, f'"{value}"'):
             continue
         try:
@@ -54,7 +54,7 @@ def set_on_role(cursor: psycopg2.extensions.cursor, role: str, schema: str) -> N
                 )
             )
         except psycopg2.errors.InsufficientPrivilege:
-            # Managed databases keep this for their administrator.
+            # Managed databases reserve this for their administrator.
             log.warning("migration.settings_not_set", extra={"role": role, "setting": name})
             return
 
@@ -71,7 +71,7 @@ def _set_already(cursor: psycopg2.extensions.cursor, role: str) -> dict[str, str
 
 
 def _effective(cursor: psycopg2.extensions.cursor, role: str, name: str) -> str:
-    """What a session of the role begins with, as far as it can be seen from another role's."""
+    """The initial settings of the role's sessions, as far as another role can see them."""
     cursor.execute(
         """
         SELECT split_part(entry, '=', 2) FROM pg_db_role_setting s, unnest(s.setconfig) AS entry

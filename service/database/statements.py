@@ -1,4 +1,4 @@
-"""Statements by name: how one is run, prepared, and how the database's errors become ours."""
+"""Named statements: how one is run and prepared, and how database errors are translated."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ Row = tuple[Any, ...]
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """SQL with psycopg2's placeholders; the name stands in metrics, logs and PREPARE."""
+    """SQL with psycopg2's placeholders; metrics, logs and PREPARE use the name."""
 
     name: str
     sql: str
 
 
-# Deadlocks and serialization failures: nothing of the statement has happened.
+# Deadlocks and serialization failures: the statement had no effect.
 SERIALIZATION = frozenset({"40001", "40P01"})
-# The values of one row will never be written, whoever tries again: a constraint or a type refuses
-# them, or psycopg2 cannot say them (NUL, half a character).
+# No retry can write the values of this row: a constraint or a type refuses them, or psycopg2
+# cannot encode them (NUL, half a character).
 UNWRITABLE = (psycopg2.IntegrityError, psycopg2.DataError, ValueError)
-# The server goes down, comes up, or became a standby: the other connections share its fate.
+# The server stops, starts, or became a standby: all other connections are affected too.
 FAILOVER = frozenset({"57P01", "57P02", "57P03", "25006"})
 
 
 def execute(
     connection: Connection, statement: Statement, params: Params, *, prepared: bool
 ) -> list[Row]:
-    """All rows of one statement; without params its SQL goes out as it stands, `%` included."""
+    """All rows of one statement; without params its SQL is sent unchanged, `%` included."""
     cursor = connection.cursor()
     try:
         sql = _prepared(connection, cursor, statement, params) if prepared else statement.sql
@@ -50,7 +50,7 @@ def execute(
 
 
 def _prepared(connection: Connection, cursor: Any, statement: Statement, params: Params) -> str:
-    """The EXECUTE of the statement, which is prepared at its first use on the connection."""
+    """The EXECUTE of the statement, which the connection prepares at its first use."""
     sql = connection.prepared.get(statement.name)
     if sql is None:
         prepare, sql = prepared_form(statement, has_params=bool(params))
@@ -84,7 +84,7 @@ def prepared_form(statement: Statement, *, has_params: bool) -> tuple[str, str]:
     return f"PREPARE {name} AS {sql}", f"EXECUTE {name} ({', '.join(arguments)})"
 
 
-# No payment waits for these: a histogram for each would be half of all the series there are.
+# No payment waits for these: a histogram for each would be half of all series.
 FAMILIES = frozenset(
     {
         "key",
@@ -109,7 +109,7 @@ def statement_duration(name: str) -> Histogram:
 
 
 def is_stale_plan(error: BaseException | None, *, prepared: bool) -> bool:
-    """True when what was prepared is gone or no longer fits the schema; a new connection cures it."""
+    """True when the prepared plan is lost or outdated; a new connection cures it."""
     if not isinstance(error, psycopg2.Error):
         return False
     if error.pgcode == "0A000":
@@ -118,31 +118,31 @@ def is_stale_plan(error: BaseException | None, *, prepared: bool) -> bool:
 
 
 def refused_by(error: Exception) -> str:
-    """What refused a row's values: a constraint's name, else the class; never the values."""
+    """The constraint that refused a row, else the error class; never the values."""
     diag = error.diag if isinstance(error, psycopg2.Error) else None
     return (diag and (diag.constraint_name or diag.sqlstate)) or type(error).__name__
 
 
 def is_out_of_step(error: psycopg2.Error) -> bool:
-    """True for what only libpq says, without any code of the server's: it lost the conversation."""
+    """True for an error from libpq alone, without a server code: the connection is lost."""
     return type(error) is psycopg2.DatabaseError and error.pgcode is None
 
 
 def is_sign_of_failover(error: psycopg2.Error, *, is_closed: bool) -> bool:
-    """True when the pool's other connections are most likely as dead as this one."""
+    """True when the pool's other connections are most likely dead too."""
     code = error.pgcode or ""
     return is_closed or code in FAILOVER or code.startswith("08")
 
 
 def is_collision(error: BaseException | None) -> bool:
-    """True when the statement certainly did nothing, and would most likely succeed right now."""
+    """True when the statement certainly had no effect, and would most likely succeed now."""
     return isinstance(error, psycopg2.Error) and error.pgcode in SERIALIZATION
 
 
 def in_our_words(
     error: psycopg2.Error, *, is_closed: bool, has_timed_out: bool, is_stale: bool
 ) -> Exception:
-    """DatabaseUnavailable for what another try may cure; constraint breaches and bugs as they are."""
+    """DatabaseUnavailable if a retry may succeed; constraint violations and bugs unchanged."""
     if has_timed_out:
         return DatabaseUnavailable("The database did not answer in time.", in_doubt=True)
     if is_closed:
