@@ -1,1 +1,1 @@
-"""What the service tells people about itself: metrics, logs, traces, health, statistics."""
+"""Metrics, logs, traces, health and statistics of the service."""

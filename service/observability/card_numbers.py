@@ -6,14 +6,14 @@ has an issuer's prefix, one of that issuer's lengths, and a right check digit (L
 The issuers' ranges and lengths are those that public tables give for the numbering of ISO/IEC 7812
 (compared with Braintree's `credit-card-type`, `src/lib/card-types.ts`). These choices are ours:
 
-- Visa's 13 digits: the table has none, since Visa has issued 16 and 19 for decades. Thirteen digits
-  are what timestamps in milliseconds, EAN-13 and many order numbers have, so that length counts only
+- Visa's 13 digits: the table has none, since Visa has issued 16 and 19 for decades. Timestamps in
+  milliseconds, EAN-13 and many order numbers have thirteen digits, so that length counts only
   in the grouping in which such cards were printed, 4-3-3-3.
 - Maestro and UnionPay below 16 digits: telephone numbers (E.164) look alike, and cards sold online
   have at least 16.
-- A moment as ISO 8601 writes it is left out: no card begins with a year.
+- A time in ISO 8601 format is ignored: no card begins with a year.
 - An identifier in hexadecimal digits holds long decimal runs by chance. A UUID with its dashes is
-  left out; of one without, and of a digest, only the beginning and the end are looked at.
+  ignored; of one without, and of a digest, only the beginning and the end are checked.
 """
 
 from __future__ import annotations
@@ -69,12 +69,12 @@ _LETTER = re.compile(r"[a-z]", re.IGNORECASE)
 
 
 def holds_card_number(text: str) -> bool:
-    """Whether a card number stands in the text, however it is grouped or written."""
+    """Whether the text contains a card number, however it is grouped or written."""
     return next(card_number_spans(text), None) is not None
 
 
 def card_number_spans(text: str) -> Iterator[tuple[int, int]]:
-    """Where card numbers stand, as (begin, end) in `text`, from left to right; they may overlap."""
+    """The card numbers as (begin, end) in `text`, from left to right; they may overlap."""
     if len(text) < _SHORTEST:
         return
     folded = text if text.isascii() else text.translate(_FOLDING)
@@ -123,7 +123,7 @@ def _luhn_sums(digits: str) -> tuple[list[int], list[int]]:
     """
     plain = [ord(digit) - 48 for digit in digits]
     doubled = [_DOUBLED[digit] for digit in plain]
-    # Before an even place stands an odd one: that digit counts once, its neighbour twice.
+    # An odd place precedes an even one: that digit counts once, its neighbour twice.
     even, odd = doubled.copy(), plain.copy()
     even[1::2], odd[1::2] = plain[1::2], doubled[1::2]
     return [0, *accumulate(even)], [0, *accumulate(odd)]
@@ -133,7 +133,7 @@ _DOUBLED = (0, 2, 4, 6, 8, 1, 3, 5, 7, 9)
 
 
 def _mask_identifier(match: re.Match[str]) -> str:
-    """Letters in place of an identifier, but for one that begins or ends with a card number."""
+    """Letters in place of an identifier, unless it begins or ends with a card number."""
     found = match[0]
     if _LETTER.search(found) is None:
         return found
@@ -147,9 +147,9 @@ def _mask_identifier(match: re.Match[str]) -> str:
 
 
 class _Folding:
-    """For `str.translate`: every script's digits as ASCII, letters as x, all the rest as spaces.
+    """For `str.translate`: every script's digits as ASCII, letters as x, all others as spaces.
 
-    What is invisible (zero-width characters, combining marks) becomes a space like any separator.
+    Invisible characters (zero-width characters, combining marks) become spaces like separators.
     """
 
     def __getitem__(self, code: int) -> str:
@@ -174,7 +174,7 @@ def _folded(code: int) -> str:
 
 
 def _origins(text: str) -> list[int]:
-    """For each folded character the place of the one that it came from."""
+    """For each folded character the place of its original."""
     return [place for place, character in enumerate(text) for _ in _folded(ord(character))]
 
 
@@ -184,7 +184,7 @@ def _lengths_by_prefix() -> dict[str, tuple[int, ...]]:
         open_digits = _PREFIX_DIGITS - len(first)
         for prefix in range(int(first) * 10**open_digits, (int(last) + 1) * 10**open_digits):
             lengths.setdefault(f"{prefix:04}", set()).update(allowed)
-    # The longest first: no end of a number stays readable in a log.
+    # The longest first: no end of a number remains readable in a log.
     return {prefix: tuple(sorted(allowed, reverse=True)) for prefix, allowed in lengths.items()}
 
 

@@ -1,6 +1,6 @@
-"""Checks every part that the service needs, on a clock, and remembers since when it is how it is.
+"""Checks every component of the service periodically, and records since when its status holds.
 
-Degraded is not down: only a part without which nothing can be accepted makes the whole `fail`.
+Degraded is not down: only a critical component makes the whole `fail`.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ Status = Literal["pass", "warn", "fail"]
 
 INTERVAL_S = 30.0
 RECHECK_S = 5.0
-# Longer than any single check may take by its own limits; a check that is still out has failed.
+# Longer than the limits of any single check; a check that is still running has failed.
 CHECK_LIMIT_S = 5.0
-# People who press the button share one answer for as long.
+# Requests for a fresh check within this time share one answer.
 FRESH_FOR_S = 1.0
 CHANGES_KEPT = 20
 
@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What one check saw. `output` is for people: no secrets."""
+    """The result of one check. `output` is for people: no secrets."""
 
     status: Status
     output: str = ""
@@ -44,19 +44,19 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Component:
-    """A part that is checked. `check` may raise: that is a `fail` in the error's own words."""
+    """One checked component. If `check` raises, the result is `fail` with the error's text."""
 
     name: str
-    # The draft's word for what it is: datastore, component, system.
+    # The draft's component type: datastore, component, system.
     kind: str
     check: Callable[[], Finding]
-    # Without it nothing can be accepted. Any other part's failure leaves the service degraded.
+    # Critical: without it no payment can be accepted. Other failures leave the service degraded.
     is_critical: bool = False
 
 
 @dataclass(slots=True)
 class _State:
-    """What is known of one component; guarded by the lock of HealthChecks."""
+    """The known state of one component; guarded by the lock of HealthChecks."""
 
     component: Component
     finding: Finding | None = None
@@ -74,7 +74,7 @@ class _State:
 
 
 class HealthChecks:
-    """Runs the checks side by side; one that hangs delays no other and fails by itself."""
+    """Runs the checks in parallel; one that hangs delays no other, and only it fails."""
 
     def __init__(
         self,
@@ -107,7 +107,7 @@ class HealthChecks:
             self._thread.join(self._check_limit_s + 1)
 
     def check_now(self) -> None:
-        """Check everything, at most `check_limit_s` long; callers at the same time share a round."""
+        """Run all checks, for at most `check_limit_s`; concurrent callers share a round."""
         with self._round:
             if monotonic() - self._round_at_s < FRESH_FOR_S:
                 return
@@ -121,7 +121,7 @@ class HealthChecks:
             self._round_at_s = monotonic()
 
     def report(self) -> dict[str, Any]:
-        """What was last seen, in the shape of the IETF draft health+json with ours added."""
+        """The last results, in the format of the IETF draft health+json with our additions."""
         with self._lock:
             checks = {state.component.name: [_as_check(state)] for state in self._states}
             overall = _overall(self._states)
@@ -137,10 +137,10 @@ class HealthChecks:
         while not self._stopping.is_set():
             try:
                 self.check_now()
-            # A machine without room for a thread is ill; one round that failed is not the last.
+            # Without memory for a thread the round fails; the next one still runs.
             except Exception:
                 log.exception("health.round_failed")
-            # What does not pass is looked at again soon, so that nobody waits to see it mended.
+            # A component that does not pass is checked again soon, so that its recovery shows early.
             is_well = _overall(self._states) == "pass"
             self._stopping.wait(self._interval_s if is_well else min(RECHECK_S, self._interval_s))
 
@@ -156,7 +156,7 @@ class HealthChecks:
         begun_s = state.begun_s
         try:
             finding = state.component.check()
-        # Whatever goes wrong in a check is what the check has found.
+        # Any error in a check is the result of that check.
         except Exception as error:  # noqa: BLE001
             finding = Finding("fail", f"{type(error).__name__}: {error}")
         self._note(state, finding, monotonic() - begun_s)
@@ -187,11 +187,11 @@ class HealthChecks:
 
 
 def _overall(states: Sequence[_State]) -> Status:
-    """`fail` when a critical part fails, `warn` when anything is not as it should be."""
+    """`fail` when a critical component fails, `warn` when any component does not pass."""
     seen = [(state.component, state.finding.status) for state in states if state.finding]
     if any(component.is_critical and status == "fail" for component, status in seen):
         return "fail"
-    # Not yet checked is not known to be well.
+    # A component without a result does not count as healthy.
     is_well = len(seen) == len(states) and all(status == "pass" for _, status in seen)
     return "pass" if is_well else "warn"
 

@@ -1,6 +1,6 @@
-"""The parts that are checked: each made from plain callables that the application hands in.
+"""The checked components: each is built from plain callables of the application.
 
-`statistics` is the report of `Statistics`: what the workers saw, beside what this process sees.
+`statistics` is the report of `Statistics`: the workers' view, beside the view of this process.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from service.observability.health import Component, Finding, Status
 # Three missed beats of a reconciler that looks for work at least every 5 s.
 RECONCILER_SILENT_S = 15.0
 RECONCILER_DEAD_S = 60.0
-# A scrape looks at the slots too, for milliseconds.
+# A scrape tests the slots too, for milliseconds.
 SLOTS_WAIT_S = 1.0
 DISK_WARN_RATIO = 0.10
 DISK_FAIL_RATIO = 0.02
-# Webhook signatures are good for 300 s both ways; far below that somebody should set the clock.
+# Webhook signatures are valid for 300 s both ways; a clock far below that limit needs repair.
 CLOCK_WARN_S = 2.0
 CLOCK_FAIL_S = 60.0
 
 
 def database(ping: Callable[[], object], statistics: Callable[[], Mapping[str, Any]]) -> Component:
-    """`ping` asks the database something and raises when it gets no answer.
+    """`ping` sends the database a statement and raises when it gets no answer.
 
-    An answer to us is not an answer to the workers: a `warn` while their callers get no connection.
+    Our answer does not prove that the workers get one: `warn` while their callers get no connection.
     """
 
     def check() -> Finding:
@@ -48,9 +48,9 @@ def database(ping: Callable[[], object], statistics: Callable[[], Mapping[str, A
 
 
 def provider(reach: Callable[[], object], statistics: Callable[[], Mapping[str, Any]]) -> Component:
-    """`reach` talks to the provider without moving money and raises when it cannot.
+    """`reach` calls the provider without moving money and raises when it cannot.
 
-    An answer to that is not a payment: a `warn` while the workers' breaker is not closed.
+    Its answer does not prove that payments work: `warn` while the workers' breaker is not closed.
     """
 
     def check() -> Finding:
@@ -71,9 +71,9 @@ def reconciler(
     *,
     first_beat_within_s: float = RECONCILER_SILENT_S,
 ) -> Component:
-    """`last_run_at` is the reconciler's newest heartbeat, None when there was never one.
+    """`last_run_at` is the reconciler's newest heartbeat, None before the first one.
 
-    From now on it has `first_beat_within_s` to give one: what is started together is not red.
+    The first one is due within `first_beat_within_s`, so that a common start is not a failure.
     """
     awaited_until_s = time.monotonic() + first_beat_within_s
 
@@ -93,7 +93,7 @@ def reconciler(
 
 
 def disk(path: Path) -> Component:
-    """Room where this instance writes."""
+    """Free disk space in the directories that this instance writes to."""
 
     def check() -> Finding:
         usage = shutil.disk_usage(path)
@@ -108,13 +108,13 @@ def disk(path: Path) -> Component:
 
 
 def clock(database_now: Callable[[], datetime]) -> Component:
-    """Our clock against the database's, which leases and schedules go by."""
+    """Our clock compared with the database's, which leases and schedules use."""
 
     def check() -> Finding:
         before = datetime.now(UTC)
         try:
             theirs = database_now()
-        # Without the database there is nothing to compare with; that is its own component's news.
+        # Without the database there is no comparison; the database component reports the outage.
         except Exception as error:  # noqa: BLE001
             return Finding("warn", f"not compared: {type(error).__name__}")
         ours = before + (datetime.now(UTC) - before) / 2
@@ -128,7 +128,7 @@ def clock(database_now: Callable[[], datetime]) -> Component:
 
 
 def workers(expected: int) -> Component:
-    """The data plane's processes on this machine, by the slots they hold."""
+    """The data plane's processes on this machine, counted by their slots."""
 
     def check() -> Finding:
         if not multiprocess.active():

@@ -1,7 +1,7 @@
 """Logs: one JSON object a line on standard output, for machines first and `jq` second.
 
-An event is a name and fields: `log.info("payment.unknown", extra={"payment_id": ...})`. What a
-request or a payment is about is bound once and stands in every event of its thread.
+An event is a name and fields: `log.info("payment.unknown", extra={"payment_id": ...})`. The fields
+of a request or a payment are bound once and added to every event of its thread.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from service.observability.redaction import clean, clean_text, redact
 __all__ = ["bind", "bound", "configure", "gunicorn_logconfig_dict", "rebind", "redact"]
 
 SERVICE = "holdfast"
-# These log each connection and each retry at DEBUG and INFO, addresses and all.
+# These log each connection and each retry at DEBUG and INFO, with addresses.
 _CHATTY = ("urllib3", "werkzeug", "backoff")
 # A chain of causes longer than this is a loop.
 CHAIN_LIMIT = 8
 
 
 class _Context:
-    """What is bound. Cleaned at the first event that shows it: most requests log nothing."""
+    """The bound fields. Redacted at the first event that uses them: most requests log nothing."""
 
     __slots__ = ("_cleaned", "fields")
 
@@ -75,7 +75,7 @@ def configure(level: str, *, environment: str, instance: str, fileno: int = 1) -
 def gunicorn_logconfig_dict(
     level: str, *, environment: str, instance: str, fileno: int = 1
 ) -> dict[str, Any]:
-    """The `logconfig_dict` setting of gunicorn: its own loggers speak like ours."""
+    """The `logconfig_dict` setting of gunicorn, so that its loggers use our format."""
     own = {"level": level, "handlers": [], "propagate": True}
     return {
         "version": 1,
@@ -109,7 +109,7 @@ def rebind(**context: Any) -> None:
 
 
 def bound() -> Mapping[str, Any]:
-    """What is bound right now: to hand on to another thread, to put a trace id on an exemplar."""
+    """The fields bound now: for another thread, or for the trace id of an exemplar."""
     return _context.get().fields
 
 
@@ -139,7 +139,7 @@ class EventFormatter(JsonFormatter):
         for name, value in record.__dict__.items():
             if name in _RESERVED:
                 continue
-            # An extra may not pass itself off as one of the fields that machines rely on.
+            # An extra must not replace one of the fields that machines rely on.
             free_name = f"{name}_" if name in _FIXED else name
             log_data[free_name] = clean(value, name=name)
         if record.exc_info and record.exc_info[1] is not None:
@@ -164,7 +164,7 @@ class EventFormatter(JsonFormatter):
 
 
 class LineHandler(logging.Handler):
-    """Writes each event with one system call, so that the lines of several processes stay whole."""
+    """Writes each event with one system call, so that lines of several processes never mix."""
 
     def __init__(self, fileno: int) -> None:
         super().__init__()
@@ -179,7 +179,7 @@ class LineHandler(logging.Handler):
 
 
 def _chain(error: BaseException) -> list[dict[str, str]]:
-    """The error and what caused it, outermost first."""
+    """The error and its causes, outermost first."""
     chain: list[dict[str, str]] = []
     current: BaseException | None = error
     while current is not None and len(chain) < CHAIN_LIMIT:

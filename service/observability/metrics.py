@@ -1,4 +1,4 @@
-"""The catalogue: every metric of the service, with what it tells and the words its labels may hold.
+"""The catalogue: every metric of the service, with its meaning and the values of its labels.
 
 Dashboards, alert rules and CloudWatch are written against these names (prefix `holdfast_`), and a
 test compares them. Bind labels once (`x = metrics.payments_total.labels(...)`), count the moment it
@@ -11,7 +11,7 @@ from typing import Literal
 
 from prometheus_client import Counter, Gauge, Histogram
 
-# Before the first metric is made: it decides where the numbers are kept.
+# Imported before the first metric is created: it selects the storage of the values.
 from service.observability import multiprocess as multiprocess
 
 NAMESPACE = "holdfast"
@@ -46,7 +46,7 @@ CONNECTION_ERROR_KINDS = (
         "internal",
     ),
 )
-# What retention removes: a fixed list, whatever the tables are called.
+# The kinds of rows that retention removes: a fixed list, independent of table names.
 REMOVED_TABLES = ("inbox", "outbox", "drills", "keys")
 RETRY_REASONS = ("not_executed", "http_429", "http_409", "unknown")
 BREAKER_STATES = ("closed", "half_open", "open")
@@ -59,7 +59,7 @@ WEBHOOK_RESULTS = ("stored", "duplicate", "bad_signature", "ignored")
 DELIVERY_RESULTS = ("delivered", "retried", "given_up")
 FAULTS = ("payment_timeout", "connection_error", "pool_exhaustion", "other")
 VERDICTS = ("held", "broke", "inconclusive", "aborted", "refused")
-# What the SLOs promise; deploy/prometheus/rules/slo.yml turns them into burn rates.
+# The targets of the SLOs; deploy/prometheus/rules/slo.yml turns them into burn rates.
 SLO_TARGETS = {
     "truthful_answers": 0.9995,
     "quick_answers": 0.99,
@@ -68,9 +68,9 @@ SLO_TARGETS = {
 }
 
 # --- Buckets. Edges where a promise is made: 0.5 s (pool wait, our own share), 1 s (connect), 5 s
-# (the provider's deadline, straddled so that an answer just under and a cut just over can be told
-# apart), 10 s (what a client waits). One more edge above 0.5 and above 5.1 s: what a busy machine
-# cuts a little late must not read as a percentile of 1 s or of 10 s.
+# (the provider's deadline, with an edge on either side to separate a late answer from a timeout),
+# 10 s (a client's timeout). One more edge above 0.5 and above 5.1 s: a timeout that a busy machine
+# delivers a little late must not appear as a percentile of 1 s or of 10 s.
 
 _ANSWER_S = (0.01, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _REQUEST_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 4.9, 5.0, 5.1, 6.0, 10.0)
@@ -80,13 +80,13 @@ _POOL_S = (0.0001, 0.0005, 0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 0.6,
 _STATEMENT_S = (0.001, 0.005, 0.05, 0.5, 1.0, 5.0, 10.0)
 _CHECK_S = (0.005, 0.05, 0.5, 1.0, 5.0, 10.0)
 
-# How a gauge is added over the processes of an instance. Each is dropped when its process dies.
+# How a gauge is aggregated over an instance's processes. A process's values end with it.
 _Mode = Literal["livesum", "livemin", "livemostrecent", "liveall"]
 _SUM: _Mode = "livesum"
 _MIN: _Mode = "livemin"
-# A fact about the whole instance, whoever measured it last.
+# A fact about the whole instance: the newest measurement of any process.
 _LAST: _Mode = "livemostrecent"
-# One series a worker, told apart by the label `worker` (the slot: web-0, web-1; a bounded set).
+# One series a worker, with the label `worker` (the slot: web-0, web-1; a bounded set).
 _EACH: _Mode = "liveall"
 
 
@@ -95,7 +95,7 @@ def _counter(name: str, tells: str, *labels: str) -> Counter:
 
 
 def _gauge(name: str, tells: str, *labels: str, over_workers: _Mode) -> Gauge:
-    # The mode is for the files of several processes only; alone, a gauge is what was set last.
+    # The mode matters for the files of several processes only; a lone process reports its value.
     return Gauge(name, tells, labels, namespace=NAMESPACE, multiprocess_mode=over_workers)
 
 
@@ -154,8 +154,8 @@ money_at_risk_minor = _gauge(
     over_workers=_LAST,
 )
 needs_review = _gauge("needs_review", "Payments that only a person can settle.", over_workers=_LAST)
-# Plain companions of the SLOs, without labels and made at 0: what reaches CloudWatch through EMF
-# loses histograms and each counter's first value.
+# Plain companions of the SLOs, without labels and created at 0: EMF to CloudWatch loses
+# histograms and each counter's first value.
 payments_good_total = _counter(
     "payments_good_total",
     "POST /v1/payments accepted, or refused truthfully (no 500). Without rehearsals, as the next two.",

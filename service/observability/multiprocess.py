@@ -1,10 +1,10 @@
-"""Where each process of an instance writes its metrics: a slot of its own, taken for its lifetime.
+"""The metric slot of each process of an instance, which it holds for its lifetime.
 
 The client library names its files by process id, so that each restart of a worker leaves files
 behind and each scrape gets slower. Here a process takes the first free slot of its role (`web-0`,
 `web-1`, `reconciler-0`) by a file lock that the kernel releases however the process ends, kill -9
-included. The next process in the slot goes on counting where the last one stopped, and starts its
-gauges anew; no hook has to run for that.
+included. The next process in the slot continues the counters of the last one and resets its
+gauges; no hook has to run for that.
 
 `PROMETHEUS_MULTIPROC_DIR` must be set (or `use_directory` called) before the catalogue is imported.
 """
@@ -28,16 +28,16 @@ from prometheus_client.samples import Exemplar
 from service.observability.slot_file import SlotFile
 
 DIRECTORY_ENV = "PROMETHEUS_MULTIPROC_DIR"
-# Far more processes than one machine runs; a directory full beyond this is a fault.
+# Far more processes than one machine runs; more slots than this are a fault.
 _SLOTS_LIMIT = 512
-# Somebody who looks for free slots holds the lock for well under a millisecond.
+# A process that searches a free slot holds the lock for well under a millisecond.
 _CLAIM_WAIT_S = 2.0
 
 log = logging.getLogger(__name__)
 
 
 class _Process:
-    """This process's place: its slot, the lock that holds it, its files and its values."""
+    """This process's slot, the lock that holds it, its files and its values."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -56,7 +56,7 @@ class _Process:
         return file
 
     def leave(self) -> None:
-        """Give the slot up, without unlocking it for a parent that still lives in it."""
+        """Give up the slot, without unlocking it for a parent that still uses it."""
         for value in self.values:
             value.file = None
         for file in self.files.values():
@@ -96,7 +96,7 @@ class SlotValue:
                 self.attach()
 
     def attach(self) -> SlotFile:
-        """Go on from what the slot holds; lock held by the caller."""
+        """Continue from the slot's stored value; lock held by the caller."""
         self._exemplar_positions = None
         file = self.file = _process.file(self._kind)
         self._position = file.position(self._key)
@@ -133,7 +133,7 @@ class SlotValue:
             if self.file is None:
                 _attach_all(self)
             file = _process.file("exemplar")
-            # The id as four whole numbers, which doubles hold exactly, in entries beside the value.
+            # The id as four integers, which doubles hold exactly, in entries beside the value.
             if self._exemplar_positions is None:
                 self._exemplar_positions = [file.position(f"{part}{self._key}") for part in "012"]
             pairs = (exemplar.value, moment), words[:2], words[2:]
@@ -141,14 +141,14 @@ class SlotValue:
                 file.write(position, float(pair[0]), float(pair[1]))
 
     def get_exemplar(self) -> None:
-        """Exemplars are read from the files, with those of all processes."""
+        """Not used: exemplars are read from the files, with those of all processes."""
 
 
 _process = _Process()
 
 
 def directory() -> Path:
-    """Where the files of this instance's processes are."""
+    """The directory with the files of this instance's processes."""
     return Path(os.environ[DIRECTORY_ENV])
 
 
@@ -160,7 +160,7 @@ def active() -> bool:
 def use_directory(path: Path) -> None:
     """Share metrics through this directory, from now on and in child processes.
 
-    Call it before `service.observability.metrics` is imported: what exists by then stays private.
+    Call it before `service.observability.metrics` is imported: existing metrics stay private.
     """
     path.mkdir(parents=True, exist_ok=True, mode=0o700)
     os.environ[DIRECTORY_ENV] = str(path.resolve())
@@ -184,15 +184,15 @@ def slot() -> str | None:
 
 
 def live_slots(path: Path, *, wait_s: float = 0.0) -> set[str] | None:
-    """The slots that living processes hold; None when that cannot be told within `wait_s`.
+    """The slots that living processes hold; None when that is not known within `wait_s`.
 
-    One looks at a time: a scrape meanwhile, or a process that starts, makes another one wait.
+    Only one process tests at a time: a scrape, or a process that starts, delays the others.
     """
     try:
         with _looking_for_slots(path, wait_s=wait_s) as is_alone:
             if is_alone:
                 return {lock.stem for lock in path.glob("*-*.lock") if _is_taken(lock)}
-    # No directory yet, or a full disk: no reason to show nothing at all.
+    # No directory yet, or a full disk: the report still shows everything else.
     except OSError as error:
         log.warning("metrics.slots_unreadable", extra={"reason": str(error)})
     return None
@@ -228,7 +228,7 @@ def _take_slot(role: str) -> None:
                 os.close(fileno)
                 continue
             _process.slot, _process.lock_fileno = name, fileno
-            # What the last holder said about its own state died with it.
+            # The last holder's gauges ended with it.
             for gauge in path.glob(f"gauge_live*_{name}.db"):
                 gauge.unlink(missing_ok=True)
             return
@@ -237,7 +237,7 @@ def _take_slot(role: str) -> None:
 
 @contextlib.contextmanager
 def _looking_for_slots(path: Path, wait_s: float = _CLAIM_WAIT_S) -> Iterator[bool]:
-    """Be the only one who takes or tests slots, so that a test is never taken for a holder."""
+    """Exclude others from taking or testing slots: a test must not look like a holder."""
     fileno = os.open(path / "slots.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         end = time.monotonic() + wait_s
@@ -248,7 +248,7 @@ def _looking_for_slots(path: Path, wait_s: float = _CLAIM_WAIT_S) -> Iterator[bo
                 break
             except BlockingIOError:
                 is_alone = False
-                # A holder that was stopped must not stop us too: at worst a slot is passed over.
+                # A suspended holder must not block us: at worst a free slot is skipped.
                 if time.monotonic() >= end:
                     break
                 time.sleep(0.001)
@@ -275,13 +275,13 @@ def _attach_all(value: SlotValue) -> SlotFile:
 
 
 def _start_anew_in_child() -> None:
-    """After a fork: the slot is the parent's, and its lock may have been held by another thread."""
+    """After a fork: the slot belongs to the parent, whose other thread may have held the lock."""
     _process.lock = threading.Lock()
     _process.leave()
 
 
 def _install() -> None:
-    # The documented choice of the client library is made by the same variable, at its import.
+    # The client library selects its storage by the same variable, at its import.
     values.ValueClass = SlotValue
 
 

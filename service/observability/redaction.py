@@ -1,4 +1,4 @@
-"""Takes secrets and card numbers out of what is about to be written for people to read."""
+"""Removes secrets and card numbers from text before it is written to logs or answers."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from service.observability.card_numbers import card_number_spans, holds_card_num
 
 REDACTED = "[redacted]"
 
-# Long enough for a chained traceback; a longer string would be cut by what collects the logs.
+# Long enough for a chained traceback; log collectors cut longer strings.
 STRING_LIMIT = 16_384
 ITEMS_LIMIT = 64
 DEPTH_LIMIT = 6
-# A shorter "secret" would take ordinary words out of every line.
+# A shorter "secret" would remove ordinary words from every line.
 SECRET_MIN_LENGTH = 6
 
-# Whatever stands under these names is a secret, whatever it looks like.
+# A value under one of these names is a secret, whatever its form.
 _SECRET_NAMES = re.compile(
     r"authorization|cookie|password|passwd|secret|api_?key$|token|stripe.signature|card_?number|cvc|cvv",
     re.IGNORECASE,
 )
 
-# One pattern, so that a string without secrets is read once. What group `keep` matches stays.
+# One pattern, so that a string without secrets is read once. The match of group `keep` remains.
 _SECRETS = (
     r"(?P<keep>(?:sk|rk|hf)_(?:live|test)_|whsec_|_secret_|(?:bearer|basic)\s+)"
     r"[\w+/=.~-]{4,}",
@@ -35,7 +35,7 @@ _SECRETS = (
     r"(?P<keep_word>\b(?:password|passwd|pgpassword)['\"]?\s*[:=]\s*['\"]?)[^\s'\",;&]+",
     r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)",
 )
-# Far over every amount; Python writes out no integer of more than some thousand digits.
+# Far above every amount; Python refuses to print an integer of more than some thousand digits.
 _LONGEST_INTEGER_BITS = 128
 
 _registered: set[str] = set()
@@ -43,7 +43,7 @@ _pattern = re.compile("|".join(_SECRETS), re.IGNORECASE | re.DOTALL)
 
 
 def redact(secrets: Iterable[str | None]) -> None:
-    """Hide these very values from now on, also where they appear quoted; None and short are skipped."""
+    """Hide these values from now on, also in quoted form; None and short values are skipped."""
     global _pattern
     for secret in secrets:
         if secret and len(secret) >= SECRET_MIN_LENGTH:
@@ -54,7 +54,7 @@ def redact(secrets: Iterable[str | None]) -> None:
 
 
 def clean(value: Any, *, name: str = "", depth: int = 0) -> Any:
-    """The value as JSON may hold it, bounded, without secrets and card numbers."""
+    """The value in JSON types, bounded, without secrets and card numbers."""
     if value is None or isinstance(value, bool):
         return value
     if name and _names_a_secret(name):
@@ -76,10 +76,10 @@ def clean(value: Any, *, name: str = "", depth: int = 0) -> Any:
 
 
 def clean_text(text: str) -> str:
-    """The text without secrets and card numbers, cut where it gets too long."""
+    """The text without secrets and card numbers, cut at the length limit."""
     if len(text) < SECRET_MIN_LENGTH:
         return text
-    # Cut at twice the limit first, so that a secret across the final cut is still seen whole.
+    # Cut at twice the limit first, so that a secret across the final cut is still matched whole.
     text = text[: 2 * STRING_LIMIT]
     text = _pattern.sub(_hide_secret, text)
     text = _without_card_numbers(text)

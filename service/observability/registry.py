@@ -1,4 +1,4 @@
-"""What all processes of an instance counted, added up: for scrapes, statistics and drills."""
+"""The sum over all processes of an instance: for scrapes, statistics and drills."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from service.observability import multiprocess
 from service.observability.slot_file import DamagedFile, read_file
 
 Labels = tuple[tuple[str, str], ...]
-# A sample is told by its name (with _total, _bucket ..) and its sorted labels.
+# A sample is identified by its name (with _total, _bucket ..) and its sorted labels.
 SampleKey = tuple[str, Labels]
 
 log = logging.getLogger(__name__)
@@ -48,19 +48,19 @@ class SharedRegistry(CollectorRegistry):
         self.register(self._collector)
 
     def samples(self) -> dict[SampleKey, float]:
-        """All of it as plain numbers: half the work of a scrape, which is made of objects."""
+        """All samples as plain numbers: half the work of a scrape, which builds objects."""
         return self._collector.samples()
 
 
 def shared_registry() -> CollectorRegistry:
-    """The registry that people are shown: of all processes, or this one's where it is alone."""
+    """The registry to show: of all processes, or of this one when it runs alone."""
     if multiprocess.active():
         return SharedRegistry(multiprocess.directory())
     return REGISTRY
 
 
 def read_samples(registry: Collector) -> dict[SampleKey, float]:
-    """Every sample there is right now; buckets are cumulative, as in a scrape."""
+    """Every current sample; buckets are cumulative, as in a scrape."""
     if isinstance(registry, SharedRegistry):
         return registry.samples()
     return {
@@ -71,7 +71,7 @@ def read_samples(registry: Collector) -> dict[SampleKey, float]:
 
 
 class RecentSamples:
-    """One reading for all who ask within `keep_s`: the charts, the statistics, every open page."""
+    """One reading for all callers within `keep_s`: the charts, the statistics, every open page."""
 
     def __init__(
         self, read: Callable[[], Mapping[SampleKey, float]], *, keep_s: float = 1.0
@@ -99,7 +99,7 @@ class _SlotCollector(Collector):
         self._live: set[str] = set()
 
     def describe(self) -> list[Metric]:
-        """Nothing in advance: which metrics there are is written in the files."""
+        """Describes no metric in advance: the files name the metrics."""
         return []
 
     def collect(self) -> Iterator[Metric]:
@@ -126,7 +126,7 @@ class _SlotCollector(Collector):
             try:
                 entries = list(read_file(path))
             except FileNotFoundError:
-                # Its owner died and the next one is making it anew.
+                # Its owner died and the next one is recreating it.
                 continue
             except (DamagedFile, OSError) as error:
                 log.warning(
@@ -161,7 +161,7 @@ def _add_numbers(
         if mode == "all":
             samples[sample[0], tuple(sorted((*sample[1], ("worker", slot))))] = number
         elif mode == "mostrecent":
-            # Never set: not known, which is something else than 0.
+            # Never set: unknown, which differs from 0.
             if time > family.times.get(sample, 0.0):
                 samples[sample], family.times[sample] = number, time
         elif sample not in samples:
@@ -175,7 +175,7 @@ def _add_numbers(
 
 
 def _add_exemplars(families: dict[str, _Family], entries: list[tuple[str, float, float]]) -> None:
-    """Put together what `SlotValue.set_exemplar` took apart; the newest of a sample wins."""
+    """Join the parts that `SlotValue.set_exemplar` split; the newest of a sample wins."""
     parts: dict[str, dict[str, tuple[float, float]]] = {}
     for key, first, second in entries:
         parts.setdefault(key[1:], {})[key[0]] = (first, second)
@@ -201,7 +201,7 @@ def _as_metric(family: _Family) -> Metric:
 
 
 def _cumulative(family: _Family) -> dict[SampleKey, float]:
-    """The files hold what fell in each bucket; a scrape holds what fell in it or below."""
+    """Cumulative buckets: the files count each bucket alone; a scrape includes all lower ones."""
     buckets: dict[Labels, list[tuple[float, SampleKey]]] = {}
     for sample in family.samples:
         edge, others = _bucket_of(sample[1])
@@ -221,6 +221,6 @@ def _cumulative(family: _Family) -> dict[SampleKey, float]:
 
 @lru_cache(maxsize=8192)
 def _bucket_of(labels: Labels) -> tuple[float | None, Labels]:
-    """The bucket's edge and the labels beside it; None: it is no bucket."""
+    """The bucket's edge and the other labels; None for a sample that is no bucket."""
     others = tuple(label for label in labels if label[0] != "le")
     return (float(dict(labels)["le"]) if len(others) < len(labels) else None), others

@@ -2,7 +2,7 @@
 
 Layout: the length in use (8 bytes), then entries of: key length (4 bytes), key padded to 8 bytes, a
 number and its time (8 bytes each). Only the owner appends, key before length, so a reader never
-sees half an entry and a killed owner leaves a sound file.
+sees half an entry and a killed owner leaves a valid file.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ _HEADER = struct.Struct("=q")
 _KEY_LENGTH = struct.Struct("=i")
 _NUMBERS = struct.Struct("=dd")
 _START_BYTES = 1 << 16
-# 64 times what the whole catalogue needs: a file beyond this is not ours.
+# 64 times the size of the whole catalogue: a larger file is not ours.
 _LIMIT_BYTES = 1 << 25
 
 
 class DamagedFile(Exception):
-    """The file does not hold what a process of ours wrote."""
+    """The file's content was not written by one of our processes."""
 
 
 class SlotFile:
     """The writer's side. Not thread-safe: the caller holds a lock.
 
-    A full disk never raises here: the numbers go on in memory, `in_memory` tells, and readers
-    keep seeing the last ones that fitted.
+    A full disk never raises here: the values continue in memory, `in_memory` is set, and readers
+    keep seeing the last values that fitted.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -41,7 +41,7 @@ class SlotFile:
         self._mapped[: _HEADER.size] = _HEADER.pack(self._used)
 
     def position(self, key: str) -> int:
-        """Where the numbers of this key are; made as zeros when it is new."""
+        """The offset of this key's values; a new key starts with zeros."""
         position = self._positions.get(key)
         if position is None:
             position = self._positions[key] = self._append(key)
@@ -111,7 +111,7 @@ class SlotFile:
 
 
 def _reserve(fileno: int, size: int) -> None:
-    """Have the disk promise these bytes: a page it cannot hold would kill us (SIGBUS) later."""
+    """Reserve these bytes on disk: without them a write to the map would end us (SIGBUS)."""
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(fileno, 0, size)
     else:
@@ -137,7 +137,7 @@ def _entries(content: bytes) -> Iterator[tuple[str, float, float, int]]:
     if len(content) < _HEADER.size:
         raise DamagedFile("no header")
     used = _HEADER.unpack_from(content)[0]
-    # A file that was only just made: nothing in it yet.
+    # A new file, still without content.
     if used == 0:
         return
     if not _HEADER.size <= used <= len(content):

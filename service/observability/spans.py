@@ -1,7 +1,7 @@
-"""Spans by OpenTelemetry's own packages (extra `otel`), off unless an endpoint is set.
+"""Spans by OpenTelemetry's packages (extra `otel`), off unless an endpoint is set.
 
-Off by default for a measured reason: instrumenting Flask costs more than half of a request's CPU
-again, sampled or not. The `OTEL_*` variables are read by the packages themselves.
+Off by default for a measured reason: instrumenting Flask adds more than half of a request's CPU
+time, sampled or not. The packages themselves read the `OTEL_*` variables.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from service.observability import tracing
 from service.observability.logs import SERVICE
 
 ENDPOINT_ENV = "OTEL_EXPORTER_OTLP_ENDPOINT"
-# Probes and scrapes come every few seconds and are nobody's trace.
+# Probes and scrapes come every few seconds and belong to no trace.
 _UNTRACED = "healthz,readyz,metrics"
 _SAMPLED = 0x01
 
@@ -25,16 +25,16 @@ _tracer: Any = None
 
 
 def enable(*, version: str, environment: str, instance: str) -> bool:
-    """Send spans when an endpoint is set; tells whether it does.
+    """Send spans when an endpoint is set; returns whether it does.
 
-    Call it after the fork (spans are sent by a thread of their own) and before the pool connects.
+    Call it after the fork (a separate thread sends the spans) and before the pool connects.
     Never raises for missing packages or a dead collector: traces are worth less than payments.
     """
     global _tracer
     if not os.environ.get(ENDPOINT_ENV):
         return False
     try:
-        # For `trace_requests`: it must not be what fails, later.
+        # For `trace_requests`: a missing package must not fail there later.
         import opentelemetry.instrumentation.flask  # noqa: F401
         from opentelemetry import trace
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -56,7 +56,7 @@ def enable(*, version: str, environment: str, instance: str) -> bool:
     provider = TracerProvider(resource=Resource.create(attributes))
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     trace.set_tracer_provider(provider)
-    # Values are sent apart from their statements, so no span holds one.
+    # Values are sent separately from their statements, so no span contains one.
     Psycopg2Instrumentor().instrument(skip_dep_check=True)
     _tracer = trace.get_tracer(SERVICE, version)
     log.info("tracing.enabled")
@@ -64,21 +64,21 @@ def enable(*, version: str, environment: str, instance: str) -> bool:
 
 
 def trace_requests(app: Any) -> None:
-    """Make a span of each request of this Flask application, where spans are on."""
+    """Create a span for each request of this Flask application when spans are on."""
     if _tracer is None:
         return
     from opentelemetry.instrumentation.flask import FlaskInstrumentor
 
     instrumentor: Any = FlaskInstrumentor()
     instrumentor.instrument_app(app, excluded_urls=_UNTRACED)
-    # After the instrumentation's own: by then its span has begun, and logs go by its ids.
+    # After the instrumentation's hook: its span has begun, and logs use its ids.
     app.before_request(_adopt_current_span)
 
 
 def span(
     name: str, **attributes: str | int | float | bool
 ) -> contextlib.AbstractContextManager[Any]:
-    """A span around a block (a call to the provider), nothing where spans are off."""
+    """A span around a block (a call to the provider); no effect when spans are off."""
     if _tracer is None:
         return contextlib.nullcontext()
     current: contextlib.AbstractContextManager[Any] = _tracer.start_as_current_span(

@@ -1,4 +1,4 @@
-"""How the last minute, five minutes and hour went, for people: computed from the registry alone."""
+"""Statistics of the last minute, five minutes and hour, computed from the registry alone."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from service.observability.window import Window
 
 WINDOWS_S = {"1m": 60.0, "5m": 300.0, "1h": 3600.0}
 CACHED_FOR_S = 1.0
-# Two rows of readings, so that an hour takes 132 of them: a fine one for the short windows.
+# Two series of readings, a fine one for the short windows: an hour takes 132 readings.
 FINE_S, FINE_KEPT = 5.0, 66
 COARSE_S, COARSE_KEPT = 60.0, 66
 
@@ -45,7 +45,7 @@ class _Readings:
             self._coarse.append((at_s, row))
 
     def nearest(self, at_s: float) -> tuple[float, dict[SampleKey, float]] | None:
-        """The reading closest to that moment; the oldest there is when it is longer ago."""
+        """The reading closest to that moment, or the oldest reading if all are younger."""
         rows = [*self._fine, *self._coarse]
         if not rows:
             return None
@@ -54,7 +54,7 @@ class _Readings:
 
 
 class Statistics:
-    """Reads the registry on a clock and answers from what it read. Safe in many threads."""
+    """Reads the registry periodically and answers from its readings. Thread-safe."""
 
     def __init__(self, read: Callable[[], Mapping[SampleKey, float]]) -> None:
         self._read = read
@@ -81,7 +81,7 @@ class Statistics:
             self._readings.add(monotonic(), samples)
 
     def report(self) -> dict[str, Any]:
-        """Rates, response times, errors, pool, breaker and queue; at most two seconds old."""
+        """Rates, response times, errors, pool, breaker and queue, at most two seconds old."""
         with self._lock:
             if monotonic() - self._cached_at_s >= CACHED_FOR_S:
                 self._cached = self._compute()
@@ -92,7 +92,7 @@ class Statistics:
         while not self._stopping.is_set():
             try:
                 self.take_reading()
-            # One reading that failed must not be the last one.
+            # A failed reading must not end the loop.
             except Exception:
                 log.exception("statistics.reading_failed")
             self._stopping.wait(FINE_S)
@@ -101,7 +101,7 @@ class Statistics:
         samples, now_s = self._read(), monotonic()
         windows = {}
         for name, length_s in WINDOWS_S.items():
-            # Before the first reading nothing is known to have been counted within a window.
+            # Before the first reading no window has a known count.
             before_s, before = self._readings.nearest(now_s - length_s) or (now_s, samples)
             windows[name] = summarize(Window(before, samples, now_s - before_s))
         return {
@@ -112,13 +112,13 @@ class Statistics:
 
 
 def summarize(window: Window) -> dict[str, Any]:
-    """What was counted in a window. A ratio or a time of nothing is None, never 0."""
+    """The counts of a window. A ratio or a time without events is None, never 0."""
     outcomes = window.by("outcome", "payments_total")
     good, bad = window.delta("payments_good_total"), window.delta("payments_bad_total")
     statuses = window.by("status", "http_requests_total")
     requests = sum(statuses.values())
     return {
-        # Shorter than its name while the process that keeps the readings is young.
+        # Shorter than its name until the process has run that long.
         "covers_s": round(window.seconds, 1),
         "payments": {
             "total": sum(outcomes.values()),
@@ -176,7 +176,7 @@ def summarize(window: Window) -> dict[str, Any]:
 
 
 def describe_now(window: Window) -> dict[str, Any]:
-    """The gauges: how things stand at this moment. None: nobody has said."""
+    """The current gauges. None: no process has set the value."""
     states = window.values_by("state", "breaker_state")
     workers = {
         name: window.values_by("worker", f"db_pool_{name}")
@@ -191,7 +191,7 @@ def describe_now(window: Window) -> dict[str, Any]:
             "limit": window.value("bulkhead_limit"),
             "in_use": window.value("bulkhead_in_use"),
         },
-        # The worst state that any worker is in: what people should be told first.
+        # The worst state of any worker: the most important one for people.
         "breaker": next((state for state in _WORST_FIRST if states.get(state)), None),
         "threads_busy": window.values_by("worker", "worker_threads_busy"),
         "requests_in_flight": window.value("http_requests_in_flight"),
@@ -205,7 +205,7 @@ def describe_now(window: Window) -> dict[str, Any]:
         },
         "money_at_risk_minor": window.values_by("currency", "money_at_risk_minor"),
         "invariant_violations": window.values_by("rule", "invariant_violations"),
-        # None: nobody has looked, which is not 0.
+        # None: never counted, which is not 0.
         "invariant_age_s": window.value("invariant_age_seconds"),
         "sweep_age_s": window.value("sweep_age_seconds"),
         "disputes_open": window.value("disputes_open"),

@@ -1,7 +1,7 @@
-"""Trace ids that go through: in by `traceparent`, into every log event, out to the provider.
+"""Propagates trace ids: from `traceparent` into every log event and on to the provider.
 
-This much needs no library and costs next to nothing. Spans are OpenTelemetry's, see `spans.py`;
-while they are on, the ids here are theirs.
+It needs no library and costs almost nothing. OpenTelemetry makes the spans, see `spans.py`;
+while they are on, its ids are used here.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from dataclasses import dataclass
 
 from service.observability import logs
 
-# https://www.w3.org/TR/trace-context/: a later version may say more, after another dash.
+# https://www.w3.org/TR/trace-context/: a later version may add fields after another dash.
 _TRACEPARENT = re.compile(
     r"(?!ff)(?P<version>[0-9a-f]{2})-(?P<trace>(?!0{32})[0-9a-f]{32})"
     r"-(?P<span>(?!0{16})[0-9a-f]{16})-(?P<flags>[0-9a-f]{2})(?P<more>-.*)?"
 )
 _SAMPLED = 0x01
-# A longer header is no traceparent; it is not even read.
+# A longer header is no traceparent and is not parsed.
 _LENGTH_LIMIT = 256
 
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """Where we are in a trace: its id, our span's id, and whether somebody keeps it."""
+    """A position in a trace: its id, our span's id, and whether the trace is sampled."""
 
     trace_id: str
     span_id: str
@@ -35,7 +35,7 @@ class Trace:
 
     @classmethod
     def parse(cls, traceparent: str | None) -> Trace | None:
-        """The caller's place in its trace; None for anything that is not a sound header."""
+        """The caller's position in its trace; None for anything but a valid header."""
         if not traceparent or len(traceparent) > _LENGTH_LIMIT:
             return None
         match = _TRACEPARENT.fullmatch(traceparent.strip())
@@ -45,7 +45,7 @@ class Trace:
 
     @classmethod
     def begin(cls) -> Trace:
-        """A trace that begins here; nobody was asked to keep it."""
+        """A trace that begins here; not sampled."""
         return cls(os.urandom(16).hex(), os.urandom(8).hex(), is_sampled=False)
 
     def child(self) -> Trace:
@@ -54,7 +54,7 @@ class Trace:
 
     @property
     def traceparent(self) -> str:
-        """As the header that makes the receiver's work part of ours."""
+        """The header that makes the receiver's work part of this trace."""
         return f"00-{self.trace_id}-{self.span_id}-{int(self.is_sampled):02x}"
 
 
@@ -63,7 +63,7 @@ _current: ContextVar[Trace | None] = ContextVar("trace", default=None)
 
 @contextlib.contextmanager
 def continue_trace(traceparent: str | None) -> Iterator[Trace]:
-    """Serve the block as a step of the caller's trace, or of a new one; events carry its ids."""
+    """Run the block as a step of the caller's trace, or of a new one; events carry its ids."""
     theirs = Trace.parse(traceparent)
     trace = theirs.child() if theirs is not None else Trace.begin()
     token = _current.set(trace)
@@ -75,7 +75,7 @@ def continue_trace(traceparent: str | None) -> Iterator[Trace]:
 
 
 def adopt(trace: Trace) -> None:
-    """Go by these ids for the rest of the block that `continue_trace` began."""
+    """Use these ids for the rest of the block that `continue_trace` began."""
     _current.set(trace)
     logs.rebind(trace_id=trace.trace_id, span_id=trace.span_id)
 
@@ -87,6 +87,6 @@ def outgoing_traceparent() -> str | None:
 
 
 def exemplar() -> dict[str, str] | None:
-    """The label that leads from a histogram's bucket to this trace: `observe(s, exemplar())`."""
+    """The label that links a histogram's bucket to this trace: `observe(s, exemplar())`."""
     trace = _current.get()
     return {"trace_id": trace.trace_id} if trace is not None else None

@@ -1,4 +1,4 @@
-"""What was counted between two readings of the registry: deltas, rates, percentiles."""
+"""The change between two readings of the registry: deltas, rates, percentiles."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Window:
             self._keys[key[0]].append(key)
 
     def delta(self, name: str, **labels: str) -> float:
-        """By how much the counter grew, added over all labels that are not given."""
+        """The growth of the counter, summed over all labels that are not given."""
         return sum(self._deltas(name, labels).values())
 
     def rate(self, name: str, **labels: str) -> float:
@@ -31,19 +31,19 @@ class Window:
         return self.delta(name, **labels) / self.seconds if self.seconds > 0 else 0.0
 
     def by(self, label: str, name: str, **labels: str) -> dict[str, float]:
-        """Growth of a counter for each value of one label; those that did not grow are left out."""
+        """Growth of a counter for each value of one label, without those that did not grow."""
         groups: dict[str, float] = defaultdict(float)
         for key, delta in self._deltas(name, labels).items():
             groups[dict(key[1])[label]] += delta
         return {value: groups[value] for value in sorted(groups) if groups[value]}
 
     def mean(self, name: str, **labels: str) -> float | None:
-        """Mean of what a histogram observed, None when it observed nothing."""
+        """Mean of a histogram's observations, None without any."""
         count = self.delta(f"{name}_count", **labels)
         return self.delta(f"{name}_sum", **labels) / count if count else None
 
     def quantile(self, q: float, name: str, **labels: str) -> float | None:
-        """As Prometheus' histogram_quantile: linear within the bucket; above the last edge: it."""
+        """Like Prometheus' histogram_quantile: linear within the bucket, at most the last edge."""
         edges: dict[float, float] = defaultdict(float)
         for key, delta in self._deltas(f"{name}_bucket", labels).items():
             edges[float(dict(key[1])["le"])] += delta
@@ -61,7 +61,7 @@ class Window:
         return low
 
     def value(self, name: str, **labels: str) -> float | None:
-        """A gauge's newest value, added over the labels that are not given; None when unknown."""
+        """A gauge's newest value, summed over the labels that are not given; None when unknown."""
         found = [self.after[key] for key in self._matching(name, labels)]
         return sum(found) if found else None
 
@@ -76,7 +76,7 @@ class Window:
         deltas = {}
         for key in self._matching(name, labels):
             after, before = self.after[key], self.before.get(key, 0.0)
-            # A counter that shrank was started anew in between.
+            # A counter that shrank was reset in between.
             deltas[key] = after - before if after >= before else after
         return deltas
 

@@ -1,8 +1,8 @@
-"""Counters begin at 0: Prometheus sees a number grow only from one that it has read before.
+"""Preregisters counters at 0: Prometheus sees growth only from a value that it has read before.
 
-A series that appears with its first event is at 1 when it is first read, and `increase` calls that
-no growth: the first timeout of an incident would be missing. So a process that may count something
-makes every series of it when it starts.
+A series that appears with its first event is first read as 1, and `increase` sees no growth: the
+first timeout of an incident would be missing. So each process creates every series that it may
+count when it starts.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ Words = Iterable[str]
 
 
 def begin_pool() -> None:
-    """What a process with a database pool counts."""
+    """Series of a process with a database pool."""
     _begin(metrics.db_pool_refusals_total, reason=metrics.POOL_REFUSAL_REASONS)
     _begin(metrics.db_pool_connections_discarded_total, reason=metrics.DISCARD_REASONS)
     _begin(metrics.db_errors_total, **{"class": metrics.DB_ERROR_CLASSES})
 
 
 def begin_provider(name: str) -> None:
-    """What a process that calls this provider counts."""
+    """Series of a process that calls this provider."""
     provider, operations = (name,), metrics.OPERATIONS
     _begin(
         metrics.provider_calls_total,
@@ -53,9 +53,9 @@ def begin_provider(name: str) -> None:
 
 
 def begin_answers(routes: Iterable[tuple[str, str]]) -> None:
-    """What a plane counts: `routes` are its templates and methods."""
+    """Series of a plane: `routes` are its templates and methods."""
     for route, method in routes:
-        # What alerts look for; which other answers a route may give is its own affair.
+        # The statuses that alerts use; each route's other answers appear when they occur.
         for status in ("500", "503"):
             metrics.http_requests_total.labels(route, method, status)
     _begin(metrics.requests_shed_total, reason=metrics.SHED_REASONS)
@@ -64,21 +64,21 @@ def begin_answers(routes: Iterable[tuple[str, str]]) -> None:
 
 
 def begin_settling() -> None:
-    """What the reconciler counts."""
+    """Series of the reconciler."""
     _begin(metrics.reconcile_settled_total, outcome=metrics.PAYMENT_OUTCOMES)
     _begin(metrics.webhook_deliveries_total, result=metrics.DELIVERY_RESULTS)
     _begin(metrics.rows_removed_total, table=metrics.REMOVED_TABLES)
 
 
 def begin_drills(names: Iterable[str]) -> None:
-    """What a process that runs drills counts; no fault is on when it starts."""
+    """Series of a process that runs drills; no fault is on when it starts."""
     _begin(metrics.drill_runs_total, drill=names, verdict=metrics.VERDICTS)
     for fault in metrics.FAULTS:
         metrics.simulation_active.labels(fault).set(0)
 
 
 def _begin(counter: Counter, **words: Words) -> None:
-    """Make every series of a counter; each label takes each of its words."""
+    """Create every series of a counter: all combinations of its label values."""
     sets: Mapping[str, Words] = words
     for one in itertools.product(*(list(sets[label]) for label in sets)):
         counter.labels(**dict(zip(sets, one, strict=True)))
