@@ -1,4 +1,4 @@
-"""`python -m service`: one door to every program of Holdfast; `run` starts all of them here."""
+"""`python -m service`: the entry to every program of Holdfast; `run` starts all of them here."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import NoReturn
 from service.settings import SettingsError
 
 # Each is a module `service.cli.NAME` with `add_arguments(parser)` and `run(arguments) -> int`,
-# imported only when it is called: what one command needs must not slow down another.
+# imported only when it is called: one command's imports must not slow down another.
 COMMANDS = {
     "run": "start everything on this machine, and stop it together (the default)",
     "observe": "the same, watched by Prometheus and Alertmanager, with the incident to look at",

@@ -1,4 +1,4 @@
-"""The map of the system: each part is built here, once for each process, from the settings."""
+"""Builds every part of the system from the settings, once for each process."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ from service.web.refunds import refunds_blueprint
 from service.web.webhook_endpoints import webhook_endpoints_blueprint
 from service.web.webhooks import webhooks_blueprint
 
-# Each loop of the reconciler has as many threads; the database serves them one statement a time.
+# Threads of each reconciler loop; each thread sends the database one statement at a time.
 RECONCILER_THREADS = 8
 RECONCILER_POOL_SIZE = 4
 OPS_POOL_SIZE = 2
@@ -93,7 +93,7 @@ _NOW = Statement("now", "SELECT now()")
 
 @dataclass(frozen=True)
 class Parts:
-    """What a process that handles payments is made of, from the bottom up."""
+    """The parts of a process that handles payments, from the bottom up."""
 
     pool: ConnectionPool
     provider: GuardedProvider
@@ -107,7 +107,7 @@ class Parts:
 def build_parts(
     settings: Settings, *, provider: LaterProvider | None = None, pool_size: int, threads: int
 ) -> Parts:
-    """Make the parts; call it after the fork. At most `threads` wait for the provider at once."""
+    """Build the parts; call it after the fork. At most `threads` wait for the provider at once."""
     watchdog = Watchdog()
     pool = _pool(settings, watchdog, size=pool_size)
     provider_timeout_s = settings.provider_timeout_ms / 1000
@@ -115,7 +115,7 @@ def build_parts(
     guarded = GuardedProvider(
         provider,
         bulkhead=Bulkhead(limit_max=threads),
-        # A file of this instance: its workers and its reconciler open and close as one.
+        # A file of this instance: the breakers of its workers and its reconciler share one state.
         breaker=Breaker(
             provider.name,
             rules=None if settings.breaker_enabled else NEVER_OPENS,
@@ -124,7 +124,7 @@ def build_parts(
         retry=Retry(provider.name),
         timeout_s=provider_timeout_s,
     )
-    # Longer than what one holder may still do with a payment: its call, then its record.
+    # Longer than a holder may still work on a payment: its call, then its record.
     lease_s = provider_timeout_s + 2 * RECORD_TIMEOUT_S
     movements = MovementStore(pool, lease_s=lease_s, provider=provider.name)
     store = PaymentStore(pool, lease_s=lease_s, queue_expires_s=settings.queue_expires_s)
@@ -142,7 +142,7 @@ def build_parts(
 
 
 def create_app(settings: Settings, *, provider: LaterProvider | None = None) -> Flask:
-    """The data plane: /v1, /healthz, /readyz and the contract's own description."""
+    """The data plane: /v1, /healthz, /readyz and the OpenAPI document."""
     _send_spans(settings)
     share = settings.provider_concurrency_ratio
     parts = build_parts(
@@ -216,7 +216,7 @@ def create_app(settings: Settings, *, provider: LaterProvider | None = None) -> 
 
 
 def create_ops_app(settings: Settings) -> Flask:
-    """The ops plane: metrics over all workers, health and statistics, on threads of its own."""
+    """The ops plane: metrics over all workers, health and statistics, on separate threads."""
     watchdog = Watchdog()
     pool = _pool(settings, watchdog, size=OPS_POOL_SIZE)
     provider = _adapter(settings, watchdog, connections=1)
@@ -246,7 +246,7 @@ def create_ops_app(settings: Settings) -> Flask:
     history.start()
     app = _flask(OPS_REQUEST_TIMEOUT_S)
     same_origin.install(app, _ops_hosts(settings))
-    # This plane serves whatever the database does: that is when it is needed.
+    # This plane serves without a database too: an outage is when people need it.
     app.register_blueprint(
         health_blueprint(check_ready=lambda deadline: None, is_stopping=lifecycle.is_stopping)
     )
@@ -299,9 +299,9 @@ def create_ops_app(settings: Settings) -> Flask:
 
 
 def create_background(settings: Settings) -> Background:
-    """The reconciler: look-ups, the queue, the sweep and the figures, each on its clock."""
+    """The reconciler: look-ups, the queue, the sweep and the figures, each on its schedule."""
     _send_spans(settings)
-    # One thread of each loop may wait for the provider; the sweep has one of its own, late facts a few.
+    # One thread of each loop may wait for the provider; the sweep adds one, late facts add a few.
     parts = build_parts(
         settings,
         pool_size=RECONCILER_POOL_SIZE,
@@ -310,10 +310,10 @@ def create_background(settings: Settings) -> Background:
     zeros.begin_settling()
     reconciler = Reconciler(parts.store, parts.settling, parts.handler, parts.provider)
     recovery = Recovery(parts.pool, parts.provider.name)
-    # A queued payment is not in a hurry, but its lease is: a call, then its record.
+    # A queued payment may wait, but its lease limits the work: a call, then its record.
     send_timeout_s = settings.provider_timeout_ms / 1000 + RECORD_TIMEOUT_S
     lease_s = settings.provider_timeout_ms / 1000 + 2 * RECORD_TIMEOUT_S
-    # A check asks four questions, each within the provider's deadline.
+    # A check makes four calls, each within the provider's deadline.
     late_store = LateStore(parts.pool, lease_s=4 * lease_s, provider=parts.provider.name)
     late = LateFacts(parts.store, late_store, parts.movements, parts.settling, parts.provider)
     runs = SweepRuns(parts.pool, parts.provider.name)
@@ -375,12 +375,12 @@ def create_background(settings: Settings) -> Background:
 
 
 def _send_spans(settings: Settings) -> None:
-    """Where OTEL_EXPORTER_OTLP_ENDPOINT is set; before the pool connects, so that it is seen too."""
+    """Start tracing if OTEL_EXPORTER_OTLP_ENDPOINT is set; call before the pool connects."""
     spans.enable(version=_version(), environment=settings.env, instance=socket.gethostname())
 
 
 def _routes(app: Flask) -> list[tuple[str, str]]:
-    """Every route template of the plane, with each method that it was written for."""
+    """Every route template of the plane, with each of its methods."""
     implied = {"HEAD", "OPTIONS"}
     return [
         (rule.rule, method)
@@ -476,7 +476,7 @@ def _adapter(settings: Settings, watchdog: Watchdog, *, connections: int) -> Lat
 
 
 def _missing(pool: ConnectionPool, deadline: Deadline) -> str | None:
-    """What keeps payments from being stored here; None: nothing."""
+    """The reason why payments cannot be stored here, or None."""
     ((encoding, is_found),) = pool.run(_SUITABLE, {}, deadline)
     if encoding != ENCODING:
         return "database_encoding"
@@ -489,7 +489,7 @@ def _missing(pool: ConnectionPool, deadline: Deadline) -> str | None:
 
 
 def _reach(provider: LaterProvider) -> None:
-    """Ask for a list of nothing: it moves no money and raises Busy without an answer."""
+    """Request an empty list: it moves no money and raises Busy without an answer."""
     next(provider.list_since(datetime.now(UTC), _check_deadline()), None)
 
 
@@ -498,7 +498,7 @@ def _check_deadline() -> Deadline:
 
 
 def _address(bind: str) -> str:
-    """Where somebody on this machine reaches what listens on `bind`."""
+    """The address at which this machine reaches the listener on `bind`."""
     host, port = reachable(bind)
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
@@ -507,4 +507,4 @@ def _version() -> str:
     try:
         return version("holdfast")
     except PackageNotFoundError:
-        return "checkout"  # Run from the source, not installed.
+        return "checkout"  # Started from the source, not installed.

@@ -1,4 +1,4 @@
-"""The door that the clock opens: look up, forward, sweep, check, and keep the figures fresh."""
+"""Periodic background jobs: look up, forward, sweep, check, and refresh the figures."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from service.resilience.deadline import Deadline
 
 log = logging.getLogger(__name__)
 
-# How long a due payment waits for us at most when there was nothing to do.
+# The longest delay of a due payment after an idle round.
 IDLE_S = 0.25
 # One round's reads and leases; a database that needs longer is down.
 ROUND_TIMEOUT_S = 5.0
@@ -44,15 +44,15 @@ FIGURES_EVERY_S = 5.0
 HEARTBEAT_EVERY_S = 5.0
 DELIVERIES_TIDIED_EVERY_S = 5.0
 RETENTION_EVERY_S = 15.0
-# All four lists have a turn within it; then the next round begins.
+# All four lists are read within it; then the next round begins.
 SWEEP_TIMEOUT_S = 85.0
 HINTS_AT_ONCE = 100
-# Rare, and never in a hurry: half of what a loop may do at once.
+# Rare and not urgent: half of a loop's threads.
 LATE_AT_ONCE = 4
 
 
 class Work(Protocol):
-    """One round of a loop: how much there was to do; 0 lets the loop rest."""
+    """One round of a loop: the number of items; after 0 the loop pauses."""
 
     def __call__(self, run_all: RunAll, deadline: Deadline) -> int: ...
 
@@ -79,16 +79,16 @@ class Background:
     figures: OpenFigures
     recovery: Recovery
     invariants: InvariantChecks
-    # A sign of life from the provider, asked for only when the breaker wants one.
+    # The probe of the provider, sent only when the breaker needs one.
     probe: Callable[[Deadline], bool]
     send_timeout_s: float
     # Of each loop; a lease outlasts what one thread does with one payment.
     threads: int = 8
-    # As the probe last saw the provider.
+    # The provider's state in the last probe.
     is_available: bool = True
 
     def run(self, stop: threading.Event) -> None:
-        """Work until `stop` is set; what was begun is finished first."""
+        """Work until `stop` is set; begun work is finished first."""
         loops = [
             threading.Thread(target=self._loop, args=(name, work, stop), name=name)
             for name, work in (
@@ -112,8 +112,8 @@ class Background:
         log.info("reconciler.stopped")
 
     def _loop(self, name: str, work: Work, stop: threading.Event) -> None:
-        """One kind of work, again at once while there is more, with threads of its own: what
-        hangs in one loop keeps nothing in another waiting."""
+        """Repeat one kind of work, at once while there is more, on separate threads: a call that
+        hangs in one loop delays no other loop."""
         with ThreadPoolExecutor(self.threads, thread_name_prefix=name) as executor:
 
             def run_all(call: Callable[[Item], bool], items: Iterable[Item]) -> list[bool]:
@@ -124,7 +124,7 @@ class Background:
                     stop.wait(IDLE_S)
 
     def _probe(self, _run_all: RunAll, deadline: Deadline) -> int:
-        """On its own, since look-ups sent just before the breaker opened may hang a while yet."""
+        """A separate loop, since look-ups from before the breaker opened may still hang."""
         is_available = self.probe(deadline)
         if is_available and not self.is_available:
             hastened = self.settling.hasten(deadline)
@@ -133,7 +133,7 @@ class Background:
         return 0
 
     def _look_up_due(self, run_all: RunAll, deadline: Deadline) -> int:
-        """Look up what is due, as many at once as there are threads; how many there were."""
+        """Look up due payments, as many at once as there are threads; their number."""
         self.settling.apply_hints(HINTS_AT_ONCE, deadline)
         due = self.settling.lease_look_ups(self.threads, deadline)
         run_all(self._settle, due)
@@ -146,19 +146,19 @@ class Background:
         return len(due)
 
     def _deliver(self, run_all: RunAll, deadline: Deadline) -> int:
-        """Tell merchants of events, as many at once as there are threads."""
+        """Deliver events to merchants, as many at once as there are threads."""
         return self.deliverer.deliver(self.threads, run_all, deadline, failing=False)
 
     def _deliver_to_who_fails(self, run_all: RunAll, deadline: Deadline) -> int:
-        """On its own, since their timeouts would be everybody's."""
+        """A separate loop, since the endpoints' timeouts would delay all other work."""
         return self.deliverer.deliver(self.threads, run_all, deadline, failing=True)
 
     def _sweep(self, _run_all: RunAll, _deadline: Deadline) -> int:
-        """A turn for each list that is due; it reads page after page in one thread."""
+        """Sweep each list that is due, page after page in one thread."""
         return int(self.sweep.run_if_due(Deadline.after(SWEEP_TIMEOUT_S)))
 
     def _late_facts(self, run_all: RunAll, deadline: Deadline) -> int:
-        """Ask about resting payments of which something was heard, a few at once."""
+        """Look up settled payments with a late fact, a few at once."""
         hints = self.late_store.unnamed_hints(LATE_AT_ONCE, deadline)
         run_all(self._name_hint, hints)
         due = self.late_store.lease_checks(LATE_AT_ONCE, deadline)
@@ -173,7 +173,7 @@ class Background:
             self.invariants.show: FIGURES_EVERY_S,
             self.open_limit.mark: OPEN_LIMIT_EVERY_S,
             self.deliverer.tidy: DELIVERIES_TIDIED_EVERY_S,
-            # One process a minute removes rows; the others only ask whether it is their turn.
+            # One process a minute removes rows; the others only check whether removal is due.
             self.retention.run_if_due: RETENTION_EVERY_S,
         }
         due_s = dict.fromkeys(every_s, 0.0)
@@ -189,7 +189,7 @@ class Background:
             self.reconciler.settle(payment, Deadline.after(self.send_timeout_s))
         except Busy:
             raise
-        except Exception as error:  # noqa: BLE001 - told of by `park`
+        except Exception as error:  # noqa: BLE001 - `park` logs it
             pause_s = park(error, payment.doubt_age_s, payment_id=payment.id)
             self.settling.postpone(payment, pause_s, Deadline.after(RECORD_TIMEOUT_S))
         return True
@@ -200,13 +200,13 @@ class Background:
             self.movement_reconciler.settle(movement, payment, Deadline.after(self.send_timeout_s))
         except Busy:
             raise
-        except Exception as error:  # noqa: BLE001 - told of by `park`
+        except Exception as error:  # noqa: BLE001 - `park` logs it
             pause_s = park(error, movement.doubt_age_s, payment_id=payment.id)
             self.movements.postpone(movement, pause_s, Deadline.after(RECORD_TIMEOUT_S))
         return True
 
     def _check_invariants(self, _run_all: RunAll, deadline: Deadline) -> int:
-        """On their own: a rule that reads for seconds keeps no clock waiting."""
+        """A separate loop: a rule that reads for seconds delays no other schedule."""
         self.invariants.run(deadline)
         return 0
 
@@ -219,7 +219,7 @@ class Background:
         return True
 
     def _outlive(self, work: Callable[..., Any], *arguments: object) -> Any:
-        """What the work gives, or None: an outage ends a round and a bug is loud, the loop goes on."""
+        """The work's result, or None: after an outage or a logged bug the loop continues."""
         try:
             return work(*arguments)
         except Busy as error:

@@ -1,7 +1,7 @@
-"""What the service says when it cannot serve: come back (Busy) or never again (Rejected).
+"""The errors that callers may see: retry later (Busy) or never (Rejected).
 
-Every error carries the `code` and the `stage` of the REST contract. HTTP statuses are given in
-`web/problems.py` and nowhere else.
+Every error has the `code` and the `stage` of the REST contract. Only `web/problems.py` assigns
+HTTP statuses.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class HoldfastError(Exception):
 
 
 class Busy(HoldfastError):
-    """Nothing was sent to the provider and nothing is owed: the same key again is safe."""
+    """No request reached the provider and no promise was made: the same key again is safe."""
 
     def __init__(
         self, detail: str, *, retry_after_s: float = 1.0, payment_id: str | None = None
@@ -31,7 +31,7 @@ class Busy(HoldfastError):
 
 
 class Rejected(HoldfastError):
-    """The request itself is wrong: sending it again unchanged never helps."""
+    """The request itself is wrong: an unchanged retry never succeeds."""
 
 
 # --- Busy: the database ---------------------------------------------------------------------
@@ -44,7 +44,7 @@ class PoolTimeout(Busy):
 
 
 class PoolRefused(PoolTimeout):
-    """More callers wait for a database connection than can be served in time; refused at once."""
+    """Too many callers wait for a database connection to be served in time; refused at once."""
 
 
 class DatabaseUnavailable(Busy):
@@ -54,12 +54,12 @@ class DatabaseUnavailable(Busy):
 
     def __init__(self, detail: str, *, in_doubt: bool = False) -> None:
         super().__init__(detail)
-        # The statement was sent and not answered: nobody can say whether it was carried out.
+        # The statement was sent without an answer: it is unknown whether the server executed it.
         self.in_doubt = in_doubt
 
 
 class AcceptanceUnknown(Busy):
-    """The commit of our promise is in doubt: only the same key tells whether it was accepted."""
+    """The commit of our promise is in doubt: only a retry with the same key finds out."""
 
     code = "acceptance_unknown"
 
@@ -68,19 +68,19 @@ class AcceptanceUnknown(Busy):
 
 
 class ProviderUnavailable(Busy):
-    """The provider is known to be down and the caller asked to be told so (`on_outage=reject`)."""
+    """The provider is known to be down and the caller chose `on_outage=reject`."""
 
     code = "provider_unavailable"
 
 
 class BulkheadFull(Busy):
-    """As many threads as may wait for the provider already do."""
+    """The maximum number of threads already wait for the provider."""
 
     code = "bulkhead_full"
 
 
 class DeadlineExceeded(Busy):
-    """The request's time was spent before any work was begun."""
+    """The request's deadline passed before any work began."""
 
     code = "deadline_exceeded"
 
@@ -107,7 +107,7 @@ class Unauthenticated(Rejected):
 
 
 class Forbidden(Rejected):
-    """The API key is good, but its scopes or its mode do not allow this call."""
+    """The API key is valid, but its scopes or its mode do not allow this call."""
 
     code = "forbidden"
 
@@ -131,7 +131,7 @@ class KeyMissing(Rejected):
 
 
 class HeaderRepeated(Rejected):
-    """A header that must stand once is repeated, or was joined with a comma on the way."""
+    """A header that must appear once is repeated, or was joined with a comma by a proxy."""
 
     code = "header_repeated"
 
@@ -147,7 +147,7 @@ class ValidationFailed(Rejected):
 
 
 class AmountNotRepresentable(ValidationFailed):
-    """The payment provider cannot take this amount in this currency; `fields` say what it would."""
+    """The payment provider cannot take this amount in this currency; `fields` give the limits."""
 
     code = "amount_not_representable"
 
@@ -156,7 +156,7 @@ class AmountNotRepresentable(ValidationFailed):
 
 
 class CardDataRefused(ValidationFailed):
-    """A field holds what looks like a card number; it was neither stored nor logged."""
+    """A field contains a probable card number; it was neither stored nor logged."""
 
     code = "card_data_refused"
 
@@ -174,7 +174,7 @@ class WrongState(Rejected):
 
 
 class PreflightRefused(Rejected):
-    """A rehearsal may not begin now; `reasons` says why, each in words."""
+    """A drill may not start now; `reasons` gives each reason as text."""
 
     code = "preflight_refused"
 
@@ -184,7 +184,7 @@ class PreflightRefused(Rejected):
 
 
 class BodyTooLarge(Rejected):
-    """The body is larger than we read."""
+    """The body exceeds the size limit."""
 
     code = "body_too_large"
 

@@ -1,4 +1,4 @@
-"""What a plane's OpenAPI document tells of a call, said beside the view that serves it."""
+"""The description of a call in a plane's OpenAPI document, declared beside its view."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ JSON = "application/json"
 
 @dataclass(frozen=True, slots=True)
 class HeaderIn:
-    """A header that callers may send, or must."""
+    """An optional or required request header."""
 
     name: str
     tells: str
@@ -25,22 +25,22 @@ class HeaderIn:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operation:
-    """What the document tells of one call; what is the same for all calls is not said here."""
+    """The document's description of one call, without the parts that all calls share."""
 
     summary: str
-    # status -> (what it means, the body's model or None)
+    # status -> (its meaning, the body's model or None)
     answers: Mapping[int, tuple[str, type[BaseModel] | None]]
     media_type: str = JSON
-    # status -> headers that such an answer always has, besides those that all have.
+    # status -> headers that such an answer always has, besides the common ones.
     sends: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
-    # Besides what follows from the scope, the body, the query and the path.
+    # Besides the codes that follow from the scope, the body, the query and the path.
     problems: tuple[str, ...] = ()
     body: type[BaseModel] | None = None
     query: type[BaseModel] | None = None
     headers: tuple[HeaderIn, ...] = ()
-    # None: open to everybody.
+    # None: open without a key.
     scope: str | None = None
-    # A body, for people to start from and for the page to show as a command that runs.
+    # An example body, which the page shows as a command that runs.
     example: Mapping[str, Any] | None = None
 
 

@@ -12,17 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-# Stripe's keys say their mode in the second word, or the third: sk_live_.., rk_test_.., sk_org_live_..
+# The second or third word of a Stripe key is its mode: sk_live_.., rk_test_.., sk_org_live_..
 _KEY_MODE = re.compile(r"(?:[a-z]+_){1,3}?(?P<mode>test|live)_")
 _PUBLISHABLE = re.compile(r"pk_(?:test|live)_")
 
 
 class SettingsError(Exception):
-    """A setting is missing or wrong; the message names it and says what to write instead."""
+    """A setting is missing or wrong; the message names it and gives the remedy."""
 
 
 def _setting(env: str, default: Any, why: str, *, secret: bool = False) -> Any:
-    """One setting: its name in the environment, its default, and one line of why."""
+    """One setting: its name in the environment, its default, and its purpose in one line."""
     return dataclasses.field(
         default=default, metadata={"env": env, "why": why, "secret": secret}, repr=not secret
     )
@@ -30,7 +30,7 @@ def _setting(env: str, default: Any, why: str, *, secret: bool = False) -> Any:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """The settings as read once at start. Secrets are kept out of `repr`."""
+    """The settings, read once at start. `repr` omits secrets."""
 
     env: Literal["development", "production"] = _setting(
         "HOLDFAST_ENV", "development", "production refuses what is only good on a laptop"
@@ -294,10 +294,10 @@ class Settings:
                 raise SettingsError(f"{env} must look like 127.0.0.1:8080, not {bind!r}.")
 
     def _check_modes(self) -> None:
-        """A key of ours must move what its text says: test money or real money."""
+        """Our own keys must match the mode in their text: test money or real money."""
         key = self.stripe_api_key
         if key is not None and (key != key.strip() or not key.isprintable() or " " in key):
-            # A server may strip what is around it, and then it is another key than was checked.
+            # A server may strip surrounding blanks, and then it sees another key than we checked.
             raise SettingsError("STRIPE_API_KEY holds white space: write the key alone.")
         if key is not None and _PUBLISHABLE.match(key):
             raise SettingsError("STRIPE_API_KEY is a publishable key: use the secret one, sk_..")
@@ -320,7 +320,7 @@ class Settings:
             )
 
     def _check_kept(self) -> None:
-        """Less than these and something that is still needed would be removed."""
+        """Shorter times would remove rows that are still needed."""
         for env, kept, least in (
             ("HOLDFAST_KEEP_INBOX_DAYS", self.keep_inbox_days, 7),
             ("HOLDFAST_KEEP_OUTBOX_DAYS", self.keep_outbox_days, 7),
@@ -344,12 +344,12 @@ class Settings:
 
     @property
     def provider_mode(self) -> Literal["test", "live"] | None:
-        """Whether the provider's key moves real money; None: there is no key, so no money moves."""
+        """Whether the provider's key moves real money; None without a key, when no money moves."""
         return self.provider_mode_said or _mode_of(self.stripe_api_key)
 
     @property
     def test_payment_method(self) -> str:
-        """What the provider's test mode takes as a card that pays."""
+        """The payment method that succeeds in the provider's test mode."""
         return "tok_visa" if self.provider == "stripe_charges" else "pm_card_visa"
 
     @property
@@ -358,9 +358,9 @@ class Settings:
         return _is_open(self.bind)
 
     def require_ops_bind(self) -> None:
-        """Refuse an ops plane that other machines reach, unless the settings say so in words.
+        """Refuse an ops plane that other machines reach, unless a setting allows it explicitly.
 
-        Only the ops plane asks: the other programs of an image have its address in their settings.
+        Only the ops plane checks this: an image's other programs have its address in their settings.
         """
         if _is_open(self.ops_bind) and not self.ops_open:
             raise SettingsError(
@@ -371,12 +371,12 @@ class Settings:
 
     @property
     def metrics_path(self) -> Path:
-        """Where the workers' metric files are."""
+        """The directory of the workers' metric files."""
         return self.metrics_dir or self.home / "metrics"
 
 
 def _mode_of(key: str | None) -> Literal["test", "live"] | None:
-    """The mode that the text of a key says, the provider's or one of ours."""
+    """The mode in the text of a key, the provider's or one of ours."""
     match = _KEY_MODE.match(key or "")
     if match is None:
         return None
@@ -392,7 +392,7 @@ def _is_open(bind: str) -> bool:
 
 
 def environ_of(settings: Settings, environ: Mapping[str, str]) -> dict[str, str]:
-    """`environ`, changed so that another process reads these same settings from it."""
+    """`environ`, changed so that another process reads these settings from it."""
     texts = dict(environ)
     for field in dataclasses.fields(settings):
         env, value = field.metadata["env"], getattr(settings, field.name)
@@ -404,7 +404,7 @@ def environ_of(settings: Settings, environ: Mapping[str, str]) -> dict[str, str]
 
 
 def describe() -> Iterator[tuple[str, str, str, bool]]:
-    """Each setting as (name, default as text, why, is_secret), in the order of `.env.example`."""
+    """Each setting as (name, default as text, purpose, is_secret), in the order of `.env.example`."""
     for field in dataclasses.fields(Settings):
         default = field.default
         text = "" if default is None else str(default)
@@ -415,7 +415,7 @@ def describe() -> Iterator[tuple[str, str, str, bool]]:
 
 
 def _read(environ: Mapping[str, str], env: str, *, secret: bool) -> str | None:
-    """The variable, or for a secret the content of the file that `NAME_FILE` names."""
+    """The variable's value, or for a secret the content of the file in `NAME_FILE`."""
     file_env = f"{env}_FILE"
     if not secret or not environ.get(file_env):
         return environ.get(env)
@@ -450,6 +450,6 @@ def _parse(env: str, text: str, hint: Any) -> Any:
     try:
         return kind(text)
     except ValueError:
-        # The text itself is not repeated: it may be a secret that landed in the wrong variable.
+        # The message omits the text: it may be a secret in the wrong variable.
         noun = {int: "a whole number", float: "a number"}.get(kind, kind.__name__)
         raise SettingsError(f"{env} must be {noun}.") from None
