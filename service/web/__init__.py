@@ -1,1 +1,1 @@
-"""The doors for people and programs; Flask lives only here."""
+"""The HTTP interfaces for people and programs; only this package uses Flask."""

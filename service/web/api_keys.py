@@ -1,4 +1,4 @@
-"""API keys over REST: made, listed and revoked by who holds the scope `operator`."""
+"""API keys over REST: created, listed and revoked by keys with the scope `operator`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from service.web.schemas import PLAIN, Moment, shown_time
 log = logging.getLogger(__name__)
 
 Scope = Literal["payments", "refunds", "read", "operator"]
-# What a key may have; `platform` acts on the whole instance and is given by the command line only.
+# Scopes over REST; `platform` acts on the whole instance and only the command line grants it.
 HeldScope = Literal["payments", "refunds", "read", "operator", "platform"]
 
 
@@ -68,7 +68,7 @@ class KeyList(BaseModel):
 
 
 def api_keys_blueprint(*, keys: KeyStore, authenticate: Authenticator) -> Blueprint:
-    """/v1/api_keys. To replace a key: make the new one, let both work, revoke the old one."""
+    """/v1/api_keys. To replace a key: create a new one, use both for a time, revoke the old one."""
     blueprint = Blueprint("api_keys", __name__)
 
     @blueprint.post("/v1/api_keys")
@@ -109,11 +109,11 @@ def api_keys_blueprint(*, keys: KeyStore, authenticate: Authenticator) -> Bluepr
         deadline = request_deadline()
         caller = authenticate("operator", deadline)
         if key_id == caller.key_id:
-            # Whoever revokes the last key is locked out; with another one they still have one.
+            # A key cannot revoke itself: a merchant that revokes the last key would be locked out.
             raise WrongState("A key does not revoke itself: use another one.")
         if not (key_id.isascii() and key_id.isalnum()):
             raise NotFound("There is no such live API key.")
-        # A merchant's operator must not shut the platform's operators out.
+        # A merchant's operator must not revoke the keys of the platform's operators.
         found = keys.find(key_id, deadline)
         is_own = found is not None and found.merchant_id == caller.merchant_id
         if found is not None and is_own and not caller.scopes.issuperset(found.scopes & {PLATFORM}):
@@ -127,7 +127,7 @@ def api_keys_blueprint(*, keys: KeyStore, authenticate: Authenticator) -> Bluepr
 
 
 def present_key(key: ApiKey) -> dict[str, Any]:
-    """The key as callers see it, like KeyDocument."""
+    """The key in the form of KeyDocument."""
     ended = "revoked" if key.revoked_at is not None else "expired"
     return {
         "id": key.key_id,

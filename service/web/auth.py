@@ -1,4 +1,4 @@
-"""Who is calling, and may they: API keys as Bearer tokens."""
+"""Authentication and authorization: API keys as Bearer tokens."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ from service.resilience.deadline import Deadline
 from service.web import request_scope
 from service.web.rate_limits import RateLimits, Strangers
 
-# A revoked key stops working within this time; authentication costs no round trip meanwhile.
+# A revoked key stops working within this time; a cached key costs no round trip.
 REMEMBER_S = 5.0
-# Keys a worker remembers; beyond it the longest unread is forgotten, which costs a look-up.
+# Keys in a worker's cache; beyond it the oldest entry is evicted, which costs a look-up.
 REMEMBERED = 1024
-# Ids without a key are remembered apart: invented ones must not push out those that are real.
+# Ids without a key have a separate cache: invented ids must not evict real ones.
 UNKNOWN_REMEMBERED = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Whose request it is."""
+    """The authenticated caller of a request."""
 
     merchant_id: UUID
     key_id: str
     mode: str
     scopes: frozenset[str]
-    # As many payments of the merchant as may be open are: no further ones for now.
+    # The merchant has the maximum number of open payments: no further ones for now.
     has_too_many_open: bool = False
     label: str | None = None
 
@@ -57,7 +57,7 @@ class Caller:
 
 
 class Authenticator:
-    """Tells who sent the request being served. One per worker; used by many threads at once."""
+    """Identifies the sender of the current request. One per worker; thread-safe."""
 
     def __init__(
         self,
@@ -67,29 +67,29 @@ class Authenticator:
         mode: Mode | None = None,
         strangers: Strangers | None = None,
     ) -> None:
-        """`mode` is the provider's; None where it has no key, so that no money can move."""
+        """`mode` is the provider's; None when it has no key, so that no money can move."""
         self._keys = keys
         self._limits = limits
         self._mode = mode
         self._strangers = strangers or Strangers()
-        # Entries outlive their time: an id that was a key's is read again without being a stranger.
+        # Expired entries remain: the id of a known key is read again without the strangers' limit.
         self._known: dict[str, tuple[ApiKey, float]] = {}
         self._unknown: dict[str, float] = {}
         self._remembering = threading.Lock()
 
     def __call__(self, scope: str, deadline: Deadline) -> Caller:
-        """The caller, who holds `scope`; raises Unauthenticated, Forbidden, RateLimited, or Busy."""
+        """The caller, which has `scope`; raises Unauthenticated, Forbidden, RateLimited, or Busy."""
         api_key = _bearer()
         parsed = parse_key(api_key)
         if parsed is None:
             raise Unauthenticated("The API key is not one of ours.")
         key, is_fresh = self._find(parsed[1], deadline)
-        # Compared even when there is no such key, so that the time taken tells nothing.
+        # Compared even without such a key, so that the response time reveals nothing.
         expected = key.secret_sha256 if key is not None else bytes(32)
         matches = hmac.compare_digest(hash_key(api_key), expected)
         if key is None or not matches or not key.is_live:
             raise Unauthenticated("The API key is unknown, revoked or expired.")
-        # Asked at each request, not when the key is read: what is remembered is checked as well.
+        # Checked at each request, not at the look-up: cached keys are checked as well.
         if self._mode is not None and {key.mode, parsed[0]} != {self._mode}:
             raise Forbidden(_WRONG_MODE[self._mode])
         if self._limits is not None:
@@ -99,7 +99,7 @@ class Authenticator:
         if scope not in key.scopes:
             raise Forbidden(f"The API key lacks the scope {scope!r}.")
         if is_fresh and key.touch_due:
-            # When a key was last used is good to know, not worth refusing a payment for.
+            # The time of a key's last use is useful, but its loss must not refuse a payment.
             with contextlib.suppress(Busy):
                 self._keys.touch(key.key_id, deadline)
         return Caller(
@@ -107,7 +107,7 @@ class Authenticator:
         )
 
     def _find(self, key_id: str, deadline: Deadline) -> tuple[ApiKey | None, bool]:
-        """The key's row, at most REMEMBER_S old (that there is none, too), and whether just read."""
+        """The key's row or its absence, at most REMEMBER_S old, and whether it was just read."""
         now_s = monotonic()
         key, until_s = self._known.get(key_id, (None, 0.0))
         if now_s < until_s:
@@ -121,7 +121,7 @@ class Authenticator:
         return key, True
 
     def _is_known_on_host(self, key_id: str) -> bool:
-        """Whether a worker of this host let the key in lately, before this one started perhaps."""
+        """Whether a worker of this host accepted the key lately, perhaps before this one started."""
         return self._limits is not None and self._limits.knows(key_id)
 
     def _remember(self, key_id: str, key: ApiKey | None, until_s: float) -> None:
@@ -137,7 +137,7 @@ class Authenticator:
                 (self._unknown, UNKNOWN_REMEMBERED),
             ):
                 while len(remembered) > most:
-                    # Insertion order: the first was read longest ago.
+                    # Insertion order: the first is the oldest.
                     remembered.pop(next(iter(remembered)))
 
 

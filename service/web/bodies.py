@@ -1,4 +1,4 @@
-"""Reads a request's JSON strictly: bounded, no key twice, no floats, no card numbers."""
+"""Reads a request's JSON strictly: bounded, no repeated key, no floats, no card numbers."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from service.errors import BodyTooLarge, CardDataRefused, InvalidJson, Validatio
 from service.observability.card_numbers import holds_card_number
 from service.web.incoming import MAX_BODY_BYTES
 
-# The deepest request of the contract has two levels; a parser's stack is not for callers to fill.
+# The deepest request of the contract has two levels; callers must not fill the parser's stack.
 MAX_DEPTH = 8
 
-# Twice the longest field of the contract (an operator's evidence): length comes before content.
+# Twice the longest field of the contract (an operator's evidence): length is checked first.
 MAX_TEXT = 4096
-# Python writes out no integer of more than some thousand digits; a card number has 64 bits at most.
+# Python refuses to print integers of some thousand digits; a card number has 64 bits at most.
 _MAX_INTEGER_BITS = 64
 
-# Controls forge log lines and NUL cannot be stored; a lone surrogate is not a character at all.
+# Controls forge log lines and NUL cannot be stored; a lone surrogate is no character.
 _UNSTORABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 
 Model = TypeVar("Model", bound=BaseModel)
 
 
 def read_body(limit: int = MAX_BODY_BYTES) -> bytes:
-    """The raw body, at most `limit` bytes, whether or not its length was announced."""
+    """The raw body, at most `limit` bytes, with or without an announced length."""
     if (request.content_length or 0) > limit:
         raise BodyTooLarge(f"The body is larger than {limit} bytes.")
     body: bytes = request.stream.read(limit + 1)
@@ -38,7 +38,7 @@ def read_body(limit: int = MAX_BODY_BYTES) -> bytes:
 
 
 def parse_object(body: bytes) -> dict[str, Any]:
-    """The one JSON object that the body is; raises InvalidJson, CardDataRefused."""
+    """The body as one JSON object; raises InvalidJson, CardDataRefused."""
     try:
         parsed = json.loads(
             body.decode("utf-8"),
@@ -51,7 +51,7 @@ def parse_object(body: bytes) -> dict[str, Any]:
     except RecursionError:
         raise InvalidJson("The JSON is nested too deep.") from None
     except ValueError:
-        # The parser's own message holds a position at most, but the exception holds the whole body.
+        # The parser's message contains a position at most, but its exception holds the whole body.
         raise InvalidJson("The body is not JSON in UTF-8.") from None
     if not isinstance(parsed, dict):
         raise InvalidJson("The body must be one JSON object.")
@@ -60,7 +60,7 @@ def parse_object(body: bytes) -> dict[str, Any]:
 
 
 def validated(model: type[Model], values: dict[str, Any]) -> Model:
-    """The model's instance; raises ValidationFailed, which names fields and never shows values."""
+    """The model's instance; raises ValidationFailed, which names fields but never values."""
     try:
         return model.model_validate(values)
     except ValidationError as error:
@@ -78,7 +78,7 @@ def validated(model: type[Model], values: dict[str, Any]) -> Model:
 
 
 def refuse_card_number(text: str, where: str) -> None:
-    """Raise CardDataRefused when `text` looks like a card number; `where` is what to name."""
+    """Raise CardDataRefused when `text` looks like a card number; `where` names the place."""
     if holds_card_number(text):
         raise CardDataRefused(
             f"{where} holds what looks like a card number; send a token instead.",
@@ -87,7 +87,7 @@ def refuse_card_number(text: str, where: str) -> None:
 
 
 class _Refused(ValueError):
-    """JSON that parses but that we do not take; the message holds nothing of it."""
+    """Valid JSON that we refuse; the message contains nothing of it."""
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -98,7 +98,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _refuse_float(_text: str) -> NoReturn:
-    # Amounts in floats lose cents; nothing else in the contract is a fraction.
+    # Amounts in floats lose cents; the contract has no other fractions.
     raise ValidationFailed(
         "Fractions are refused: amounts are integers in minor units.",
         fields=[{"field": "(number)", "reason": "must be an integer"}],
@@ -110,7 +110,7 @@ def _refuse_constant(_text: str) -> NoReturn:
 
 
 def _inspect(value: Any, *, depth: int, field: str = "body") -> None:
-    """Look for card numbers in every key and value, and over both; and for depth."""
+    """Check every key, value and pair for card numbers, and the depth."""
     if depth > MAX_DEPTH:
         raise InvalidJson("The JSON is nested too deep.")
     if isinstance(value, str):
@@ -119,7 +119,7 @@ def _inspect(value: Any, *, depth: int, field: str = "body") -> None:
         for key, inner in value.items():
             refuse_unfit_text(key, field)
             _inspect(inner, depth=depth + 1, field=shown(key) if depth == 1 else field)
-            # No further than the pair: item numbers with their counts would look like cards.
+            # Only within the pair: item numbers joined with their counts would look like cards.
             refuse_card_number(f"{key} {_text_of(inner)}", field)
     elif isinstance(value, list):
         for inner in value:
@@ -130,7 +130,7 @@ def _inspect(value: Any, *, depth: int, field: str = "body") -> None:
 
 
 def _text_of(value: Any) -> str:
-    """A scalar as its text; what it holds of others, and what is too long for a card, is a word."""
+    """A scalar as its text; a container, or a text too long for a card, becomes a word."""
     if isinstance(value, str):
         return value
     if isinstance(value, int) and not isinstance(value, bool):
@@ -139,7 +139,7 @@ def _text_of(value: Any) -> str:
 
 
 def refuse_unfit_text(text: str, field: str) -> None:
-    """Raise for what is never stored: texts without end, controls, half characters, card numbers."""
+    """Raise for texts that are too long, or have controls, surrogates or card numbers."""
     if len(text) > MAX_TEXT:
         raise ValidationFailed(
             f"Refused: {field}.",
@@ -154,7 +154,7 @@ def refuse_unfit_text(text: str, field: str) -> None:
 
 
 def _field_name(loc: tuple[int | str, ...], kind: str) -> str:
-    """The top field; a name that the caller made up is shown only when it is plainly a name."""
+    """The top field; a name that the caller chose is shown only in the form of a name."""
     if not loc:
         return "body"
     name = str(loc[0])
@@ -162,6 +162,6 @@ def _field_name(loc: tuple[int | str, ...], kind: str) -> str:
 
 
 def shown(name: str) -> str:
-    """A caller's own field name as it may be shown: short, letters only, else a placeholder."""
+    """A caller's own field name for display: short, letters only, else a placeholder."""
     plain = name.replace("_", "")
     return name if len(name) <= 32 and plain.isascii() and plain.isalpha() else "(unknown)"

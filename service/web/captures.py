@@ -1,4 +1,4 @@
-"""The door for what ends a reservation: capture takes the money, void releases it."""
+"""Captures and voids over REST: a capture takes reserved money, a void releases it."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def _answer(handler: MovementHandler, request: MovementRequest, deadline: Deadli
 
 
 def _refuse_fields(body: bytes) -> None:
-    """A void is of all of it: an amount, or anything else, would be a misunderstanding."""
+    """A void is always complete: a body with an amount or any other field is a mistake."""
     if body and parse_object(body):
         raise ValidationFailed(
             "Refused: a void takes no fields.",

@@ -1,4 +1,4 @@
-"""Fewer bytes for who takes them: files that a page loads, each compressed once."""
+"""Gzip for the files that a page loads, each compressed once."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ FILES_MAX = 64
 
 
 def compress_file(answer: Response) -> None:
-    """Send a file's answer as gzip where the browser takes it; others are left as they are."""
+    """Send a file's answer as gzip if the browser accepts it; other answers are unchanged."""
     answer.vary.add("Accept-Encoding")
     if answer.status_code != 200 or not request.accept_encodings.quality("gzip"):
         return

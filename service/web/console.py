@@ -1,4 +1,4 @@
-"""The blueprint `console`, on the ops plane: one page for the person on call, and what it polls."""
+"""The blueprint `console`, on the ops plane: one page for the person on call, and its data."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from service.web.console_history import History
 from service.web.request_scope import request_deadline
 from service.web.schemas import Timeline, present, present_event
 
-# No inline script or style, nothing from elsewhere, no frame around it, no text turned into markup.
+# No inline script or style, no other origin, no frame around it, no text turned into markup.
 CSP = "; ".join(
     (
         "default-src 'none'",
@@ -43,7 +43,7 @@ CSP = "; ".join(
     )
 )
 PAYMENTS_SHOWN = 20
-# What the tables show changes slowly; computing it anew for each poll would cost more than it tells.
+# The tables change slowly; computing them for each poll would cost more than it is worth.
 WINDOWS_KEPT_S = 5.0
 # As long as a caller of ours waits.
 PAY_WAIT_S = 10.0
@@ -51,16 +51,16 @@ PAY_WAIT_S = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """Whose console this is."""
+    """The instance that this console shows."""
 
     name: str
     version: str
     environment: str
-    # Where the data plane is reached from here.
+    # The data plane's address for this machine.
     payments_host: str
     payments_port: int
     has_rehearsals: bool
-    # What the provider's test mode takes as a card that pays.
+    # The payment method that succeeds in the provider's test mode.
     test_payment_method: str
 
 
@@ -82,7 +82,7 @@ def console_blueprint(
         static_url_path="/console/static",
     )
     figures = _Figures(statistics)
-    # Tells a page that it now talks to another process, so that its charts begin anew.
+    # A page that sees a new value talks to another process and restarts its charts.
     boot = uuid4().hex
 
     def operator() -> Caller:
@@ -184,7 +184,7 @@ def console_blueprint(
     def protect(answer: Response) -> Response:
         answer.headers["Content-Security-Policy"] = CSP
         answer.headers["Cross-Origin-Resource-Policy"] = "same-origin"
-        # `no-store` is said for every answer by the request's scope; files would say two things.
+        # The request's scope sets `no-store` for every answer; files would have two policies.
         answer.headers.pop("Cache-Control", None)
         if request.endpoint == f"{blueprint.name}.static":
             compress_file(answer)
@@ -218,7 +218,7 @@ def _brief(payment: Payment) -> dict[str, Any]:
 
 
 def _pay(instance: Instance, authorization: str) -> dict[str, Any]:
-    """Make a payment through the front door, as any caller would, with the operator's own key."""
+    """Make a payment over REST, like any caller, with the operator's own key."""
     key = f"console-{uuid4()}"
     body = {
         "amount": 100,
@@ -246,7 +246,7 @@ def _pay(instance: Instance, authorization: str) -> dict[str, Any]:
         answer = connection.getresponse()
         document = json.loads(answer.read())
     except (OSError, http.client.HTTPException, ValueError) as error:
-        # Whether it was taken is told by the list of payments, under this reference.
+        # The list of payments shows whether it was accepted, under this reference.
         failure = f"{type(error).__name__}: {error}"
         return sent | {"status": None, "answer": None, "failure": failure, "ms": _ms(begun_s)}
     finally:
@@ -265,7 +265,7 @@ def _ms(begun_s: float) -> float:
 
 
 def reachable(bind: str) -> tuple[str, int]:
-    """Host and port by which this machine reaches what listens on `bind`."""
+    """Host and port at which this machine reaches the listener on `bind`."""
     host, _, port = bind.rpartition(":")
     host = {"0.0.0.0": "127.0.0.1", "[::]": "::1"}.get(host, host.strip("[]"))  # noqa: S104
     return host, int(port)

@@ -1,4 +1,4 @@
-"""Whether money is safe, in one word and the sentences behind it: what the console says first."""
+"""The console's first answer: whether money is safe, in one word and its reasons."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any, Literal
 
 from service.observability.metrics import SLO_TARGETS
 
-# As the alert UnknownTooOld has it: by then an outcome should have been settled.
+# The limit of the alert UnknownTooOld: every outcome should be settled within this time.
 UNKNOWN_TOO_OLD_S = 900.0
 RECONCILER_BEHIND_S = 60.0
-# As the alerts InvariantsNotChecked and SweepBehind have it: older than that, a 0 tells nothing.
+# The limit of the alerts InvariantsNotChecked and SweepBehind: an older 0 proves nothing.
 NOT_CHECKED_S = 900.0
 SWEEP_BEHIND_S = 1800.0
-# A payment is stored before it is sent: younger ones are simply on their way.
+# A payment is stored before it is sent: younger ones are still being sent.
 QUEUE_STANDS_S = 5.0
 
 Level = Literal["act", "watch"]
@@ -22,7 +22,7 @@ Level = Literal["act", "watch"]
 
 @dataclass(frozen=True, slots=True)
 class Reason:
-    """A sentence for the person on call, and the runbook that goes on from there."""
+    """A sentence for the person on call, and the runbook for it."""
 
     level: Level
     text: str
@@ -32,10 +32,10 @@ class Reason:
 def glance(
     now: Mapping[str, Any], windows: Mapping[str, Any], health: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """`state` is act, not_known, watch or safe; what is missing is never taken for a 0."""
+    """`state` is act, not_known, watch or safe; a missing value never counts as 0."""
     reasons = [*_money(now, windows), *_service(now, windows), *_components(health)]
     is_counted = now["queue"]["needs_review"] is not None
-    # What is being sent is at risk for a moment too; doubt begins where the answer is missing.
+    # A payment in transit is at risk for a moment too; doubt begins with a missing answer.
     in_doubt = now["queue"]["open"].get("unknown")
     if any(reason.level == "act" for reason in reasons):
         state, title = "act", "Act now"
@@ -65,7 +65,7 @@ def glance(
 
 
 def _unchecked(now: Mapping[str, Any]) -> Reason | None:
-    """Why the rules about money say nothing about now; None: they were checked lately."""
+    """Why the rules about money are out of date; None if they were checked lately."""
     age_s = now["invariant_age_s"]
     if age_s is not None and age_s <= NOT_CHECKED_S:
         return None
@@ -76,7 +76,7 @@ def _unchecked(now: Mapping[str, Any]) -> Reason | None:
 
 
 def budgets(windows: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What is left of each objective's error budget in the last hour; None: nothing was counted."""
+    """Each objective's remaining error budget in the last hour; None without any count."""
     hour = windows["1h"]
     payments = hour["payments"]
     slow = payments["slow_ratio"]
@@ -150,7 +150,7 @@ def _service(now: Mapping[str, Any], windows: Mapping[str, Any]) -> Iterator[Rea
 
 def _components(health: Mapping[str, Any]) -> Iterator[Reason]:
     for name, (check, *_) in health["checks"].items():
-        # Not yet checked is no news; the state of the table says so.
+        # A missing check is no problem here; the state of the table shows it.
         if check["status"] == "pass" or check["time"] is None:
             continue
         is_down = check["status"] == "fail" and check["critical"]

@@ -1,4 +1,4 @@
-"""The last ten minutes as the console's charts draw them: a row every two seconds, from the registry."""
+"""The last ten minutes for the console's charts: a row every two seconds, from the registry."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from service.observability.window import Window
 # A reading costs about 6 ms of a core: 0.3 % while a page is open, 0.06 % otherwise.
 WATCHED_EVERY_S = 2.0
 UNWATCHED_EVERY_S = 10.0
-# A page asks every other second; a hidden one every 15 s.
+# A page polls every other second; a hidden one every 15 s.
 WATCHED_FOR_S = 30.0
 ROWS_KEPT = 300
 # Percentiles of a single reading would jump with every payment.
@@ -40,10 +40,10 @@ log = logging.getLogger(__name__)
 
 
 class History:
-    """Reads the registry on a clock, faster while somebody looks. Safe in many threads."""
+    """Reads the registry periodically, faster while a page polls. Thread-safe."""
 
     def __init__(self, read: Callable[[], tuple[float, Mapping[SampleKey, float]]]) -> None:
-        """`read` gives the samples and the moment at which they were read, which may be earlier."""
+        """`read` returns the samples and the time of their reading, which may be earlier."""
         self._read = read
         self._lock = threading.Lock()
         self._readings: deque[tuple[float, Mapping[SampleKey, float]]] = deque(
@@ -58,7 +58,7 @@ class History:
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Take a reading now and then on the clock, in a thread of this process."""
+        """Take a reading now and then periodically, in a thread of this process."""
         self._thread = threading.Thread(target=self._run, name="console-history", daemon=True)
         self._thread.start()
 
@@ -69,7 +69,7 @@ class History:
             self._thread.join(UNWATCHED_EVERY_S)
 
     def watch(self) -> Mapping[SampleKey, float]:
-        """Note that somebody looks, and give the newest reading."""
+        """Record that a page polls, and return the newest reading."""
         with self._lock:
             was_watched = self._is_watched()
             self._watched_at_s = monotonic()
@@ -95,7 +95,7 @@ class History:
         }
 
     def take_reading(self) -> Mapping[SampleKey, float]:
-        """Read now; a row comes of each reading that is new, from the second on."""
+        """Read now; each new reading adds a row, from the second on."""
         now_s, samples = self._read()
         with self._lock:
             if self._readings:
@@ -119,7 +119,7 @@ class History:
         while not self._stopping:
             try:
                 self.take_reading()
-            # One reading that failed must not be the last one.
+            # A failed reading must not end the loop.
             except Exception:
                 log.exception("console.reading_failed")
             self._wake.wait(WATCHED_EVERY_S if self._is_watched() else UNWATCHED_EVERY_S)
@@ -130,7 +130,7 @@ _GONE = (None, None)
 
 
 def _row(last: Window, recent: Window) -> tuple[list[Any], dict[str, tuple[float, float]]]:
-    """What was counted since the last reading, how long it took lately, and how things stand."""
+    """The counts since the last reading, recent durations, and the current gauges."""
     answered = last.by("outcome", "payments_total")
     refused = last.by("status", "http_requests_total", **_PAY)
     refusals = sum(count for status, count in refused.items() if status == "429" or status >= "5")

@@ -35,7 +35,7 @@ def diagnostics_blueprint(
         )
     )
     def metrics() -> Response:
-        """All workers together; OpenMetrics with exemplars for who accepts it."""
+        """All workers together; OpenMetrics with exemplars if the client accepts it."""
         encode, content_type = choose_encoder(understood_accept(request.headers.get("Accept", "")))
         return Response(encode(registry), content_type=content_type)
 
@@ -58,7 +58,7 @@ def diagnostics_blueprint(
         report = health.report()
         response = jsonify(report)
         response.content_type = "application/health+json"
-        # As the draft has it: degraded is served, down is not.
+        # By the draft: degraded is a success, down is not.
         if report["status"] == "fail":
             response.status_code = HTTPStatus.SERVICE_UNAVAILABLE
         return response
@@ -83,9 +83,9 @@ def diagnostics_blueprint(
 
 
 def understood_accept(accept: str) -> str:
-    """The header in the words that the encoder reads: OpenMetrics 1.0.0 where it is taken, else text.
+    """The Accept header for the encoder: OpenMetrics 1.0.0 if the client accepts it, else text.
 
-    The encoder itself raises for versions that are no plain numbers, in quotes as RFC 9110 allows.
+    The encoder itself raises for versions that are no plain numbers, or quoted as in RFC 9110.
     """
     for media_range in accept.replace('"', "").lower().split(","):
         kind, *parameters = (part.strip() for part in media_range.split(";"))

@@ -1,4 +1,4 @@
-"""The door for programs that follow along: every event of the merchant, oldest first."""
+"""The event feed for programs: every event of the merchant, oldest first."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""gunicorn's logger without its access log: it would format a line a request, of what was typed."""
+"""gunicorn's logger without its access log, which formats the client's input for each request."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from gunicorn import glogging
 
 
 class EventLogger(glogging.Logger):  # type: ignore[misc]
-    """Requests are told of by our own events and counted in the metrics."""
+    """Requests have our own log events and metrics."""
 
     def access(self, resp: Any, req: Any, environ: Any, request_time: Any) -> None:
-        """Say nothing. The base class writes whenever a logging configuration is given."""
+        """Write nothing. The base class writes whenever it has a logging configuration."""

@@ -1,4 +1,4 @@
-"""The head of a request, read strictly: which headers must stand once, and what frames the body. Pure."""
+"""Reads a request's head strictly: which headers appear once, and what frames the body. Pure."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 MAX_LINE_BYTES = 4094
 MAX_FIELDS = 64
 MAX_FIELD_BYTES = 8190
-# So many digits say a length that is too large in any case; Python reads no number of any length.
+# A length of so many digits is always too large; Python parses no integer of any length.
 _MAX_LENGTH_DIGITS = 18
 
 # Fields whose grammar is one item, by the documents that define them. A repeated one has no meaning:
@@ -29,11 +29,11 @@ STAND_ONCE = frozenset(
         *("sec-fetch-mode", "sec-fetch-site", "sec-fetch-user", "upgrade-insecure-requests"),
         # The IETF draft on Idempotency-Key, W3C Trace Context
         *("idempotency-key", "traceparent"),
-        # Ours, and what others send to us
+        # Our own fields, and those of providers
         *("x-request-id", "x-request-timeout-ms", "stripe-signature"),
     }
 )
-# Those of them that can hold no comma outside of quotes: a proxy has joined a repeated one.
+# Fields of this set that allow no comma outside quotes: a comma means a repeat that was joined.
 _NEVER_JOINED = frozenset(
     {
         *(b"content-length", b"content-type", b"host", b"origin", b"traceparent"),
@@ -41,7 +41,7 @@ _NEVER_JOINED = frozenset(
     }
 )
 # An underscore in place of a dash is dropped by gunicorn but read by other servers; where the body
-# ends and whom the request is for must not depend on the reader.
+# ends and which host the request is for must not depend on the reader.
 _FRAMING = frozenset({b"content-length", b"transfer-encoding", b"host"})
 _ONCE = frozenset(name.encode("ascii") for name in STAND_ONCE)
 
@@ -50,12 +50,12 @@ _TOKEN_BYTES = b"!#$%&'*+.^_`|~-" + string.digits.encode() + string.ascii_letter
 _QUOTED = re.compile(rb'"[^"]*"')
 _HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.vV]+\]|[A-Za-z0-9._~!$&'()*+;=%-]*)(?::[0-9]{0,5})?")
 _CODINGS = frozenset({b"gzip", b"x-gzip", b"deflate", b"compress", b"x-compress", b"identity"})
-# What the parser behind us is not to read again: the framing is ours by then.
+# Fields that the parser behind us must not read again: we have framed the body already.
 _REFRAMED = frozenset({b"transfer-encoding", b"content-length", b"trailer", b"expect"})
 
 
 class Malformed(Exception):
-    """The request is refused; `code` is the problem's, `detail` holds nothing of the request."""
+    """The request is refused; `code` is the problem's, `detail` contains nothing of the request."""
 
     def __init__(self, code: str, detail: str) -> None:
         super().__init__(detail)
@@ -65,7 +65,7 @@ class Malformed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """What the head says of the body."""
+    """The head, and the framing of the body."""
 
     request_line: bytes
     fields: tuple[bytes, ...]
@@ -75,14 +75,14 @@ class Head:
     expects_continue: bool
 
     def reframed(self, length: int) -> bytes:
-        """The same head for a body of `length` bytes that is not chunked and not asked for."""
+        """The same head for an unchunked body of `length` bytes, without `Expect`."""
         kept = [line for line in self.fields if line.partition(b":")[0].lower() not in _REFRAMED]
         framing = [b"Content-Length: %d" % length] if length or self.length is None else []
         return b"\r\n".join([self.request_line, *kept, *framing, b"", b""])
 
 
 def check_trailer(line: bytes) -> None:
-    """Raise Malformed unless the line is a field; trailers are read and dropped (RFC 9110, 6.5.1)."""
+    """Raise Malformed unless the line is a field; trailers are discarded (RFC 9110, 6.5.1)."""
     _split(line)
 
 
@@ -98,7 +98,7 @@ def read_head(head: bytes) -> Head:
         raise Malformed("bad_request", "The request line is not HTTP/1 as we read it.")
     is_old = match[3] == b"0"
     if not is_old:
-        # A later minor version is read, and answered, as the one that we speak (RFC 9110, 2.5).
+        # A later minor version is treated as the version that we support (RFC 9110, 2.5).
         request_line = request_line[:-1] + b"1"
     values = _values(fields)
     if not is_old and b"host" not in values:
@@ -113,7 +113,7 @@ def read_head(head: bytes) -> Head:
 
 
 def _values(fields: list[bytes]) -> dict[bytes, list[bytes]]:
-    """The values of what stands once and of the codings, by name; raises Malformed."""
+    """The values of single fields and of the codings, by name; raises Malformed."""
     values: dict[bytes, list[bytes]] = {}
     for line in fields:
         name, value = _split(line)
@@ -184,7 +184,7 @@ def _check_codings(value: bytes) -> None:
     if codings.count(b"chunked") != 1 or codings[-1] != b"chunked" or b"" in codings:
         raise Malformed("bad_request", "The transfer coding must be chunked, once and at the end.")
     if len(codings) > 1:
-        # `identity` is none since RFC 7230; of the compressed ones we read none.
+        # `identity` is no coding since RFC 7230; compressed codings are not supported.
         code = "bad_request" if b"identity" in codings else "not_implemented"
         raise Malformed(code, "The transfer coding is not one that we read.")
 

@@ -17,9 +17,9 @@ from service.web.schemas import Health
 
 log = logging.getLogger(__name__)
 
-# The database answers within this or we are not ready; a balancer's own timeout is rarely less.
+# Without an answer within this time we are not ready; a balancer's timeout is rarely shorter.
 CHECK_TIMEOUT_S = 0.8
-# Probes come from many balancers at once; the database is asked this often at most.
+# Probes come from many balancers at once; this limits the queries to the database.
 CHECK_EVERY_S = 0.5
 _MEDIA_TYPE = "application/health+json"
 
@@ -27,9 +27,9 @@ _MEDIA_TYPE = "application/health+json"
 def health_blueprint(
     *, check_ready: Callable[[Deadline], str | None], is_stopping: Callable[[], bool]
 ) -> Blueprint:
-    """`check_ready` says what is missing (database, migrations), None when payments can be stored.
+    """`check_ready` names the missing part (database, migrations), None when payments can be stored.
 
-    The payment provider is no part of it: while it is down payments are stored and sent later.
+    The payment provider does not count: while it is down payments are stored and sent later.
     """
     blueprint = Blueprint("health", __name__)
     readiness = _Readiness(check_ready)
@@ -58,7 +58,7 @@ def health_blueprint(
 
 
 class _Readiness:
-    """The newest result of the check, made by one thread at a time; the others take the last one."""
+    """The newest result of the check; one thread at a time checks, the others use the last result."""
 
     def __init__(self, check_ready: Callable[[Deadline], str | None]) -> None:
         self._check_ready = check_ready

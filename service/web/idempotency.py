@@ -10,7 +10,7 @@ from service.errors import HeaderRepeated, KeyMissing
 from service.web.bodies import refuse_card_number
 
 _BARE = re.compile(r"[\x21-\x7e]{1,255}")
-# An RFC 8941 string: quotes and backslashes inside are escaped. Parameters after it mean nothing.
+# An RFC 8941 string: quotes and backslashes inside are escaped. Parameters after it are ignored.
 _QUOTED = re.compile(r'"((?:[\x20-\x21\x23-\x5b\x5d-\x7e]|\\["\\])*)"(?:\s*;.*)?')
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
 
@@ -21,8 +21,8 @@ def read_idempotency_key() -> str:
 
 
 def parse_idempotency_key(header: str) -> str:
-    """The key, the same whichever way it was written; raises as `read_idempotency_key` does."""
-    # Blanks and tabs alone: what else Python takes for white space is no part of HTTP's.
+    """The key, equal for both forms; raises like `read_idempotency_key`."""
+    # Blanks and tabs only: Python's other white space is not white space in HTTP.
     key = given = header.strip(" \t")
     if _is_joined(given):
         raise HeaderRepeated(
@@ -40,8 +40,8 @@ def parse_idempotency_key(header: str) -> str:
 def _is_joined(given: str) -> bool:
     """Whether a proxy may have joined a repeated header by a comma, with or without a space.
 
-    K and "K, K" would be two keys, and two charges. So a key with a comma of its own is written in
-    quotes, and no comma is taken behind them or before a bare key.
+    K and "K, K" would be two keys, and two charges. So a key that contains a comma needs quotes,
+    and a comma after the quotes or in a bare key is refused.
     """
     quoted = _STRING.match(given)
     return "," in (given if quoted is None else given[quoted.end() :])

@@ -1,7 +1,7 @@
-"""Receives one request piece by piece: its head is parsed once, its body framed as it comes. Pure.
+"""Receives one request in pieces: parses its head once and frames its body incrementally. Pure.
 
 The parser behind it gets whole requests with a plain Content-Length, so that the end of a request
-has one reading only. Each byte is looked at once, however small the pieces are.
+is unambiguous. Each byte is examined once, however small the pieces are.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from service.web.header_rules import Head, Malformed, check_trailer, read_head
 MAX_HEAD_BYTES = 32 * 1024
 MAX_BODY_BYTES = 64 * 1024
 # Stripe names no limit for events that it sends by webhook; those that it sends by EventBridge end
-# at 256 KiB. Four times that is refused by nobody but those who mean harm.
+# at 256 KiB. Only malicious requests exceed four times that size.
 MAX_EVENT_BYTES = 1024 * 1024
 _EVENTS = b"/v1/webhooks/"
-# A chunk's size line and the trailers; sane clients send a few bytes of the one, none of the other.
+# A chunk's size line and the trailers: usual clients send a few bytes of one, none of the other.
 _MAX_SIZE_LINE_BYTES = 256
 _MAX_TRAILER_BYTES = 8190
-# Chunks carry their own lengths; this much room for them still fits any sane client's chunks.
+# Chunks carry their own lengths; this overhead suffices for any usual client's chunks.
 _CHUNKING_OVERHEAD_BYTES = 64 * 1024
 
 _END = b"\r\n\r\n"
-# Controls, and line ends that only some readers take for one (RFC 9112, section 2.2).
+# Controls, and line ends that only some readers recognize (RFC 9112, section 2.2).
 _ALLOWED = bytes(byte for byte in range(256) if byte in b"\t\r\n" or 32 <= byte != 127)
 _FORBIDDEN = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|(?<!\r)\n|\r(?!\n|\Z)")
 _NO_HEAD = Head(b"", (), b"", 0, expects_continue=False)
@@ -41,13 +41,13 @@ _READS = (b"GET ", b"HEAD ", b"OPTIONS ")
 
 
 class Verdict(Enum):
-    """What to do with a request that is arriving."""
+    """The next action for a request that is arriving."""
 
     WAIT = auto()
     WHOLE = auto()
     # The client waits for `100 Continue` before it sends the body.
     CONTINUE = auto()
-    # `refusal` says why; nothing that follows can be read.
+    # `refusal` has the reason; the rest of the connection cannot be read.
     REFUSE = auto()
 
 
@@ -61,7 +61,7 @@ class _Part(Enum):
 
 
 class Arrival:
-    """The request that is arriving on a connection, and what has come of those behind it."""
+    """The request that is arriving on a connection, and the bytes of those behind it."""
 
     def __init__(self) -> None:
         self.refusal: Malformed | None = None
@@ -72,7 +72,7 @@ class Arrival:
         self._part = _Part.HEAD
         self._head = _NO_HEAD
         self._body = bytearray()
-        # Up to here the bytes are read, and up to there their line's end was looked for.
+        # The bytes parsed so far, and the bytes already searched for a line's end.
         self._at = 0
         self._searched = 0
         self._chunk_bytes = 0
@@ -81,26 +81,26 @@ class Arrival:
 
     @property
     def has_begun(self) -> bool:
-        """Whether some of a request has come that is not whole yet."""
+        """Whether a part of a request has arrived."""
         return bool(self._received)
 
     @property
     def is_large(self) -> bool:
-        """Whether it holds more than requests other than events may."""
+        """Whether it exceeds the size limit of requests that are no events."""
         return len(self._received) > MAX_HEAD_BYTES + MAX_BODY_BYTES + _CHUNKING_OVERHEAD_BYTES
 
     @property
     def method(self) -> str:
-        """The method as typed, for counting; whoever counts maps it to a closed set."""
+        """The method as sent, for counting; the caller maps it to a closed set."""
         return method_of(self._received)
 
     def feed(self, piece: bytes) -> Verdict:
-        """Take in what has come; WHOLE may be followed by the next request's beginning."""
+        """Add received bytes; after WHOLE they may include the next request's beginning."""
         self._received += piece
         return self.judge()
 
     def judge(self) -> Verdict:
-        """What the bytes so far amount to."""
+        """The next action after the bytes so far."""
         try:
             return self._read_on()
         except Malformed as refusal:
@@ -108,7 +108,7 @@ class Arrival:
             return Verdict.REFUSE
 
     def take(self) -> bytes:
-        """The whole request for the parser, after WHOLE; what came behind it begins the next one."""
+        """The whole request for the parser, after WHOLE; the bytes behind it begin the next one."""
         if self._head.length is None or self._head.expects_continue:
             request = self._head.reframed(len(self._body)) + self._body
         else:
@@ -134,7 +134,7 @@ class Arrival:
     def _read_head(self) -> bool:
         received = self._received
         if self._searched < 2 and received[:2] == b"\r\n":
-            # One empty line before a request is passed over (RFC 9112, section 2.2).
+            # One empty line before a request is skipped (RFC 9112, section 2.2).
             del received[:2]
             self._searched = 0
         end = received.find(_END, max(0, self._searched - 3))
@@ -155,9 +155,9 @@ class Arrival:
         return True
 
     def _is_clean(self, limit: int) -> bool:
-        """Whether nothing forbidden came since the last piece, up to `limit`."""
+        """Whether the bytes since the last piece, up to `limit`, are free of forbidden ones."""
         if not self._searched:
-            # The usual request comes in one piece: counting is ten times as quick as the pattern.
+            # The usual request arrives in one piece: counting is ten times as fast as the pattern.
             piece = self._received[:limit]
             if not piece.translate(None, _ALLOWED) and (
                 piece.count(b"\r\n") == piece.count(b"\n") == piece.count(b"\r")
@@ -183,7 +183,7 @@ class Arrival:
         self._part = _Part.DONE
 
     def _read_chunked(self) -> bool:
-        """One step; False where it needs more bytes. Raises Malformed for what is no chunked body."""
+        """One step; False when it needs more bytes. Raises Malformed for an invalid chunked body."""
         if self._at - self._part_began > self._max_body_bytes + _CHUNKING_OVERHEAD_BYTES:
             raise self._too_large()
         if self._part is _Part.CHUNK_SIZE:
@@ -232,7 +232,7 @@ class Arrival:
         return True
 
     def _line(self, limit: int) -> bytes | None:
-        """The next whole line without its end; None until it is there."""
+        """The next whole line without its end; None until it has arrived."""
         received = self._received
         begin = max(self._at, self._searched - 1)
         end = received.find(b"\r\n", begin)
@@ -248,12 +248,12 @@ class Arrival:
 
 
 def is_probe(request: bytes) -> bool:
-    """Whether it asks for /healthz or /readyz."""
+    """Whether the path is /healthz or /readyz."""
     return request.startswith(_PROBES)
 
 
 def is_read(request: bytes) -> bool:
-    """Whether it changes nothing: those are the last to be refused."""
+    """Whether the request only reads: reads are the last to be refused."""
     return request.startswith(_READS)
 
 

@@ -1,22 +1,22 @@
-"""Whether this instance is stopping: one byte that the gunicorn master shares with its workers.
+"""The stopping flag of this instance: one byte that the gunicorn master shares with its workers.
 
-A worker that is only replaced (HUP, max_requests) is told to end by the same signal, and must not
-say that the instance is going away; so the master writes down which of the two it is.
+The same signal ends a worker that is only replaced (HUP, max_requests), which must not report that
+the instance is stopping; so the master records which of the two it is.
 """
 
 from __future__ import annotations
 
 import mmap
 
-# Made when the master imports this module, before it forks: the workers see the same memory.
+# Created when the master imports this module, before it forks: the workers share the memory.
 _stopping = mmap.mmap(-1, 1)
 
 
 def begin_stop() -> None:
-    """Tell every process of the instance; safe in a signal handler."""
+    """Set the flag for every process of the instance; safe in a signal handler."""
     _stopping[0] = 1
 
 
 def is_stopping() -> bool:
-    """True from the moment the instance was told to stop: /readyz is 503 before anything closes."""
+    """True from the stop signal on: /readyz is 503 before any connection closes."""
     return _stopping[0] == 1
