@@ -19,10 +19,10 @@ from typing import IO, cast
 from service.resilience.breaker import Breaker, BreakerOpen, BreakerRules, Permit
 
 
-def main(board_path: Path, *, is_hasty: bool) -> None:
+def main(page_path: Path, *, is_hasty: bool) -> None:
     # Short pauses, so that a test sees many probes.
     rules = BreakerRules(open_s=0.05 if is_hasty else 0.75)
-    breaker = Breaker("fake", rules=rules, board_path=board_path)
+    breaker = Breaker("fake", rules=rules, page_path=page_path)
     probe: Permit | None = None
     print("ready", flush=True)
     for line in sys.stdin:
@@ -75,9 +75,9 @@ def storm(breaker: Breaker, seconds: float) -> list[tuple[float, float]]:
 class BreakerProcess:
     """The same from outside."""
 
-    def __init__(self, board_path: Path, *options: str) -> None:
+    def __init__(self, page_path: Path, *options: str) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.breaker_process", str(board_path), *options],
+            [sys.executable, "-m", "tests.breaker_process", str(page_path), *options],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

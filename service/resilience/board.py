@@ -36,7 +36,7 @@ _LOCK_WAIT_S = 0.05
 _CLAIM_WAIT_S = 2.0
 
 
-class Board:
+class SharedPage:
     """The header's cells are shared by all processes; `own` is the start of this process' slot."""
 
     def __init__(self, path: Path | None) -> None:
@@ -133,7 +133,7 @@ class Board:
                 sleep(0.001)
 
     def close(self) -> None:
-        """Release the slot; the board cannot be used afterwards."""
+        """Release the slot; the page cannot be used afterwards."""
         self._wipe(self.own)
         self._forget_page()
         if self._fd is not None:

@@ -28,7 +28,7 @@ from circuitbreaker import (  # type: ignore[import-untyped]
 )
 
 from service.observability import metrics
-from service.resilience.board import SLOT_STARTS, Board
+from service.resilience.board import SLOT_STARTS, SharedPage
 from service.resilience.window import Tally, Window
 
 log = logging.getLogger(__name__)
@@ -82,7 +82,7 @@ class BreakerOpen(CircuitBreakerError):  # type: ignore[misc]
 
 
 class Breaker(CircuitBreaker):  # type: ignore[misc]
-    """One provider's breaker in one process; breakers with the same `board_path` share their state.
+    """One provider's breaker in one process; breakers with the same `page_path` share their state.
 
     Without a path, or where the file cannot be opened, the state is private. Any number of threads
     may use it (not coroutines). Create it after the fork.
@@ -93,21 +93,21 @@ class Breaker(CircuitBreaker):  # type: ignore[misc]
         name: str,
         *,
         rules: BreakerRules | None = None,
-        board_path: Path | None = None,
+        page_path: Path | None = None,
         clock: Callable[[], float] = monotonic,
     ) -> None:
         super().__init__(name=name)
         self._rules = rules or BreakerRules()
         self._clock = clock
-        self._board = Board(board_path)
-        self._cells = self._board.cells
+        self._page = SharedPage(page_path)
+        self._cells = self._page.cells
         self._windows = {start: self._window(start) for start in SLOT_STARTS}
         self._lock = threading.Lock()
         self._entered = threading.local()
         self._refusals = metrics.breaker_refusals_total.labels(provider=name)
         self._open_seconds = metrics.breaker_open_seconds_total.labels(provider=name)
         self._seen = -1.0
-        self._notice()
+        self._publish()
 
     def _window(self, start: int) -> Window:
         # The first cell of a slot is the process id.
@@ -123,7 +123,7 @@ class Breaker(CircuitBreaker):  # type: ignore[misc]
         cells = self._cells
         generation = cells[_GENERATION]
         if generation != self._seen:
-            self._notice()
+            self._publish()
         if cells[_STATE] == _CLOSED:
             return Permit(self, generation, is_probe=False)
         permit = self._lease_probe() if may_probe else None
@@ -136,37 +136,37 @@ class Breaker(CircuitBreaker):  # type: ignore[misc]
         """The host's only probe; None: too early, or another process holds the lease."""
         if not self.probe_is_due:
             return None
-        with self._lock, self._board.exclusive() as is_mine:
+        with self._lock, self._page.exclusive() as is_mine:
             if not is_mine or not self.probe_is_due:
                 return None
             now_s = self._clock()
             # Written before the state: a process that dies in between leaves a lease that expires.
             self._cells[_PROBE_UNTIL] = now_s + self._rules.probe_lease_s
-            turn = self._turn(_HALF_OPEN, now_s, reason="probe")
+            transition = self._transition(_HALF_OPEN, now_s, reason="probe")
             permit = Permit(self, self._cells[_GENERATION], is_probe=True)
-        self._announce(turn)
+        self._emit(transition)
         return permit
 
     def _record(self, permit: Permit, *, failed: bool | None) -> None:
         """The result of a call; None: it proves nothing about the provider."""
         now_s = self._clock()
         if permit.is_probe:
-            turn = self._judge_probe(permit, now_s, failed=failed)
+            transition = self._judge_probe(permit, now_s, failed=failed)
         elif failed is None:
             return
         else:
             slow = now_s - permit.began_s >= self._rules.slow_s
-            turn = self._judge_call(permit, now_s, failed=failed, slow=slow)
-        if turn is not None:
-            self._announce(turn)
+            transition = self._judge_call(permit, now_s, failed=failed, slow=slow)
+        if transition is not None:
+            self._emit(transition)
 
     def _judge_call(
         self, permit: Permit, now_s: float, *, failed: bool, slow: bool
-    ) -> _Turn | None:
+    ) -> _Transition | None:
         with self._lock:
             if self._cells[_GENERATION] != permit.generation or self._cells[_STATE] != _CLOSED:
                 return None
-            own = self._windows[self._board.own]
+            own = self._windows[self._page.own]
             own.add(now_s, permit.generation, failed=failed, slow=slow)
             if not failed and not slow:
                 return None
@@ -179,7 +179,7 @@ class Breaker(CircuitBreaker):  # type: ignore[misc]
                 reason = self._reason_to_open(tally)
             if reason is None:
                 return None
-            with self._turning(permit) as is_mine:
+            with self._exclusive_transition(permit) as is_mine:
                 return self._open(now_s, reason, tally) if is_mine else None
 
     def _reason_to_open(self, tally: Tally) -> str | None:
@@ -194,81 +194,87 @@ class Breaker(CircuitBreaker):  # type: ignore[misc]
 
     def _host_tally(self, now_s: float, generation: float) -> Tally:
         total = _NO_CALLS
-        for start in self._board.taken():
+        for start in self._page.taken():
             total = total.plus(self._windows[start].tally(now_s, generation))
         return total
 
-    def _judge_probe(self, permit: Permit, now_s: float, *, failed: bool | None) -> _Turn | None:
-        with self._lock, self._turning(permit) as is_mine:
+    def _judge_probe(
+        self, permit: Permit, now_s: float, *, failed: bool | None
+    ) -> _Transition | None:
+        with self._lock, self._exclusive_transition(permit) as is_mine:
             if not is_mine:
                 return None
             if failed is False:
                 self._cells[_CLOSED_AT] = now_s
-                return self._turn(_CLOSED, now_s, reason="probe_succeeded")
+                return self._transition(_CLOSED, now_s, reason="probe_succeeded")
             self._hold_open(now_s, self._rules.open_s)
-            return self._turn(
+            return self._transition(
                 _OPEN, now_s, reason="probe_failed" if failed else "probe_said_nothing"
             )
 
     # --- Transitions ------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def _turning(self, permit: Permit) -> Iterator[bool]:
+    def _exclusive_transition(self, permit: Permit) -> Iterator[bool]:
         """True: no other process can change the state, and none has since the permit was given."""
-        with self._board.exclusive() as is_mine:
+        with self._page.exclusive() as is_mine:
             yield is_mine and self._cells[_GENERATION] == permit.generation
 
-    def _open(self, now_s: float, reason: str, tally: Tally) -> _Turn:
+    def _open(self, now_s: float, reason: str, tally: Tally) -> _Transition:
         cells = self._cells
         is_relapse = cells[_CLOSED_AT] > 0.0 and now_s - cells[_CLOSED_AT] < self._rules.window_s
         cells[_RELAPSES] = cells[_RELAPSES] + 1 if is_relapse else 0.0
         hold_s = min(self._rules.open_max_s, self._rules.open_s * 2 ** min(cells[_RELAPSES], 16))
         self._hold_open(now_s, hold_s)
-        return self._turn(_OPEN, now_s, reason=reason, tally=tally)
+        return self._transition(_OPEN, now_s, reason=reason, tally=tally)
 
     def _hold_open(self, now_s: float, hold_s: float) -> None:
         # Jitter keeps the machines behind one balancer from probing at the same moment.
         self._cells[_OPEN_UNTIL] = now_s + hold_s * random.uniform(2 - _JITTER_MAX, _JITTER_MAX)  # noqa: S311
         self._cells[_PROBE_UNTIL] = 0.0
 
-    def _turn(self, state: float, now_s: float, *, reason: str, tally: Tally = _NO_CALLS) -> _Turn:
+    def _transition(
+        self, state: float, now_s: float, *, reason: str, tally: Tally = _NO_CALLS
+    ) -> _Transition:
         """Change the state while holding the page's lock; metrics and log follow outside the lock."""
         cells = self._cells
         was, since_s = cells[_STATE], cells[_SINCE]
         cells[_STATE] = state
         cells[_SINCE] = now_s
         cells[_GENERATION] += 1
-        return _Turn(_word(was), _word(state), reason, now_s - since_s, self.open_remaining, tally)
+        return _Transition(
+            _word(was), _word(state), reason, now_s - since_s, self.open_remaining, tally
+        )
 
-    def _announce(self, turn: _Turn) -> None:
+    def _emit(self, transition: _Transition) -> None:
         """Metrics and log of a transition by this process; exactly one process makes each transition."""
-        self._notice()
-        if turn.from_state != STATE_CLOSED:
-            self._open_seconds.inc(max(0.0, turn.lasted_s))
-        if turn.from_state == turn.to_state:
+        self._publish()
+        if transition.from_state != STATE_CLOSED:
+            self._open_seconds.inc(max(0.0, transition.lasted_s))
+        if transition.from_state == transition.to_state:
             return
         metrics.breaker_transitions_total.labels(
-            provider=self.name, from_state=turn.from_state, to_state=turn.to_state
+            provider=self.name, from_state=transition.from_state, to_state=transition.to_state
         ).inc()
         extra = {
             "provider": self.name,
-            "from_state": turn.from_state,
-            "reason": turn.reason,
-            "calls": int(turn.tally.calls),
-            "failures": int(turn.tally.failures),
-            "slow": int(turn.tally.slow),
-            "open_s": round(turn.open_s, 3),
+            "from_state": transition.from_state,
+            "reason": transition.reason,
+            "calls": int(transition.tally.calls),
+            "failures": int(transition.tally.failures),
+            "slow": int(transition.tally.slow),
+            "open_s": round(transition.open_s, 3),
         }
-        if turn.to_state == STATE_OPEN and turn.from_state == STATE_CLOSED:
+        if transition.to_state == STATE_OPEN and transition.from_state == STATE_CLOSED:
             log.warning("breaker.opened", extra=extra)
-        elif turn.to_state == STATE_OPEN:
+        elif transition.to_state == STATE_OPEN:
             log.info("breaker.probe_failed", extra=extra)
-        elif turn.to_state == STATE_HALF_OPEN:
+        elif transition.to_state == STATE_HALF_OPEN:
             log.info("breaker.half_open", extra=extra)
         else:
             log.warning("breaker.closed", extra=extra)
 
-    def _notice(self) -> None:
+    def _publish(self) -> None:
         """Show the state in the metrics, whichever process changed it."""
         self._seen = self._cells[_GENERATION]
         now = _word(self._cells[_STATE])
@@ -294,7 +300,7 @@ class Breaker(CircuitBreaker):  # type: ignore[misc]
     def state(self) -> str:
         """closed, open, or half_open: a probe is in flight or due."""
         if self._cells[_GENERATION] != self._seen:
-            self._notice()
+            self._publish()
         if self._cells[_STATE] == _OPEN and self.probe_is_due:
             return str(STATE_HALF_OPEN)
         return _word(self._cells[_STATE])
@@ -303,7 +309,7 @@ class Breaker(CircuitBreaker):  # type: ignore[misc]
     def closed(self) -> bool:
         """Whether every call is admitted."""
         if self._cells[_GENERATION] != self._seen:
-            self._notice()
+            self._publish()
         return bool(self._cells[_STATE] == _CLOSED)
 
     @property
@@ -321,11 +327,11 @@ class Breaker(CircuitBreaker):  # type: ignore[misc]
 
     def reset(self) -> None:
         """Close it by hand, for the whole host."""
-        with self._lock, self._board.exclusive() as is_mine:
+        with self._lock, self._page.exclusive() as is_mine:
             if not is_mine or self._cells[_STATE] == _CLOSED:
                 return
-            turn = self._turn(_CLOSED, self._clock(), reason="reset")
-        self._announce(turn)
+            transition = self._transition(_CLOSED, self._clock(), reason="reset")
+        self._emit(transition)
 
     def __enter__(self) -> None:
         """The interface of the base class' `call` and decorator, but refusing while open."""
@@ -345,7 +351,7 @@ class Breaker(CircuitBreaker):  # type: ignore[misc]
 
     def close(self) -> None:
         """Release the shared page; the breaker cannot be used afterwards."""
-        self._board.close()
+        self._page.close()
 
 
 class Permit:
@@ -384,7 +390,7 @@ class Permit:
 
 
 @dataclass(frozen=True, slots=True)
-class _Turn:
+class _Transition:
     from_state: str
     to_state: str
     reason: str

@@ -72,7 +72,7 @@ def table(title: str, unit: str, figures: dict[str, float], *, digits: int = 0) 
 def call_costs() -> dict[str, float]:
     """Medians over rounds taken in turn, so that a noisy moment strikes all alike."""
     with tempfile.TemporaryDirectory() as home:
-        shared = Breaker("bench", board_path=Path(home) / "board")
+        shared = Breaker("bench", page_path=Path(home) / "board")
         decorated = Breaker("bench")
         ways = {
             "holdfast": partial(_admit_and_record, shared),
@@ -149,8 +149,8 @@ def calls_to_open(name: str) -> float:
         return sum(counts.get() for _ in workers)
 
 
-def _work(name: str, board_path: Path, together: object, counts: object) -> None:
-    guarded, made = _guarded(name, board_path)
+def _work(name: str, page_path: Path, together: object, counts: object) -> None:
+    guarded, made = _guarded(name, page_path)
     together.wait()  # type: ignore[attr-defined]
     until_s = time.monotonic() + 10
 
@@ -166,7 +166,7 @@ def _work(name: str, board_path: Path, together: object, counts: object) -> None
 
 
 def _guarded(
-    name: str, board_path: Path | None, *, is_dead: bool = True
+    name: str, page_path: Path | None, *, is_dead: bool = True
 ) -> tuple[Callable[[], object], list[int]]:
     """A call to a provider behind the breaker of that name, and the calls that got there."""
     logging.disable()
@@ -180,7 +180,7 @@ def _guarded(
 
     if name == "holdfast":
         rules = BreakerRules(minimum_calls=FAILURES_TO_OPEN, open_s=PAUSE_S)
-        return Breaker("bench", rules=rules, board_path=board_path)(call), made
+        return Breaker("bench", rules=rules, page_path=page_path)(call), made
     if name == "pybreaker":
         breaker = pybreaker.CircuitBreaker(fail_max=FAILURES_TO_OPEN, reset_timeout=PAUSE_S)
         return partial(breaker.call, call), made

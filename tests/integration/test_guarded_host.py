@@ -15,17 +15,17 @@ from tests.breaker_process import BreakerProcess
 
 
 @pytest.fixture
-def board_path(tmp_path: Path) -> Path:
+def page_path(tmp_path: Path) -> Path:
     return tmp_path / "board"
 
 
 @pytest.fixture
-def start(board_path: Path) -> Iterator[Callable[..., list[BreakerProcess]]]:
-    """Starts that many processes on one board, side by side."""
+def start(page_path: Path) -> Iterator[Callable[..., list[BreakerProcess]]]:
+    """Starts that many processes on one shared page, side by side."""
     started: list[BreakerProcess] = []
 
     def start(count: int, *options: str) -> list[BreakerProcess]:
-        fresh = [BreakerProcess(board_path, *options) for _ in range(count)]
+        fresh = [BreakerProcess(page_path, *options) for _ in range(count)]
         started.extend(fresh)
         for process in fresh:
             process.wait_until_ready()
@@ -53,7 +53,7 @@ def test_the_failures_of_all_workers_are_added_up(start):
     assert let_through == [4, 4, 2]
 
 
-def test_one_probe_a_host_also_after_the_prober_was_killed(start, board_path: Path):
+def test_one_probe_a_host_also_after_the_prober_was_killed(start, page_path: Path):
     first, second, third = start(3)
     first.ask("fail 20")
     _wait_until(lambda: first.ask("state") == "half_open")
@@ -82,7 +82,7 @@ def test_however_many_knock_no_two_probes_of_a_host_overlap(start):
 
 
 def test_a_process_that_joins_knows_and_when_all_are_dead_nothing_is_remembered(
-    start, board_path: Path
+    start, page_path: Path
 ):
     (killed,) = start(1)
     killed.ask("fail 20")
@@ -91,13 +91,13 @@ def test_a_process_that_joins_knows_and_when_all_are_dead_nothing_is_remembered(
 
     killed.kill()
     late.kill()
-    fresh = Breaker("fake", board_path=board_path)
+    fresh = Breaker("fake", page_path=page_path)
 
     assert fresh.closed
     fresh.close()
 
 
-def test_a_killed_workers_slot_is_taken_over_with_nothing_in_it(start, board_path: Path):
+def test_a_killed_workers_slot_is_taken_over_with_nothing_in_it(start, page_path: Path):
     keeper, killed = start(2)
     killed.ask("fail 9")
     killed.kill()
@@ -108,12 +108,12 @@ def test_a_killed_workers_slot_is_taken_over_with_nothing_in_it(start, board_pat
     assert keeper.ask("state") == "closed"
 
 
-def test_a_hundred_short_lives_leave_room_for_the_next(board_path: Path):
-    keeper = Breaker("fake", board_path=board_path)
+def test_a_hundred_short_lives_leave_room_for_the_next(page_path: Path):
+    keeper = Breaker("fake", page_path=page_path)
     for _ in range(100):
-        Breaker("fake", board_path=board_path).close()
+        Breaker("fake", page_path=page_path).close()
 
-    last = Breaker("fake", board_path=board_path)
+    last = Breaker("fake", page_path=page_path)
     for _ in range(20):
         try:
             last.admit().record(failed=True)

@@ -349,7 +349,7 @@ def test_it_can_be_closed_by_hand(breaker: Breaker):
     assert breaker.closed
 
 
-# --- One host, in one process: two breakers on one board
+# --- One host, in one process: two breakers on one shared page
 
 
 def test_what_one_opens_is_open_for_the_other_at_once(tmp_path: Path, clock: FakeClock):
@@ -391,22 +391,22 @@ def test_the_last_to_leave_takes_the_state_along(tmp_path: Path, clock: FakeCloc
     one, other = _pair(tmp_path, clock)
     _open(one)
     one.close()
-    late = Breaker("fake", board_path=tmp_path / "board", clock=clock)
+    late = Breaker("fake", page_path=tmp_path / "board", clock=clock)
     assert late.state == "open"
     other.close()
     late.close()
 
-    fresh = Breaker("fake", board_path=tmp_path / "board", clock=clock)
+    fresh = Breaker("fake", page_path=tmp_path / "board", clock=clock)
 
     assert fresh.closed
     fresh.close()
 
 
 def test_moments_from_another_boot_do_not_keep_it_open(tmp_path: Path):
-    before = Breaker("fake", board_path=tmp_path / "board", clock=FakeClock(1e7))
+    before = Breaker("fake", page_path=tmp_path / "board", clock=FakeClock(1e7))
     _open(before)
 
-    after = Breaker("fake", board_path=tmp_path / "board", clock=FakeClock(60))
+    after = Breaker("fake", page_path=tmp_path / "board", clock=FakeClock(60))
 
     assert after.admit(may_probe=True).is_probe
     before.close()
@@ -417,8 +417,8 @@ def test_moments_from_another_boot_do_not_keep_it_open(tmp_path: Path):
 def test_without_a_file_it_works_alone(
     tmp_path: Path, clock: FakeClock, caplog: pytest.LogCaptureFixture, name: str
 ):
-    one = Breaker("fake", board_path=tmp_path / name, clock=clock)
-    other = Breaker("fake", board_path=tmp_path / name, clock=clock)
+    one = Breaker("fake", page_path=tmp_path / name, clock=clock)
+    other = Breaker("fake", page_path=tmp_path / name, clock=clock)
 
     _open(one)
 
@@ -429,8 +429,8 @@ def test_without_a_file_it_works_alone(
     other.close()
 
 
-def test_the_board_is_nobody_elses_to_read(tmp_path: Path):
-    Breaker("fake", board_path=tmp_path / "board").close()
+def test_only_the_owner_may_read_the_page(tmp_path: Path):
+    Breaker("fake", page_path=tmp_path / "board").close()
 
     assert (tmp_path / "board").stat().st_mode & 0o777 == 0o600
 
@@ -484,6 +484,6 @@ def _open(breaker: Breaker) -> None:
 def _pair(tmp_path: Path, clock: FakeClock) -> tuple[Breaker, Breaker]:
     path = tmp_path / "board"
     return (
-        Breaker("fake", board_path=path, clock=clock),
-        Breaker("fake", board_path=path, clock=clock),
+        Breaker("fake", page_path=path, clock=clock),
+        Breaker("fake", page_path=path, clock=clock),
     )
