@@ -47,7 +47,7 @@ class Preflight:
         """Every check, with `ok` and a detail."""
         window = Window({}, self.read(), 0.0)
         return [
-            self._lever(deadline),
+            self._kill_switch(deadline),
             self._provider_key(),
             self._scope(plan, scope),
             self._sandbox(plan),
@@ -59,17 +59,17 @@ class Preflight:
             self._connections(scope, deadline),
         ]
 
-    def lever(self, deadline: Deadline) -> dict[str, Any]:
+    def kill_switch(self, deadline: Deadline) -> dict[str, Any]:
         """The state of the kill switch: in the database for all, or as a file on this machine."""
         if self.off_file.exists():
             reason = f"the file {self.off_file} exists"
             return {"engaged": True, "reason": reason, "by": "file", "at": None}
-        return self.store.lever(deadline)
+        return self.store.kill_switch(deadline)
 
-    def _lever(self, deadline: Deadline) -> dict[str, Any]:
-        lever = self.lever(deadline)
-        detail = f"Engaged: {lever['reason']}" if lever["engaged"] else "Not engaged."
-        return _found("lever", not lever["engaged"], detail)
+    def _kill_switch(self, deadline: Deadline) -> dict[str, Any]:
+        switch = self.kill_switch(deadline)
+        detail = f"Engaged: {switch['reason']}" if switch["engaged"] else "Not engaged."
+        return _found("lever", not switch["engaged"], detail)
 
     def _provider_key(self) -> dict[str, Any]:
         is_live = self.provider_key.startswith(("sk_live_", "rk_live_"))

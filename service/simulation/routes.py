@@ -130,7 +130,7 @@ def simulation_blueprint(
             {
                 "running": running.document() if running else None,
                 "recent": _or_none(lambda: rehearsals.recent(_deadline())) or [],
-                "lever": _lever(),
+                "lever": _kill_switch(),
                 "links": _links(),
                 "default_scope": rehearsals.default_scope,
                 "simulations": [
@@ -170,10 +170,10 @@ def simulation_blueprint(
             answers={200: ("The lever as it now stands", None)},
         )
     )
-    def pull_lever() -> Response:
+    def set_kill_switch() -> Response:
         by = require_platform()
         body: Lever = read_body(Lever)
-        context.store.set_lever(
+        context.store.set_kill_switch(
             engaged=body.engaged,
             reason=body.reason,
             by=by.name,
@@ -182,7 +182,7 @@ def simulation_blueprint(
         )
         if body.engaged:
             rehearsals.stop_all(by, _deadline())
-        return _json(context.preflight.lever(_deadline()))
+        return _json(context.preflight.kill_switch(_deadline()))
 
     @blueprint.get("/drills")
     @documented(
@@ -208,7 +208,7 @@ def simulation_blueprint(
                 ],
                 "running": running.document() if running else None,
                 "recent": _or_none(lambda: rehearsals.recent(_deadline(), 50)) or [],
-                "lever": _lever(),
+                "lever": _kill_switch(),
             }
         )
 
@@ -296,9 +296,12 @@ def simulation_blueprint(
         body: Answer = read_body(Answer)
         return _json(rehearsals.name_fault(rehearsals.live(run_id), body.name))
 
-    def _lever() -> dict[str, Any]:
+    def _kill_switch() -> dict[str, Any]:
         unknown = {"engaged": None, "reason": "The database does not answer.", "by": None}
-        return _or_none(lambda: context.preflight.lever(_deadline())) or {**unknown, "at": None}
+        return _or_none(lambda: context.preflight.kill_switch(_deadline())) or {
+            **unknown,
+            "at": None,
+        }
 
     def _links() -> dict[str, Any] | None:
         control_path, running = context.preflight.control_path, rehearsals.running

@@ -17,7 +17,7 @@ from service.resilience.deadline import Deadline
 
 # The lease is renewed while a run lives; a killed run blocks the next one for at most this long.
 LEASE_S = 15.0
-_LEASE, _LEVER = "rehearsal", "rehearsal_lever"
+_LEASE, _KILL_SWITCH = "rehearsal", "rehearsal_lever"
 
 _TAKE_LEASE = Statement(
     "rehearsal_take_lease",
@@ -153,15 +153,15 @@ class RehearsalStore:
         params = {"name": _LEASE, "detail": json.dumps({"run": run_id})}
         self._pool.run(_END_LEASE, params, deadline)
 
-    def lever(self, deadline: Deadline) -> dict[str, Any]:
+    def kill_switch(self, deadline: Deadline) -> dict[str, Any]:
         """Whether drills are blocked on all instances, and by which key."""
-        rows = self._pool.run(_READ_LEVER, {"name": _LEVER}, deadline)
+        rows = self._pool.run(_READ_LEVER, {"name": _KILL_SWITCH}, deadline)
         if not rows:
             return {"engaged": False, "reason": None, "by": None, "at": None}
         detail, at = rows[0]
         return {**detail, "at": moment(at)}
 
-    def set_lever(
+    def set_kill_switch(
         self,
         *,
         engaged: bool,
@@ -176,7 +176,7 @@ class RehearsalStore:
         audit.run_audited(
             self._pool,
             _SET_LEVER,
-            {"name": _LEVER, "detail": json.dumps(detail)},
+            {"name": _KILL_SWITCH, "detail": json.dumps(detail)},
             deadline,
             actor=actor or Actor("api_key", by),
             entry=lambda _: Entry(action, detail={"reason": reason}),

@@ -155,7 +155,7 @@ class Watch:
         if reason is not None:
             self._run.stop(f"Live traffic: {reason}")
         # Last, because it needs the database, which may be down just when real payments suffer.
-        if self._preflight.lever(_deadline())["engaged"]:
+        if self._preflight.kill_switch(_deadline())["engaged"]:
             self._run.stop("The kill switch was engaged.")
 
     def _point(self, target: Target) -> dict[str, Any]:

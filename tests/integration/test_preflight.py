@@ -106,7 +106,9 @@ def test_an_old_backlog_does(pool, tmp_path, gauge, most_s, name):
 
 def test_an_engaged_lever_does_and_says_why(pool, tmp_path):
     store = RehearsalStore(pool)
-    store.set_lever(engaged=True, reason="release night", by="key", deadline=Deadline.after(5))
+    store.set_kill_switch(
+        engaged=True, reason="release night", by="key", deadline=Deadline.after(5)
+    )
 
     assert look(pool, tmp_path) == ["lever: Engaged: release night"]
 
