@@ -296,6 +296,7 @@ def charge_of(payment: Payment, *, may_send_again: bool = False) -> Charge:
         key_digest=payment.key_digest,
         may_send_again=may_send_again,
         is_older=payment.had_key_used,
+        is_repeat=payment.was_sent,
     )
 
 

@@ -14,7 +14,7 @@ from uuid import UUID
 from uuid_utils.compat import uuid7
 
 from service.payments.provider_keys import provider_key
-from service.providers.base import KEY_USED, Outcome, OutcomeKind
+from service.providers.base import KEY_USED, Outcome, OutcomeKind, Stage
 
 
 class Status(StrEnum):
@@ -210,6 +210,16 @@ class Payment:
     def is_freed_keys_next(self) -> bool:
         """Not sent yet, and not the first payment under its client's key."""
         return self.key_digest is not None and self.key_series > 1 and not self.attempts
+
+    @property
+    def was_sent(self) -> bool:
+        """An earlier call may have moved the money: sent as far as we know, or looked up since."""
+        return self.look_ups > 0 or any(
+            attempt["op"] == "confirm"
+            and attempt["stage"] != Stage.NOT_SENT.value
+            and attempt["error"] != "http_429"
+            for attempt in self.attempts
+        )
 
     @property
     def had_key_used(self) -> bool:

@@ -115,6 +115,8 @@ class Charge:
     key_digest: str | None = None
     # Whether a look-up may send the same key once more (one_shot): the caller noted it as sent.
     may_send_again: bool = False
+    # Sent before: a refusal of this call is no proof that an earlier one moved nothing.
+    is_repeat: bool = False
     # Our key was used before for another call: its charge may be older than our row.
     is_older: bool = False
 

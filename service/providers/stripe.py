@@ -79,7 +79,7 @@ class StripeProvider:
         def move() -> Outcome:
             if charge.provider_ref is None:
                 answer = self._create_confirmed("confirm", charge, deadline)
-                return intents.of_answer(answer, charge, is_first=True)
+                return intents.of_answer(answer, charge, is_first=not charge.is_repeat)
             path = f"{_INTENTS}/{charge.provider_ref}/confirm"
             answer = self._api.post("confirm", path, {}, charge.provider_key, deadline)
             return intents.of_answer(answer, charge)

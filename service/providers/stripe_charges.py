@@ -69,7 +69,7 @@ class StripeChargesProvider:
                 # It was made before: under another key this would be a second one.
                 return self._books.retrieve("confirm", charge, deadline)
             answer = self._create("confirm", charge, deadline)
-            return charges.of_answer(answer, charge, is_first=True)
+            return charges.of_answer(answer, charge, is_first=not charge.is_repeat)
 
         return self._api.outcome("confirm", move)
 

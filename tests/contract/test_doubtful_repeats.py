@@ -277,3 +277,22 @@ def test_what_expires_while_it_is_prepared_is_not_confirmed(two_phase, scripted)
 
     assert scripted.requests("confirm") == []
     assert two_phase.read(payment).status is Status.NOT_EXECUTED
+
+
+def test_a_refusal_of_the_next_series_is_no_proof_about_the_last(one_call, scripted):
+    """The first was executed after all, and took what the second came with."""
+    scripted.script(Rule("create_confirmed", status=500, save=True, execute="later"))
+    payment = one_call.pay()
+    one_call.settle()
+    one_call.age(by_s=6)
+    used = {"error": {"type": "invalid_request_error", "message": "The token was used before."}}
+    scripted.script(Rule("create_confirmed", status=400, body=used, execute="never"))
+    one_call.settle()
+    during = one_call.read(payment)
+    scripted.execute_held()
+    one_call.settle()
+
+    assert during.key_series == 2
+    assert during.status is Status.UNKNOWN
+    assert one_call.read(payment).status is Status.SUCCEEDED
+    assert charges(scripted) == 1
