@@ -21,8 +21,6 @@ log = logging.getLogger(__name__)
 
 # The shape of the answers that the adapters were written against.
 STRIPE_VERSION = "2024-06-20"
-# What Stripe takes of metadata, ours included.
-METADATA_ENTRIES_MAX = 50
 # Stripe's largest page, and what to ask for when metadata makes one larger than we take.
 PAGE_SIZES = (100, 10, 1)
 # A page that hangs must not use up the time of a whole listing: the queue waits behind it.
@@ -179,7 +177,8 @@ def metadata_form(charge: Charge) -> dict[str, str]:
     # Ours last: the sweep must be able to believe them, whatever the caller wrote.
     metadata = {**charge.metadata, **ours}
     # The caller may fill all but our three entries; a fourth of ours goes only where there is room.
-    if charge.reference is not None and len({*metadata, "reference"}) <= METADATA_ENTRIES_MAX:
+    most = stripe_form.METADATA_ENTRIES_MAX
+    if charge.reference is not None and len({*metadata, "reference"}) <= most:
         metadata["reference"] = charge.reference
     return {f"metadata[{name}]": metadata[name] for name in sorted(metadata)}
 

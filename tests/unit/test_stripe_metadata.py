@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from service.providers.base import Charge
 from service.providers.stripe_answers import is_of
-from service.providers.stripe_api import METADATA_ENTRIES_MAX, metadata_form
+from service.providers.stripe_api import metadata_form
+from service.providers.stripe_form import METADATA_ENTRIES_MAX
 
 
 def charge(**more: object) -> Charge:
