@@ -32,7 +32,8 @@ from service.observability import metrics
 from service.payments import audit
 from service.payments import movement_statements as statements
 from service.payments.audit import Actor, Entry
-from service.payments.fair_share import NO_OWNER, NUDGED_AT_ONCE, Due, FairShare
+from service.payments.due_rows import pick_due
+from service.payments.fair_share import NUDGED_AT_ONCE, FairShare
 from service.payments.model import Payment, Status, new_id, sources_of
 from service.payments.movements import (
     OPEN,
@@ -312,25 +313,15 @@ class MovementStore:
 
     def lease_due(self, limit: int, deadline: Deadline) -> list[tuple[Movement, Payment]]:
         """Take up to `limit` movements that are due, merchants in turn, for one call and record."""
-
-        def oldest(most: int) -> list[Due]:
-            rows = self._pool.run(statements.DUE, {"limit": most}, deadline)
-            return [
-                Due((str(merchant_id),), str(movement_id), self._provider in (None, provider))
-                for merchant_id, movement_id, provider in rows
-            ]
-
-        def behind(owner: tuple[str, ...] | None) -> list[Due]:
-            values = {
-                "after": owner[0] if owner else str(NO_OWNER),
-                "provider": self._provider,
-                "places": limit,
-                "limit": limit * limit,
-            }
-            rows = self._pool.run(statements.DUE_OF_MERCHANTS, values, deadline)
-            return [Due((str(merchant_id),), str(movement_id)) for merchant_id, movement_id in rows]
-
-        picked = self._turn.pick(limit, oldest, behind)
+        picked = pick_due(
+            self._pool,
+            self._turn,
+            oldest=statements.DUE,
+            of_merchants=statements.DUE_OF_MERCHANTS,
+            provider=self._provider,
+            limit=limit,
+            deadline=deadline,
+        )
         if not picked:
             return []
         values = {

@@ -11,7 +11,8 @@ from typing import Any
 from uuid import UUID
 
 from service.database.pool import ConnectionPool, Statement
-from service.payments.fair_share import NO_OWNER, Due, FairShare
+from service.payments.due_rows import pick_due
+from service.payments.fair_share import Due, FairShare
 from service.payments.late_statements import APPLY_HINTS
 from service.payments.lease_statements import (
     DOUBTFUL,
@@ -192,24 +193,15 @@ class SettlingStore:
     def _pick(
         self, statements: LeaseStatements, turn: FairShare, limit: int, deadline: Deadline
     ) -> list[Due]:
-        def oldest(most: int) -> list[Due]:
-            rows = self._pool.run(statements.oldest, {"limit": most}, deadline)
-            return [
-                Due((str(merchant_id),), str(payment_id), self._provider in (None, provider))
-                for merchant_id, payment_id, provider in rows
-            ]
-
-        def behind(owner: tuple[str, ...] | None) -> list[Due]:
-            values = {
-                "after": owner[0] if owner else str(NO_OWNER),
-                "provider": self._provider,
-                "places": limit,
-                "limit": limit * limit,
-            }
-            rows = self._pool.run(statements.of_merchants, values, deadline)
-            return [Due((str(merchant_id),), str(payment_id)) for merchant_id, payment_id in rows]
-
-        return turn.pick(limit, oldest, behind)
+        return pick_due(
+            self._pool,
+            turn,
+            oldest=statements.oldest,
+            of_merchants=statements.of_merchants,
+            provider=self._provider,
+            limit=limit,
+            deadline=deadline,
+        )
 
     def _take(
         self, statements: LeaseStatements, picked: Sequence[Due], deadline: Deadline
