@@ -1,4 +1,4 @@
-"""Captures, voids, refunds and the events as they go over REST: checked here, shown in OpenAPI."""
+"""REST models of captures, voids, refunds and events: checked here, shown in OpenAPI."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ class EventPage(BaseModel):
 
 
 def present_refund(refund: Movement, payment: Payment) -> dict[str, Any]:
-    """The refund as callers see it, like RefundDocument."""
+    """The refund in the form of RefundDocument."""
     return {
         "id": refund.id,
         "object": "refund",
@@ -166,7 +166,7 @@ def present_refund(refund: Movement, payment: Payment) -> dict[str, Any]:
 
 
 def present_feed_event(event: FeedEvent) -> dict[str, Any]:
-    """The event as callers see it, like EventDocument."""
+    """The event in the form of EventDocument."""
     about = event.payment_id
     return {
         "id": f"evt_{event.event_id.hex}",

@@ -1,4 +1,4 @@
-"""What the doors for captures, voids and refunds share: the key's rules, and the promise made."""
+"""Shared by captures, voids and refunds: the idempotency key's rules, and the answer's promise."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def move_request(
     amount_minor: int | None = None,
     reason: str | None = None,
 ) -> MovementRequest:
-    """The request as the handler takes it; raises KeyMissing, and NotFound for no id of ours."""
+    """The request for the handler; raises KeyMissing, and NotFound for an invalid id."""
     idempotency_key = read_idempotency_key()
     identifier = parse_payment_id(payment_id)
     given = body.model_dump(mode="json", exclude_defaults=True) if body is not None else {}
@@ -49,8 +49,8 @@ def move_request(
         payment_id=identifier,
         kind=kind,
         idempotency_key=idempotency_key,
-        # The route is the template, so the payment is said in the body: the same key for another
-        # payment is another request.
+        # The route is a template, so the body names the payment: the same key for another payment
+        # is another request.
         fingerprint=fingerprint("POST", _ROUTES[kind], {**given, "payment_id": payment_id}),
         amount_minor=amount_minor,
         reason=reason,
@@ -60,7 +60,7 @@ def move_request(
 def move(
     handler: MovementHandler, request: MovementRequest, deadline: Deadline
 ) -> tuple[Movement, Payment, bool]:
-    """Have it done, and count what the idempotency key came to."""
+    """Execute the request, and count the result of the idempotency key."""
     try:
         movement, payment, is_new = handler.process(request, deadline)
     except KeyInFlight:
@@ -82,7 +82,7 @@ def answer_moved(
     location: str,
     is_new: bool,
 ) -> Response:
-    """`document` with `status` once it has succeeded, 202 while it is ours to finish, 402."""
+    """`document` with `status` after success, 202 while we still work on it, else 402."""
     if movement.status is MovementStatus.DECLINED:
         answer = _declined(movement, payment)
     elif movement.has_ended:
@@ -109,7 +109,7 @@ def _declined(movement: Movement, payment: Payment) -> Response:
 
 
 def parse_payment_id(text: str) -> UUID:
-    """The UUID behind `pay_...`; raises NotFound for anything that we cannot have made."""
+    """The UUID in `pay_...`; raises NotFound for anything that cannot be one of our ids."""
     payment_id = parse_id(text, "pay_")
     if payment_id is None:
         raise NotFound("There is no such payment.")

@@ -1,4 +1,4 @@
-"""The OpenAPI 3.1 document, made from the models that check the requests, and a page to read it."""
+"""The OpenAPI 3.1 document, built from the models that check requests, and a page for it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from service.web.openapi_answers import HEADERS_OUT, REF, answers_of, reference
 from service.web.openapi_examples import command
 from service.web.schemas import Problem
 
-# What an id in a path looks like; anything else is not found.
+# The form of an id in a path; any other value is not found.
 _PATH_PARAMETERS: dict[str, dict[str, Any]] = {
     "payment_id": {"type": "string", "pattern": "^pay_[0-9a-f]{32}$"},
     "refund_id": {"type": "string", "pattern": "^ref_[0-9a-f]{32}$"},
@@ -24,7 +24,7 @@ _PATH_PARAMETERS: dict[str, dict[str, Any]] = {
     "endpoint_id": {"type": "string", "pattern": "^we_[0-9a-f]{32}$"},
     "key_id": {"type": "string", "pattern": "^[0-9A-Za-z]{12}$"},
     "provider": {"type": "string", "enum": ["stripe"]},
-    # A rehearsal's kind, and one of them, on the ops plane.
+    # A drill's kind and the id of one drill, on the ops plane.
     "name": {"type": "string", "maxLength": 40},
     "run_id": {"type": "string", "maxLength": 64},
 }
@@ -72,7 +72,7 @@ def openapi_blueprint(*, title: str, version: str, address: str) -> Blueprint:
 
 
 def build_document(app: Flask, *, title: str, version: str) -> dict[str, Any]:
-    """The whole document; every route whose view is `documented` is in it."""
+    """The whole document, with every route that has a `documented` view."""
     routes = [
         (_path(rule.rule), method.lower(), app.view_functions[rule.endpoint])
         for rule in app.url_map.iter_rules()
@@ -181,7 +181,7 @@ def _given(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def _header_parameters(path: str, operation: Operation) -> list[dict[str, Any]]:
-    # Every call of the contract reads how long its caller waits.
+    # Every call of the contract reads its caller's timeout.
     timeout = (TIMEOUT,) if path.startswith("/v1/") else ()
     return [
         {
@@ -197,7 +197,7 @@ def _header_parameters(path: str, operation: Operation) -> list[dict[str, Any]]:
 
 
 def _example_key(path: str) -> str:
-    """A key of its own for each call: a merchant's keys are shared by all of them."""
+    """An example key for each call: all calls of a merchant share one set of keys."""
     return f"{path.rpartition('/')[2]}-123"
 
 

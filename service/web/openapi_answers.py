@@ -1,4 +1,4 @@
-"""What the document tells of a call's answers: bodies, problems, headers, and where they lead."""
+"""The answers of a call in the document: bodies, problems, headers, and links."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _header(tells: str, schema: dict[str, Any], *, required: bool = True) -> dic
     return {"description": tells, "required": required, "schema": schema}
 
 
-# What answers carry, by the name that `sends` and the document's references use.
+# Response headers, by the name that `sends` and the document's references use.
 HEADERS_OUT: dict[str, dict[str, Any]] = {
     "X-Request-Id": _header(
         "Yours where it was safe to repeat, else ours; it is in every log line of the request.",
@@ -44,7 +44,7 @@ HEADERS_OUT: dict[str, dict[str, Any]] = {
 }
 _RATE = tuple(name for name in HEADERS_OUT if name.startswith("RateLimit"))
 _BODILESS = frozenset({204, 304})
-# An object that was made can be acted upon: its kind, and the path parameter that its id is.
+# A created object can be used in other calls: its kind, and the path parameter for its id.
 _LEADS_TO = {
     "payment": "payment_id",
     "refund": "refund_id",
@@ -83,7 +83,7 @@ def answers_of(
 
 
 def _problems_of(operation: Operation, path: str) -> list[str]:
-    """What may go wrong with the call, each once: what it says itself, and what follows."""
+    """The problem codes of the call, each once: its own, and those of its parts."""
     codes = [*operation.problems, "bad_request", "header_repeated"]
     if operation.scope is not None:
         codes += ["unauthenticated", "forbidden"]
@@ -105,7 +105,7 @@ def _problems_of(operation: Operation, path: str) -> list[str]:
 
 
 def _is_counted(operation: Operation, path: str) -> bool:
-    """Whether the call takes from its key's rate: the ops plane counts none."""
+    """Whether the call counts for its key's rate limit: the ops plane counts none."""
     return operation.scope is not None and path.startswith("/v1/")
 
 
@@ -123,7 +123,7 @@ def _headers_of(operation: Operation, path: str, status: int) -> tuple[str, ...]
 
 
 def _links(model: type[BaseModel], path: str, called: list[tuple[str, str]]) -> dict[str, Any]:
-    """The calls that take the id of what was answered; none from a call that took it itself."""
+    """The calls that take the answered object's id; none for a call that took it already."""
     kind = model.model_fields.get("object")
     parameter = _LEADS_TO.get(get_args(kind.annotation)[0]) if kind is not None else None
     place = f"{{{parameter}}}"
@@ -137,5 +137,5 @@ def _links(model: type[BaseModel], path: str, called: list[tuple[str, str]]) -> 
 
 
 def reference(model: type[BaseModel]) -> dict[str, str]:
-    """Where in the document the model is described."""
+    """The reference to the model's schema in the document."""
     return {"$ref": REF.format(model=model.__name__)}

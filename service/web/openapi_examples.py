@@ -1,4 +1,4 @@
-"""Each call of the document as a command that can be pasted into a shell."""
+"""Each call of the document as a shell command."""
 
 from __future__ import annotations
 

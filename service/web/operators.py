@@ -1,4 +1,4 @@
-"""What an operator may do about a payment in doubt: look now, or say what became of it."""
+"""An operator's actions on a payment in doubt: look it up now, or record its outcome."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def operators_blueprint(
         payment = _find(store, caller, payment_id, deadline)
         is_settled = payment.is_terminal or payment.status is Status.REQUIRES_CAPTURE
         is_looked_at = not is_settled and store.look_now(payment, deadline, actor=caller.actor())
-        # What is done with its money can be in doubt when the payment itself is settled.
+        # A capture, void or refund can be in doubt when the payment itself is settled.
         moving = movements.look_now(payment, deadline, actor=caller.actor())
         if not is_looked_at and not moving:
             if is_settled and not movements.is_under_way(payment, deadline):

@@ -1,4 +1,4 @@
-"""The door for payments: parses, authenticates, calls `process_payment`, answers."""
+"""Payments over REST: parses, authenticates, calls `process_payment`, answers."""
 
 from __future__ import annotations
 
@@ -53,9 +53,9 @@ from service.web.schemas import (
     present_event,
 )
 
-# When a caller may ask again about what is still open; the reconciler's first look is then past.
+# Retry-After of an open payment; the reconciler's first look-up is then over.
 ASK_AGAIN_S = "2"
-# Open payments are counted by the clock, every 5 s.
+# Open payments are counted every 5 s.
 TOO_MANY_OPEN_RETRY_S = 5.0
 # Threads of a worker that may wait in `Prefer: wait=N` at once; the others keep serving.
 WAITERS = 2
@@ -76,7 +76,7 @@ def payments_blueprint(
     waiting = Waiting(waiters=WAITERS)
 
     def disputes_of(payments: Sequence[Payment], deadline: Deadline) -> Disputes:
-        """Only of payments whose money has moved: no other can have one."""
+        """Only for payments with moved money: no other can have one."""
         paid = [one for one in payments if one.amount_captured_minor > 0]
         if not paid:
             return {}
@@ -117,7 +117,7 @@ def payments_blueprint(
         deadline = request_deadline()
         caller = authenticate("read", deadline)
         query = read_query(PaymentQuery)
-        # One more than asked for tells whether there is another page.
+        # One more than the limit shows whether there is another page.
         payments = store.list(
             caller.merchant_id,
             deadline,
@@ -154,7 +154,7 @@ def payments_blueprint(
         disputes = disputes_of([payment], deadline).get(identifier, ())
         answer = _with_etag(json_answer(present(payment, disputes)))
         if payment.status in UNSETTLED:
-            # Somebody wants to know: look with the provider soon, whatever the schedule says.
+            # A caller is interested: look it up soon, ahead of the schedule.
             store.nudge(caller.merchant_id, identifier, deadline)
             answer.headers["Retry-After"] = ASK_AGAIN_S
         if has_waited:
@@ -168,7 +168,7 @@ def payments_blueprint(
         caller = authenticate("read", deadline)
         events = store.timeline(caller.merchant_id, _parse_payment_id(payment_id), deadline)
         if not events:
-            # Every payment was born with an event.
+            # Every payment has an event from its creation.
             raise _no_such_payment()
         return json_answer({"data": [present_event(event) for event in events]})
 
@@ -181,8 +181,8 @@ def _read_charge(caller: Caller) -> ChargeRequest:
     return ChargeRequest(
         merchant_id=caller.merchant_id,
         idempotency_key=idempotency_key,
-        # Without what was left at its default: a field added tomorrow must not make yesterday's
-        # retry look like another request.
+        # Without fields at their default: a field of a later version must not make the retry of an
+        # earlier request look like another request.
         fingerprint=fingerprint(
             "POST", "/v1/payments", body.model_dump(mode="json", exclude_defaults=True)
         ),
@@ -218,19 +218,19 @@ def _created(
 def _promise(payment: Payment) -> int:
     if payment.status in UNSETTLED:
         return 202
-    # Final without money having moved is no failure of the call: 200, and the status tells.
+    # A final payment without moved money is no failure of the call: 200, with the status.
     return 200 if payment.is_terminal and payment.status is not Status.SUCCEEDED else 201
 
 
 def cursor_after(payment: Payment) -> str:
-    """Where the page that ends with this payment is read on."""
+    """The cursor of the page after this payment."""
     since_epoch = payment.created_at - _EPOCH
     micros = (since_epoch.days * 86400 + since_epoch.seconds) * 10**6 + since_epoch.microseconds
     return f"{micros}-{payment.payment_id.hex}"
 
 
 def parse_cursor(cursor: str | None) -> tuple[datetime, UUID] | None:
-    """The place in the list behind `next_cursor`."""
+    """The position in the list that `next_cursor` encodes."""
     if cursor is None:
         return None
     micros, _, digits = cursor.partition("-")
@@ -254,13 +254,13 @@ def _no_such_payment() -> NotFound:
 
 
 def json_answer(document: dict[str, Any], status: int = 200) -> Response:
-    """A document as every call of this API answers it."""
+    """The answer with a document, in the common form of this API."""
     body = json.dumps(document).encode() + b"\n"
     return Response(body, status, content_type="application/json")
 
 
 def _with_etag(answer: Response) -> Response:
-    """Name this state of the payment; 304 without a body where the caller has it already."""
+    """Add the payment's ETag; 304 without a body when the caller has this state already."""
     etag = hashlib.blake2b(answer.get_data(), digest_size=12).hexdigest()
     answer.set_etag(etag)
     if "If-None-Match" in request.headers and etag in request.if_none_match:

@@ -14,9 +14,9 @@ from service.resilience.deadline import Deadline
 
 # Longest `wait=N` that is honoured; a client's own timeout is often 10 s.
 LONGEST_WAIT_S = 10.0
-# How often a waiting GET looks; the connection is given back between the looks.
+# The interval of a waiting GET's reads; the connection is released between them.
 LOOK_EVERY_S = 0.2
-# Left for the last look and the answer when the deadline is what ends the wait.
+# Reserved for the last read and the answer when the deadline ends the wait.
 ANSWER_NEEDS_S = 0.5
 
 # Names of preferences are the same in any case (RFC 7240, section 2).
@@ -25,13 +25,13 @@ _RESPOND_ASYNC = re.compile(r"(?:^|[,;\s])respond-async(?:$|[,;\s])", re.IGNOREC
 
 
 def prefers_async() -> bool:
-    """Whether the caller asked for 202 as soon as the payment is stored."""
+    """Whether the caller prefers 202 as soon as the payment is stored."""
     preference = request.headers.get("Prefer")
     return preference is not None and asks_for_async(preference)
 
 
 def asks_for_async(preference: str) -> bool:
-    """Whether a Prefer header holds `respond-async`."""
+    """Whether a Prefer header contains `respond-async`."""
     return _RESPOND_ASYNC.search(preference) is not None
 
 
@@ -44,9 +44,9 @@ class Waiting:
     def until_settled(
         self, look: Callable[[Deadline], Payment | None], deadline: Deadline
     ) -> tuple[Payment | None, bool]:
-        """Look now, and again for as long as the caller prefers: (payment, the wait was honoured).
+        """Read now, and again for as long as the caller prefers: (payment, the wait was honoured).
 
-        Where all waiters' places are taken the first look is the answer.
+        With the maximum of waiters the first read is the answer.
         """
         payment = look(deadline)
         wait_s = parse_wait_s(request.headers.get("Prefer", ""))
@@ -63,6 +63,6 @@ class Waiting:
 
 
 def parse_wait_s(preference: str) -> float:
-    """How long a Prefer header asks to wait, at most LONGEST_WAIT_S; 0.0 where it does not."""
+    """The wait in a Prefer header, at most LONGEST_WAIT_S; 0.0 without one."""
     match = _WAIT.search(preference)
     return min(LONGEST_WAIT_S, float(match[1])) if match is not None else 0.0

@@ -1,4 +1,4 @@
-"""Reads a query string strictly: no parameter twice, none unknown, no control characters, no card numbers."""
+"""Reads a query string strictly: each parameter known and once, no controls, no card numbers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 def read_query(model: type[Model]) -> Model:
-    """The query as the model has it; raises ValidationFailed, CardDataRefused."""
+    """The query as the model's instance; raises ValidationFailed, CardDataRefused."""
     given = request.args.to_dict(flat=False)
     if any(len(values) > 1 for values in given.values()):
         raise ValidationFailed(

@@ -1,4 +1,4 @@
-"""How much each API key may ask, and how every answer says what is left of it."""
+"""The rate limit of each API key, and the headers that report its remainder."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from service.errors import RateLimited
 from service.resilience.rate_limit import Allowance, RateLimit
 
 _ALLOWANCE = "holdfast.allowance"
-# A deploy that brings a dozen new keys passes at once; a scan of an address ends after a few.
+# A deploy with a dozen new keys passes at once; a scan from one address ends after a few.
 EACH_PER_S, EACH_BURST = 5.0, 50
-# A twentieth of what one database connection looks up in a second.
+# A twentieth of the look-ups that one database connection does in a second.
 TOGETHER_PER_S, TOGETHER_BURST = 50.0, 250
 
 
 class RateLimits:
-    """Asked once a request, when it is known whose it is and before anything is read or written."""
+    """Checked once a request, after its authentication and before any other read or write."""
 
     def __init__(self, limit: RateLimit) -> None:
         self._limit = limit
@@ -34,15 +34,15 @@ class RateLimits:
             )
 
     def knows(self, key_id: str) -> bool:
-        """Whether a request with this key was counted on this host, so that the key was good."""
+        """Whether a request with this key was counted on this host, so that the key was valid."""
         return self._limit.has_seen(key_id)
 
 
 class Strangers:
     """Look-ups of API keys that this host has never seen: bounded for each address, and in all.
 
-    An invented key costs one query. Keys that were good here before are looked up without asking,
-    so that strangers keep out nobody but other strangers.
+    An invented key costs one query. Keys that were valid here before bypass this limit, so that
+    unknown keys can exclude only other unknown keys.
     """
 
     def __init__(self, directory: Path | None = None) -> None:
@@ -53,7 +53,7 @@ class Strangers:
 
     def take(self, address: str) -> None:
         """Count one look-up for the request being served; raises RateLimited."""
-        # The address first: one that floods must not use up what all have together.
+        # The address first: one flooding address must not use up the common limit.
         allowance = self._each.take(_network(address))
         if allowance.is_granted:
             allowance = self._together.take("all")
@@ -66,7 +66,7 @@ class Strangers:
 
 
 def _network(address: str) -> str:
-    """The address, or the /64 of an IPv6 one: a single caller has all of those."""
+    """The address, or the /64 of an IPv6 address: a single caller owns the whole /64."""
     try:
         parsed = ipaddress.ip_address(address)
     except ValueError:
@@ -78,14 +78,14 @@ def _network(address: str) -> str:
 
 
 def install(app: Flask) -> None:
-    """Tell every caller whose request was counted what is left."""
+    """Report the remaining rate in the answer to every counted request."""
     app.after_request(_tell)
 
 
 def _tell(answer: Response) -> Response:
     allowance: Allowance | None = request.environ.get(_ALLOWANCE)
     if allowance is not None:
-        # The IETF draft's two fields, then the three that clients have known for longer.
+        # The IETF draft's two fields, then the three older ones that clients know.
         window_s, full_in_s = math.ceil(allowance.window_s), math.ceil(allowance.full_in_s)
         headers = answer.headers
         headers["RateLimit-Policy"] = f'"key";q={allowance.burst};w={window_s}'

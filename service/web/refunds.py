@@ -1,4 +1,4 @@
-"""The door for refunds: many for a payment, together never more than was captured."""
+"""Refunds over REST: many for a payment, in sum never more than the captured amount."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def refunds_blueprint(
         payment = payments.get(caller.merchant_id, parse_payment_id(payment_id), deadline)
         if payment is None:
             raise NotFound("There is no such payment.")
-        # One more than asked for tells whether there is another page.
+        # One more than the limit shows whether there is another page.
         refunds = movements.list_refunds(
             caller.merchant_id,
             payment.payment_id,
@@ -101,7 +101,7 @@ def refunds_blueprint(
         refund, payment = found
         answer = json_answer(present_refund(refund, payment))
         if not refund.has_ended:
-            # Somebody wants to know: look with the provider soon, whatever the schedule says.
+            # A caller is interested: look it up soon, ahead of the schedule.
             movements.nudge(refund, deadline)
             answer.headers["Retry-After"] = ASK_AGAIN_S
         return answer

@@ -1,4 +1,4 @@
-"""Refusals that never reach the application: whole HTTP answers made by the worker itself."""
+"""Refusals that never reach the application: whole HTTP answers of the worker itself."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from gunicorn.http import errors as http_errors
 from service.web.problems import MEDIA_TYPE, problem_document
 from service.web.request_scope import SECURITY_HEADERS, STRICT_CSP, count_answer, new_request_id
 
-# What gunicorn's parser raises, and what it is to the caller; the first match counts.
+# The errors of gunicorn's parser, and their problem codes; the first match counts.
 _PARSER_ERRORS: Mapping[type[Exception], str] = {
     http_errors.LimitRequestLine: "uri_too_long",
     http_errors.LimitRequestHeaders: "headers_too_large",
@@ -22,7 +22,7 @@ _RETRY_AFTER_S = 1
 
 
 def code_of(error: BaseException) -> str:
-    """The problem's code for what went wrong before or around the application."""
+    """The problem's code for an error before or around the application."""
     for kind, code in _PARSER_ERRORS.items():
         if isinstance(error, kind):
             return code
@@ -30,7 +30,7 @@ def code_of(error: BaseException) -> str:
 
 
 def refusal(code: str, detail: str, *, method: str = "OTHER", took_s: float = 0.0) -> bytes:
-    """The whole answer, head and body, and count it. The connection is to be closed after it."""
+    """The whole answer, head and body, which is counted. The caller must close the connection."""
     request_id = new_request_id()
     status, body = problem_document(code, detail, request_id=request_id)
     count_answer("unmatched", method, str(status), took_s)

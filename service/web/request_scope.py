@@ -1,4 +1,4 @@
-"""What surrounds every request: its id, its deadline, its metrics, and the headers of each answer."""
+"""The scope of every request: its id, its deadline, its metrics, and the headers of its answer."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _WHOLE_MS = re.compile(r"0{0,8}[1-9][0-9]{0,8}")
 _PAYMENTS_ROUTE = "/v1/payments"
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-# Answers slower than this are told of in the log whatever their status.
+# Answers slower than this are logged, whatever their status.
 SLOW_S = 1.0
 
-# JSON is never meant to be framed, sniffed, stored by a proxy, or to load anything.
+# JSON must never be framed, sniffed, stored by a proxy, or load anything.
 SECURITY_HEADERS = (
     ("X-Content-Type-Options", "nosniff"),
     ("Cache-Control", "no-store"),
@@ -105,7 +105,7 @@ class RequestScope:
 
 
 def install(app: Flask, *, request_timeout_s: float) -> None:
-    """Surround the application; `request_timeout_s` is what a caller may lower, never raise."""
+    """Wrap the application; a caller may lower `request_timeout_s`, never raise it."""
     app.wsgi_app = RequestScope(  # type: ignore[method-assign]
         app.wsgi_app, request_timeout_s=request_timeout_s
     )
@@ -113,13 +113,13 @@ def install(app: Flask, *, request_timeout_s: float) -> None:
 
 
 def request_id() -> str:
-    """The id of the request being served, as the caller and the logs know it."""
+    """The id of the current request, for the caller and the logs."""
     identifier: str = request.environ[_REQUEST_ID]
     return identifier
 
 
 def request_deadline() -> Deadline:
-    """When the answer must be out, counted from the request's arrival; raises when it is past."""
+    """The deadline of the answer, counted from the request's arrival; raises when it is past."""
     environ = request.environ
     budget_s: float = environ[_BUDGET_S]
     wanted_ms = environ.get("HTTP_X_REQUEST_TIMEOUT_MS")
@@ -143,19 +143,19 @@ def new_request_id() -> str:
 
 
 def note_rehearsal() -> None:
-    """The request being served is a rehearsal's: it counts, but in no service level."""
+    """Mark the current request as a drill's: it counts, but in no service level."""
     request.environ[_IS_REHEARSAL] = True
 
 
 def count_answer(
     route: str, method: str, status: str, took_s: float, *, is_rehearsal: bool = False
 ) -> str:
-    """Count one answer, whoever gave it; returns the method as counted, from a closed set."""
+    """Count one answer, of the application or the worker; returns the method from a closed set."""
     method = method if method in _METHODS else "OTHER"
     _answers(route, method, status).inc()
     _durations(route, method).observe(took_s, tracing.exemplar())
     if route == _PAYMENTS_ROUTE and method == "POST" and not is_rehearsal:
-        # Refused with a reason is a promise kept; what nobody foresaw is not.
+        # A refusal with a reason keeps the promise; an unexpected error does not.
         good = status != "500"
         (metrics.payments_good_total if good else metrics.payments_bad_total).inc()
     return method
@@ -173,7 +173,7 @@ def _durations(route: str, method: str) -> Any:
 
 
 def _accepted_id(environ: WSGIEnvironment) -> str | None:
-    """The caller's X-Request-Id where it is safe to log and to send back."""
+    """The caller's X-Request-Id if it is safe to log and to return."""
     given = environ.get("HTTP_X_REQUEST_ID")
     if given is None or not _SANE_REQUEST_ID.fullmatch(given) or holds_card_number(given):
         return None

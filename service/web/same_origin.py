@@ -1,4 +1,4 @@
-"""Keeps other pages away from the ops plane, whatever requests they make a browser send."""
+"""Protects the ops plane from requests that other pages make a browser send."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from flask import Flask, request
 
 from service.errors import Forbidden
 
-# Probes and scrapers come by address, under any name, and read what no page is interested in.
+# Probes and scrapers use any host name, and read data that is worthless to a page.
 OPEN_PATHS = frozenset({"/healthz", "/readyz", "/metrics"})
 
 
 def install(app: Flask, hosts: frozenset[str]) -> None:
-    """Check each request of the plane but probes and /metrics, unmatched paths included."""
+    """Check each request of the plane, unmatched paths included, except probes and /metrics."""
 
     @app.before_request
     def check() -> None:
@@ -20,7 +20,7 @@ def install(app: Flask, hosts: frozenset[str]) -> None:
 
 
 def require_same_origin(hosts: frozenset[str]) -> None:
-    """Raise Forbidden for a name that is not ours, or a write that another page sends."""
+    """Raise Forbidden for a foreign host name, or for a write from another page."""
     name = request.host.rpartition(":")[0] if _has_port(request.host) else request.host
     if name.lower().strip("[]") not in hosts:
         raise Forbidden("This name is not one of the ops plane's: see HOLDFAST_OPS_HOSTS.")

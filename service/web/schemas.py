@@ -1,4 +1,4 @@
-"""What goes in and out over REST, as pydantic models: checked at the door, shown in OpenAPI."""
+"""Requests and answers over REST as pydantic models: checked on arrival, shown in OpenAPI."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from service.payments.model import UNSETTLED as UNSETTLED
 from service.payments.model import Event, Payment, Status
 from service.providers.base import PayerAction
 
-# Twelve digits: what providers take at most, and far inside a bigint even when a year is added up.
+# Twelve digits: the providers' maximum, and far inside a bigint even as the sum of a year.
 MAX_AMOUNT_MINOR = 999_999_999_999
-# Funds, metals and test codes have no minor unit, so an amount in them means nothing.
+# Funds, metals and test codes have no minor unit, so an amount in them has no meaning.
 CURRENCIES = frozenset(
     currency.code.lower() for currency in Currency if currency.exponent is not None
 )
-# Providers take 50 in all; three are ours.
+# Providers accept 50 in all; three are ours.
 MAX_METADATA_ENTRIES = 47
-# The names of our own entries, by which the provider's books lead back to ours.
+# The names of our own entries, which link the provider's records to ours.
 RESERVED_METADATA = frozenset(
     {"payment_id", "merchant_id", "reference", "key_digest", "refund_id", "reason"}
 )
 RESERVED_METADATA_PREFIX = "holdfast"
 
-# The database says `accepted` and `sending` for what callers know as these.
+# The database's `accepted` and `sending` have these names for callers.
 _SHOWN_STATUS = {Status.ACCEPTED: "queued", Status.SENDING: "processing"}
 _OUTCOMES = {
     Status.SUCCEEDED: "succeeded",
@@ -117,8 +117,8 @@ AmountMinor = Annotated[
         examples=[2599],
     ),
 ]
-# Controls forge log lines, and NUL cannot be stored; every text is looked through for them at the
-# door (bodies.py), and the document says so with this.
+# Controls forge log lines, and NUL cannot be stored; bodies.py checks every text for them, and
+# this pattern documents it.
 PLAIN = r"^[^\x00-\x1f\x7f]*$"
 _Token = Annotated[str, Field(min_length=1, max_length=255, pattern=r"^[\x21-\x7e]+$")]
 # Square brackets are syntax of the forms that carry metadata to a provider.
@@ -138,7 +138,7 @@ _Metadata = Annotated[
             Field(min_length=1, max_length=40, pattern=_METADATA_KEY),
             AfterValidator(_unreserved),
         ],
-        # A provider drops an entry whose value is empty.
+        # A provider drops an entry with an empty value.
         Annotated[str, Field(min_length=1, max_length=500)],
     ],
     Field(max_length=MAX_METADATA_ENTRIES),
@@ -219,7 +219,7 @@ class PaymentQuery(BaseModel):
 
     @property
     def statuses(self) -> list[Status] | None:
-        """The stored statuses that are shown as the one asked for."""
+        """The stored statuses that are shown as the requested one."""
         if self.status is None:
             return None
         return [status for status in Status if shown_status(status) == self.status]
@@ -425,7 +425,7 @@ class Health(BaseModel):
 
 
 def shown_status(status: Status) -> str:
-    """The status in the words of the REST contract."""
+    """The status under its name in the REST contract."""
     return _SHOWN_STATUS.get(status, status.value)
 
 
@@ -477,7 +477,7 @@ def _present_dispute(dispute: Dispute) -> dict[str, Any]:
 def present_created(
     payment: Payment, action: PayerAction | None, disputes: Sequence[Dispute] = ()
 ) -> dict[str, Any]:
-    """The payment as its creator sees it, like CreatedPayment: with what the payer needs."""
+    """The payment in the form of CreatedPayment: with the data that the payer needs."""
     document = present(payment, disputes)
     if payment.status is Status.REQUIRES_ACTION:
         document["client_secret"] = None if action is None else action.client_secret
@@ -487,7 +487,7 @@ def present_created(
 
 
 def present_event(event: Event) -> Mapping[str, Any]:
-    """The event as callers see it, like TimelineEvent."""
+    """The event in the form of TimelineEvent."""
     return {
         "id": f"evt_{event.event_id.hex}",
         "object": "event",

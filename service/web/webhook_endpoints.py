@@ -1,4 +1,4 @@
-"""Where a merchant says where to hear of events: webhook endpoints, their secrets, telling again."""
+"""A merchant's webhook endpoints over REST: addresses, secrets, redelivery."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _Url = Annotated[
         max_length=2048,
         description="https, on the public internet; redirects are not followed.",
         examples=["https://shop.example/webhooks"],
-        # Told, not enforced: the refusal says in words what is wrong with an address.
+        # Documented, not enforced: the refusal explains what is wrong with an address.
         json_schema_extra={"pattern": _URL_PATTERN},
     ),
 ]
@@ -126,7 +126,7 @@ def webhook_endpoints_blueprint(
 ) -> Blueprint:
     """/v1/webhook_endpoints and POST /v1/events/{id}/redeliver.
 
-    `refusal_of` tells why an address is never called, as far as can be seen from its text.
+    `refusal_of` gives the reason why an address is never called, as far as its text shows.
     """
     blueprint = Blueprint("webhook_endpoints", __name__)
 
@@ -239,7 +239,7 @@ def webhook_endpoints_blueprint(
 
 
 def present_endpoint(endpoint: Endpoint) -> dict[str, Any]:
-    """The endpoint as callers see it, like EndpointDocument."""
+    """The endpoint in the form of EndpointDocument."""
     return {
         "id": endpoint_id_text(endpoint.endpoint_id),
         "object": "webhook_endpoint",

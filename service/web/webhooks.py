@@ -1,4 +1,4 @@
-"""Webhooks from providers: checked, stored, and answered; acting on them is the reconciler's."""
+"""Webhooks from providers: checked, stored, and answered; the reconciler acts on them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from service.web.schemas import Received
 
 log = logging.getLogger(__name__)
 
-# How far a signature's time may be from ours, to either side: older is a replay, newer a bad clock.
+# The largest difference of a signature's time, both ways: older is a replay, newer a bad clock.
 TOLERANCE_S = 300
 # Two while the endpoint's secret is being rotated; a header with more is an attempt to guess.
 MOST_SIGNATURES = 8
@@ -98,7 +98,7 @@ def webhooks_blueprint(*, inbox: SettlingStore, stripe_secrets: Sequence[str]) -
             raise
         event = read_event(body)
         if event is None:
-            # It is the provider's, and we need nothing of it. A refusal would not change it, and
+            # A valid signature, but no hint for us. A refusal would not change the event, and
             # providers stop sending to endpoints that refuse.
             metrics.webhooks_received_total.labels("ignored").inc()
             return _received()
@@ -114,7 +114,7 @@ def _received() -> Response:
 
 
 def check_signature(body: bytes, header: str, *, secrets: Sequence[str], now_s: float) -> None:
-    """Raise SignatureInvalid unless Stripe's `header` signs this very body, about now."""
+    """Raise SignatureInvalid unless Stripe's `header` signs this body, at about this time."""
     stamp, signatures = _parse_signature(header)
     if stamp is None or not signatures:
         raise SignatureInvalid("The Stripe-Signature header is missing or malformed.")
@@ -144,10 +144,10 @@ _STAMP = re.compile(r"[0-9]{1,12}")
 
 
 def read_event(body: bytes) -> dict[str, Any] | None:
-    """What we keep of a signed event: which object it hints at, to be fetched later.
+    """The stored part of a signed event: the object that it names, to be fetched later.
 
-    None for one that hints at nothing: no event at all, one without an object, or one whose object
-    has neither an id nor a payment of ours.
+    None without such an object: no event at all, one without an object, or an object without an id
+    and without a payment of ours.
     """
     try:
         event = from_json(body)
@@ -156,7 +156,7 @@ def read_event(body: bytes) -> dict[str, Any] | None:
     event_id, kind = _name_in(event, "id"), _name_in(event, "type")
     about = _inner(_inner(event, "data"), "object")
     metadata = _inner(about, "metadata")
-    # A refund or a dispute is found by its charge; expanded, the charge stands where its id did.
+    # A refund or a dispute is found by its charge; an expanded charge replaces its id.
     reference = (
         _reference(about, "payment_intent")
         or _reference(about, "charge")
@@ -184,7 +184,7 @@ def _inner(value: Any, name: str) -> Any:
 
 
 def _name_in(value: Any, name: str) -> str | None:
-    """A sane name that stands there, not a value of any other kind."""
+    """The value if it is a valid name, else None."""
     found = _inner(value, name)
     return found if isinstance(found, str) and _SANE(found) else None
 

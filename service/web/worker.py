@@ -1,10 +1,10 @@
-"""The gunicorn worker: threads serve only whole requests, and the surplus is refused at once.
+"""The gunicorn worker: threads serve only whole requests, and overload is refused at once.
 
-gunicorn's own threaded worker gives a thread to every connection as it comes, from a line without
-end. Slow clients then hold the threads, and when the threads are stuck even /healthz waits in line.
-Here the main loop, which never blocks, receives requests into memory and hands a request on when it
-has all of it; /healthz and /readyz have a lane of their own; the line before the threads is as long
-as can be served in time, and what is beyond it gets its 503 from the main loop.
+gunicorn's own threaded worker gives each connection a thread on arrival, from an unbounded queue.
+Slow clients then hold the threads, and when the threads are stuck even /healthz waits in the queue.
+Here the main loop, which never blocks, receives requests into memory and passes each complete one
+to a thread; /healthz and /readyz have a separate thread pool; the queue before the threads is as
+long as can be served in time, and requests beyond it get their 503 from the main loop.
 """
 
 from __future__ import annotations
@@ -34,30 +34,30 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# From its first byte to its last; a request of 64 KiB over a bad line still makes it.
+# From the first byte to the last; enough for 64 KiB over a bad connection.
 RECEIVE_S = 10.0
-# After our last word the client is given this long to read it and close.
+# After our last byte the client has this long to read it and close.
 LINGER_S = 1.0
-# Balancers' probes, one of which may be asking the database.
+# Threads for balancers' probes, one of which may be querying the database.
 PROBE_THREADS = 2
-# The line may be this many requests a thread, however quick they seem to be.
+# The maximum of queued requests per thread, however fast they seem to be.
 LONGEST_LINE_A_THREAD = 8
-# A full worker lets a sibling with a free thread take the connection.
+# The pause after which a full worker accepts, so that a free sibling can take the connection.
 YIELD_S = 0.001
-# How soon the line's and the connections' ends are noticed.
+# The resolution of the queue's and the connections' deadlines.
 TICK_S = 0.05
 _RECEIVE_BYTES = 64 * 1024
-# Events may be large: so many of them are received at once, and 16 MiB is all that they take.
+# Events may be large: so many are received at once, which limits their memory to 16 MiB.
 LARGE_AT_ONCE = 16
 
 
 class Connection(gthread.TConn):  # type: ignore[misc]
-    """A client's connection, with what has arrived of its next request."""
+    """A client's connection, with the received part of its next request."""
 
     def __init__(self, *of: Any) -> None:
         super().__init__(*of)
         self.arrival = Arrival()
-        # The whole request that is given to a thread next, until the parser there has it.
+        # The whole request for the next thread, until the parser there has read it.
         self.request = b""
         self.arrived_s = 0.0
         self.expires_s = 0.0
@@ -67,7 +67,7 @@ class Connection(gthread.TConn):  # type: ignore[misc]
         self.data_ready = True
 
     def init(self) -> None:
-        """In the thread: give the parser what the main loop has received."""
+        """In the thread: give the parser the bytes that the main loop has received."""
         super().init()
         if self.request:
             self.parser.unreader.unread(self.request)
@@ -75,7 +75,7 @@ class Connection(gthread.TConn):  # type: ignore[misc]
 
 
 class PaymentWorker(gthread.ThreadWorker):  # type: ignore[misc]
-    """`configured` gives it its limits. All methods run in the main loop but those that say so."""
+    """`configured` sets its limits. All methods run in the main loop unless noted."""
 
     wsgi: Any
     line_wait_s: ClassVar[float] = 1.0
@@ -96,16 +96,16 @@ class PaymentWorker(gthread.ThreadWorker):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         # Registered with the poller: arriving, kept alive between requests, or closing.
         self._watched: dict[Connection, None] = {}
-        # Requests given to the threads and not finished; beyond the threads they stand in line.
+        # Unfinished requests of the threads; beyond the number of threads they are queued.
         self._admitted = 0
         self._line: deque[tuple[Future[Any], Connection]] = deque()
-        # A running mean of the time a request takes a thread; starts pessimistic.
+        # A running mean of a request's time in a thread; starts pessimistic.
         self._service_s = 0.1
         self._serving = threading.local()
         self._next_tick_s = 0.0
         self._stop_at_s: float | None = None
 
-    # --- Coming up and going down
+    # --- Start and stop
 
     def init_process(self) -> None:
         self._probes = ThreadPoolExecutor(PROBE_THREADS, thread_name_prefix="probe")
@@ -129,7 +129,7 @@ class PaymentWorker(gthread.ThreadWorker):  # type: ignore[misc]
             self._probes.shutdown(wait=False)
 
     def handle_exit(self, sig: int, frame: Any) -> None:
-        """SIGTERM. A replaced worker ends at once; a stopping instance first lets itself be seen."""
+        """SIGTERM. A replaced worker ends at once; a stopping instance first reports it on /readyz."""
         if lifecycle.is_stopping() and self.alive and self._stop_at_s is None:
             self._stop_at_s = monotonic() + self.drain_s
             self.method_queue.defer(lambda: None)
@@ -154,11 +154,11 @@ class PaymentWorker(gthread.ThreadWorker):  # type: ignore[misc]
         self.nr_conns += 1
         connection = Connection(self.cfg, client, address, listener.getsockname())
         connection.expires_s = monotonic() + RECEIVE_S
-        # The request has mostly come along with the connection.
+        # The request has usually arrived with the connection.
         self._receive(connection)
 
     def _make_room(self) -> None:
-        """Drop the connection that has gone longest without a whole request."""
+        """Evict the idlest connection."""
         oldest = min(self._watched, key=lambda connection: connection.expires_s, default=None)
         if oldest is not None:
             self._drop(oldest)
@@ -203,7 +203,7 @@ class PaymentWorker(gthread.ThreadWorker):  # type: ignore[misc]
         large = sum(each.arrival.is_large and not each.is_closing for each in self._watched)
         return large > LARGE_AT_ONCE
 
-    # --- The line before the threads
+    # --- The queue before the threads
 
     def _admit(self, connection: Connection) -> None:
         if incoming.is_probe(connection.request):
@@ -227,20 +227,20 @@ class PaymentWorker(gthread.ThreadWorker):  # type: ignore[misc]
         return future
 
     def _longest_line(self) -> float:
-        """As many as the threads can begin within `line_wait_s`, as things go.
+        """As many as the threads can begin within `line_wait_s`, by the running mean.
 
-        One a thread always may: a few slow requests do not make all the others slow.
+        One for each thread is always allowed: a few slow requests must not refuse all others.
         """
         threads: int = self.cfg.threads
         in_time = threads * self.line_wait_s / max(self._service_s, 0.001)
         return min(max(in_time, threads), threads * LONGEST_LINE_A_THREAD)
 
     def _displaces_a_write(self, connection: Connection) -> bool:
-        """Reads are never refused before writes: the newest write in line makes room for one."""
+        """Reads are never refused before writes: the newest queued write makes room for a read."""
         if not incoming.is_read(connection.request):
             return False
         for future, waiting in reversed(self._line):
-            # One that made room already stays in line until the next tick, and gives no second place.
+            # A refused write stays queued until the next tick, and makes no room again.
             is_there = not future.cancelled() and not incoming.is_read(waiting.request)
             if is_there and future.cancel():
                 self._shed(waiting, "queue_full", "More requests wait than can be served.")
@@ -248,7 +248,7 @@ class PaymentWorker(gthread.ThreadWorker):  # type: ignore[misc]
         return False
 
     def _shorten_line(self, now_s: float) -> None:
-        """Refuse those whose time went by in the line, while the answer still comes early."""
+        """Refuse requests that waited too long in the queue, while the answer is still early."""
         line, self._line = self._line, deque()
         for future, connection in line:
             if future.running() or future.done():
@@ -264,7 +264,7 @@ class PaymentWorker(gthread.ThreadWorker):  # type: ignore[misc]
         self._refuse(connection, "deadline_exceeded", detail)
 
     def _refuse(self, connection: Connection, code: str, detail: str) -> None:
-        """Answer from here and close; the client is left the time to read it."""
+        """Answer from the main loop and close; the client gets time to read the answer."""
         answer = refusals.refusal(
             code,
             detail,
@@ -285,19 +285,19 @@ class PaymentWorker(gthread.ThreadWorker):  # type: ignore[misc]
         finally:
             metrics.worker_threads_busy.dec()
             if connection.in_line:
-                # A lost update between two threads costs one sample.
+                # A race between two threads loses one sample.
                 self._service_s += 0.1 * (monotonic() - began_s - self._service_s)
 
     def handle_request(self, request: Any, connection: Connection) -> Any:
         """Runs in a thread."""
         if lifecycle.is_stopping():
-            # From now on no answer offers to keep its connection.
+            # From now on every answer closes its connection.
             self.max_keepalived = 0
         self._serving.arrived_s = connection.arrived_s
         try:
             return super().handle_request(request, connection)
         except BlockingIOError:
-            # The bound on writes to it; the base class takes it for an error of ours.
+            # The write timeout of the client; the base class takes it for a server error.
             took_s = round(monotonic() - connection.arrived_s, 1)
             log.warning("http.answer_unread", extra={"took_s": took_s})
             return False
@@ -305,9 +305,9 @@ class PaymentWorker(gthread.ThreadWorker):  # type: ignore[misc]
     def handle_error(
         self, request: Any, client: socket.socket, address: Any, error: Exception
     ) -> None:
-        """Answer what the parser refused, and our own bugs. Runs in a thread.
+        """Answer requests that the parser refused, and our own bugs. Runs in a thread.
 
-        The base class would log and send back what the client sent.
+        The base class would log and return the client's input.
         """
         code = refusals.code_of(error)
         if code == "internal_error":
@@ -326,7 +326,7 @@ class PaymentWorker(gthread.ThreadWorker):  # type: ignore[misc]
             connection.in_line = False
             self._admitted -= 1
         if future.cancelled():
-            # It was refused while it stood in line; _refuse took the connection over.
+            # It was refused while it was queued; _refuse owns the connection now.
             return
         try:
             can_reuse = future.result()
@@ -334,12 +334,12 @@ class PaymentWorker(gthread.ThreadWorker):  # type: ignore[misc]
             self._drop(connection)
             return
         connection.sock.setblocking(False)
-        # The parser got one request; bytes that it left would be read as part of the next one.
+        # The parser got one request; bytes that it left would become part of the next one.
         if not can_reuse or connection.parser.unreader.take_buffered():
             self._linger(connection)
             return
         connection.expires_s = monotonic() + self.cfg.keepalive
-        # What came behind this request is the beginning of the next.
+        # The bytes behind this request are the beginning of the next.
         if connection.arrival.has_begun:
             self._begin(connection)
             self._judge(connection, connection.arrival.judge())
@@ -347,10 +347,10 @@ class PaymentWorker(gthread.ThreadWorker):  # type: ignore[misc]
             self._watch(connection)
 
     def _linger(self, connection: Connection) -> None:
-        """Close our side, and the whole when the client has closed its own.
+        """Close our side, and the connection when the client has closed its side.
 
-        A plain close while something is unread would reset the connection, and the client might
-        never see our answer.
+        A plain close with unread bytes would reset the connection, and the client might never see
+        our answer.
         """
         connection.is_closing = True
         connection.expires_s = monotonic() + LINGER_S
@@ -380,13 +380,13 @@ class PaymentWorker(gthread.ThreadWorker):  # type: ignore[misc]
 
     def _drop(self, connection: Connection) -> None:
         if connection.sock.fileno() < 0:
-            # Dropped to make room, while its own event was in the same batch.
+            # Evicted to make room, while its own event was in the same batch.
             return
         self._unwatch(connection)
         self.nr_conns -= 1
         connection.close()
 
-    # --- The clock
+    # --- Deadlines
 
     def wait_for_and_dispatch_events(self, timeout: float) -> None:
         super().wait_for_and_dispatch_events(min(timeout, self._wait_s()))
@@ -411,18 +411,18 @@ class PaymentWorker(gthread.ThreadWorker):  # type: ignore[misc]
             self._refuse(connection, "request_timeout", "The request did not arrive in time.")
 
     def murder_keepalived(self, force: bool = False) -> None:
-        """The clock ends connections here; `force` ends them all."""
+        """Deadlines end idle connections (see `_expire`); `force` drops all of them."""
         if force:
             for connection in list(self._watched):
                 self._drop(connection)
 
     def murder_pending(self) -> None:
-        """The clock ends connections here."""
+        """Not used: deadlines end these connections too."""
 
     def _cap_keepalive(self, deadline: float) -> None:
-        """Going down: kept connections may still bring a request, which is served.
+        """Stopping: kept connections may still send a request, which is served.
 
-        When only this worker goes, and not the instance, they keep their whole time.
+        When only this worker stops, and not the instance, they keep their whole time.
         """
         if lifecycle.is_stopping():
             for connection in self._watched:
