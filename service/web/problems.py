@@ -1,4 +1,4 @@
-"""Errors as RFC 9457 problem documents; HTTP statuses are given here and nowhere else."""
+"""Errors as RFC 9457 problem documents; only this module assigns HTTP statuses."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
 
-# code -> (status, title). 5xx, 429 and 409 in flight say: not accepted, the same key again is safe.
+# code -> (status, title). 5xx, 429 and 409 in flight mean: not accepted, the same key again is safe.
 CODES: Mapping[str, tuple[int, str]] = {
     "invalid_json": (400, "The body is not the JSON we read"),
     "idempotency_key_missing": (400, "An Idempotency-Key header is needed"),
@@ -33,8 +33,8 @@ CODES: Mapping[str, tuple[int, str]] = {
     "card_declined": (402, "The card was declined"),
     "request_refused": (402, "The provider refused the request, and asked no bank"),
     "forbidden": (403, "The API key does not allow this"),
-    "not_found": (404, "There is nothing here"),
-    "method_not_allowed": (405, "This address does not take that method"),
+    "not_found": (404, "Not found"),
+    "method_not_allowed": (405, "Method not allowed"),
     "request_timeout": (408, "The request did not arrive in time"),
     "idempotency_key_in_flight": (409, "The first call with this key is being served"),
     "wrong_state": (409, "The payment's status does not allow this"),
@@ -48,7 +48,7 @@ CODES: Mapping[str, tuple[int, str]] = {
     "idempotency_key_reused": (422, "The key was used with another request"),
     "rate_limited": (429, "Too many requests with this key"),
     "headers_too_large": (431, "The headers are too large"),
-    "internal_error": (500, "We failed"),
+    "internal_error": (500, "Internal error"),
     "not_implemented": (501, "The transfer coding is not understood"),
     "db_pool_exhausted": (503, "No database connection came free in time"),
     "database_unavailable": (503, "The database does not answer"),
@@ -76,7 +76,7 @@ def problem_document(
     payment_id: str | None = None,
     **more: Any,
 ) -> tuple[int, bytes]:
-    """The status and the body that tell of `code`; `detail` must hold nothing of the input."""
+    """The status and the body for `code`; `detail` must contain nothing of the input."""
     status, title = CODES[code]
     document = {
         "type": f"/docs#{code}",
@@ -115,14 +115,14 @@ def declined(payment: Payment) -> Response:
 
 
 def refusal_code(decline: Mapping[str, str] | None) -> str:
-    """The problem that tells a card's decline from a request that the provider did not take."""
+    """The problem code: a card's decline, or a request that the provider refused."""
     is_request = decline is not None and decline.get("type") == "request"
     return "request_refused" if is_request else "card_declined"
 
 
 def register_problems(app: Flask) -> None:
     """Answer every error of the application with a problem document; call it before routes."""
-    # An odd address is a 404, not a redirect that repeats what was typed.
+    # An unusual path is a 404, not a redirect that repeats the input.
     app.url_map.merge_slashes = False
     app.register_error_handler(HoldfastError, _from_ours)
     app.register_error_handler(HTTPException, _from_http)
@@ -137,7 +137,7 @@ def _from_ours(error: HoldfastError) -> Response:
         more["fields"] = error.fields
     if isinstance(error, errors.PreflightRefused):
         more["reasons"] = error.reasons
-    # A Busy without a word of its own is still a promise: nothing was sent.
+    # A Busy without a specific code still promises that no request was sent.
     code = error.code if error.code != "internal_error" else "deadline_exceeded"
     status, body = problem_document(
         code,
@@ -173,7 +173,7 @@ def _from_http(error: HTTPException) -> Response:
 
 
 def _from_parser(_error: Exception) -> Response:
-    # Our worker frames each body before a thread has it; another worker finds out while it reads.
+    # Our worker frames each body before a thread gets it; other workers detect errors while reading.
     status, body = problem_document(
         "bad_request", "The body is not framed as HTTP says.", request_id=request_id()
     )
@@ -181,8 +181,8 @@ def _from_parser(_error: Exception) -> Response:
 
 
 def _from_bug(error: Exception) -> Response:
-    # Anything not foreseen stays loud; the caller is told no more than that we failed. The claim
-    # is made or it is not: in both cases the same idempotency key cannot charge twice.
+    # An unexpected error is logged in full; the caller learns only that it is internal. With or
+    # without a stored claim, the same idempotency key cannot charge twice.
     log.error("request.failed", exc_info=error)
     status, body = problem_document(
         "internal_error",

@@ -251,6 +251,7 @@ def test_a_bug_is_a_problem_that_shows_nothing(caplog: pytest.LogCaptureFixture)
 
     problem = Problem.model_validate(answer.json)
     assert (answer.status_code, problem.code) == (500, "internal_error")
+    assert problem.title == "Internal error"
     assert (problem.retry_safe, problem.stage) == (True, "sent_unknown")
     assert "secret words" not in answer.get_data(as_text=True)
     assert "secret words" in caplog.text
