@@ -1,4 +1,4 @@
-"""The breaker in one process: when it opens, who may probe, and whose word counts."""
+"""The breaker in one process: when it opens, who may probe, and which results count."""
 
 from __future__ import annotations
 
@@ -63,9 +63,7 @@ def test_slow_calls_open_it_though_they_succeed(breaker: Breaker, clock: FakeClo
     assert breaker.state == "open"
 
 
-def test_a_house_full_of_hung_calls_outweighs_the_good_ones_before(
-    breaker: Breaker, clock: FakeClock
-):
+def test_many_hung_calls_outweigh_earlier_successes(breaker: Breaker, clock: FakeClock):
     _calls(breaker, failed=[False] * 500)
     clock.move(1)
     hung = [breaker.admit() for _ in range(12)]
@@ -131,7 +129,7 @@ def test_of_32_threads_exactly_one_probes(breaker: Breaker, clock: FakeClock):
     assert len(let_through) == 1
 
 
-def test_of_two_that_see_the_pause_end_at_the_same_moment_one_probes(clock: FakeClock):
+def test_only_one_of_two_simultaneous_callers_probes(clock: FakeClock):
     together, seen = threading.Barrier(2), threading.local()
 
     def clock_that_gathers() -> float:
@@ -309,12 +307,10 @@ def test_refusals_are_counted(breaker: Breaker):
     assert refusals._value.get() == before + 1
 
 
-# --- What circuitbreaker's own users rely on
+# --- The interface of circuitbreaker
 
 
-def test_as_a_decorator_it_refuses_with_circuitbreakers_own_error(
-    breaker: Breaker, clock: FakeClock
-):
+def test_decorator_refuses_with_circuitbreakers_own_error(breaker: Breaker, clock: FakeClock):
     @breaker
     def call(error: Exception | None = None) -> str:
         if error is not None:
@@ -374,9 +370,7 @@ def test_their_failures_are_added_up(tmp_path: Path, clock: FakeClock):
     other.close()
 
 
-def test_a_quiet_neighbours_good_calls_do_not_outvote_a_busy_ones_failures(
-    tmp_path: Path, clock: FakeClock
-):
+def test_quiet_workers_successes_do_not_outvote_failures(tmp_path: Path, clock: FakeClock):
     busy, quiet = _pair(tmp_path, clock)
     _calls(quiet, failed=[False] * 20)
 

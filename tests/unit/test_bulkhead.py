@@ -1,4 +1,4 @@
-"""The bulkhead: no more calls than it lets in, nobody waits, and the limit follows the provider."""
+"""The bulkhead: a limit on calls, no waiting, and a limit that follows the provider."""
 
 from __future__ import annotations
 

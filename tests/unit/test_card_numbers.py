@@ -154,7 +154,7 @@ def test_time_grows_with_the_length_and_no_faster(piece: str) -> None:
 
     sum(1 for _ in card_number_spans(text))
 
-    # A tenth of it on a machine at rest; the quadratic matcher needed minutes.
+    # A tenth of it on an idle machine; the quadratic matcher needed minutes.
     assert thread_time() - began_s < 2.0
 
 

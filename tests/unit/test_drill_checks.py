@@ -1,4 +1,4 @@
-"""What a drill measures, from readings made by hand; and the same question in PromQL."""
+"""The measurements of a drill, from hand-made readings; and the same query in PromQL."""
 
 from __future__ import annotations
 
@@ -85,13 +85,13 @@ def test_what_callers_waited_is_a_quantile_of_their_own_seconds():
     assert evaluate(check("waited", at=0.99, max=1), readings({}, {}, calls=calls))["value"] == 1.0
 
 
-def test_a_call_that_the_fault_met_on_its_way_does_not_tell_of_the_time_before_it():
+def test_call_in_flight_at_the_fault_is_not_in_the_baseline():
     answered, met = call(9, ms=900), call(9.9, ms=8000)
 
     assert before(10.0, [answered, met]) == [answered]
 
 
-def test_what_callers_get_is_compared_with_the_same_without_the_fault():
+def test_callers_results_are_compared_with_the_baseline():
     without = readings({}, {}, calls=[call(11, ms=300), call(12, ms=300)])
     read = readings({}, {}, calls=[call(11, ms=900)], reference=without)
 
@@ -99,7 +99,7 @@ def test_what_callers_get_is_compared_with_the_same_without_the_fault():
 
     assert (shown["value"], shown["reference"]) == (0.9, 0.3)
     assert evaluate(check("callers", word="201", min=1), read)["reference"] == 1.0
-    # Nobody is told to wait where nothing is wrong: that says nothing about the machine.
+    # No advice to wait without a fault: it would not concern the machine.
     assert evaluate(check("callers", word="202", min=1), read)["reference"] is None
     assert evaluate(check("struck", min=1), read)["reference"] is None
 
@@ -220,7 +220,7 @@ def test_a_day_is_as_good_as_its_worst_drill(verdicts, stopped, verdict):
     assert judge_day(verdicts, stopped=stopped)[0] == verdict
 
 
-def test_recovered_is_three_successes_in_a_row_counted_from_the_first():
+def test_recovery_is_the_first_of_three_successes_in_a_row():
     calls = [call(9), call(10), call(11, "pending"), call(12), call(13), call(14), call(15)]
 
     assert recovery_s(calls, "instance", 10.0) == 2.1

@@ -48,13 +48,13 @@ def test_each_drill_names_a_runbook_that_is_there(plan: Plan):
 
 
 @pytest.mark.parametrize("plan", DRILLS, ids=lambda plan: plan.name)
-def test_each_drill_asks_whether_money_and_callers_are_well_again(plan: Plan):
+def test_each_drill_checks_money_and_callers_recovery(plan: Plan):
     measured = {check.measure for check in plan.expect}
 
     assert {"recovery", "settled"} <= measured
 
 
-def test_the_three_errors_of_the_incident_are_drills_with_its_words():
+def test_the_incidents_three_errors_are_drills_with_its_text():
     assert all(PLANS[name].incident for name in SIMULATIONS)
 
 
@@ -125,13 +125,13 @@ def test_a_bad_drill_is_named_with_what_is_wrong(tmp_path: Path, name: str, text
     assert why in str(raised.value)
 
 
-def test_a_fault_that_is_shortened_keeps_the_proportions_of_its_parts():
+def test_shortened_fault_keeps_its_parts_proportions():
     plan = PLANS["connection-error"].lasting(5)
 
     assert [step.seconds for step in plan.steps] == [1.5, 1.5, 2.0]
 
 
-def test_the_handbook_tells_of_each_drill_with_its_runbook_and_how_long_it_takes():
+def test_handbook_lists_each_drill_with_runbook_and_duration():
     handbook = (ROOT / "docs" / "drills.md").read_text()
     rows = {
         cells[1].strip(" `"): cells

@@ -1,4 +1,4 @@
-"""Health tells what is wrong, since when, and whether anything can still be accepted."""
+"""Health reports each fault, its start, and whether payments can still be accepted."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ PASS, WARN, FAIL = Finding("pass"), Finding("warn", "slow"), Finding("fail", "do
         (FAIL, PASS, "fail"),
     ],
 )
-def test_only_a_part_without_which_nothing_is_accepted_makes_it_all_fail(critical, other, overall):
+def test_only_a_critical_component_makes_the_whole_fail(critical, other, overall):
     checks = checks_of(
         component("database", critical, is_critical=True), component("provider", other)
     )
@@ -59,7 +59,7 @@ def test_what_was_not_checked_is_not_known_to_be_well():
     assert report["checks"]["database"][0]["output"] == "not checked yet"
 
 
-def test_a_failing_check_says_what_since_when_and_what_the_last_error_was(monkeypatch):
+def test_a_failing_check_reports_its_start_and_last_error(monkeypatch):
     monkeypatch.setattr("service.observability.health.FRESH_FOR_S", 0.0)
     answers = iter([None, ConnectionError("no route to postgres://app:hunter2@db/x"), None])
 
@@ -91,7 +91,7 @@ def test_a_failing_check_says_what_since_when_and_what_the_last_error_was(monkey
         (workers_saw(timeouts=2, refusals=1), "warn", "no connection for 3 callers"),
     ],
 )
-def test_a_database_that_answers_us_and_not_the_workers_is_degraded(seen, status, told):
+def test_database_that_answers_only_the_ops_plane_is_degraded(seen, status, told):
     finding = health_components.database(lambda: None, seen).check()
 
     assert finding.status == status
@@ -102,7 +102,7 @@ def test_a_database_that_answers_us_and_not_the_workers_is_degraded(seen, status
     ("breaker", "status"),
     [(None, "pass"), ("closed", "pass"), ("open", "warn"), ("half_open", "warn")],
 )
-def test_a_provider_that_answers_us_and_takes_no_payments_is_degraded(breaker, status):
+def test_provider_that_answers_but_takes_no_payment_is_degraded(breaker, status):
     finding = health_components.provider(lambda: None, workers_saw(breaker=breaker)).check()
 
     assert finding.status == status
@@ -144,7 +144,7 @@ def test_who_asks_at_the_same_time_shares_one_round():
     assert rounds == [1]
 
 
-def test_the_clock_starts_the_checks_by_itself_until_it_is_stopped():
+def test_checks_run_periodically_until_they_are_stopped():
     checked = threading.Event()
     checks = checks_of(Component("database", "datastore", lambda: checked.set() or PASS))
 
@@ -172,7 +172,7 @@ def test_a_reconciler_that_never_ran_fails():
 
 
 @pytest.mark.parametrize("beat", [None, datetime.now(UTC) - timedelta(days=1)])
-def test_what_has_just_started_gives_the_reconciler_time_for_its_first_beat(beat):
+def test_reconciler_gets_time_for_its_first_heartbeat(beat):
     finding = health_components.reconciler(lambda: beat).check()
 
     assert (finding.status, finding.output) == ("warn", "its first beat is awaited")

@@ -28,7 +28,7 @@ FAMILY = (
 )
 
 
-def test_a_program_that_ends_by_itself_tells_its_status_and_its_words(tmp_path):
+def test_ended_program_reports_its_status_and_output(tmp_path):
     process = ManagedProcess(
         [sys.executable, "-c", "print('out of luck'); raise SystemExit(3)"],
         log_path=tmp_path / "log",
@@ -106,7 +106,7 @@ def test_a_killed_keeper_takes_the_program_with_it(tmp_path):
     _wait_until(lambda: not runs(program_pid))
 
 
-def test_a_program_outlives_the_one_that_needs_it_even_after_a_kill(tmp_path):
+def test_program_outlives_its_dependent_even_after_a_kill(tmp_path):
     # The one that needs it takes half a second to end, as gunicorn does with a payment.
     slow = (
         "import signal, sys, time\n"

@@ -15,10 +15,10 @@ from service.payments.model import OPEN, Status
 from service.providers.base import OutcomeKind
 
 CATALOGUE = Path(__file__).with_name("metrics_catalogue.txt")
-# What the whole of an instance may have; `worker` multiplies by the processes.
+# The series of a whole instance; `worker` multiplies by the processes.
 SERIES_LIMIT = 2000
 WORKERS = 4
-# Sets whose home is elsewhere, with more members than we have today.
+# Sets that other modules define, with more members than today.
 ROUTES, STATEMENTS, DRILLS, CURRENCIES, STATUSES, COMPONENTS = 44, 60, 13, 8, 4, 7
 # A route answers to one method nearly always, a payment ends in a few outcomes.
 METHODS = 1
@@ -41,13 +41,13 @@ def written() -> dict[str, tuple[str, ...]]:
     return {name: tuple(labels.split(",")) if labels else () for name, _, labels in pairs}
 
 
-def test_the_code_and_the_written_catalogue_name_the_same_metrics_with_the_same_labels():
+def test_code_and_catalogue_have_the_same_metrics_and_labels():
     in_code = {name: metric._labelnames for name, metric in declared().items()}
 
     assert in_code == written()
 
 
-def test_the_page_of_metrics_is_what_the_catalogue_says_and_leaves_none_out():
+def test_metrics_page_matches_the_whole_catalogue():
     page = rendered()
 
     rows = re.findall(r"(?m)^\| `(holdfast_\w+)` \|", page)
@@ -71,7 +71,7 @@ def test_durations_have_edges_where_promises_are_made():
     edges = {histogram._name: set(histogram._kwargs["buckets"]) for histogram in histograms}
 
     assert all({0.5, 1.0, 5.0, 10.0} <= of_one for of_one in edges.values())
-    # Just under the provider's deadline and just over it can be told apart.
+    # Buckets separate values just below and just above the provider's deadline.
     assert {4.9, 5.1} <= edges["holdfast_provider_call_duration_seconds"]
 
 
@@ -89,7 +89,7 @@ def test_the_closed_sets_hold_the_words_the_code_uses():
     assert set(metrics.CALL_RESULTS) == {kind.value for kind in OutcomeKind} | {"refused"}
 
 
-def test_the_companions_of_the_alarms_are_there_before_anything_happened():
+def test_alarm_companions_exist_before_the_first_event():
     for counter in (
         metrics.payments_good_total,
         metrics.payments_bad_total,
@@ -98,7 +98,7 @@ def test_the_companions_of_the_alarms_are_there_before_anything_happened():
         assert counter._value.get() >= 0.0
 
 
-def test_the_code_names_no_more_statements_than_the_share_of_series_is_reckoned_with():
+def test_statement_count_is_within_the_budget_of_series():
     sources = Path(metrics.__file__).parents[1].rglob("*.py")
     named = re.compile(r"\bStatement\(\s*f?\"(\w+)")
     names = {name for path in sources for name in named.findall(path.read_text())}
@@ -108,7 +108,7 @@ def test_the_code_names_no_more_statements_than_the_share_of_series_is_reckoned_
     assert 40 < len(series) <= STATEMENTS
 
 
-def test_an_instance_with_four_workers_stays_under_its_share_of_series():
+def test_four_workers_stay_within_the_budget_of_series():
     sizes = {
         "provider": 1,
         "route": ROUTES,

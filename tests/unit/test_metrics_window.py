@@ -47,7 +47,7 @@ def test_growth_is_added_over_the_labels_that_are_not_given():
 @pytest.mark.parametrize(
     ("q", "expected_s"), [(0.25, 0.25), (0.5, 0.5), (0.75, 0.75), (0.9, 1.0), (0.99, 1.0)]
 )
-def test_a_percentile_is_linear_in_its_bucket_and_never_above_the_last_edge(q, expected_s):
+def test_percentile_is_linear_and_never_above_the_last_edge(q, expected_s):
     before = histogram("db_pool_wait_seconds", {"0.5": 10, "1.0": 10, "+Inf": 10}, 1.0)
     after = histogram("db_pool_wait_seconds", {"0.5": 50, "1.0": 90, "+Inf": 90}, 31.0)
     late = histogram("db_pool_wait_seconds", {"0.5": 50, "1.0": 82, "+Inf": 90}, 31.0)
@@ -66,7 +66,7 @@ def test_of_nothing_there_is_no_ratio_and_no_time():
     assert summary["pool"]["wait_ms"] == {"mean": None, "p50": None, "p95": None, "p99": None}
 
 
-def test_the_windows_look_back_as_far_as_they_say_and_memory_stays_bounded():
+def test_windows_cover_their_time_and_memory_stays_bounded():
     readings = _Readings()
     counter = key("payments_good_total")
     day_s = 86_400

@@ -1,4 +1,4 @@
-"""What may be counted is there at 0 before it happens."""
+"""Every counter is preregistered at 0 before its first event."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from prometheus_client import Counter
 
 from service.observability import metrics
 
-# A process of its own: the counters of this one have been used by other tests.
+# A separate process: other tests have used the counters of this one.
 PROGRAM = """
 import json
 from prometheus_client import REGISTRY
@@ -44,7 +44,7 @@ def begun() -> list[tuple[str, dict[str, str], float]]:
     return [tuple(sample) for sample in json.loads(answer.stdout)]
 
 
-def test_every_counter_of_the_catalogue_has_a_series_before_anything_happened(begun):
+def test_every_counter_has_a_series_before_its_first_event(begun):
     in_catalogue = {f"{m._name}_total" for m in vars(metrics).values() if isinstance(m, Counter)}
 
     assert {name for name, _, _ in begun} == in_catalogue
@@ -63,7 +63,7 @@ def test_every_counter_of_the_catalogue_has_a_series_before_anything_happened(be
         ("drill_runs_total", {"drill": "payment-timeout", "verdict": "broke"}),
     ],
 )
-def test_the_first_event_that_an_alert_waits_for_has_a_series_to_grow(begun, name, labels):
+def test_first_event_of_an_alert_grows_an_existing_series(begun, name, labels):
     provider = {"provider": "stripe"} if "breaker" in name or "provider" in name else {}
 
     assert [f"holdfast_{name}", {**labels, **provider}, 0.0] in [list(one) for one in begun]

@@ -67,7 +67,7 @@ def test_processes_of_one_host_count_together(tmp_path: Path):
 
 
 def _elsewhere(path: Path, times: int) -> int:
-    """How many of so many requests are granted in a process of its own."""
+    """The number of granted requests in a separate process."""
     program = (
         "from pathlib import Path; from service.resilience.rate_limit import RateLimit;"
         f"limit = RateLimit(Path({str(path)!r}), per_s=0.001, burst=10);"

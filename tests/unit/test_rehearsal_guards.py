@@ -1,4 +1,4 @@
-"""The guard of live traffic: whose payments suffer, as told by the registry and the rehearsal's own calls."""
+"""The guard of live traffic: separates live failures from the drill's own calls."""
 
 from __future__ import annotations
 

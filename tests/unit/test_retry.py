@@ -34,7 +34,7 @@ def test_after_two_retries_the_last_result_stands():
     assert tries.made == 3
 
 
-def test_nothing_is_tried_again_when_the_deadline_leaves_no_time_for_a_call():
+def test_no_retry_when_the_deadline_leaves_no_time_for_a_call():
     tries = _Tries("bad")
 
     _rich_retry().run(tries, Deadline.after(0.4), _bad_is_again)
@@ -62,7 +62,7 @@ def test_a_retry_after_beyond_the_deadline_is_not_waited_for():
     assert monotonic() - began_s < 4.5
 
 
-def test_however_many_calls_fail_retries_add_no_more_than_a_tenth():
+def test_retries_add_at_most_a_tenth_of_the_calls():
     retry = Retry("fake", budget=RetryBudget(clock=FakeClock()))
     tries = _Tries("bad")
 

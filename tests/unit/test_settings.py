@@ -1,4 +1,4 @@
-"""Settings: what is read, what is refused and how it is said, and that .env.example tells it all."""
+"""Settings: accepted and refused values, the messages, and a complete .env.example."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from service.settings import Settings, SettingsError, describe
 ROOT = Path(__file__).parents[2]
 
 
-def test_env_example_names_every_setting_with_its_default_and_its_why():
+def test_env_example_has_every_setting_default_and_purpose():
     text = (ROOT / ".env.example").read_text()
 
     told = re.findall(r"^# (.+)\n#([A-Z_]+)=(.*)$", text, re.MULTILINE)

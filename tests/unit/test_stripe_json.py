@@ -1,4 +1,4 @@
-"""A next_action as everybody may see it: without its secrets, and read in linear time."""
+"""A next_action for display: without its secrets, and read in linear time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What we write into the provider's metadata, and how an object is known to be ours by it."""
+"""Our entries in the provider's metadata, and how they identify our objects."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_our_entries_lead_back_to_the_row_and_to_the_key():
     }
 
 
-def test_47_entries_of_the_caller_leave_no_room_for_the_reference():
+def test_47_entries_of_the_caller_exclude_the_reference():
     form = metadata_form(charge(metadata={f"key{n}": "x" for n in range(47)}))
 
     assert len(form) == METADATA_ENTRIES_MAX

@@ -32,7 +32,7 @@ def test_anything_else_begins_a_trace_of_our_own(header):
     assert not trace.is_sampled
 
 
-def test_our_step_is_part_of_the_callers_trace_in_events_in_buckets_and_at_the_provider():
+def test_our_span_is_part_of_the_callers_trace_everywhere():
     with tracing.continue_trace(SOUND) as trace:
         bound, outgoing, exemplar = (
             logs.bound(),

@@ -1,4 +1,4 @@
-"""The watchdog ends exactly the calls whose deadline has come, on real sockets."""
+"""The watchdog ends exactly the calls past their deadline, on real sockets."""
 
 from __future__ import annotations
 
@@ -59,14 +59,14 @@ def test_an_earlier_deadline_that_comes_later_is_kept(pair):
         assert other.recv(1) == b"x"
 
 
-def test_a_deadline_that_has_passed_already_ends_the_call_at_once(pair):
+def test_passed_deadline_ends_the_call_at_once(pair):
     with Watchdog().guard(pair[0].fileno(), Deadline.after(-1)) as watch:
         assert pair[0].recv(1) == b""
 
     assert watch.fired
 
 
-def test_a_number_that_was_given_to_another_socket_is_not_confused(pair):
+def test_reused_descriptor_of_another_socket_is_left_alone(pair):
     doomed, peer = socket.socketpair()
     number = doomed.fileno()
     with Watchdog().guard(number, Deadline.after(0.1)) as watch:

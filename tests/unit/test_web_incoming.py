@@ -216,13 +216,13 @@ def test_request_byte_by_byte_costs_linear_time(received: bytes) -> None:
     for place in range(len(received)):
         arrival.feed(received[place : place + 1])
 
-    # About 1 us a byte on a machine at rest; a head parsed anew each time took 30 times that.
+    # About 1 us a byte on an idle machine; parsing the head again each time took 30 times that.
     assert thread_time() - began_s < 10e-6 * len(received) + 0.2
 
 
 @pytest.mark.parametrize("framing", [b"", CHUNKED])
 def test_request_of_a_later_minor_version_is_read_as_ours(framing: bytes) -> None:
-    # The parser repeats the version that it was told, and ours is what we speak (RFC 9110, 2.5).
+    # The parser repeats the version that it receives, and we support 1.1 (RFC 9110, 2.5).
     arrival = Arrival()
     later = request(framing, b"0\r\n\r\n" if framing else b"").replace(b"HTTP/1.1", b"HTTP/1.9")
 

@@ -1,4 +1,4 @@
-"""What is shown is what the contract's models say."""
+"""Shown payments match the contract's models."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_every_shown_status_can_be_asked_for(status: Status) -> None:
     assert query.statuses == [status]
 
 
-def test_what_is_owed_an_answer_is_neither_final_nor_the_clients_turn() -> None:
+def test_pending_status_is_neither_final_nor_the_clients_turn() -> None:
     assert {status.value for status in UNSETTLED} == {
         "accepted",
         "sending",
