@@ -11,7 +11,7 @@ from tests.booked_provider import BookedProvider
 from tests.moving import Moving
 from tests.settling import Service
 
-# What a sequence gave is not rolled back, so the second try sees that it is the second.
+# A sequence is not rolled back, so the second try sees that it is the second.
 _FAIL_ONCE = """
     CREATE SEQUENCE tries;
     CREATE FUNCTION fail_once() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$

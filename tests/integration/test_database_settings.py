@@ -260,7 +260,7 @@ def test_odd_defaults_do_not_pass_a_pooler(owner_url: str, pgbouncer_url: str) -
     )
 
     with pool_of(6, pgbouncer_url) as pool:
-        # Another client of the same pooler has settings of its own.
+        # Another client of the same pooler has different settings.
         other = psycopg2.connect(pgbouncer_url)
         with other, other.cursor() as cursor:
             cursor.execute("SET timezone TO 'Asia/Kathmandu'")

@@ -1,4 +1,4 @@
-"""The ops plane tells, over all workers, what is counted, how every part is and how it went."""
+"""The ops plane reports the metrics, health and statistics of all workers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def run_worker(directory: Path, code: str) -> None:
 
 @pytest.fixture
 def seen() -> dict[str, Finding]:
-    """What the checks will see; a test changes it."""
+    """The input of the checks; a test changes it."""
     return {"database": PASS, "provider": PASS}
 
 
@@ -186,7 +186,7 @@ def test_statistics_show_how_things_stand_in_the_processes_that_live(tmp_path, c
     assert now["pool"]["by_worker"]["in_use"] == {"web-0": 8}
     assert now["breaker"] == "open"
     assert now["queue"]["queued"] == 5
-    # Nobody has said: that is not 0.
+    # Unknown, which is not 0.
     assert now["queue"]["unknown_oldest_s"] is None
 
 

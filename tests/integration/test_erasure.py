@@ -1,4 +1,4 @@
-"""Erasing a person: what tells of them goes, amounts and the order of events stay."""
+"""Erasing a person: personal data is removed, amounts and the order of events remain."""
 
 from __future__ import annotations
 

@@ -27,10 +27,10 @@ from service.providers.webhook_sender import WebhookSender
 from service.resilience.watchdog import Watchdog
 from tests.settling import soon
 
-# Enough for a scan of the queue to stand out; tests/bench measures 100,000.
+# Enough to reveal a scan of the queue; tests/bench measures 100,000.
 LONG = 20_000
 PLACES = 8
-# What a statement may touch however long the queue is: a few pages for each row that it reads.
+# A statement's limit for any length of the queue: a few pages for each row that it reads.
 PAGES_MAX = 120
 
 

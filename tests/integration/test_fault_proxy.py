@@ -107,7 +107,7 @@ def test_each_fault_meets_callers_as_what_it_is_and_ends_when_told(
     holder.clear()
 
     assert raised.value.kind == kind
-    # What the provider does is not told as the proxy's failure.
+    # A failure of the provider is not reported as the proxy's.
     assert error is NotSent or "proxy" not in raised.value.detail
     assert list_charges(transport).status == 200
 

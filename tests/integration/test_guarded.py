@@ -59,7 +59,7 @@ IN_USE = Outcome(OutcomeKind.UNKNOWN, Stage.ANSWERED, error="http_409")
 
 
 class Guards:
-    """A provider behind guards whose breaker runs on a clock of the test."""
+    """A provider behind guards, with a breaker on the test's clock."""
 
     def __init__(self) -> None:
         self.clock = FakeClock()
@@ -517,7 +517,7 @@ def test_after_an_outage_the_first_payment_goes_through_within_seconds():
     outcome = guarded.confirm(CHARGE, deadline())
 
     assert outcome.kind is OutcomeKind.SUCCEEDED
-    # Two, on a machine that is at rest: the bench of an outage holds that.
+    # Two, on an idle machine: the bench of an outage checks that.
     assert monotonic() - back_s < 10
     assert len(provider.calls) == calls_of_the_outage + 2
     breaker.close()

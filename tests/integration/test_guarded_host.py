@@ -1,4 +1,4 @@
-"""Several real processes on one host: one breaker, one probe, whoever is killed."""
+"""Several real processes on one host: one breaker, one probe, after any kill."""
 
 from __future__ import annotations
 

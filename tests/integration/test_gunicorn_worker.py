@@ -97,7 +97,7 @@ class Server:
         return Answer(answer.status, content, headers, time.monotonic() - began_s)
 
     def troubles(self) -> list[dict[str, Any]]:
-        """What it logged as a warning or worse."""
+        """Its log events of level warning or above."""
         lines = self.log_path.read_text().splitlines(keepends=True)
         events = [json.loads(line) for line in lines if line[0] == "{" and line[-1] == "\n"]
         return [event for event in events if event["level"] not in ("DEBUG", "INFO")]
@@ -137,7 +137,7 @@ Start = Callable[..., Server]
 
 @pytest.fixture
 def start(tmp_path: Path, clients: ThreadPoolExecutor) -> Iterator[Start]:
-    """Starts a server of its own; what it still holds is released before the clients are joined."""
+    """Starts a separate server; requests that it holds are released before the clients are joined."""
     servers: list[Server] = []
 
     def start(**settings: str) -> Server:
@@ -215,7 +215,7 @@ def test_a_write_that_no_thread_can_take_in_time_is_told_so_as_a_problem(
 def test_a_full_line_refuses_writes_at_once_and_takes_reads_in_their_place(
     start: Start, clients: ThreadPoolExecutor
 ) -> None:
-    # Who is in line waits for ten seconds: what ends before was refused for want of a place.
+    # A queued request waits for ten seconds: one that ends earlier was refused by a full queue.
     server = start(HOLDFAST_REQUEST_TIMEOUT_MS="17000", HOLDFAST_GRACEFUL_STOP_S="18")
     # 2 threads and a line of 8 each, all taken by writes; a fifth of them is too much.
     held = server.hold(clients, 22)
@@ -431,7 +431,7 @@ def test_workers_are_replaced_without_a_failed_request(
 
 
 def keep_asking(port: int, stop: threading.Event) -> list[str]:
-    """Ask over one kept connection, anew where the server says close; what failed."""
+    """Send requests over one kept connection, replaced after `close`; the failures."""
     failures = []
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
     while not stop.is_set():

@@ -1,4 +1,4 @@
-"""What happened stays written: the serving role may add to the history and never change it."""
+"""The history is permanent: the serving role may add to it and never change it."""
 
 from __future__ import annotations
 

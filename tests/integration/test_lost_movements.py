@@ -1,6 +1,6 @@
-"""Refunds, captures and voids whose commit was lost: known again at the provider, never repeated.
+"""Refunds, captures and voids after a lost commit: found at the provider, never repeated.
 
-A failover's loss is made with SQL: rows go, and the payment stands as it stood before them. The
+A failover's loss is made with SQL: rows go, and the payment gets its state before them. The
 provider is scripted and keeps its own books; it is reached over TLS through the real adapter.
 """
 

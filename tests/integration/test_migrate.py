@@ -56,7 +56,7 @@ def test_many_that_start_at_once_apply_each_once(empty_url):
 
 
 def test_without_the_advisory_lock_the_version_rows_alone_hold(empty_url, monkeypatch):
-    # As on engines whose advisory locks do nothing.
+    # As on engines without working advisory locks.
     monkeypatch.setattr(subject, "one_at_a_time", lambda cursor, give_up_at_s: nullcontext())
     both_begin = threading.Barrier(2)
 

@@ -1,4 +1,4 @@
-"""What a caller was told about a refund stays true, also when the database stalls at any moment."""
+"""Every answer about a refund stays true, also when the database stalls at any moment."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def link(database_url: str) -> Iterator[DatabaseLink]:
 
 @pytest.fixture
 def moving(pool: ConnectionPool) -> Moving:
-    """As the reconciler, whose own link is well."""
+    """As the reconciler, with a healthy link."""
     return Moving(pool, BookedProvider())
 
 
@@ -51,7 +51,7 @@ def stall_while_refunding(moving: Moving, link: DatabaseLink) -> None:
 
 def restore(moving: Moving, link: DatabaseLink) -> None:
     moving.provider.during_call = lambda: None
-    # What hangs never arrives, as when the worker's machine is gone.
+    # A hanging statement never arrives, as after the loss of the worker's machine.
     link.lose()
 
 

@@ -19,7 +19,7 @@ from service.observability.multiprocess import live_slots
 from service.observability.registry import SharedRegistry, read_samples
 from service.observability.slot_file import SlotFile, read_file
 
-# A process of the service in short: it takes a slot, tells which, then obeys line by line.
+# A minimal process of the service: it takes a slot, prints it, then executes each line.
 PROCESS = """
 import sys
 from service.observability import metrics, multiprocess
@@ -126,7 +126,7 @@ def test_a_dead_workers_gauges_go_with_it_and_its_successor_starts_at_nothing(tm
 def test_two_living_processes_never_share_a_slot(start):
     old_generation = [start(), start()]
 
-    # What a reload does: the new workers start before the old ones end.
+    # As in a reload: the new workers start before the old ones end.
     new_generation = [start(), start()]
     roles = [start("reconciler"), start("ops")]
 
@@ -202,7 +202,7 @@ def test_two_hundred_killed_workers_leave_few_files_exact_counts_and_as_quick_a_
     assert value(many, "payments_good_total") == 200
     assert len(list(many.glob("*.db"))) <= 4 * 8
     assert len(read_samples(SharedRegistry(many))) <= 2000
-    # The milliseconds are measured by `python -m tests.bench metrics`, on a machine that is at rest.
+    # The milliseconds are measured by `python -m tests.bench metrics`, on an idle machine.
     assert scrape_s(many) < 2 * scrape_s(few)
 
 
@@ -256,7 +256,7 @@ def test_what_is_exposed_is_sound_open_metrics_with_the_trace_on_its_bucket(tmp_
 
 
 def test_a_full_disk_costs_the_numbers_and_not_the_process(tmp_path):
-    # The limit on a file's size stands in for the disk's; SIGXFSZ is ignored as Python does.
+    # The limit on a file's size simulates the disk's; SIGXFSZ is ignored as Python does.
     program = (
         "import os, resource\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"

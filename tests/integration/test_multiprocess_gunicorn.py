@@ -77,7 +77,7 @@ class Server:
             try:
                 pids.add(self._ask_once())
             except (OSError, http.client.HTTPException):
-                # Nobody listens yet, or a worker was killed under the request: not answered.
+                # No listener yet, or a worker was killed during the request: no answer.
                 time.sleep(0.02)
                 continue
             self.answered += 1

@@ -1,4 +1,4 @@
-"""The data plane does not open itself to other machines while there is no key to tell callers by."""
+"""The data plane refuses to bind a non-loopback address before an API key exists."""
 
 from __future__ import annotations
 

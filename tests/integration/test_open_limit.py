@@ -1,4 +1,4 @@
-"""Who has too many payments open is marked by the clock, and freed when they are settled."""
+"""A merchant with too many open payments is marked periodically, and freed when they settle."""
 
 from __future__ import annotations
 

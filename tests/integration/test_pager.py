@@ -1,4 +1,4 @@
-"""The pager of a local run tells each news once, and takes nothing that is not a message."""
+"""The pager of a local run reports each alert once, and refuses anything but a message."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A row that cannot be written or handled waits, ever longer, and is told of: the others go on."""
+"""A row that cannot be written or handled waits, ever longer, and is logged: the others go on."""
 
 from __future__ import annotations
 

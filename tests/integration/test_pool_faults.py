@@ -105,7 +105,7 @@ def server_without_codes(directory: Path) -> Iterator[str]:
     ready = message(b"Z", b"I")
     greeting = message(b"R", bytes(4)) + b"".join(
         message(b"S", name + b"\0" + value + b"\0")
-        # Nothing has to be set on such a connection: the pool would take an error for an outage.
+        # Such a connection needs no SET: the pool would take an error for an outage.
         for name, value in (
             (b"client_encoding", b"UTF8"),
             *((name.encode(), value.encode()) for name, value in SESSION.items()),
@@ -179,7 +179,7 @@ def test_a_stalled_statement_ends_at_the_deadline_and_its_connection_is_replaced
         link.restore()
 
         assert deadline.expired
-        # Nothing else would end it.
+        # No other deadline would end it.
         assert took_s < 10
         assert pool.run(ONE, (), Deadline.after(5)) == [(1,)]
 

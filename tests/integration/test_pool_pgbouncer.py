@@ -42,8 +42,8 @@ def pgbouncer_url(database_url: str) -> Iterator[str]:
     """The same database through a pgbouncer with two server connections."""
     program = path_of("pgbouncer")
     assert program is not None
-    # PostgreSQL lets in nobody but this user, and pgbouncer refuses to be root: the link stands
-    # between them and is this user for the one, open to everybody for the other.
+    # PostgreSQL accepts only this user, and pgbouncer refuses to run as root: the link between
+    # them runs as this user for PostgreSQL, and accepts any user for pgbouncer.
     link = DatabaseLink(database_url)
     link.open_to_all_users()
     target = parse_dsn(link.url)

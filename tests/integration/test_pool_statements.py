@@ -122,7 +122,7 @@ def test_a_checkout_cannot_be_used_after_its_block(pool: ConnectionPool) -> None
 
 
 def test_a_statement_that_met_a_serialization_failure_is_run_again(database_url: str) -> None:
-    # What a sequence gave is not rolled back, so the second try sees that it is the second.
+    # A sequence is not rolled back, so the second try sees that it is the second.
     fail_once = Statement(
         "fail_once",
         "DO $$ BEGIN IF nextval('tries') = 1 THEN RAISE serialization_failure; END IF; END $$",

@@ -36,7 +36,7 @@ def answers(*, total: int, truthful_ratio: float | None) -> dict[str, Any]:
 def look(
     pool: ConnectionPool, tmp_path: Path, scope: str = "instance", **changed: Any
 ) -> list[str]:
-    """What speaks against a rehearsal where all is well but for what is `changed`."""
+    """The reasons against a drill when everything but the `changed` facts is in order."""
     samples = changed.pop("samples", {})
     plan = changed.pop("plan", PLAN)
     found = changed.pop("statistics", answers(total=1000, truthful_ratio=1.0))

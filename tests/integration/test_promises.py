@@ -25,7 +25,7 @@ PATIENCE_S = 0.5
 
 
 class Worker(Service):
-    """A worker whose link to the database can be stalled; `background` has one of its own."""
+    """A worker with a database link that can be stalled; `background` has a separate link."""
 
     def __init__(self, pool: ConnectionPool, provider: BookedProvider, link: DatabaseLink) -> None:
         super().__init__(pool, provider)
@@ -87,12 +87,12 @@ def statuses(pool: ConnectionPool) -> list[str]:
 
 
 def died_after_claim(service: Service, asked: ChargeRequest) -> Payment:
-    """As a worker's kill leaves it: claimed, leased, and promised to nobody."""
+    """The state after a worker's kill: claimed, leased, and without a promise."""
     payment, _ = service.store.claim(asked, soon(), provider="fake", status=Status.ACCEPTED)
     return payment
 
 
-# --- Nothing promised, nothing sent -----------------------------------------------------------------
+# --- No promise, no call to the provider ------------------------------------------------------------
 
 
 @pytest.mark.parametrize("on_outage", ["queue", "reject"])

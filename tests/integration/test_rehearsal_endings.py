@@ -232,7 +232,7 @@ def test_webhooks_that_nobody_answers_end_with_the_run(unanswered):
 
 @pytest.fixture
 def unanswered() -> Iterator[FaultInjector]:
-    """The faults of a run whose webhooks go to a data plane that hangs."""
+    """The faults of a drill with webhooks to a data plane that hangs."""
     plan = replace(PLAN, steps=(Step(seconds=60, webhooks=True),))
     run = Run(plan, kind="drill", scope="instance", reason="", requested_by="key", load_per_s=1)
 

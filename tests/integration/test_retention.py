@@ -1,4 +1,4 @@
-"""What is kept long enough is removed, in batches; what is still needed stays."""
+"""Rows past their retention are removed, in batches; rows that are still needed remain."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a hostile reader of the protocol tries on the settling: haste, silence, lost commits."""
+"""Attacks of a hostile reader of the protocol on the settling: haste, silence, lost commits."""
 
 from __future__ import annotations
 

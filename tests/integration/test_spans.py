@@ -13,7 +13,7 @@ import pytest
 from tests.span_collector import Collector, collecting
 
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
-# A process of its own: the packages keep their state for the whole of a process.
+# A separate process: the packages keep their state for the life of a process.
 SERVICE = """
 import json, sys
 from flask import Flask

@@ -1,4 +1,4 @@
-"""The sweep comes to an end whatever there is to read, and goes on where it was cut short."""
+"""The sweep ends for any amount of data, and continues where it was interrupted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Merchants are told of events: with the event or not at all, signed, again until it is taken."""
+"""Webhook deliveries: stored with the event or not at all, signed, repeated until accepted."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def soon() -> Deadline:
 
 
 class Merchant:
-    """One merchant's payments and endpoints, with a provider that does as it is told."""
+    """One merchant's payments and endpoints, with a scripted provider."""
 
     def __init__(self, pool: ConnectionPool, **options: object) -> None:
         self.pool = pool
@@ -341,7 +341,7 @@ def test_who_lost_the_lease_writes_nothing(merchant, receiver):
     receiver.statuses = [500, 500]
     late: list[Callable[[], bool]] = []
 
-    # The first is taken for so long that its lease ends, and another tries meanwhile.
+    # The first takes so long that its lease ends, and another tries.
     merchant.deliverer.deliver(
         1, lambda call, due: late.append(lambda: call(due[0])) or [], soon(), failing=False
     )

@@ -1,4 +1,4 @@
-"""The data plane as it is shipped, with a provider that does as it is told.
+"""The shipped data plane, with a scripted provider.
 
 One database and one application for each module, since both take a while; each test is a merchant
 of its own, so that it sees nothing of the others.
@@ -74,7 +74,7 @@ def app(settings: Settings, module_provider: BookedProvider) -> Flask:
 
 @pytest.fixture
 def confirms() -> tuple[Outcome, ...]:
-    """What the provider's first confirms come to; a test overrides it by a parameter."""
+    """The results of the provider's first confirms; a test overrides it by a parameter."""
     return ()
 
 

@@ -34,7 +34,7 @@ def test_every_route_is_in_the_document(app: Flask, client: FlaskClient) -> None
 def test_every_route_of_the_ops_plane_is_in_its_own_document(
     settings: Settings, tmp_path: Path
 ) -> None:
-    # A process of its own: this plane's threads go on until it ends.
+    # A separate process: this plane's threads run until it ends.
     program = """
 import json
 from service.app import create_ops_app

@@ -30,7 +30,7 @@ def ask(client: FlaskClient, api_key: str) -> Ask:
 def test_a_key_is_replaced_without_a_moment_without_one(
     ask: Ask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Nothing is remembered, so that a revocation is seen at once.
+    # The cache is off, so that a revocation takes effect at once.
     monkeypatch.setattr(auth, "REMEMBER_S", 0.0)
     old = ask("POST", "/v1/api_keys", {"scopes": ["read"], "label": "till 4"}).json
     new = ask("POST", "/v1/api_keys", {"scopes": ["read"], "label": "till 4"}).json
@@ -98,7 +98,7 @@ def test_a_wrong_checksum_is_refused_without_the_database(
         assert ask("GET", "/v1/payments", key=key).status_code == 401
     assert looked == []
 
-    # Where the checksum is right, the database is asked.
+    # A key with a valid checksum is looked up in the database.
     assert ask("GET", "/v1/payments", key=generate_key("test")).status_code == 401
     assert len(looked) == 1
 

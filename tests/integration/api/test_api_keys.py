@@ -1,4 +1,4 @@
-"""Who gets in: keys, scopes, and merchants kept apart."""
+"""Authentication: keys, scopes, and the separation of merchants."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""POST and GET /v1/payments: what callers are told, and what the same key does."""
+"""POST and GET /v1/payments: the answers to callers, and the effect of the same key."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an answer promises, over REST: doubt about a promise, and acts on what is under way."""
+"""The promise of an answer, over REST: a promise in doubt, and acts on calls under way."""
 
 from __future__ import annotations
 

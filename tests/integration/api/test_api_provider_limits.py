@@ -1,4 +1,4 @@
-"""What the payment provider could not carry is 422 before anything is stored."""
+"""A request that the payment provider cannot represent is 422 before anything is stored."""
 
 from __future__ import annotations
 

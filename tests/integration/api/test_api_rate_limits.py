@@ -1,4 +1,4 @@
-"""Each key has a rate of its own; over it nothing is written, and every answer says what is left."""
+"""Each key has a separate rate; over it no row is written, and every answer has the remainder."""
 
 from __future__ import annotations
 

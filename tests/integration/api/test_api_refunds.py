@@ -1,4 +1,4 @@
-"""Refunds, captures, voids and events over REST: what callers are told, and what a key does."""
+"""Refunds, captures, voids and events over REST: the answers, and the effect of a key."""
 
 from __future__ import annotations
 
@@ -297,7 +297,7 @@ def test_a_wrong_query_is_refused(get: Ask, query: str) -> None:
     assert get(f"/v1/events?{query}").status_code == 422
 
 
-# --- In doubt: what an operator may do, and what a caller is told ----------------------------
+# --- In doubt: an operator's actions, and the answers to callers -----------------------------
 
 
 def test_reconcile_looks_at_a_settled_payments_refunds(post: Ask, paid: str, provider) -> None:

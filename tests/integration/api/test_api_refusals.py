@@ -1,4 +1,4 @@
-"""What is refused at the door: nothing stored, nothing echoed, nothing logged."""
+"""Requests that are refused on arrival: never stored, echoed or logged."""
 
 from __future__ import annotations
 
@@ -233,7 +233,7 @@ def test_without_a_database_the_provider_is_not_called(
     assert "Retry-After" in answer.headers
     assert (ready.status_code, client.get("/healthz").status_code) == (503, 200)
     assert provider.calls == []
-    # Each was told at once, not at the end of its eight seconds.
+    # Each was refused at once, not at the end of its eight seconds.
     assert monotonic() - began_s < 6.0
 
 

@@ -11,7 +11,7 @@ from flask.testing import FlaskClient
 
 from tests.integration.api.conftest import PAYMENT
 
-# What each route reads, where it reads anything, so that only the object itself can be wrong.
+# A valid body for each route that reads one, so that only the object itself can be wrong.
 BODIES = {
     "/v1/payments/<payment_id>/capture": {"amount": 1},
     "/v1/payments/<payment_id>/refunds": {"amount": 1},
@@ -21,7 +21,7 @@ BODIES = {
     },
     "/v1/webhook_endpoints/<endpoint_id>": {"description": "mine now"},
 }
-# The provider's name stands there, and its signature is the key.
+# The path has the provider's name, and its signature is the key.
 OPEN_ROUTES = {"/v1/webhooks/<provider>", "/docs/static/<path:filename>"}
 
 

@@ -21,7 +21,7 @@ Status = Callable[..., int]
 
 @pytest.fixture
 def app(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Flask:
-    """One of its own, whose strangers are those of this test."""
+    """A separate application, which counts only this test's unknown keys."""
     return _app(settings, tmp_path_factory.mktemp("metrics"))
 
 
@@ -52,7 +52,7 @@ def test_one_address_can_ask_for_few_invented_keys(status: Status) -> None:
 
     assert set(seen) == {401, 429}
     assert look_ups() - before <= each_limit(began_s)
-    # Another address is told about its own keys all the same.
+    # Another address still gets answers about its own keys.
     assert status(generate_key("test"), "192.0.2.8") == 401
 
 

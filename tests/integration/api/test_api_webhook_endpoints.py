@@ -1,4 +1,4 @@
-"""Webhook endpoints over REST: whose they are, what is refused, and a secret shown once."""
+"""Webhook endpoints over REST: their owners, refused addresses, and a secret shown once."""
 
 from __future__ import annotations
 
