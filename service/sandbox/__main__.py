@@ -23,7 +23,7 @@ from service.sandbox.dashboard import AUTHORISATION_LIVES_S, expire_authorisatio
 from service.sandbox.faults import Faults
 from service.sandbox.payment_intents import PaymentIntents
 from service.sandbox.webhooks import Webhooks
-from service.sandbox.wire import Line, Request, Server
+from service.sandbox.wire import Request, SandboxConnection, Server
 
 # The kernel releases the lock of a killed predecessor within this time.
 LOCK_WAIT_S = 1.5
@@ -50,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
     ).start()
     control = Control(books, faults, api.payment_intents)
 
-    def handle(request: Request, line: Line) -> None:
+    def handle(request: Request, line: SandboxConnection) -> None:
         if request.path.startswith("/_"):
             line.answer(control.answer(request))
         else:

@@ -11,30 +11,30 @@ from dataclasses import dataclass
 from typing import Any
 
 from service.sandbox import disputes, events, form, idempotency, payment_intents, refunds
-from service.sandbox.books import Books, Object, Page, SavedAnswer, new_id
+from service.sandbox.books import Books, BooksPage, Object, SavedAnswer, new_id
 from service.sandbox.errors import StripeError, internal, invalid
-from service.sandbox.faults import Fault, Faults, Strike
+from service.sandbox.faults import Faults, SandboxFault, Strike
 from service.sandbox.form import Check, Form
 from service.sandbox.idempotency import InFlight
 from service.sandbox.payment_intents import PaymentIntents
-from service.sandbox.wire import Answer, Line, Request
+from service.sandbox.wire import HttpAnswer, Request, SandboxConnection
 
 
 @dataclass(frozen=True, slots=True)
-class Operation:
+class ApiOperation:
     """One operation of the API: its parameters, and the function that performs it."""
 
     name: str
-    act: Callable[[Page, Form, str], Object]
+    act: Callable[[BooksPage, Form, str], Object]
     checks: Mapping[str, Check]
     required: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class ApiCall:
     """One parsed call: valid as far as can be checked without the books."""
 
-    operation: Operation
+    operation: ApiOperation
     given: Form
     path_id: str
     account: str
@@ -54,14 +54,14 @@ class Call:
 
 
 _REFUSED_UNHEARD = {
-    Fault.ERROR_429: StripeError(
+    SandboxFault.ERROR_429: StripeError(
         429,
         "invalid_request_error",
         "Request rate limit exceeded. Learn more about rate limits here"
         " https://stripe.com/docs/rate-limits.",
         code="rate_limit",
     ),
-    Fault.ERROR_503: StripeError(503, "api_error", "Service unavailable."),
+    SandboxFault.ERROR_503: StripeError(503, "api_error", "Service unavailable."),
 }
 
 
@@ -75,7 +75,7 @@ class Api:
         self.payment_intents = PaymentIntents(hosted_url=hosted_url)
         self._routes = _routes(self.payment_intents)
 
-    def handle(self, request: Request, line: Line) -> None:
+    def handle(self, request: Request, line: SandboxConnection) -> None:
         """Answer one request, or fail it as the plan's fault says."""
         request_id = new_id("req")
         try:
@@ -88,7 +88,7 @@ class Api:
             return
         self._strike_after(strike, self._perform(call, strike), line)
 
-    def _understand(self, request: Request, request_id: str) -> Call:
+    def _understand(self, request: Request, request_id: str) -> ApiCall:
         account = _authenticate(request.headers.get("authorization", ""))
         key = request.headers.get("idempotency-key")
         if key is not None:
@@ -100,7 +100,7 @@ class Api:
             operation.checks,
             required=operation.required,
         )
-        return Call(
+        return ApiCall(
             operation=operation,
             given=given,
             path_id=path_id,
@@ -112,13 +112,13 @@ class Api:
             request_id=request_id,
         )
 
-    def _route(self, request: Request) -> tuple[Operation, str]:
+    def _route(self, request: Request) -> tuple[ApiOperation, str]:
         for method, pattern, operation in self._routes:
             if method == request.method and (match := pattern.fullmatch(request.path)):
                 return operation, match.group(1) if pattern.groups else ""
         raise invalid(f"Unrecognized request URL ({request.method}: {request.path}).", status=404)
 
-    def _names(self, call: Call) -> tuple[str | None, ...]:
+    def _names(self, call: ApiCall) -> tuple[str | None, ...]:
         """The references that identify the payment of this call."""
         metadata = call.given.get("metadata", {})
         names = [metadata.get("reference"), metadata.get("payment_id")]
@@ -129,15 +129,15 @@ class Api:
                 names += [metadata.get("reference"), metadata.get("payment_id")]
         return tuple(name for name in names if name)
 
-    def _strike_before(self, strike: Strike, call: Call, line: Line) -> bool:
+    def _strike_before(self, strike: Strike, call: ApiCall, line: SandboxConnection) -> bool:
         """Faults before the operation; True when the call ends here."""
-        if strike.fault is Fault.LATE_CHARGE:
+        if strike.fault is SandboxFault.LATE_CHARGE:
             line.hang_up()
             return False
-        if strike.fault is Fault.HANG:
+        if strike.fault is SandboxFault.HANG:
             line.hold(strike.plan.hang_s)
             line.hang_up()
-        elif strike.fault is Fault.RESET:
+        elif strike.fault is SandboxFault.RESET:
             line.reset()
         elif refusal := _REFUSED_UNHEARD.get(strike.fault):
             line.answer(_answer(refusal.status, refusal.body, call.request_id))
@@ -145,7 +145,7 @@ class Api:
             return False
         return True
 
-    def _perform(self, call: Call, strike: Strike) -> Answer:
+    def _perform(self, call: ApiCall, strike: Strike) -> HttpAnswer:
         """Perform the operation, once for each key, and return the current answer."""
         if call.is_look_up:
             _delay(strike)
@@ -163,7 +163,7 @@ class Api:
         except StripeError as refusal:
             return _answer(refusal.status, refusal.body, call.request_id)
 
-    def _execute_once(self, page: Page, call: Call, key: str, strike: Strike) -> Answer:
+    def _execute_once(self, page: BooksPage, call: ApiCall, key: str, strike: Strike) -> HttpAnswer:
         """Replay the first answer to the key, a 500 too; else execute and save the answer."""
         saved = page.saved_answer(call.account, key)
         if saved is not None:
@@ -185,46 +185,46 @@ class Api:
         )
         return answer
 
-    def _execute(self, page: Page, call: Call, strike: Strike) -> Answer:
-        if strike.fault is Fault.ERROR_500_SAVED:
+    def _execute(self, page: BooksPage, call: ApiCall, strike: Strike) -> HttpAnswer:
+        if strike.fault is SandboxFault.ERROR_500_SAVED:
             return _answer(500, internal().body, call.request_id)
         try:
             status, body = 200, call.operation.act(page, call.given, call.path_id)
         # A refusal is an answer too: its records (a declined charge) stay.
         except StripeError as refusal:
             status, body = refusal.status, refusal.body
-        if strike.fault is Fault.ERROR_500_AFTER_CHARGE:
+        if strike.fault is SandboxFault.ERROR_500_AFTER_CHARGE:
             status, body = 500, internal().body
         return _answer(status, body, call.request_id)
 
-    def _strike_after(self, strike: Strike, answer: Answer, line: Line) -> None:
+    def _strike_after(self, strike: Strike, answer: HttpAnswer, line: SandboxConnection) -> None:
         """Faults after the operation: the call has been performed, whatever the client sees."""
         plan = strike.plan
         match strike.fault:
-            case Fault.HANG_AFTER_CHARGE:
+            case SandboxFault.HANG_AFTER_CHARGE:
                 line.hold(plan.hang_s)
                 line.hang_up()
-            case Fault.RESET_AFTER_CHARGE:
+            case SandboxFault.RESET_AFTER_CHARGE:
                 line.reset()
-            case Fault.LATE_CHARGE:
+            case SandboxFault.LATE_CHARGE:
                 pass  # The client had closed the connection already.
-            case Fault.DRIP:
+            case SandboxFault.DRIP:
                 line.drip(answer, pause_s=plan.drip_ms / 1000, longest_s=plan.hang_s)
-            case Fault.TRUNCATE:
+            case SandboxFault.TRUNCATE:
                 line.send_part(answer.head() + _half(answer.body))
-            case Fault.TRUNCATE_HEAD:
+            case SandboxFault.TRUNCATE_HEAD:
                 line.send_part(_half(answer.head()))
-            case Fault.GARBAGE:
+            case SandboxFault.GARBAGE:
                 noise = _half(answer.body) + b"\xff\xfe<html>"
-                line.answer(Answer(200, noise))
+                line.answer(HttpAnswer(200, noise))
             case _:
                 line.answer(answer)
 
 
 def _delay(strike: Strike) -> None:
-    if strike.fault is Fault.SLOW:
+    if strike.fault is SandboxFault.SLOW:
         time.sleep(strike.plan.slow_ms / 1000)
-    elif strike.fault is Fault.LATE_CHARGE:
+    elif strike.fault is SandboxFault.LATE_CHARGE:
         time.sleep(strike.plan.late_s)
 
 
@@ -232,13 +232,13 @@ def _half(content: bytes) -> bytes:
     return content[: len(content) // 2]
 
 
-def _answer(status: int, body: Mapping[str, Any], request_id: str) -> Answer:
+def _answer(status: int, body: Mapping[str, Any], request_id: str) -> HttpAnswer:
     encoded = json.dumps(body, separators=(",", ":")).encode()
-    return Answer(status, encoded, headers={"Request-Id": request_id})
+    return HttpAnswer(status, encoded, headers={"Request-Id": request_id})
 
 
-def _replayed(saved: SavedAnswer, request_id: str) -> Answer:
-    return Answer(
+def _replayed(saved: SavedAnswer, request_id: str) -> HttpAnswer:
+    return HttpAnswer(
         saved.status,
         saved.body,
         headers={
@@ -264,24 +264,24 @@ def _authenticate(authorization: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
-def _routes(intents: PaymentIntents) -> list[tuple[str, re.Pattern[str], Operation]]:
+def _routes(intents: PaymentIntents) -> list[tuple[str, re.Pattern[str], ApiOperation]]:
     intent, refund, one = "/v1/payment_intents", "/v1/refunds", r"/(\w+)"
     checks = payment_intents
-    create = Operation("create", intents.create, checks.CREATE_CHECKS, ("amount", "currency"))
-    confirm = Operation("confirm", intents.confirm, checks.CONFIRM_CHECKS)
-    capture = Operation("capture", intents.capture, checks.CAPTURE_CHECKS)
-    cancel = Operation("cancel", intents.cancel, checks.CANCEL_CHECKS)
-    retrieve = Operation("retrieve", intents.retrieve, checks.RETRIEVE_CHECKS)
-    list_intents = Operation("list", intents.list, checks.LIST_INTENTS_CHECKS)
-    give_back = Operation("refund", refunds.create, refunds.CREATE_CHECKS)
-    retrieve_refund = Operation("retrieve", refunds.retrieve, refunds.RETRIEVE_CHECKS)
-    list_refunds = Operation("list", refunds.list_refunds, refunds.LIST_REFUNDS_CHECKS)
-    retrieve_charge = Operation("retrieve", refunds.retrieve_charge, refunds.RETRIEVE_CHECKS)
-    list_charges = Operation("list", refunds.list_charges, refunds.LIST_CHARGES_CHECKS)
-    retrieve_dispute = Operation("retrieve", disputes.retrieve, disputes.RETRIEVE_CHECKS)
-    list_disputes = Operation("list", disputes.list_disputes, disputes.LIST_DISPUTES_CHECKS)
-    retrieve_event = Operation("retrieve", events.retrieve, events.RETRIEVE_CHECKS)
-    list_events = Operation("list", events.list_events, events.LIST_EVENTS_CHECKS)
+    create = ApiOperation("create", intents.create, checks.CREATE_CHECKS, ("amount", "currency"))
+    confirm = ApiOperation("confirm", intents.confirm, checks.CONFIRM_CHECKS)
+    capture = ApiOperation("capture", intents.capture, checks.CAPTURE_CHECKS)
+    cancel = ApiOperation("cancel", intents.cancel, checks.CANCEL_CHECKS)
+    retrieve = ApiOperation("retrieve", intents.retrieve, checks.RETRIEVE_CHECKS)
+    list_intents = ApiOperation("list", intents.list, checks.LIST_INTENTS_CHECKS)
+    give_back = ApiOperation("refund", refunds.create, refunds.CREATE_CHECKS)
+    retrieve_refund = ApiOperation("retrieve", refunds.retrieve, refunds.RETRIEVE_CHECKS)
+    list_refunds = ApiOperation("list", refunds.list_refunds, refunds.LIST_REFUNDS_CHECKS)
+    retrieve_charge = ApiOperation("retrieve", refunds.retrieve_charge, refunds.RETRIEVE_CHECKS)
+    list_charges = ApiOperation("list", refunds.list_charges, refunds.LIST_CHARGES_CHECKS)
+    retrieve_dispute = ApiOperation("retrieve", disputes.retrieve, disputes.RETRIEVE_CHECKS)
+    list_disputes = ApiOperation("list", disputes.list_disputes, disputes.LIST_DISPUTES_CHECKS)
+    retrieve_event = ApiOperation("retrieve", events.retrieve, events.RETRIEVE_CHECKS)
+    list_events = ApiOperation("list", events.list_events, events.LIST_EVENTS_CHECKS)
     table = (
         ("POST", intent, create),
         ("POST", f"{intent}{one}/confirm", confirm),

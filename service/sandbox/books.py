@@ -94,7 +94,7 @@ class SavedAnswer:
     request_id: str
 
 
-class Page:
+class BooksPage:
     """One transaction's view of the books; made by `Books.writing` and `Books.reading`."""
 
     def __init__(self, connection: sqlite3.Connection, idempotency_key: str | None) -> None:
@@ -247,13 +247,13 @@ class Books:
         self._connection.executescript(_SCHEMA)
 
     @contextmanager
-    def writing(self, *, idempotency_key: str | None) -> Iterator[Page]:
+    def writing(self, *, idempotency_key: str | None) -> Iterator[BooksPage]:
         """A page that is committed when the block ends, and rolled back when it raises."""
         with self._turn:
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 self._prune()
-                page = Page(self._connection, idempotency_key)
+                page = BooksPage(self._connection, idempotency_key)
                 yield page
             except BaseException:
                 self._connection.execute("ROLLBACK")
@@ -263,10 +263,10 @@ class Books:
             self._announce(event_type, event_json)
 
     @contextmanager
-    def reading(self) -> Iterator[Page]:
+    def reading(self) -> Iterator[BooksPage]:
         """A page for reading only."""
         with self._turn:
-            yield Page(self._connection, None)
+            yield BooksPage(self._connection, None)
 
     def close(self) -> None:
         with self._turn:

@@ -11,12 +11,12 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from service.sandbox import refunds
-from service.sandbox.books import Books, Object, Page
+from service.sandbox.books import Books, BooksPage, Object
 from service.sandbox.dashboard import BadAct, Dashboard
 from service.sandbox.errors import StripeError
-from service.sandbox.faults import BadPlan, Faults, Plan, read_plan
+from service.sandbox.faults import BadPlan, FaultPlan, Faults, read_plan
 from service.sandbox.payment_intents import PaymentIntents
-from service.sandbox.wire import Answer, Request
+from service.sandbox.wire import HttpAnswer, Request
 
 _FILTERS = ("reference", "payment_id", "payment_intent", "kind", "idempotency_key")
 
@@ -33,7 +33,7 @@ class Control:
         self._faults = faults
         self._payment_intents = payment_intents
         self._dashboard = Dashboard(payment_intents)
-        self._routes: dict[tuple[str, str], Callable[[Request], Answer]] = {
+        self._routes: dict[tuple[str, str], Callable[[Request], HttpAnswer]] = {
             ("GET", "/_books"): self._show_books,
             ("GET", "/_control"): self._show_plan,
             ("POST", "/_control"): self._set_plan,
@@ -45,7 +45,7 @@ class Control:
             ),
         }
 
-    def answer(self, request: Request) -> Answer:
+    def answer(self, request: Request) -> HttpAnswer:
         if not request.is_local:
             return _json(403, {"error": "the sandbox is controlled from its own machine only"})
         try:
@@ -58,7 +58,7 @@ class Control:
         except StripeError as refusal:
             return _json(refusal.status, refusal.body)
 
-    def _show_books(self, request: Request) -> Answer:
+    def _show_books(self, request: Request) -> HttpAnswer:
         wanted = dict(parse_qsl(request.query))
         if unknown := set(wanted) - set(_FILTERS):
             raise BadRequest(f"unknown filters {sorted(unknown)}; known are {', '.join(_FILTERS)}")
@@ -69,32 +69,32 @@ class Control:
             totals[movement["currency"]][movement["kind"]] += movement["amount"]
         return _json(200, {"movements": movements, "totals": totals})
 
-    def _show_plan(self, _request: Request) -> Answer:
+    def _show_plan(self, _request: Request) -> HttpAnswer:
         return _json(200, self._faults.describe())
 
-    def _set_plan(self, request: Request) -> Answer:
+    def _set_plan(self, request: Request) -> HttpAnswer:
         self._faults.set(read_plan(request.body))
         return self._show_plan(request)
 
-    def _clear_plan(self, request: Request) -> Answer:
-        self._faults.set(Plan())
+    def _clear_plan(self, request: Request) -> HttpAnswer:
+        self._faults.set(FaultPlan())
         return self._show_plan(request)
 
-    def _complete_action(self, request: Request) -> Answer:
+    def _complete_action(self, request: Request) -> HttpAnswer:
         intent_id, is_proven = _decision(request, "payment_intent")
         return self._write(
             lambda page: self._payment_intents.complete_action(page, intent_id, is_proven=is_proven)
         )
 
-    def _complete_refund(self, request: Request) -> Answer:
+    def _complete_refund(self, request: Request) -> HttpAnswer:
         refund_id, is_paid_out = _decision(request, "refund")
         return self._write(lambda page: refunds.settle(page, refund_id, is_paid_out=is_paid_out))
 
-    def _write(self, act: Callable[[Page], Object]) -> Answer:
+    def _write(self, act: Callable[[BooksPage], Object]) -> HttpAnswer:
         with self._books.writing(idempotency_key=None) as page:
             return _json(200, act(page))
 
-    def _show_challenge(self, request: Request) -> Answer:
+    def _show_challenge(self, request: Request) -> HttpAnswer:
         intent_id = request.path.removeprefix("/_authenticate/")
         with self._books.reading() as page:
             intent = page.find("payment_intent", intent_id)
@@ -105,7 +105,7 @@ class Control:
             currency=html.escape(intent["currency"]),
             intent_id=html.escape(intent_id),
         )
-        return Answer(200, page_html.encode(), content_type="text/html; charset=utf-8")
+        return HttpAnswer(200, page_html.encode(), content_type="text/html; charset=utf-8")
 
 
 def _decision(request: Request, name: str) -> tuple[str, bool]:
@@ -125,8 +125,8 @@ def _decision(request: Request, name: str) -> tuple[str, bool]:
     return given[name], given["success"]
 
 
-def _json(status: int, body: Any) -> Answer:
-    return Answer(status, json.dumps(body).encode())
+def _json(status: int, body: Any) -> HttpAnswer:
+    return HttpAnswer(status, json.dumps(body).encode())
 
 
 _CHALLENGE = """<!doctype html>

@@ -12,7 +12,7 @@ from time import time
 from typing import Any
 
 from service.sandbox import disputes, refunds
-from service.sandbox.books import Object, Page
+from service.sandbox.books import BooksPage, Object
 from service.sandbox.errors import invalid
 from service.sandbox.form import Form
 from service.sandbox.payment_intents import PaymentIntents
@@ -32,7 +32,7 @@ class Dashboard:
 
     def __init__(self, intents: PaymentIntents) -> None:
         self._intents = intents
-        self._acts: Mapping[str, Callable[[Page, dict[str, Any]], Object]] = {
+        self._acts: Mapping[str, Callable[[BooksPage, dict[str, Any]], Object]] = {
             "refund": self._refund,
             "capture": self._capture,
             "cancel": self._cancel,
@@ -46,7 +46,7 @@ class Dashboard:
             "expire": self._expire,
         }
 
-    def read(self, encoded: bytes) -> Callable[[Page], Object]:
+    def read(self, encoded: bytes) -> Callable[[BooksPage], Object]:
         """The act of a JSON body, as a function on a page; raises BadAct."""
         try:
             given = json.loads(encoded)
@@ -57,24 +57,24 @@ class Dashboard:
         act = self._acts[given["act"]]
         return lambda page: act(page, given)
 
-    def _refund(self, page: Page, given: dict[str, Any]) -> Object:
+    def _refund(self, page: BooksPage, given: dict[str, Any]) -> Object:
         form: Form = {"payment_intent": _id(given, "payment_intent")}
         return refunds.create(page, form | _amount(given, "amount"), "")
 
-    def _capture(self, page: Page, given: dict[str, Any]) -> Object:
+    def _capture(self, page: BooksPage, given: dict[str, Any]) -> Object:
         return self._intents.capture(
             page, _amount(given, "amount_to_capture"), _id(given, "payment_intent")
         )
 
-    def _cancel(self, page: Page, given: dict[str, Any]) -> Object:
+    def _cancel(self, page: BooksPage, given: dict[str, Any]) -> Object:
         return self._intents.cancel(page, {}, _id(given, "payment_intent"))
 
-    def _pay(self, page: Page, given: dict[str, Any]) -> Object:
+    def _pay(self, page: BooksPage, given: dict[str, Any]) -> Object:
         """A payer with the client secret pays the same intent with another card."""
         form = {"payment_method": given.get("payment_method", "pm_card_visa")}
         return self._intents.confirm(page, form, _id(given, "payment_intent"))
 
-    def _charge(self, page: Page, given: dict[str, Any]) -> Object:
+    def _charge(self, page: BooksPage, given: dict[str, Any]) -> Object:
         """Another program on the same account creates a charge without our metadata."""
         form: Form = {
             "amount": given.get("amount", 1000),
@@ -85,14 +85,14 @@ class Dashboard:
         }
         return self._intents.create(page, form, "")
 
-    def _dispute(self, page: Page, given: dict[str, Any]) -> Object:
+    def _dispute(self, page: BooksPage, given: dict[str, Any]) -> Object:
         amount = _amount(given, "amount").get("amount")
         reason = str(given.get("reason", "fraudulent"))
         return disputes.open_dispute(
             page, _id(given, "payment_intent"), amount=amount, reason=reason
         )
 
-    def _expire(self, page: Page, given: dict[str, Any]) -> Object:
+    def _expire(self, page: BooksPage, given: dict[str, Any]) -> Object:
         """Release reservations older than `older_than_s` (default 7 days), so that a test can skip time."""
         older_than_s = given.get("older_than_s", AUTHORISATION_LIVES_S)
         if isinstance(older_than_s, bool) or not isinstance(older_than_s, (int, float)):
@@ -100,7 +100,9 @@ class Dashboard:
         return {"expired": expire_authorisations(page, self._intents, older_than_s)}
 
 
-def expire_authorisations(page: Page, intents: PaymentIntents, older_than_s: float) -> list[str]:
+def expire_authorisations(
+    page: BooksPage, intents: PaymentIntents, older_than_s: float
+) -> list[str]:
     """Cancel older reservations; returns the ids of their PaymentIntents."""
     given = {
         "created": {"lte": int(time() - older_than_s)},

@@ -5,7 +5,7 @@ from __future__ import annotations
 from time import time
 
 from service.sandbox import form
-from service.sandbox.books import Object, Page, new_id
+from service.sandbox.books import BooksPage, Object, new_id
 from service.sandbox.errors import invalid
 from service.sandbox.form import Form
 from service.sandbox.objects import LIST_CHECKS, expanded, listing, load
@@ -16,7 +16,7 @@ LIST_DISPUTES_CHECKS = LIST_CHECKS | {"payment_intent": form.text, "charge": for
 _OPEN = ("needs_response", "under_review")
 
 
-def open_dispute(page: Page, intent_id: str, *, amount: int | None, reason: str) -> Object:
+def open_dispute(page: BooksPage, intent_id: str, *, amount: int | None, reason: str) -> Object:
     """The payer complains, and the bank withdraws the amount at once."""
     intent = load(page, "payment_intent", intent_id)
     charge = load(page, "charge", intent["latest_charge"]) if intent["latest_charge"] else {}
@@ -46,7 +46,7 @@ def open_dispute(page: Page, intent_id: str, *, amount: int | None, reason: str)
     return dispute
 
 
-def close(page: Page, dispute_id: str, *, is_won: bool) -> Object:
+def close(page: BooksPage, dispute_id: str, *, is_won: bool) -> Object:
     """The bank's decision; a won dispute returns the money."""
     dispute = load(page, "dispute", dispute_id)
     if dispute["status"] not in _OPEN:
@@ -61,9 +61,9 @@ def close(page: Page, dispute_id: str, *, is_won: bool) -> Object:
     return dispute
 
 
-def retrieve(page: Page, given: Form, dispute_id: str) -> Object:
+def retrieve(page: BooksPage, given: Form, dispute_id: str) -> Object:
     return expanded(page, load(page, "dispute", dispute_id), given)
 
 
-def list_disputes(page: Page, given: Form, _path_id: str) -> Object:
+def list_disputes(page: BooksPage, given: Form, _path_id: str) -> Object:
     return listing(page, "dispute", given)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from service.sandbox import form
-from service.sandbox.books import Object, Page
+from service.sandbox.books import BooksPage, Object
 from service.sandbox.errors import invalid
 from service.sandbox.form import Form
 from service.sandbox.objects import LIST_CHECKS, listing, load
@@ -15,11 +15,11 @@ RETRIEVE_CHECKS = {"expand": form.strings}
 LIST_EVENTS_CHECKS = LIST_CHECKS | {"type": form.text, "types": form.strings}
 
 
-def retrieve(page: Page, _given: Form, event_id: str) -> Object:
+def retrieve(page: BooksPage, _given: Form, event_id: str) -> Object:
     return load(page, "event", event_id)
 
 
-def list_events(page: Page, given: Form, _path_id: str) -> Object:
+def list_events(page: BooksPage, given: Form, _path_id: str) -> Object:
     """All events, or those of one `type`, or of up to 20 `types`."""
     if given.get("type") and given.get("types"):
         raise invalid("You may only specify one of these parameters: type, types.", param="types")

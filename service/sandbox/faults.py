@@ -14,7 +14,7 @@ from time import monotonic
 from typing import Any
 
 
-class Fault(StrEnum):
+class SandboxFault(StrEnum):
     """The failures of a call, in relation to the moment at which the money moves."""
 
     OK = "ok"
@@ -42,10 +42,10 @@ LONGEST_S = 600.0
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class FaultPlan:
     """The faults to inject, as `POST /_control` gives them."""
 
-    mix: Mapping[Fault, float] = field(default_factory=lambda: {Fault.OK: 1.0})
+    mix: Mapping[SandboxFault, float] = field(default_factory=lambda: {SandboxFault.OK: 1.0})
     # Only calls about the payment with this metadata[reference] or metadata[payment_id].
     reference: str | None = None
     # The same, for all payments with this prefix of reference or id.
@@ -78,7 +78,7 @@ class BadPlan(ValueError):
     """The plan cannot be parsed; the text gives the reason."""
 
 
-def read_plan(encoded: bytes) -> Plan:
+def read_plan(encoded: bytes) -> FaultPlan:
     """The plan of a JSON body; missing fields have their defaults."""
     try:
         given = json.loads(encoded)
@@ -91,16 +91,16 @@ def read_plan(encoded: bytes) -> Plan:
         if name not in _READERS:
             raise BadPlan(f"unknown field {name!r}; known are {', '.join(_READERS)}")
         values[name] = _READERS[name](name, value)
-    return replace(Plan(), **values)
+    return replace(FaultPlan(), **values)
 
 
-def _mix(name: str, value: Any) -> dict[Fault, float]:
+def _mix(name: str, value: Any) -> dict[SandboxFault, float]:
     if not isinstance(value, dict) or not value:
         raise BadPlan(f"{name} must give weights by fault")
-    unknown = set(value) - set(Fault)
+    unknown = set(value) - set(SandboxFault)
     if unknown:
-        raise BadPlan(f"unknown faults {sorted(unknown)}; known are {', '.join(Fault)}")
-    weights = {Fault(fault): _number(fault, weight) for fault, weight in value.items()}
+        raise BadPlan(f"unknown faults {sorted(unknown)}; known are {', '.join(SandboxFault)}")
+    weights = {SandboxFault(fault): _number(fault, weight) for fault, weight in value.items()}
     if sum(weights.values()) <= 0:
         raise BadPlan(f"{name} needs a weight above 0")
     return weights
@@ -166,8 +166,8 @@ _READERS: dict[str, Callable[[str, Any], Any]] = {
 class Strike:
     """The fault drawn for one call, with its plan."""
 
-    fault: Fault
-    plan: Plan
+    fault: SandboxFault
+    plan: FaultPlan
 
 
 class Faults:
@@ -177,13 +177,13 @@ class Faults:
         # Not for secrets: a seed makes a run repeatable.
         self._random = random.Random(seed)  # noqa: S311
         self._lock = threading.Lock()
-        self._plan = Plan()
+        self._plan = FaultPlan()
         self._left: int | None = None
         self._ends_at_s = math.inf
         self._struck: Counter[str] = Counter()
         self._calls: Counter[str] = Counter()
 
-    def set(self, plan: Plan) -> None:
+    def set(self, plan: FaultPlan) -> None:
         """Activate a plan; counting starts again."""
         with self._lock:
             self._plan, self._left = plan, plan.times
@@ -195,16 +195,16 @@ class Faults:
     ) -> Strike:
         """The fault for this call. `names` (called only when the plan selects payments) returns the
         references that identify the call's payment."""
-        plan = self._plan if monotonic() < self._ends_at_s else Plan()
+        plan = self._plan if monotonic() < self._ends_at_s else FaultPlan()
         is_meant = not set(operations).isdisjoint(plan.operations) and plan.is_for(names)
         with self._lock:
             self._calls[operations[0]] += 1
             if not is_meant or self._left == 0:
-                return Strike(Fault.OK, plan)
+                return Strike(SandboxFault.OK, plan)
             if self._left is not None:
                 self._left -= 1
             [fault] = self._random.choices(list(plan.mix), list(plan.mix.values()))
-            if fault is not Fault.OK:
+            if fault is not SandboxFault.OK:
                 self._struck[fault] += 1
             return Strike(fault, plan)
 

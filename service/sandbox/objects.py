@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from service.sandbox import form
-from service.sandbox.books import Object, Page
+from service.sandbox.books import BooksPage, Object
 from service.sandbox.errors import invalid, missing
 from service.sandbox.form import Form
 
@@ -15,7 +15,7 @@ LIST_CHECKS = {
 }
 
 
-def load(page: Page, kind: str, object_id: str, *, param: str = "id") -> Object:
+def load(page: BooksPage, kind: str, object_id: str, *, param: str = "id") -> Object:
     """The object, or StripeError `resource_missing`."""
     found = page.find(kind, object_id)
     if found is None:
@@ -23,7 +23,7 @@ def load(page: Page, kind: str, object_id: str, *, param: str = "id") -> Object:
     return found
 
 
-def listing(page: Page, kind: str, given: Form) -> Object:
+def listing(page: BooksPage, kind: str, given: Form) -> Object:
     """Stripe's list object, newest first."""
     for cursor in ("starting_after", "ending_before"):
         if given.get(cursor):
@@ -32,7 +32,7 @@ def listing(page: Page, kind: str, given: Form) -> Object:
     return {"object": "list", "url": f"/v1/{kind}s", "has_more": has_more, "data": found}
 
 
-def expanded(page: Page, item: Object, given: Form) -> Object:
+def expanded(page: BooksPage, item: Object, given: Form) -> Object:
     """The object with the full objects that `expand[]` names instead of their ids."""
     for name in given.get("expand", []):
         if name not in ("latest_charge", "charge", "payment_intent") or name not in item:

@@ -7,7 +7,7 @@ from time import time
 from typing import Any
 
 from service.sandbox import cards, currencies, form
-from service.sandbox.books import Object, Page, new_id
+from service.sandbox.books import BooksPage, Object, new_id
 from service.sandbox.cards import Card, Refusal
 from service.sandbox.errors import StripeError, invalid, unexpected_state
 from service.sandbox.form import Form
@@ -72,7 +72,7 @@ class PaymentIntents:
     def __init__(self, *, hosted_url: str) -> None:
         self._hosted_url = hosted_url
 
-    def create(self, page: Page, given: Form, _path_id: str) -> Object:
+    def create(self, page: BooksPage, given: Form, _path_id: str) -> Object:
         """Create it; move money only when the call has `confirm=true`."""
         currencies.check_charge(given["amount"], given["currency"])
         if given.get("payment_method"):
@@ -85,7 +85,7 @@ class PaymentIntents:
             self._attempt(page, intent, given)
         return expanded(page, intent, given)
 
-    def confirm(self, page: Page, given: Form, intent_id: str) -> Object:
+    def confirm(self, page: BooksPage, given: Form, intent_id: str) -> Object:
         """Charge (or reserve) the amount, once."""
         intent = load(page, "payment_intent", intent_id, param="intent")
         if intent["status"] not in _CONFIRMABLE:
@@ -102,7 +102,7 @@ class PaymentIntents:
         self._attempt(page, intent, given)
         return expanded(page, intent, given)
 
-    def capture(self, page: Page, given: Form, intent_id: str) -> Object:
+    def capture(self, page: BooksPage, given: Form, intent_id: str) -> Object:
         """Capture the reserved amount, or part of it; the rest is released."""
         intent = load(page, "payment_intent", intent_id, param="intent")
         if intent["status"] != "requires_capture":
@@ -132,7 +132,7 @@ class PaymentIntents:
         page.announce("payment_intent.succeeded", intent)
         return expanded(page, intent, given)
 
-    def cancel(self, page: Page, given: Form, intent_id: str) -> Object:
+    def cancel(self, page: BooksPage, given: Form, intent_id: str) -> Object:
         """End it permanently; a reservation is released."""
         intent = load(page, "payment_intent", intent_id, param="intent")
         if intent["status"] not in (*_CONFIRMABLE, "requires_capture"):
@@ -154,13 +154,13 @@ class PaymentIntents:
         page.announce("payment_intent.canceled", intent)
         return expanded(page, intent, given)
 
-    def retrieve(self, page: Page, given: Form, intent_id: str) -> Object:
+    def retrieve(self, page: BooksPage, given: Form, intent_id: str) -> Object:
         return expanded(page, load(page, "payment_intent", intent_id, param="intent"), given)
 
-    def list(self, page: Page, given: Form, _path_id: str) -> Object:
+    def list(self, page: BooksPage, given: Form, _path_id: str) -> Object:
         return listing(page, "payment_intent", given)
 
-    def complete_action(self, page: Page, intent_id: str, *, is_proven: bool) -> Object:
+    def complete_action(self, page: BooksPage, intent_id: str, *, is_proven: bool) -> Object:
         """The payer's bank decides after the challenge: charge, or refuse."""
         intent = load(page, "payment_intent", intent_id)
         if intent["status"] != "requires_action":
@@ -173,7 +173,7 @@ class PaymentIntents:
             _fail(page, intent, card, refusal)
         return intent
 
-    def _attempt(self, page: Page, intent: Object, given: Form) -> None:
+    def _attempt(self, page: BooksPage, intent: Object, given: Form) -> None:
         """Ask the card. Raises StripeError 402, after recording the attempt, when it refuses."""
         card = cards.find(intent["payment_method"])
         if card.needs_action and not given.get("error_on_requires_action"):
@@ -186,7 +186,7 @@ class PaymentIntents:
         error = _fail(page, intent, card, refusal)
         raise StripeError(402, error.pop("type"), error.pop("message"), **error)
 
-    def _ask_for_action(self, page: Page, intent: Object, given: Form) -> None:
+    def _ask_for_action(self, page: BooksPage, intent: Object, given: Form) -> None:
         where = {
             # As with Stripe's own URLs, every holder of it can act for the payer.
             "url": f"{self._hosted_url}/_authenticate/{intent['id']}"
@@ -236,7 +236,7 @@ def _new_intent(given: Form) -> Object:
     }
 
 
-def _succeed(page: Page, intent: Object) -> None:
+def _succeed(page: BooksPage, intent: Object) -> None:
     is_captured = intent["capture_method"] != "manual"
     amount = intent["amount"]
     charge = _new_charge(intent) | {
@@ -261,7 +261,7 @@ def _succeed(page: Page, intent: Object) -> None:
     page.announce(f"payment_intent.{happened}", intent)
 
 
-def _release(page: Page, intent: Object) -> None:
+def _release(page: BooksPage, intent: Object) -> None:
     """Release the reservation; Stripe records that on the charge as a refund of the whole amount."""
     charge = load(page, "charge", intent["latest_charge"])
     charge |= {"refunded": True, "amount_refunded": charge["amount"]}
@@ -270,7 +270,7 @@ def _release(page: Page, intent: Object) -> None:
     page.announce("charge.refunded", charge)
 
 
-def _fail(page: Page, intent: Object, card: Card, refusal: Refusal) -> dict[str, Any]:
+def _fail(page: BooksPage, intent: Object, card: Card, refusal: Refusal) -> dict[str, Any]:
     """Record the refusal; return the fields of Stripe's error object."""
     charge = _new_charge(intent) | {
         "status": "failed",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from time import time
 
 from service.sandbox import cards, currencies, form
-from service.sandbox.books import Object, Page, new_id
+from service.sandbox.books import BooksPage, Object, new_id
 from service.sandbox.errors import invalid
 from service.sandbox.form import Form
 from service.sandbox.objects import LIST_CHECKS, expanded, listing, load
@@ -23,7 +23,7 @@ LIST_CHARGES_CHECKS = LIST_CHECKS | {"payment_intent": form.text, "customer": fo
 LIST_REFUNDS_CHECKS = LIST_CHECKS | {"payment_intent": form.text, "charge": form.text}
 
 
-def create(page: Page, given: Form, _path_id: str) -> Object:
+def create(page: BooksPage, given: Form, _path_id: str) -> Object:
     """Refund the given amount, or the whole rest."""
     charge = _charge_of(page, given)
     left = charge["amount_captured"] - charge["amount_refunded"]
@@ -61,7 +61,7 @@ def create(page: Page, given: Form, _path_id: str) -> Object:
     return expanded(page, refund, given)
 
 
-def settle(page: Page, refund_id: str, *, is_paid_out: bool) -> Object:
+def settle(page: BooksPage, refund_id: str, *, is_paid_out: bool) -> Object:
     """The bank's result for a pending refund: paid out, or returned to us."""
     refund = load(page, "refund", refund_id)
     if refund["status"] != "pending":
@@ -80,7 +80,7 @@ def settle(page: Page, refund_id: str, *, is_paid_out: bool) -> Object:
     return refund
 
 
-def fail(page: Page, refund_id: str) -> Object:
+def fail(page: BooksPage, refund_id: str) -> Object:
     """The bank returns a refund that had succeeded: closed account, lost card."""
     refund = load(page, "refund", refund_id)
     if refund["status"] != "succeeded":
@@ -95,23 +95,23 @@ def fail(page: Page, refund_id: str) -> Object:
     return refund
 
 
-def retrieve(page: Page, given: Form, refund_id: str) -> Object:
+def retrieve(page: BooksPage, given: Form, refund_id: str) -> Object:
     return expanded(page, load(page, "refund", refund_id), given)
 
 
-def list_refunds(page: Page, given: Form, _path_id: str) -> Object:
+def list_refunds(page: BooksPage, given: Form, _path_id: str) -> Object:
     return listing(page, "refund", given)
 
 
-def list_charges(page: Page, given: Form, _path_id: str) -> Object:
+def list_charges(page: BooksPage, given: Form, _path_id: str) -> Object:
     return listing(page, "charge", given)
 
 
-def retrieve_charge(page: Page, given: Form, charge_id: str) -> Object:
+def retrieve_charge(page: BooksPage, given: Form, charge_id: str) -> Object:
     return expanded(page, load(page, "charge", charge_id), given)
 
 
-def _charge_of(page: Page, given: Form) -> Object:
+def _charge_of(page: BooksPage, given: Form) -> Object:
     if given.get("charge"):
         charge = load(page, "charge", given["charge"], param="charge")
     elif given.get("payment_intent"):
@@ -130,7 +130,7 @@ def _charge_of(page: Page, given: Form) -> Object:
     return charge
 
 
-def _note_refunded(page: Page, charge: Object, amount: int) -> None:
+def _note_refunded(page: BooksPage, charge: Object, amount: int) -> None:
     refunded = charge["amount_refunded"] + amount
     charge |= {
         "amount_refunded": refunded,

@@ -22,7 +22,7 @@ TIMEOUT_S = (2.0, 10.0)
 
 
 @dataclass(frozen=True, slots=True)
-class Event:
+class WebhookEvent:
     """One event, sent byte for byte the same at every attempt."""
 
     event_type: str
@@ -43,16 +43,16 @@ class Webhooks:
     def __init__(self, *, url: str, secret: str) -> None:
         self._url = url
         self._secret = secret
-        self._waiting: list[tuple[float, int, Event]] = []
+        self._waiting: list[tuple[float, int, WebhookEvent]] = []
         self._count = 0
         self._changed = threading.Condition()
         threading.Thread(target=self._run, name="webhooks", daemon=True).start()
 
     def announce(self, event_type: str, event_json: str) -> None:
         """Queue an event; never blocks."""
-        self._put(Event(event_type, event_json.encode()), due_s=monotonic())
+        self._put(WebhookEvent(event_type, event_json.encode()), due_s=monotonic())
 
-    def _put(self, event: Event, *, due_s: float) -> None:
+    def _put(self, event: WebhookEvent, *, due_s: float) -> None:
         with self._changed:
             if len(self._waiting) >= WAITING_MAX:
                 log.warning("webhook.dropped", extra={"event_type": event.event_type})
@@ -69,14 +69,14 @@ class Webhooks:
                 if not self._deliver(session, event):
                     self._again_later(event)
 
-    def _next(self) -> Event:
+    def _next(self) -> WebhookEvent:
         with self._changed:
             while not self._waiting or self._waiting[0][0] > monotonic():
                 wait_s = self._waiting[0][0] - monotonic() if self._waiting else None
                 self._changed.wait(wait_s)
             return heapq.heappop(self._waiting)[2]
 
-    def _deliver(self, session: requests.Session, event: Event) -> bool:
+    def _deliver(self, session: requests.Session, event: WebhookEvent) -> bool:
         signed = signature(event.payload, secret=self._secret, at_s=int(time()))
         headers = {"Content-Type": "application/json", "Stripe-Signature": signed}
         try:
@@ -92,10 +92,10 @@ class Webhooks:
             return False
         return answer.ok
 
-    def _again_later(self, event: Event) -> None:
+    def _again_later(self, event: WebhookEvent) -> None:
         if event.attempt >= len(RETRY_AFTER_S):
             log.warning("webhook.given_up", extra={"event_type": event.event_type})
             return
         pause_s = RETRY_AFTER_S[event.attempt]
-        again = Event(event.event_type, event.payload, event.attempt + 1)
+        again = WebhookEvent(event.event_type, event.payload, event.attempt + 1)
         self._put(again, due_s=monotonic() + pause_s)

@@ -50,7 +50,7 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class HttpAnswer:
     """One complete answer."""
 
     status: int
@@ -71,7 +71,7 @@ class Answer:
         return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
 
 
-class Malformed(Exception):
+class MalformedRequest(Exception):
     """The received bytes are not HTTP that the sandbox serves; the connection must close."""
 
     def __init__(self, status: int) -> None:
@@ -79,7 +79,7 @@ class Malformed(Exception):
         self.status = status
 
 
-class Line:
+class SandboxConnection:
     """One connection, with the orderly and the faulty ways to answer on it."""
 
     def __init__(self, connection: ssl.SSLSocket, *, is_local: bool) -> None:
@@ -88,10 +88,10 @@ class Line:
         self._buffer = b""
         self.is_open = True
 
-    def answer(self, answer: Answer) -> None:
+    def answer(self, answer: HttpAnswer) -> None:
         self._connection.sendall(answer.encode())
 
-    def drip(self, answer: Answer, *, pause_s: float, longest_s: float) -> None:
+    def drip(self, answer: HttpAnswer, *, pause_s: float, longest_s: float) -> None:
         """Send the head, then the body one byte at a time; cut it off after `longest_s`."""
         end_s = monotonic() + longest_s
         self._connection.sendall(answer.head())
@@ -132,7 +132,7 @@ class Line:
         """The next complete request; None when the client has closed."""
         while (head_end := self._buffer.find(b"\r\n\r\n")) < 0:
             if len(self._buffer) > HEAD_BYTES_MAX:
-                raise Malformed(431)
+                raise MalformedRequest(431)
             if not self._receive():
                 return None
         head, self._buffer = self._buffer[:head_end], self._buffer[head_end + 4 :]
@@ -145,7 +145,7 @@ class Line:
         try:
             parts = urlsplit(target)
         except ValueError as error:
-            raise Malformed(400) from error
+            raise MalformedRequest(400) from error
         return Request(
             method=method,
             path=unquote(parts.path),
@@ -169,24 +169,24 @@ def _read_head(head: bytes) -> tuple[str, str, dict[str, str]]:
     first, *rest = head.decode("latin-1").split("\r\n")
     words = first.split(" ")
     if len(words) != 3 or not words[2].startswith("HTTP/1."):
-        raise Malformed(400)
+        raise MalformedRequest(400)
     headers = {}
     for row in rest:
         name, colon, value = row.partition(":")
         if not colon:
-            raise Malformed(400)
+            raise MalformedRequest(400)
         headers[name.lower()] = value.strip()
     return words[0], words[1], headers
 
 
 def _body_length(headers: Mapping[str, str]) -> int:
     if "transfer-encoding" in headers:
-        raise Malformed(411)
+        raise MalformedRequest(411)
     length = headers.get("content-length", "0")
     if not (length.isascii() and length.isdigit()):
-        raise Malformed(400)
+        raise MalformedRequest(400)
     if int(length) > BODY_BYTES_MAX:
-        raise Malformed(413)
+        raise MalformedRequest(413)
     return int(length)
 
 
@@ -195,7 +195,7 @@ class Server:
 
     def __init__(
         self,
-        handle: Callable[[Request, Line], None],
+        handle: Callable[[Request, SandboxConnection], None],
         *,
         listener: socket.socket,
         tls: ssl.SSLContext,
@@ -228,7 +228,7 @@ class Server:
             plain.settimeout(HANDSHAKE_S)
             with self._tls.wrap_socket(plain, server_side=True) as connection:
                 connection.settimeout(IDLE_S)
-                line = Line(connection, is_local=_is_loopback(peer_host))
+                line = SandboxConnection(connection, is_local=_is_loopback(peer_host))
                 self._converse(line)
         # The peer closed, spoke no TLS or does not trust the authority: not an error here.
         except OSError as error:
@@ -237,14 +237,14 @@ class Server:
             plain.close()
             self._places.release()
 
-    def _converse(self, line: Line) -> None:
+    def _converse(self, line: SandboxConnection) -> None:
         try:
             while line.is_open and (request := line.next_request()) is not None:
                 self._handle(request, line)
                 if request.is_last:
                     return
-        except Malformed as refusal:
-            line.answer(Answer(refusal.status, b"{}", headers={"Connection": "close"}))
+        except MalformedRequest as refusal:
+            line.answer(HttpAnswer(refusal.status, b"{}", headers={"Connection": "close"}))
 
 
 def _is_loopback(host: str) -> bool:
