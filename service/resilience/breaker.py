@@ -29,7 +29,7 @@ from circuitbreaker import (  # type: ignore[import-untyped]
 
 from service.observability import metrics
 from service.resilience.board import SLOT_STARTS, SharedPage
-from service.resilience.window import Tally, Window
+from service.resilience.window import CallWindow, Tally
 
 log = logging.getLogger(__name__)
 
@@ -109,10 +109,10 @@ class Breaker(CircuitBreaker):  # type: ignore[misc]
         self._seen = -1.0
         self._publish()
 
-    def _window(self, start: int) -> Window:
+    def _window(self, start: int) -> CallWindow:
         # The first cell of a slot is the process id.
         rules = self._rules
-        return Window(
+        return CallWindow(
             self._cells, start + 1, window_s=rules.window_s, window_calls=rules.window_calls
         )
 

@@ -50,7 +50,7 @@ class Bulkhead:
     def in_use(self) -> int:
         return self._in_use
 
-    def enter(self) -> Place:
+    def enter(self) -> BulkheadPermit:
         """Take a place or raise BulkheadFull at once; use it as a context manager."""
         with self._lock:
             has_room = self._in_use < int(self._limit)
@@ -60,9 +60,9 @@ class Bulkhead:
         if not has_room:
             metrics.bulkhead_refusals_total.inc()
             raise BulkheadFull("As many calls as may wait for the provider already do.")
-        return Place(self, self._clock())
+        return BulkheadPermit(self, self._clock())
 
-    def _leave(self, place: Place) -> None:
+    def _leave(self, place: BulkheadPermit) -> None:
         now_s = self._clock()
         with self._lock:
             if place.failed is not None:
@@ -71,7 +71,7 @@ class Bulkhead:
             self._in_use -= 1
             metrics.bulkhead_in_use.set(self._in_use)
 
-    def _adapt(self, place: Place, now_s: float, *, was_full: bool) -> None:
+    def _adapt(self, place: BulkheadPermit, now_s: float, *, was_full: bool) -> None:
         limit = self._limit
         if place.failed or now_s - place.began_s >= self._slow_s:
             # Calls that began before the last reduction met the old limit: they prove nothing about
@@ -86,7 +86,7 @@ class Bulkhead:
             metrics.bulkhead_limit.set(int(self._limit))
 
 
-class Place:
+class BulkheadPermit:
     """One call's place. `failed`: True for a loss, False for a success, None proves nothing."""
 
     __slots__ = ("_bulkhead", "began_s", "failed")
@@ -96,7 +96,7 @@ class Place:
         self.began_s = began_s
         self.failed: bool | None = None
 
-    def __enter__(self) -> Place:
+    def __enter__(self) -> BulkheadPermit:
         return self
 
     def __exit__(self, *exc: Any) -> None:

@@ -25,7 +25,7 @@ class Tally(NamedTuple):
         )
 
 
-class Window:
+class CallWindow:
     """Slides over time and over count: calls older than `window_s`, or older than the newest
     `window_calls`, are forgotten a tenth at a time. One writer; any number of readers."""
 
