@@ -73,7 +73,7 @@ def missing(settings: Settings) -> list[str]:
 
 
 def require_suitable(settings: Settings) -> None:
-    """Refuse to serve from a database whose encoding cannot hold every text."""
+    """Refuse to serve from a database with an encoding that cannot hold every text."""
     try:
         require_encoding(server_encoding(settings.database_url or ""))
     except Unreachable as error:
