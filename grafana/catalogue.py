@@ -1,4 +1,4 @@
-"""Writes docs/metrics.md: every metric of the service, for those who ask with queries of their own.
+"""Writes docs/metrics.md: every metric of the service, for readers who write their own queries.
 
 `python -m grafana.catalogue`. The names, words and buckets are the catalogue's; nothing is written twice.
 """
@@ -17,12 +17,13 @@ PAGE = Path(__file__).parents[1] / "docs" / "metrics.md"
 HEAD = """\
 # Metrics
 
-Every metric of the service, as `/metrics` on the ops plane gives it: added up over the instance's workers, dead ones included. Written by
-`python -m grafana.catalogue` from `service/observability/metrics.py`; a test holds it to that. Labels come from closed sets (never a
-merchant, a payment, a path as typed or an error's text), so an instance has at most 2,000 series. Who asks for OpenMetrics gets exemplars
-with the trace id on the buckets of requests, payments, provider calls and waits for a connection.
+Every metric of the service, as `/metrics` on the ops plane gives it: added up over the instance's workers,
+dead ones included. `python -m grafana.catalogue` writes this page from `service/observability/metrics.py`; a
+test compares the two. Labels come from closed sets (never a merchant, a payment, a path as typed or an error's
+text), so an instance has at most 2,000 series. The OpenMetrics format adds exemplars with the trace id on the
+buckets of requests, payments, provider calls and waits for a connection.
 
-The dashboards of these: [dashboards.md](dashboards.md). The alerts on these: [runbooks](runbooks/README.md).
+[dashboards.md](dashboards.md) shows the dashboards, and the [runbooks](runbooks/README.md) describe the alerts.
 """
 # The families in the order of the catalogue, by how their names begin.
 FAMILIES = {
@@ -59,7 +60,7 @@ def _families() -> Iterator[str]:
     }
     for title, beginnings in FAMILIES.items():
         yield f"## {title}\n"
-        yield "| metric | type | labels | tells |"
+        yield "| metric | type | labels | meaning |"
         yield "|---|---|---|---|"
         for name, metric in declared.items():
             if name.startswith(beginnings):

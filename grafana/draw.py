@@ -37,9 +37,9 @@ PICTURES = Path(__file__).parents[1] / "docs" / "dashboards"
 WIDTH, UNIT, HEAD, FOOT = 10.4, 0.27, 0.86, 0.3
 MARGIN, GAP, TITLE = 0.12, 0.07, 0.26
 DPI = 144
-# A reader looks at them beside the text; more colours would only be more bytes.
+# The pictures are shown small; more colours would only add bytes.
 COLOURS = 96
-# What was staged is marked on every time axis, in a colour that no panel uses for a line.
+# Staged faults are marked on every time axis, in a colour that no panel uses for a line.
 STAGED = "#5E6470"
 
 
@@ -209,7 +209,7 @@ def main(arguments: list[str]) -> None:
 
 
 def draw_all(source: Source, directory: Path, spans: Sequence[Span] = ()) -> None:
-    """Write a picture of each dashboard, and say what had nothing to show."""
+    """Write a picture of each dashboard, and print the panels without samples."""
     directory.mkdir(parents=True, exist_ok=True)
     mpl.rcParams["font.family"] = "DejaVu Sans"
     for path in sorted(DASHBOARDS.glob("*.json")):

@@ -1,4 +1,4 @@
-"""How much of what is shipped had an answer in a run, and how much of it moved."""
+"""Count the shipped queries that had an answer in a run, and those with changed values."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from grafana.series import Series, Source
 
 
 def told(source: Source) -> Iterator[str]:
-    """The figures of this run, a line each; what had no answer is named."""
+    """The figures of this run, a line each, with the queries that had no answer."""
     boards = [json.loads(path.read_text()) for path in sorted(DASHBOARDS.glob("*.json"))]
     panels = [panel for board in boards for panel in board["panels"] if panel["type"] != "row"]
     queries = [
@@ -53,7 +53,7 @@ def _has_moved(series: Series) -> bool:
 
 
 def _rules(source: Source) -> Iterator[Mapping[str, Any]]:
-    # The address is given on the command line by whoever runs this.
+    # The user gives the address on the command line.
     with urllib.request.urlopen(f"{source.url}/api/v1/rules", timeout=30) as answer:  # noqa: S310
         for group in json.load(answer)["data"]["groups"]:
             yield from group["rules"]

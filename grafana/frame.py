@@ -1,4 +1,4 @@
-"""What every dashboard has around its panels: variables, annotations, links to the others."""
+"""The common frame of the dashboards: variables, annotations, links to the others."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def _label(name: str, label: str, query: str) -> dashboard.QueryVariable:
     )
 
 
-# What an annotation says beside its mark. The SDK has no words for these fields of Grafana's
+# The texts of the annotations' marks. The SDK lacks these fields of Grafana's
 # Prometheus data source, so `build` adds them by the annotation's name.
 ANNOTATION_TEXTS = {
     "Breaker moved": "{{provider}}: {{from_state}} to {{to_state}}",

@@ -1,7 +1,7 @@
 """The house style: six kinds of panel, and colours with one meaning each.
 
-Every panel takes its unit, a sentence that says what good looks like, and the runbook to open when
-it does not look so; none can be made without them.
+Every panel takes its unit, a sentence that describes the good state, and the runbook to open
+otherwise; no panel can be made without them.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from grafana_foundation_sdk.models import dashboard as model
 from grafana_foundation_sdk.models import heatmap as heatmap_model
 from grafana_foundation_sdk.models import prometheus as prometheus_model
 
-# What a colour means, everywhere.
-GOOD = "#56A64B"  # As it should be; money moved, or certainly did not.
+# The meaning of each colour, everywhere.
+GOOD = "#56A64B"  # Good; money moved, or certainly did not.
 WAIT = "#E0B400"  # Later: queued, waiting, half-open, degraded.
 DOUBT = "#A352CC"  # We do not know yet whether money moved.
 REFUSED = "#FF9830"  # Refused on purpose and truthfully; the same key again is safe.
@@ -108,7 +108,7 @@ def number(
     empty: str = "no samples",
     is_name: bool = False,
 ) -> stat.Panel:
-    """What is true now, as a figure on the colour of its judgement; `is_name` shows the legend."""
+    """The current value, as a figure on the colour of its judgement; `is_name` shows the legend."""
     panel = _dressed(stat.Panel(), title, unit, good, runbook, queries, width, height=4)
     panel = (
         panel.thresholds(_thresholds(steps))
@@ -156,7 +156,7 @@ def states(
 def heat(
     title: str, unit: str, good: str, runbook: str, buckets: str, *, width: int = 8
 ) -> heatmap.Panel:
-    """Where the values of a histogram lie over time; shows two crowds that percentiles merge."""
+    """A histogram's values over time; it shows two bands that percentiles merge."""
     query = _query((buckets, "{{le}}"), 0).format(prometheus_model.PromQueryFormat.HEATMAP)
     panel = _dressed(heatmap.Panel(), title, unit, good, runbook, (), width, height=8)
     colours = (
@@ -244,7 +244,7 @@ def _coloured(panel: P, queries: Sequence[Query]) -> P:
 
 def _words_by_colour(queries: Sequence[Query]) -> dict[str, list[str]]:
     legends = [legend for _, legend in queries]
-    # What these labels hold is known: the words of the catalogue's closed sets.
+    # The values of these labels are known: the words of the catalogue's closed sets.
     is_open = any(f"{{{{{label}}}}}" in legend for label in SPOKEN_LABELS for legend in legends)
     by_colour: dict[str, list[str]] = {}
     for word, colour in MEANING.items():

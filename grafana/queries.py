@@ -1,4 +1,4 @@
-"""PromQL as the panels say it: one short call for each shape of query."""
+"""The panels' PromQL: one short call for each shape of query."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ class Series:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A Prometheus and the span of time that is looked at."""
+    """A Prometheus and the span of time to read."""
 
     url: str
     begin_s: float
@@ -64,7 +64,7 @@ class Source:
 
     def _get(self, what: str, **parameters: str) -> list[dict[str, Any]]:
         body = urllib.parse.urlencode(parameters).encode()
-        # The address is given on the command line by whoever runs this.
+        # The user gives the address on the command line.
         with urllib.request.urlopen(f"{self.url}/api/v1/{what}", body, timeout=30) as answer:  # noqa: S310
             result: list[dict[str, Any]] = json.load(answer)["data"]["result"]
         return result

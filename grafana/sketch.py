@@ -18,7 +18,7 @@ from grafana.series import Series, Source
 
 PAGE, PANEL, GRID, TEXT, FAINT = "#111217", "#181b1f", "#2c3036", "#d8d9da", "#8e8e8e"
 LEGEND_LENGTH = 34
-# A mark on the time axis every so many seconds, and at most so many marks.
+# The interval of marks on the time axis in seconds, and the maximum number of marks.
 TICKS_S = (2, 10, 30, 60, 120, 300, 600, 1800, 3600, 7200, 21600, 86400, 7 * 86400, 365 * 86400)
 TICKS_MAX = 5
 # Letters of a legend on an inch.
@@ -103,7 +103,7 @@ def _number(axes: Axes, panel: PanelJson, source: Source) -> bool:
         left, width = index / len(series), 1 / len(series)
         colour = _threshold_colour(defaults["thresholds"]["steps"], one.values[-1])
         axes.axvspan(left, left + width, color=colour, alpha=0.9, linewidth=0)
-        # Where the name is the news, the value only says that it is there.
+        # A panel that shows names needs no value.
         is_name = panel["options"].get("textMode") == "name"
         text = one.legend if is_name else _stat_text(one.values[-1], defaults)
         middle = left + width / 2
@@ -148,7 +148,7 @@ def _states(axes: Axes, panel: PanelJson, source: Source) -> bool:
 
 
 def _runs(series: Series, step_s: float) -> list[tuple[float, float, float]]:
-    """From when to when it had which value: neighbours with the same value are one."""
+    """The spans of each value: neighbours with the same value are merged."""
     runs: list[tuple[float, float, float]] = []
     for moment, value in zip(series.moments, series.values, strict=True):
         end_s = moment + step_s

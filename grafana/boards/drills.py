@@ -1,4 +1,4 @@
-"""Drills: what is being rehearsed now, how rehearsals ended, and what they broke."""
+"""Drills: active faults, verdicts, and broken promises."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ FAULT = {"0": ("none", GOOD), "1": ("simulated", WAIT)}
 BOARD = Board(
     name="drills",
     title="Drills",
-    description="Faults made on purpose: when, where, how they ended. Their errors are counted apart and page nobody.",
+    description="Faults made on purpose: when, where, how they ended. Their errors are counted separately and do not page.",
     rows=[
         (
             "Would it hold?",
@@ -37,7 +37,7 @@ BOARD = Board(
                 number(
                     "Drills that BROKE, 30 days",
                     "short",
-                    "Good is 0; each is a fault that would have hurt in earnest.",
+                    "Good is 0; each is a fault that would have hurt in production.",
                     "NoDrillHeld",
                     (
                         counted(
@@ -52,7 +52,7 @@ BOARD = Board(
                 number(
                     "Faults simulated right now",
                     "short",
-                    "Good is 0 unless somebody rehearses; it ends by itself within 5 minutes.",
+                    "Good is 0 without a drill; a fault ends by itself within 5 minutes.",
                     "SimulationLeftOn",
                     (f"sum(holdfast_simulation_active{{{INSTANCE}}})", "faults"),
                     steps=((None, GOOD), (1, WAIT)),
@@ -61,7 +61,7 @@ BOARD = Board(
                 number(
                     "Alerts of drills",
                     "short",
-                    "Good is 0 when nobody rehearses; in a drill they prove that the alerts work.",
+                    "Good is 0 without a drill; in a drill they prove that the alerts work.",
                     "SimulationLeftOn",
                     ('count(ALERTS{alertstate="firing", drill="true"}) or vector(0)', "firing"),
                     steps=((None, GOOD), (1, WAIT)),
@@ -70,11 +70,11 @@ BOARD = Board(
             ],
         ),
         (
-            "What was rehearsed",
+            "Faults and verdicts",
             [
                 states(
                     "Faults over time",
-                    "Good is short bars; nothing simulated for over 15 minutes.",
+                    "Good is short bars; no fault for over 15 minutes.",
                     "SimulationLeftOn",
                     (
                         f"max by (instance, fault) (holdfast_simulation_active{{{INSTANCE}}})",
@@ -86,7 +86,7 @@ BOARD = Board(
                 bars(
                     "How drills ended, 30 days",
                     "short",
-                    "Good is held; inconclusive means that the fault did not bite or too little was tried.",
+                    "Good is held; inconclusive means no fault proof or too few payments.",
                     "NoDrillHeld",
                     (
                         # Of a dozen drills and five verdicts, those that happened.
@@ -98,12 +98,12 @@ BOARD = Board(
             ],
         ),
         (
-            "What it did to the drilled instances",
+            "Effect on the instances under drill",
             [
                 lines(
                     "Payments by outcome, drilled instances",
                     "ops",
-                    "Good has nothing bad in it: unknown and queued are what a drill is meant to show.",
+                    "Good has no bad outcome: a drill is meant to show unknown and queued.",
                     "README",
                     (
                         f"sum by (outcome) (rate(holdfast_payments_total{{{PROVIDER}}}[$__rate_interval]) * {DRILLED})",
@@ -114,7 +114,7 @@ BOARD = Board(
                 lines(
                     "Budget burn in drills, 5 min",
                     "short",
-                    "Good is 0 for truthful answers, even while everything else is on fire.",
+                    "Good is 0 for truthful answers, also during every fault.",
                     "TruthfulAnswersBudgetBurn",
                     ('slo:holdfast_burn_rate:5m{drill="true"}', "{{slo}}"),
                 ),

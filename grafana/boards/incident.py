@@ -1,4 +1,4 @@
-"""Incident: the three errors side by side, what each does, and what was done about it."""
+"""Incident: the three errors side by side, their effects, and the guards' actions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FEW = ((None, GOOD), (1, WAIT), (10, BAD))
 BOARD = Board(
     name="incident",
     title="Incident",
-    description="Which of the three errors is it, what do customers feel, and is money lost? Left to right: timeouts, HTTPS pool, database pool.",
+    description="Which of the three errors is it, what is the customer impact, and is money lost? Left to right: timeouts, HTTPS pool, database pool.",
     rows=[
         (
             "What broke, in the last 5 minutes?",
@@ -34,7 +34,7 @@ BOARD = Board(
                 number(
                     "HTTPSConnectionPool errors",
                     "short",
-                    "Good is 0: calls that ended without a sound answer for another reason than time.",
+                    "Good is 0: calls that ended without a valid answer, for a reason other than time.",
                     "ProviderConnectionErrors",
                     (
                         counted("provider_connection_errors_total", where=PROVIDER, over="5m"),
@@ -102,7 +102,7 @@ BOARD = Board(
                 lines(
                     "3 · Database pool exhausted",
                     "ops",
-                    "Good is 0; each was answered 503 before anything was sent.",
+                    "Good is 0; each was answered 503 before any call was sent.",
                     "PoolTimeouts",
                     (per_second("db_pool_timeouts_total"), "timed out"),
                     (per_second("db_pool_refusals_total"), "refused"),
@@ -125,7 +125,7 @@ BOARD = Board(
                 lines(
                     "3 · Database connections",
                     "short",
-                    "Good is in use below the size and nobody waiting.",
+                    "Good is in use below the size and no caller waiting.",
                     "PoolSaturated",
                     (added("db_pool_in_use"), "in use"),
                     (added("db_pool_waiting"), "waiting"),
@@ -134,7 +134,7 @@ BOARD = Board(
                 lines(
                     "1 · Became unknown, and settled",
                     "ops",
-                    "Good is settled catching up: what became unknown is found out, one by one.",
+                    "Good is settled catching up: unknown payments are settled one by one.",
                     "UnknownTooOld",
                     (
                         per_second("payments_total", where=f'{PROVIDER}, outcome="unknown"'),
@@ -162,12 +162,12 @@ BOARD = Board(
             ],
         ),
         (
-            "What was done about it, and what customers felt",
+            "Guards and customer impact",
             [
                 lines(
                     "Payments by outcome",
                     "ops",
-                    "Good is green; yellow is queued, purple is being settled; nothing is dropped.",
+                    "Good is green; yellow is queued, purple is being settled; no payment is dropped.",
                     "BreakerOpen",
                     (per_second("payments_total", by="outcome", where=PROVIDER), "{{outcome}}"),
                     stacked=True,

@@ -1,4 +1,4 @@
-"""Overview: is money safe, and what do customers feel?"""
+"""Overview: money, promises and customer impact."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ HEALTH = {"0": ("fail", BAD), "0.5": ("warn", WAIT), "1": ("pass", GOOD)}
 BOARD = Board(
     name="overview",
     title="Overview",
-    description="One glance: is money safe, what do customers feel, which promise is in danger.",
+    description="One glance: is money safe, what is the customer impact, which promise is in danger.",
     rows=[
         (
             "Is money safe?",
@@ -26,7 +26,7 @@ BOARD = Board(
                 number(
                     "Money at risk (minor units)",
                     "short",
-                    "Good is 0, or a little for seconds: payments whose money may have moved without our knowing.",
+                    "Good is 0, or a little for seconds: payments in doubt, so their money may have moved.",
                     "UnknownTooOld",
                     (largest("money_at_risk_minor", by="currency"), "{{currency}}"),
                     steps=((None, GOOD), (1, DOUBT)),
@@ -42,7 +42,7 @@ BOARD = Board(
                 number(
                     "Waiting for a person",
                     "short",
-                    "Good is 0: these payments can only be settled by somebody who looks.",
+                    "Good is 0: only a person can settle these payments.",
                     "NeedsReview",
                     (largest("needs_review"), "payments"),
                     steps=((None, GOOD), (1, DOUBT)),
@@ -60,7 +60,7 @@ BOARD = Board(
                 number(
                     "Instances that answer",
                     "short",
-                    "Good is all of them: what does not answer is not seen.",
+                    "Good is all of them: an instance without an answer is not observed.",
                     "MetricsMissing",
                     ('sum(up{job="holdfast"})', "instances"),
                     steps=((None, BAD), (1, GOOD)),
@@ -120,7 +120,7 @@ BOARD = Board(
             ],
         ),
         (
-            "What do customers feel?",
+            "What is the customer impact?",
             [
                 lines(
                     "Payments by outcome",
@@ -141,7 +141,7 @@ BOARD = Board(
                 lines(
                     "Refused early, by reason",
                     "ops",
-                    "Good is 0; each is a truthful 503 or 429 and nothing was charged.",
+                    "Good is 0; each is a truthful 503 or 429 and no charge was made.",
                     "PaymentsRefused",
                     (per_second("requests_shed_total", by="reason"), "{{reason}}"),
                     colour=REFUSED,

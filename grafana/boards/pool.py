@@ -1,4 +1,4 @@
-"""Database pool: who waits, for how long, and why connections come and go."""
+"""Database pool: waiting callers, their waits, and the reasons for opened and dropped connections."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from grafana.queries import added, buckets, counted, largest, per_second, percen
 BOARD = Board(
     name="pool",
     title="Database pool",
-    description="Each worker's connections to PostgreSQL: lent, waited for, opened, dropped; and what was done with them.",
+    description="Each worker's connections to PostgreSQL: checked out, waited for, opened, dropped; and their use.",
     rows=[
         (
             "Is there enough?",
@@ -84,7 +84,7 @@ BOARD = Board(
                 lines(
                     "Connections",
                     "short",
-                    "Good is in use below the size and nobody waiting.",
+                    "Good is in use below the size and no caller waiting.",
                     "PoolSaturated",
                     (added("db_pool_in_use"), "in use"),
                     (added("db_pool_waiting"), "waiting"),
@@ -131,19 +131,19 @@ BOARD = Board(
             ],
         ),
         (
-            "What is done with them",
+            "Use of the connections",
             [
                 lines(
                     "How long a connection is held",
                     "s",
-                    "Good is milliseconds: none is held while the provider works.",
+                    "Good is milliseconds: no connection is held during a call to the provider.",
                     "ConnectionLeak",
                     *percentiles("db_pool_hold_seconds"),
                 ),
                 lines(
                     "Time of a statement, p99 by name",
                     "s",
-                    "Good is below 10 ms; one that stands out lacks its index, all together mean the database.",
+                    "Good is below 10 ms; a single slow one lacks its index, all together mean the database.",
                     "PoolSaturated",
                     (
                         quantile(0.99, "db_statement_duration_seconds", by="statement"),
@@ -170,7 +170,7 @@ BOARD = Board(
                 lines(
                     "Connections dropped, by reason",
                     "ops",
-                    "Good is lifetime only; broken and evicted tell of a failover, leaked of a bug.",
+                    "Good is lifetime only; broken and evicted indicate a failover, leaked a bug.",
                     "ComponentDown",
                     (per_second("db_pool_connections_discarded_total", by="reason"), "{{reason}}"),
                     colour=WAIT,

@@ -1,4 +1,4 @@
-"""Provider: how it answers, how we guard ourselves, and what we do not send."""
+"""Provider: its answers, our guards, and calls that were not sent."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ BOARD = Board(
                 number(
                     "Openings of the breaker, 1 h",
                     "short",
-                    "Good is 0 or 1; many short ones mean a provider on the brink.",
+                    "Good is 0 or 1; many short ones mean an overloaded provider.",
                     "BreakerFlapping",
                     (
                         counted(
@@ -219,7 +219,7 @@ BOARD = Board(
                 lines(
                     "Calls repeated, by reason",
                     "ops",
-                    "Good is far below one in ten of all calls; only what was not executed is repeated.",
+                    "Good is far below one in ten of all calls; only calls that were not executed are repeated.",
                     "ProviderConnectionErrors",
                     (
                         per_second("provider_retries_total", by="reason", where=PROVIDER),

@@ -1,4 +1,4 @@
-"""Settling: what became of payments in doubt, of queued ones, and do the books agree?"""
+"""Settling: payments in doubt, queued payments, and the agreement of the books."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ BOARD = Board(
                 number(
                     "The reconciler is behind by",
                     "s",
-                    "Good is below 30 s; growth means that nobody settles.",
+                    "Good is below 30 s; growth means that no reconciler settles.",
                     "ReconcilerSilent",
                     (largest("reconcile_due_oldest_age_seconds"), "behind"),
                     steps=((None, GOOD), (60, WAIT), (300, BAD)),
@@ -41,7 +41,7 @@ BOARD = Board(
                 number(
                     "Waiting for a person",
                     "short",
-                    "Good is 0: these can only be settled by somebody who looks.",
+                    "Good is 0: only a person can settle these payments.",
                     "NeedsReview",
                     (largest("needs_review"), "payments"),
                     steps=((None, GOOD), (1, DOUBT)),
@@ -93,7 +93,7 @@ BOARD = Board(
                 lines(
                     "Settled after the answer, by outcome",
                     "ops",
-                    "Good follows what became unknown; needs_review has no proof, put off is RowParked.",
+                    "Good follows the payments that became unknown; needs_review has no proof, put off is RowParked.",
                     "NeedsReview",
                     (per_second("reconcile_settled_total", by="outcome"), "{{outcome}}"),
                     (per_second("rows_parked_total"), "put off"),
@@ -164,7 +164,7 @@ BOARD = Board(
                 lines(
                     "Open disputes",
                     "short",
-                    "Good is 0: each waits for evidence until a date that the provider tells.",
+                    "Good is 0: each waits for evidence until a date that the provider sets.",
                     "DisputeOpen",
                     (largest("disputes_open"), "disputes"),
                 ),

@@ -1,4 +1,4 @@
-"""Workers: who runs, how busy it is, and whether we see all of it."""
+"""Workers: running processes, their load, and the completeness of the metrics."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ BOARD = Board(
     description="Instances and their workers: versions, threads, requests by route, health checks, and the scrape itself.",
     rows=[
         (
-            "Who runs?",
+            "Which processes run?",
             [
                 number(
                     "Instances that answer",
@@ -44,7 +44,7 @@ BOARD = Board(
                 number(
                     "Series of an instance",
                     "short",
-                    "Good is below 2,000; growth without end is a label that has run away.",
+                    "Good is below 2,000; growth without end is a label with too many values.",
                     "MetricsMissing",
                     ('max(scrape_samples_scraped{job="holdfast"})', "series"),
                     steps=((None, GOOD), (2000, WAIT), (4500, BAD)),
@@ -76,7 +76,7 @@ BOARD = Board(
                 lines(
                     "Requests by route",
                     "ops",
-                    "Good is what the day brings; a fall to 0 is a balancer or a client.",
+                    "Good follows the day's traffic; a fall to 0 is a balancer or a client.",
                     "PaymentsRefused",
                     (per_second("http_requests_total", by="method, route"), "{{method}} {{route}}"),
                 ),
@@ -93,7 +93,7 @@ BOARD = Board(
                 lines(
                     "Requests in flight",
                     "short",
-                    "Good is in step with traffic; a climb without traffic is something that hangs.",
+                    "Good is in step with traffic; a climb without traffic means hanging requests.",
                     "PaymentsRefused",
                     (largest("http_requests_in_flight", by="instance"), "{{instance}}"),
                 ),

@@ -246,7 +246,7 @@ db_pool_hold_seconds = _histogram(
     "db_pool_hold_seconds", "How long a connection was held.", buckets=_POOL_S
 )
 db_pool_size = _gauge("db_pool_size", "Connections the pool may hold.", over_workers=_EACH)
-db_pool_in_use = _gauge("db_pool_in_use", "Connections lent right now.", over_workers=_EACH)
+db_pool_in_use = _gauge("db_pool_in_use", "Connections checked out right now.", over_workers=_EACH)
 db_pool_waiting = _gauge(
     "db_pool_waiting", "Callers that wait for a connection right now.", over_workers=_EACH
 )
@@ -344,4 +344,6 @@ simulation_active = _gauge(
 )
 drill_runs_total = _counter("drill_runs_total", "Drills run, by verdict.", "drill", "verdict")
 slo_target_ratio = _gauge("slo_target_ratio", "What the SLO promises.", "slo", over_workers=_LAST)
-build_info = _gauge("build_info", "1; the labels tell what runs.", "version", over_workers=_LAST)
+build_info = _gauge(
+    "build_info", "1; the label is the running version.", "version", over_workers=_LAST
+)
