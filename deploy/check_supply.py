@@ -1,7 +1,7 @@
-"""`make check-supply`: what is inside (a CycloneDX SBOM), and whether any of it has a known hole.
+"""`make check-supply`: write a CycloneDX SBOM, and look up known vulnerabilities of its packages.
 
-Status 0: everything was looked up and nothing is known. 1: something is. 3: not everything could be
-looked up, so nothing is said. The SBOM is written in any case.
+Status 0: all packages were looked up, and none has a known vulnerability. 1: one has. 3: a look-up
+failed, so there is no result. The SBOM is written in any case.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
-# What is shipped, what a local run adds, and what CI runs.
+# The locks of the shipped service, of a local run, and of CI.
 LOCKS = ("requirements.lock", "requirements-embedded.lock", "requirements-test.lock")
 SBOM = ROOT / "dist" / "holdfast.cdx.json"
 HOLES, NOT_CHECKED = 1, 3
@@ -24,7 +24,7 @@ ASKING_LIMIT_S = 300
 
 
 def main() -> int:
-    """Write the SBOM, then ask for each lock; say what came of it in a line each."""
+    """Write the SBOM, then audit each lock; print one line for each result."""
     write_sbom()
     answers = [ask(lock) for lock in LOCKS]
     return HOLES if HOLES in answers else max(answers)
@@ -54,7 +54,7 @@ def pins(lock: Path) -> set[tuple[str, str]]:
 
 
 def ask(lock: str) -> int:
-    """Look the lock's packages up; prints what came of it."""
+    """Look up the lock's packages and print the result."""
     command = [str(BIN / "pip-audit"), "--requirement", str(ROOT / lock), "--require-hashes"]
     # The lock is whole: nothing is resolved, nothing is installed.
     command += ["--disable-pip", "--no-deps", "--format", "json", "--progress-spinner", "off"]
@@ -69,9 +69,9 @@ def ask(lock: str) -> int:
 
 
 def verdict(packages: list[dict[str, Any]]) -> tuple[int, list[str]]:
-    """What pip-audit's answer amounts to: 0, HOLES or NOT_CHECKED, and what to say of it.
+    """Classify pip-audit's answer as 0, HOLES or NOT_CHECKED, with a sentence for the user.
 
-    Left alone pip-audit passes over what it could not look up, and ends with 0.
+    By itself, pip-audit skips packages that it could not look up, and ends with 0.
     """
     if not packages:
         return NOT_CHECKED, ["NOT CHECKED: the vulnerability service cannot be reached"]
@@ -90,7 +90,7 @@ def verdict(packages: list[dict[str, Any]]) -> tuple[int, list[str]]:
 
 
 def run(command: list[str], *, check: bool) -> subprocess.CompletedProcess[str]:
-    """The command, to its end; its own chatter is shown only where it failed for good."""
+    """Run the command; print its output only after a final failure."""
     return subprocess.run(
         command, capture_output=True, text=True, timeout=ASKING_LIMIT_S, check=check
     )

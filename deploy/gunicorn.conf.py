@@ -12,7 +12,7 @@ from service.observability import logs, multiprocess
 from service.settings import Settings
 
 _settings = Settings.from_environ()
-# Before anything imports the metrics: what exists by then stays private to the master.
+# Before any import of the metrics: metrics that exist at the fork stay private to the master.
 multiprocess.use_directory(_settings.metrics_path)
 
 from service.payments.store import RECORD_TIMEOUT_S  # noqa: E402
@@ -31,26 +31,26 @@ _line_wait_s = max(
     (_settings.request_timeout_ms - _settings.provider_timeout_ms) / 1000 - RECORD_TIMEOUT_S,
 )
 worker_class = PaymentWorker.configured(line_wait_s=_line_wait_s, drain_s=_settings.drain_s)
-# Connections a worker holds; beyond it the one that has idled longest makes room.
+# Connections a worker holds; beyond it the idlest one is closed.
 worker_connections = 512
 backlog = 1024
 # Longer than the idle time of common clients and balancers would be 60 s and more; a client that
-# comes back later connects anew.
+# comes back later opens a new connection.
 keepalive = 20
 # The master counts from SIGTERM, and workers go on accepting while they drain.
 graceful_timeout = math.ceil(_settings.drain_s + _settings.graceful_stop_s)
 # Only for a main loop that hangs; a request's own end is its deadline.
 timeout = 30
-# A leak of a kilobyte a request stays under 100 MB; jitter keeps workers from going together.
+# A leak of a kilobyte a request stays under 100 MB; jitter keeps workers from restarting together.
 max_requests = 100_000
 max_requests_jitter = 20_000
 
 limit_request_line = 4094
 limit_request_fields = 64
 limit_request_field_size = 8190
-# Its socket cannot be made in a read-only container, and nobody asks it anything.
+# A read-only container cannot hold its socket, and no part uses it.
 control_socket_disable = True
-# Nothing of the client's is believed about addresses or schemes.
+# The client's headers about addresses and schemes are not trusted.
 forwarded_allow_ips = ""
 
 logger_class = EventLogger
@@ -58,7 +58,7 @@ logconfig_dict = logs.gunicorn_logconfig_dict(
     _settings.log_level, environment=_settings.env, instance=socket.gethostname()
 )
 
-# A peer that stops reading or writing lets go of the thread after this long.
+# A peer that stops reading or writing releases the thread after this time.
 _SOCKET_WAIT_S = 5
 
 

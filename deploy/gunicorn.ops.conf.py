@@ -11,7 +11,7 @@ from service.settings import Settings
 
 _settings = Settings.from_environ()
 _settings.require_ops_bind()
-# Before anything imports the metrics: what exists by then stays private to the master.
+# Before any import of the metrics: metrics that exist at the fork stay private to the master.
 multiprocess.use_directory(_settings.metrics_path)
 
 from service.web.gunicorn_log import EventLogger  # noqa: E402
@@ -21,7 +21,7 @@ wsgi_app = "wsgi:ops"
 bind = _settings.ops_bind
 # One process: drills and caches live in it. People and scrapers are few.
 workers = 1
-# As on the data plane: whoever sends half a request takes no thread from those who look.
+# As on the data plane: a client that sends half a request occupies no thread.
 worker_class = PaymentWorker.configured(line_wait_s=10.0, drain_s=_settings.drain_s)
 threads = 8
 graceful_timeout = math.ceil(_settings.graceful_stop_s)

@@ -13,7 +13,7 @@ TIMEOUT_S = 2.0
 
 
 def main(port: int) -> int:
-    """0 when the plane on this port answers 200, else 1 and one line that says what it did."""
+    """0 when the plane on this port answers 200, else 1 and one line with its answer."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT_S)
     try:
         connection.request("GET", "/healthz")

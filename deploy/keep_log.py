@@ -1,4 +1,4 @@
-"""Run a program whose output goes to a bounded file as well, for an agent that only reads files.
+"""Run a program and copy its output to a bounded file, for an agent that only reads files.
 
     python deploy/keep_log.py /var/log/holdfast/data-plane.log python -m service serve
 
@@ -16,7 +16,7 @@ from pathlib import Path
 
 # Two files of this size: minutes at full load, and never the end of a small volume.
 FILE_BYTES_MAX = 16 * 1024 * 1024
-# What a pipe holds; lines are written with one call each, so pieces end where lines end.
+# A pipe's capacity; each line is written with one call, so chunks end at line ends.
 PIECE_BYTES = 64 * 1024
 
 
@@ -25,7 +25,7 @@ def main(path: Path, command: list[str]) -> None:
     reader, writer = os.pipe()
     if os.fork() == 0:
         os.close(writer)
-        # The program is told to stop; the copier stops when the program has said its last word.
+        # The program receives the signals; the copier stops at the end of the program's output.
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
         _copy(reader, path)

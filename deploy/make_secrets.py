@@ -3,8 +3,8 @@
     docker run --rm --user 0:0 -v ./deploy/secrets:/secrets --entrypoint python holdfast:0.1.0 \\
         deploy/make_secrets.py /secrets
 
-A file that is there stays as it is: write stripe_api_key and stripe_webhook_secret yourself, before
-or after, and remove a file to have it made anew. Nothing secret is printed.
+An existing file is kept: write stripe_api_key and stripe_webhook_secret yourself, before or after,
+and remove a file to make it again. No secret is printed.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from pathlib import Path
 
 from service.payments.merchants import generate_key
 
-# The image's own user. The service refuses a secret that everybody may read, so a group reads it.
+# The image's own user. The service refuses a world-readable secret, so a group reads it.
 READERS_GID = 10001
 
 
 def main(directory: Path) -> int:
-    """Write what is missing and name it; the status for the shell."""
+    """Write the missing files and print their names; return the exit status."""
     directory.mkdir(parents=True, exist_ok=True)
     owner = _password_in(directory / "postgres_password")
     service = _password_in(directory / "service_password")
@@ -42,7 +42,7 @@ def main(directory: Path) -> int:
 
 
 def _password_in(path: Path) -> str:
-    """What the file holds, so that an address made later has the same; else a new one."""
+    """Return the file's content, so that a later address contains the same secret; else a new one."""
     return path.read_text().strip() if path.exists() else secrets.token_hex(16)
 
 
@@ -56,7 +56,7 @@ def _write(path: Path, text: str) -> bool:
         file.write(text + "\n")
     os.chmod(path, 0o440)
     if os.geteuid() == 0:
-        # Whose directory it is may change them; our user reads them.
+        # The directory's owner may change the files; our user reads them.
         os.chown(path, path.parent.stat().st_uid, READERS_GID)
     return True
 

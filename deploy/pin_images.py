@@ -1,6 +1,6 @@
-"""`make pin-images`: write each image's digest into the manifests; `--check` refuses what has none.
+"""`make pin-images`: write each image's digest into the manifests; `--check` refuses an image without.
 
-A tag can be moved to another image; a digest cannot. The digests are asked of the registries with
+A tag can be moved to another image; a digest cannot. The digests come from the registries, through
 crane, skopeo or docker when a release is made, never written by hand: this repository carries the
 tags, and a release's commit carries `name:tag@sha256:..`. Our own image has a digest only after it
 is pushed: `--own registry.example.com/holdfast@sha256:..` writes that one.
@@ -26,14 +26,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 DEPLOY = Path(__file__).resolve().parent
-# A registry that does not answer in this time is asked by a person.
+# After this time a person has to ask the registry.
 ASKING_LIMIT_S = 60
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 # A name, a version and perhaps a digest; `latest`, `16` and no tag at all are refused.
 PINNABLE = re.compile(
     r"[^\s:@]+(?::\d+)?(?:/[^\s:@]+)*:v?\d+\.\d+[\w.+-]*(?:@sha256:[0-9a-f]{64})?"
 )
-# Where a manifest names an image: Dockerfile, Compose and Kubernetes, ECS.
+# The patterns of an image's name in a manifest: Dockerfile, Compose and Kubernetes, ECS.
 PLACES = {
     "Dockerfile": re.compile(r"(?m)^(?:ARG BASE=|FROM )(?P<image>[^\s$]+)"),
     ".yaml": re.compile(r"(?m)^\s*(?:- )?image:\s*[\"']?(?P<image>[^\s\"'#]+)"),
@@ -128,7 +128,7 @@ def _is_pinnable(use: Use) -> bool:
 
 
 def _pin(uses: list[Use], own: str | None) -> None:
-    """Ask for all digests first, then write: nothing is written where one is not had."""
+    """Ask for all digests first, then write: without one of them no file is written."""
     foreign = {use.image.partition("@")[0] for use in uses if not use.is_own}
     digests = {image: _digest_of(image) for image in sorted(foreign)}
     if own is not None and not re.fullmatch(r"[^\s@]+@sha256:[0-9a-f]{64}", own):
