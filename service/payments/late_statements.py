@@ -23,10 +23,21 @@ APPLY_HINTS = Statement(
     "late_apply_hints",
     f"""
     WITH hint AS (
-        SELECT provider, event_id, type, merchant_id, payment_id FROM webhook_inbox
+        SELECT provider, event_id, type, merchant_id, payment_id, provider_ref FROM webhook_inbox
         WHERE due_at <= now() AND (payment_id IS NOT NULL OR provider_ref IS NULL)
         ORDER BY due_at LIMIT %(limit)s::integer
         FOR UPDATE SKIP LOCKED
+    ), named AS (
+        -- A payment that was lost gave its charge to the retry that adopted it. Both shapes of charge
+        -- share an account's events; with the provider the index finds the reference.
+        SELECT h.provider, h.event_id, h.type, h.merchant_id, coalesce(
+            (SELECT p.payment_id FROM payments p
+             WHERE p.merchant_id = h.merchant_id AND p.payment_id = h.payment_id),
+            (SELECT p.payment_id FROM payments p
+             WHERE p.merchant_id = h.merchant_id AND p.provider_ref = h.provider_ref
+               AND p.provider = ANY(ARRAY[h.provider, h.provider || '_charges']) LIMIT 1)
+        ) AS payment_id
+        FROM hint h
     ), known AS (
         SELECT h.provider, h.event_id, p.merchant_id, p.payment_id, p.provider AS charged_by,
                p.status IN ({_RESTING}) AS rests,
@@ -34,7 +45,7 @@ APPLY_HINTS = Statement(
                    OR (h.type IN ({_AFTERWARDS}) AND p.status NOT IN ({_RESTING})) AS waits,
                (h.type, p.status) IN ({_NEWS_VALUES}) AS is_news,
                (p.due_at IS NOT NULL OR p.status = 'needs_review') AND NOT p.leased AS can_nudge
-        FROM hint h JOIN payments p USING (merchant_id, payment_id)
+        FROM named h JOIN payments p USING (merchant_id, payment_id)
     ), late AS (
         INSERT INTO late_checks AS c (merchant_id, payment_id, provider, due_at)
         SELECT DISTINCT merchant_id, payment_id, charged_by, now() FROM known WHERE is_news

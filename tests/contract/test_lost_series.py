@@ -158,3 +158,18 @@ def test_a_used_key_with_no_other_charge_ends_without_the_next(rig_of):
     assert rig.service.read(payment).status is Status.NOT_EXECUTED
     assert rig.scripted.objects("payment_intents")[0]["status"] == "canceled"
     assert rig.charges == 0
+
+
+def test_a_later_refund_finds_the_payment_that_adopted_the_charge(rig_of):
+    rig = rig_of("two_phase")
+    asked = request()
+    rig.pay(asked)
+    rig.lose()
+    again = rig.pay(asked)
+    rig.work()
+    rig.scripted.refund(str(rig.service.read(again).provider_ref), 10)
+
+    rig.service.sweep.run_if_due(soon())
+    rig.service.settle_late()
+
+    assert rig.service.read(again).amount_refunded_minor == 10
