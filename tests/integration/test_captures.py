@@ -86,7 +86,7 @@ def test_a_void_releases_the_money_for_good(pool):
     assert moving.broken_promises() == {}
 
 
-def test_a_payment_that_was_not_sent_is_voided_without_the_provider(pool):
+def test_unsent_payment_is_voided_without_the_provider(pool):
     provider = BookedProvider()
     provider.available = False
     moving = Moving(pool, provider)
@@ -141,7 +141,7 @@ def test_a_capture_and_a_void_at_once_one_wins(pool):
     assert len(provider.captured) + len(provider.released) == 1
 
 
-def test_while_a_capture_is_in_doubt_there_is_no_second_and_no_void(pool):
+def test_capture_in_doubt_excludes_a_second_and_a_void(pool):
     provider = BookedProvider()
     provider.next_answers["capture"] = [unknown()]
     moving = Moving(pool, provider)
@@ -191,7 +191,7 @@ def test_a_void_in_doubt_that_was_carried_out_is_found_out(pool):
     assert moving.read(payment).status is Status.CANCELED
 
 
-def test_a_void_that_finds_the_money_taken_says_so_and_the_payment_has_succeeded(pool):
+def test_void_is_declined_when_the_money_was_captured(pool):
     provider = BookedProvider()
     provider.next_answers["cancel"] = [unknown("http_4xx")]
     moving = Moving(pool, provider)
@@ -216,7 +216,7 @@ def test_a_void_that_finds_the_money_taken_says_so_and_the_payment_has_succeeded
     ("found", "ends_as"),
     [(canceled(), Status.CANCELED), (succeeded(900), Status.SUCCEEDED)],
 )
-def test_a_capture_that_finds_another_end_writes_what_the_provider_says(pool, found, ends_as):
+def test_capture_after_another_end_records_the_providers_state(pool, found, ends_as):
     provider = BookedProvider(reserved(), look_ups=(found,))
     provider.next_answers["capture"] = [unknown("http_4xx")]
     moving = Moving(pool, provider)
@@ -230,7 +230,7 @@ def test_a_capture_that_finds_another_end_writes_what_the_provider_says(pool, fo
     assert moving.broken_promises() == {}
 
 
-def test_a_refusal_that_the_books_confirm_ends_the_capture_and_it_may_be_tried_again(pool):
+def test_capture_refused_by_the_books_may_be_tried_again(pool):
     provider = BookedProvider()
     provider.next_answers["capture"] = [
         dataclasses.replace(unknown("http_4xx"), stage=Stage.ANSWERED)
@@ -247,7 +247,7 @@ def test_a_refusal_that_the_books_confirm_ends_the_capture_and_it_may_be_tried_a
 
 
 @pytest.mark.parametrize("answer", [declined(), refused()])
-def test_a_capture_the_provider_did_not_take_leaves_the_money_reserved(pool, answer):
+def test_capture_not_taken_leaves_the_money_reserved(pool, answer):
     provider = BookedProvider()
     provider.next_answers["capture"] = [answer]
     moving = Moving(pool, provider)

@@ -41,9 +41,7 @@ def fail_once(owner_url: str, when: str, table: str, code: str = "40001") -> Non
         ("INSERT", "idempotency_keys"),
     ],
 )
-def test_a_payment_that_collides_goes_through_and_is_charged_once(
-    pool, owner_url, when, table, code
-):
+def test_colliding_payment_succeeds_and_is_charged_once(pool, owner_url, when, table, code):
     fail_once(owner_url, when, table, code)
     provider = BookedProvider()
 

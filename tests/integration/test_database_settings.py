@@ -312,7 +312,7 @@ def test_the_shell_does_not_reach_the_embedded_server(
         subprocess.run(["rm", "-rf", home], check=True)
 
 
-def test_an_address_with_gaps_is_filled_by_the_shell_as_the_world_knows(
+def test_incomplete_address_is_filled_from_the_environment(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parts = psycopg2.extensions.parse_dsn(database_url)

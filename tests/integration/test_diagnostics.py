@@ -114,9 +114,7 @@ def test_health_is_served_while_degraded_and_refused_when_down(
     assert answer.headers["Cache-Control"] == "no-store"
 
 
-def test_each_component_says_what_since_when_how_fast_and_what_went_wrong_last(
-    client, health, seen
-):
+def test_each_component_reports_its_state_and_last_error(client, health, seen):
     seen["provider"] = FAIL
     health.check_now()
 
@@ -160,7 +158,7 @@ def test_statistics_tell_what_happened_since_over_all_workers(tmp_path, client, 
         assert window["http"]["server_error_ratio"] == 1
 
 
-def test_statistics_show_how_things_stand_in_the_processes_that_live(tmp_path, client):
+def test_statistics_show_the_gauges_of_living_processes(tmp_path, client):
     program = (
         "import sys\n"
         "from service.observability import metrics, multiprocess\n"
@@ -212,7 +210,7 @@ def test_a_scrape_is_answered_while_a_worker_writes(tmp_path, client):
     assert total == 20000
 
 
-def test_the_answers_to_payments_are_counted_as_good_or_bad_for_the_alarms(tmp_path, client):
+def test_payment_answers_are_counted_good_or_bad_for_alarms(tmp_path, client):
     run_worker(
         tmp_path,
         "from service.web.request_scope import count_answer\n"

@@ -94,7 +94,7 @@ def test_the_app_role_may_neither_rule_nor_change_the_schema(reference):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
-def test_another_user_of_the_machine_is_not_let_in_even_at_the_socket(reference):
+def test_another_local_user_is_refused_at_the_socket(reference):
     # The user that the server runs as can open the socket, so peer authentication must refuse it.
     owner = (reference._home / "postgres" / "data").stat()
     attempt = subprocess.run(
@@ -124,7 +124,7 @@ def test_an_acknowledged_commit_survives_a_killed_postmaster(server):
         assert _value(cursor, "SELECT id FROM promise") == 42
 
 
-def test_a_killed_starter_leaves_nothing_running_and_the_next_start_finds_all(home):
+def test_killed_starter_leaves_no_process_and_keeps_the_data(home):
     script = (
         "import sys, time\n"
         "from pathlib import Path\n"
@@ -216,7 +216,7 @@ def test_without_programs_both_ways_out_are_named(home, monkeypatch):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root has a home that others cannot reach")
-def test_under_a_closed_directory_it_serves_and_the_directory_stays_closed(home):
+def test_cluster_in_a_private_home_keeps_the_home_private(home):
     closed = home / "root"
     closed.mkdir(mode=0o700)
     server = EmbeddedPostgres(closed / "holdfast")

@@ -132,9 +132,7 @@ def test_open_payments_keep_their_data_and_are_named(owner_pool, owner_url, stat
     assert personal_data(owner_url, payment) == KEPT
 
 
-def test_many_payments_are_erased_in_batches_and_again_finds_none(
-    owner_pool, owner_url, monkeypatch
-):
+def test_erasure_in_batches_is_complete_and_repeatable(owner_pool, owner_url, monkeypatch):
     monkeypatch.setattr(erasure, "AT_ONCE", 2)
     monkeypatch.setattr(erasure, "PAGE", 3)
     for number in range(8):

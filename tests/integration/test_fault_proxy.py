@@ -73,7 +73,7 @@ def select_one(url):
         connection.close()
 
 
-def test_without_a_fault_both_links_work_and_tls_is_verified_through_it(proxy, transport):
+def test_links_and_tls_work_without_a_fault(proxy, transport):
     assert list_charges(transport).status == 200
     assert select_one(proxy.database_url) == 1
 
@@ -96,9 +96,7 @@ def test_it_is_no_way_to_anywhere_else(proxy):
         ("reset", SentUnknown, "reset"),
     ],
 )
-def test_each_fault_meets_callers_as_what_it_is_and_ends_when_told(
-    transport, holder, mode, error, kind
-):
+def test_each_fault_has_its_effect_and_ends_on_command(transport, holder, mode, error, kind):
     list_charges(transport)
     holder.inject("provider", mode, ttl_s=10)
 
@@ -113,9 +111,7 @@ def test_each_fault_meets_callers_as_what_it_is_and_ends_when_told(
 
 
 @pytest.mark.parametrize("mode", ["stall", "reset", "drip"])
-def test_a_request_of_a_new_connection_is_executed_though_its_answer_is_lost(
-    transport, holder, sandbox, mode
-):
+def test_request_is_executed_though_its_answer_is_lost(transport, holder, sandbox, mode):
     holder.inject("provider", mode, ttl_s=10)
 
     with pytest.raises(SentUnknown):
@@ -148,7 +144,7 @@ def test_a_held_answer_arrives_when_the_stall_ends(proxy, holder):
         connection.close()
 
 
-def test_a_refused_database_breaks_open_connections_and_takes_no_new_ones(proxy, holder):
+def test_refused_database_breaks_and_refuses_connections(proxy, holder):
     connection = psycopg2.connect(proxy.database_url)
     holder.inject("database", "refuse", ttl_s=10)
 
@@ -190,7 +186,7 @@ def test_a_fault_ends_when_three_heartbeats_are_missing(proxy):
         assert proxy.cleared_because() == "heartbeats_missed"
 
 
-def test_a_holder_that_lives_keeps_its_fault_longer_than_three_heartbeats(proxy, holder):
+def test_living_holder_keeps_its_fault_past_three_heartbeats(proxy, holder):
     holder.inject("provider", "stall", ttl_s=300)
     struck_s = time.monotonic()
 
@@ -218,7 +214,7 @@ def test_a_second_holder_is_refused_while_a_fault_is_on(proxy, holder):
         ["strike"],
     ],
 )
-def test_an_order_that_makes_no_sense_is_refused_and_strikes_nothing(proxy, order):
+def test_invalid_order_is_refused_and_injects_no_fault(proxy, order):
     with proxy.say(json.dumps(order).encode() + b"\n") as control:
         answer = json.loads(control.makefile().readline())
 

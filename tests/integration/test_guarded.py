@@ -99,7 +99,7 @@ def deadline() -> Deadline:
 # --- Deadlines
 
 
-def test_a_call_gets_the_providers_budget_or_what_is_left_of_the_request(guards: Guards):
+def test_call_gets_the_smaller_of_both_budgets(guards: Guards):
     provider = FakeProvider()
     guarded = guards.around(provider)
 
@@ -230,7 +230,7 @@ def test_the_confirm_after_a_prepare_that_probed_goes_out(guards: Guards):
     assert outcome.kind is OutcomeKind.SUCCEEDED
 
 
-def test_in_one_shot_a_prepare_teaches_nothing_and_is_refused_early(guards: Guards):
+def test_one_shot_prepare_does_not_count_for_the_breaker(guards: Guards):
     provider = FakeProvider(PREPARED, two_phase=False)
     guarded = guards.around(provider)
     guards.open()
@@ -243,7 +243,7 @@ def test_in_one_shot_a_prepare_teaches_nothing_and_is_refused_early(guards: Guar
     assert not guarded.available
 
 
-def test_in_one_shot_a_look_up_may_complete_a_charge_and_so_does_not_probe(guards: Guards):
+def test_one_shot_look_up_may_charge_and_does_not_probe(guards: Guards):
     provider = FakeProvider(two_phase=False)
     guarded = guards.around(provider)
     guards.open()
@@ -268,7 +268,7 @@ def test_a_probe_that_fails_is_not_repeated(guards: Guards):
     assert guards.breaker.state == "open"
 
 
-def test_asking_for_a_sign_of_life_calls_once_a_pause_and_never_when_closed(guards: Guards):
+def test_probe_calls_once_a_pause_and_never_when_closed(guards: Guards):
     provider = FakeProvider(ProviderUnavailable("still down"))
     guarded = guards.around(provider)
     assert guarded.probe(deadline())
@@ -320,7 +320,7 @@ def test_a_hung_provider_holds_no_more_threads_than_its_share(guards: Guards):
     assert guards.bulkhead.limit == 4
 
 
-def test_too_many_requests_lower_the_limit_and_leave_the_breaker_alone(guards: Guards):
+def test_429_lowers_the_limit_and_not_the_breaker(guards: Guards):
     guarded = guards.around(FakeProvider(TOO_MANY))
 
     for _ in range(15):
@@ -374,7 +374,7 @@ def test_a_bad_certificate_is_not_tried_again(guards: Guards):
     assert len(provider.calls) == 1
 
 
-def test_a_later_try_that_was_not_sent_does_not_undo_an_earlier_doubt(guards: Guards):
+def test_unsent_retry_does_not_undo_an_earlier_doubt(guards: Guards):
     # The provider is still working on an earlier call with this key; then the link goes down.
     provider = FakeProvider(IN_USE, REFUSED)
 
@@ -494,7 +494,7 @@ def test_calls_timeouts_and_refusals_are_counted(guards: Guards):
 # --- The whole, on a real clock
 
 
-def test_after_an_outage_the_first_payment_goes_through_within_seconds():
+def test_first_payment_after_an_outage_succeeds_in_seconds():
     breaker = Breaker("fake")
     provider = FakeProvider(TIMED_OUT)
     guarded = GuardedProvider(

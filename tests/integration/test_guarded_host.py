@@ -81,9 +81,7 @@ def test_however_many_knock_no_two_probes_of_a_host_overlap(start):
     assert all(ended <= began for (_, ended), (began, _) in itertools.pairwise(probes))
 
 
-def test_a_process_that_joins_knows_and_when_all_are_dead_nothing_is_remembered(
-    start, page_path: Path
-):
+def test_breaker_state_is_shared_and_ends_with_all_processes(start, page_path: Path):
     (killed,) = start(1)
     killed.ask("fail 20")
     (late,) = start(1)

@@ -190,7 +190,7 @@ def test_probes_are_answered_while_every_thread_is_stuck(
     assert sorted(probe.took_s for probe in probes)[10] < 0.5
 
 
-def test_a_write_that_no_thread_can_take_in_time_is_told_so_as_a_problem(
+def test_write_without_a_thread_in_time_gets_a_problem(
     start: Start, clients: ThreadPoolExecutor
 ) -> None:
     server = start()
@@ -272,7 +272,7 @@ def test_a_client_that_never_reads_is_one_warning(start: Start) -> None:
     client.close()
 
 
-def test_a_request_in_pieces_is_served_whole_and_the_next_one_too(server: Server) -> None:
+def test_request_in_pieces_and_the_next_one_are_served(server: Server) -> None:
     client = server.send(b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-")
     for piece in (b"Length: 6\r\n\r", b"\nabc", b"defGET /echo HTTP/1.1\r\nHost: x\r\n\r\n"):
         client.sendall(piece)
@@ -350,7 +350,7 @@ def received_until(client: socket.socket, end: bytes) -> bytes:
         (b"GET / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: wat\r\n\r\n0\r\n\r\n", 501),
     ],
 )
-def test_what_is_not_http_gets_a_problem_and_its_text_is_not_logged(
+def test_input_that_is_not_http_gets_a_problem_and_no_log(
     server: Server, raw: bytes, status: int
 ) -> None:
     with server.send(raw) as client:
@@ -363,7 +363,7 @@ def test_what_is_not_http_gets_a_problem_and_its_text_is_not_logged(
     assert "4242" not in server.log_path.read_text()
 
 
-def test_sigterm_shows_on_readyz_first_and_finishes_what_is_in_flight(
+def test_sigterm_shows_on_readyz_and_finishes_open_requests(
     start: Start, clients: ThreadPoolExecutor
 ) -> None:
     server = start(HOLDFAST_DRAIN_S="4")
@@ -385,7 +385,7 @@ def test_sigterm_shows_on_readyz_first_and_finishes_what_is_in_flight(
     assert server.process.returncode == 0
 
 
-def test_what_came_in_while_draining_keeps_its_whole_time_to_finish(
+def test_request_during_draining_keeps_its_whole_time(
     start: Start, clients: ThreadPoolExecutor
 ) -> None:
     server = start(

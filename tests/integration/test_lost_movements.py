@@ -274,7 +274,7 @@ def test_a_lost_capture_is_adopted_by_its_retry(moving, scripted):
     assert taken(scripted, payment) == [1000]
 
 
-def test_another_amount_after_a_lost_capture_tells_what_was_taken(moving, scripted):
+def test_other_amount_after_a_lost_capture_shows_the_capture(moving, scripted):
     payment = moving.authorise()
     moving.move(Kind.CAPTURE, payment, 1000, key="k")
     lose(moving, payment)

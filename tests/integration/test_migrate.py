@@ -39,7 +39,7 @@ def empty_url(postgres: EmbeddedPostgres) -> Iterator[str]:
         cursor.execute("DROP DATABASE empty WITH (FORCE)")
 
 
-def test_an_empty_database_gets_all_and_the_second_call_finds_nothing(empty_url):
+def test_empty_database_gets_all_migrations_once(empty_url):
     names = [migration.name for migration in migrations()]
 
     first, second = migrate(empty_url), migrate(empty_url)

@@ -86,7 +86,7 @@ def value(directory: Path, name: str, **labels: str) -> float | None:
     return samples.get((f"holdfast_{name}", tuple(sorted(labels.items()))))
 
 
-def test_a_killed_workers_counts_stay_and_the_next_one_goes_on_in_its_slot(tmp_path, start):
+def test_next_worker_continues_a_killed_workers_slot(tmp_path, start):
     first = start()
     first.run("metrics.payments_total.labels('stripe', 'succeeded').inc(3)")
     first.run("metrics.db_pool_wait_seconds.observe(0.2)")
@@ -105,7 +105,7 @@ def test_a_killed_workers_counts_stay_and_the_next_one_goes_on_in_its_slot(tmp_p
     assert value(tmp_path, "db_pool_wait_seconds_bucket", le="0.25") == 2
 
 
-def test_a_dead_workers_gauges_go_with_it_and_its_successor_starts_at_nothing(tmp_path, start):
+def test_dead_workers_gauges_end_with_it(tmp_path, start):
     lasting, killed = start(), start()
     for process in (lasting, killed):
         process.run("metrics.http_requests_in_flight.inc(5)")
@@ -148,7 +148,7 @@ def test_each_gauge_is_added_over_the_workers_in_its_own_way(tmp_path, start):
     assert value(tmp_path, "needs_review") == 6
 
 
-def test_a_process_forked_from_one_that_counted_takes_a_slot_of_its_own(tmp_path, start):
+def test_forked_process_takes_a_separate_slot(tmp_path, start):
     parent = start()
     parent.run("metrics.payments_good_total.inc()")
 
@@ -196,7 +196,7 @@ for child in running:
 
 
 @pytest.mark.measures
-def test_two_hundred_killed_workers_leave_few_files_exact_counts_and_as_quick_a_scrape(tmp_path):
+def test_200_killed_workers_leave_few_files_and_exact_counts(tmp_path):
     few, many = after_lives(4, tmp_path / "few"), after_lives(200, tmp_path / "many")
 
     assert value(many, "payments_good_total") == 200
@@ -240,7 +240,7 @@ def test_who_looks_for_living_workers_waits_for_another_who_does(tmp_path, start
     assert (at_once, waited) == (None, {"web-0"})
 
 
-def test_what_is_exposed_is_sound_open_metrics_with_the_trace_on_its_bucket(tmp_path, start):
+def test_exposition_is_valid_openmetrics_with_exemplars(tmp_path, start):
     trace_id = "4bf92f3577b34da6a3ce929d0e0e4736"
     process = start()
     process.run(f"metrics.db_pool_wait_seconds.observe(0.3, exemplar={{'trace_id': '{trace_id}'}})")
@@ -274,7 +274,7 @@ def test_a_full_disk_costs_the_numbers_and_not_the_process(tmp_path):
     assert (answer.returncode, answer.stdout) == (0, "1.0\n")
 
 
-def test_a_damaged_file_is_left_out_of_a_scrape_and_begun_anew_by_its_next_owner(tmp_path, start):
+def test_damaged_file_is_skipped_and_recreated_by_its_owner(tmp_path, start):
     healthy = start()
     healthy.run("metrics.payments_good_total.inc()")
     (tmp_path / "counter_web-1.db").write_bytes(b"\xff" * 4096)

@@ -121,7 +121,7 @@ def is_gone(pid: int) -> bool:
     return False
 
 
-def test_every_answer_is_counted_through_kills_reloads_and_planned_restarts(server):
+def test_every_answer_is_counted_through_kills_and_reloads(server):
     seen = server.ask(30)
     for _ in range(3):
         victim = max(server.ask(5))

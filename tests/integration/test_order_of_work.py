@@ -43,7 +43,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     return run
 
 
-def test_a_failure_is_told_before_the_run_ends_and_the_summary_comes_last(run) -> None:
+def test_failure_shows_before_the_end_and_the_summary_last(run) -> None:
     said = run(
         quick="def test_it(): assert 1 == 2",
         slow="import time\ndef test_it(): time.sleep(3)",

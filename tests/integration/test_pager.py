@@ -68,7 +68,7 @@ def test_its_end_is_told_and_its_return_is_news_again(pager: Pager, told: list[s
     assert [line.split()[0] for line in told] == ["ticket", "over", "ticket"]
 
 
-def test_only_pages_wake_and_what_goes_on_firing_wakes_nobody_again(pager: Pager) -> None:
+def test_only_pages_notify_and_only_once_while_firing(pager: Pager) -> None:
     send(pager, "pages", alert("BreakerOpen"))
     send(pager, "drills", alert("PoolTimeouts"))
     woken_by = pager.woken_by()

@@ -40,7 +40,7 @@ def parked() -> float:
 
 
 @pytest.mark.parametrize("case", DIRTY)
-def test_an_answer_that_cannot_be_written_is_doubt_with_a_schedule(pool, case):
+def test_unwritten_answer_is_doubt_with_a_schedule(pool, case):
     service = Service(pool, BookedProvider(dirty(case)))
     before = parked()
 
@@ -52,7 +52,7 @@ def test_an_answer_that_cannot_be_written_is_doubt_with_a_schedule(pool, case):
 
 
 @pytest.mark.parametrize("case", ["NUL", "a decline with NUL"])
-def test_a_look_up_that_cannot_be_written_is_not_repeated_at_once(pool, case):
+def test_unwritten_look_up_is_not_repeated_at_once(pool, case):
     service = Service(pool, BookedProvider(unknown(), look_ups=(dirty(case),)))
     payment = service.pay()
     service.age(3600)

@@ -51,7 +51,7 @@ def test_waiters_are_served_in_the_order_in_which_they_came(database_url: str) -
     assert served == list(range(20))
 
 
-def test_no_thread_of_sixty_four_is_served_much_more_than_another(database_url: str) -> None:
+def test_64_threads_get_similar_shares(database_url: str) -> None:
     served = [0] * 64
     stop = threading.Event()
     all_are_here = threading.Barrier(64)
@@ -104,7 +104,7 @@ def test_the_wait_ends_in_the_incidents_words(
     assert event.levelno == logging.ERROR
 
 
-def test_the_wait_ends_at_the_callers_deadline_when_that_is_earlier(database_url: str) -> None:
+def test_wait_ends_at_the_callers_earlier_deadline(database_url: str) -> None:
     with pool_of(1, database_url, wait_s=60) as pool, pool.checkout(Deadline.after(5)):
         started_s = monotonic()
         with pytest.raises(PoolTimeout), pool.checkout(Deadline.after(0.1)):
@@ -183,7 +183,7 @@ def test_waiters_turned_away_by_a_race_lose_no_connection(database_url: str) -> 
             assert pool.in_use == 2
 
 
-def test_a_closed_pool_turns_callers_away_and_closes_what_comes_back(database_url: str) -> None:
+def test_closed_pool_refuses_callers_and_closes_at_release(database_url: str) -> None:
     with pool_of(2, database_url) as pool:
         assert eventually(lambda: len(pool.opened()) == 2)
         with pool.checkout(Deadline.after(5)) as checkout:
@@ -203,7 +203,7 @@ def test_connections_are_replaced_at_the_end_of_their_lifetime(database_url: str
         assert pool.statistics().connections_lost == 0
 
 
-def test_a_connection_held_too_long_is_logged_with_the_place_it_was_taken_at(
+def test_leaked_connection_is_logged_with_its_checkout(
     database_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     def leaks() -> list[str]:
@@ -215,9 +215,7 @@ def test_a_connection_held_too_long_is_logged_with_the_place_it_was_taken_at(
 
     (where,) = leaks()
     assert "test_pool.py" in where
-    assert where.endswith(
-        "in test_a_connection_held_too_long_is_logged_with_the_place_it_was_taken_at"
-    )
+    assert where.endswith("in test_leaked_connection_is_logged_with_its_checkout")
 
 
 def test_the_statistics_add_up(database_url: str) -> None:

@@ -64,9 +64,7 @@ def test_no_slot_is_lost_when_backends_die_in_a_transaction(database_url: str) -
             assert one.run(ONE) == other.run(ONE) == [(1,)]
 
 
-def test_after_all_backends_were_terminated_no_caller_meets_a_dead_one(
-    database_url: str, owner_url: str
-) -> None:
+def test_no_caller_gets_a_terminated_backend(database_url: str, owner_url: str) -> None:
     with pool_of(4, database_url) as pool:
         assert eventually(lambda: len(pool.opened()) == 4)
         terminate_all(owner_url)
@@ -130,7 +128,7 @@ def server_without_codes(directory: Path) -> Iterator[str]:
         listener.shutdown(socket.SHUT_RDWR)
 
 
-def test_an_error_without_a_code_is_busy_and_its_connection_is_replaced(tmp_path: Path) -> None:
+def test_error_without_a_code_replaces_the_connection(tmp_path: Path) -> None:
     with server_without_codes(tmp_path) as url, pool_of(1, url) as pool:
         with pool.checkout(Deadline.after(5)) as checkout:
             before = checkout.connection
@@ -142,7 +140,7 @@ def test_an_error_without_a_code_is_busy_and_its_connection_is_replaced(tmp_path
     assert isinstance(raised.value.__cause__, psycopg2.DatabaseError)
 
 
-def test_a_connection_that_was_closed_behind_the_pools_back_is_not_lent(
+def test_closed_connection_is_not_checked_out(
     database_url: str,
 ) -> None:
     with open_pool_of(1, database_url) as pool:
@@ -165,7 +163,7 @@ def test_a_statement_on_a_read_only_server_drops_all_connections(database_url: s
         assert eventually(lambda: pool.statistics().connections_num >= 4)
 
 
-def test_a_stalled_statement_ends_at_the_deadline_and_its_connection_is_replaced(
+def test_stalled_statement_ends_and_its_connection_is_replaced(
     link: DatabaseLink,
 ) -> None:
     with open_pool_of(1, link.url) as pool:
@@ -184,7 +182,7 @@ def test_a_stalled_statement_ends_at_the_deadline_and_its_connection_is_replaced
         assert pool.run(ONE, (), Deadline.after(5)) == [(1,)]
 
 
-def test_a_link_that_went_silent_is_noticed_before_a_statement_is_sent(link: DatabaseLink) -> None:
+def test_silent_link_is_detected_before_a_statement_is_sent(link: DatabaseLink) -> None:
     with open_pool_of(1, link.url, wait_s=0.3) as pool:
         pool.run(ONE, (), Deadline.after(5))
         (connection,) = pool.opened()
@@ -212,7 +210,7 @@ def test_a_connect_that_stalls_holds_nobody_past_the_wait(link: DatabaseLink) ->
         assert eventually(lambda: len(pool.opened()) == 1)
 
 
-def test_without_a_database_callers_are_told_at_once_and_it_recovers_by_itself(
+def test_database_outage_is_refused_at_once_and_recovers(
     link: DatabaseLink,
 ) -> None:
     with pool_of(2, link.url, wait_s=30) as pool:
@@ -243,7 +241,7 @@ def test_those_in_line_are_told_too_when_the_database_goes_away(link: DatabaseLi
     assert [type(error) for error in errors] == [DatabaseUnavailable] * 4
 
 
-def test_a_pool_made_without_a_database_begins_to_work_when_there_is_one(
+def test_pool_created_without_a_database_starts_with_it(
     link: DatabaseLink,
 ) -> None:
     link.cut()
@@ -266,7 +264,7 @@ def test_one_thread_alone_tries_to_reconnect(link: DatabaseLink) -> None:
         assert pool.statistics().connections_errors < 30
 
 
-def test_a_statement_cut_by_the_servers_own_limit_is_busy_and_the_connection_lives_on(
+def test_server_side_timeout_keeps_the_connection(
     database_url: str,
 ) -> None:
     with pool_of(1, database_url) as pool:

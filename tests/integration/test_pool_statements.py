@@ -48,7 +48,7 @@ def test_a_block_that_raises_is_rolled_back_and_raises_the_same(pool: Connection
     assert pool.statistics().returns_bad == 0
 
 
-def test_the_error_of_a_block_is_not_hidden_by_a_connection_that_died(pool: ConnectionPool) -> None:
+def test_lost_connection_does_not_hide_the_blocks_error(pool: ConnectionPool) -> None:
     def die_and_fail() -> None:
         with pool.transaction(Deadline.after(5)) as checkout:
             with pytest.raises(DatabaseUnavailable):
@@ -74,7 +74,7 @@ def test_a_commit_on_a_dead_connection_is_database_unavailable(pool: ConnectionP
     assert count(pool, "gone") == 0
 
 
-def test_a_swallowed_error_does_not_turn_commit_into_a_silent_rollback(
+def test_swallowed_error_makes_commit_fail_loudly(
     pool: ConnectionPool,
 ) -> None:
     with (
@@ -102,7 +102,7 @@ def test_a_spent_deadline_sends_nothing(pool: ConnectionPool) -> None:
     assert count(pool, "late") == 0
 
 
-def test_a_transaction_left_open_by_a_borrower_is_not_lent_to_the_next(
+def test_open_transaction_is_not_passed_to_the_next_caller(
     pool: ConnectionPool,
 ) -> None:
     with pool.checkout(Deadline.after(5)) as checkout:
@@ -121,7 +121,7 @@ def test_a_checkout_cannot_be_used_after_its_block(pool: ConnectionPool) -> None
         checkout.run(ONE)
 
 
-def test_a_statement_that_met_a_serialization_failure_is_run_again(database_url: str) -> None:
+def test_statement_is_retried_after_a_serialization_failure(database_url: str) -> None:
     # A sequence is not rolled back, so the second try sees that it is the second.
     fail_once = Statement(
         "fail_once",
@@ -135,7 +135,7 @@ def test_a_statement_that_met_a_serialization_failure_is_run_again(database_url:
     assert tries == [(2,)]
 
 
-def test_a_prepared_statement_is_prepared_once_and_gives_the_same_rows(database_url: str) -> None:
+def test_statement_is_prepared_once_and_gives_the_same_rows(database_url: str) -> None:
     named = Statement("named", "SELECT %(a)s::int + %(b)s::int + %(a)s::int, '100%%'")
     with pool_of(1, database_url, prepared=True) as pool:
         rows = [pool.run(named, {"a": 1, "b": 2}, Deadline.after(5)) for _ in range(3)]
@@ -149,9 +149,7 @@ def test_a_prepared_statement_is_prepared_once_and_gives_the_same_rows(database_
     assert listed == [("named",)]
 
 
-def test_a_prepared_plan_that_no_longer_fits_the_schema_is_made_anew(
-    database_url: str, owner_url: str
-) -> None:
+def test_outdated_prepared_plan_is_prepared_again(database_url: str, owner_url: str) -> None:
     star = Statement("star", "SELECT * FROM merchants WHERE name = %s")
     with pool_of(2, database_url, prepared=True) as pool:
         pool.run(star, ("x",), Deadline.after(5))

@@ -81,7 +81,7 @@ def test_the_reference_is_committed_before_any_money_can_move(pool):
     assert seen == [("accepted", False), ("sending", True)]
 
 
-def test_the_same_key_again_is_the_same_payment_and_no_second_charge(pool):
+def test_same_key_is_the_same_payment_without_a_second_charge(pool):
     provider = BookedProvider()
     handler = handler_of(pool, provider)
     first = request()
@@ -189,7 +189,7 @@ def test_doubt_about_preparing_is_no_doubt_about_money(pool):
     assert payment.next_check_at is not None
 
 
-def test_a_payment_not_taken_waits_unless_the_caller_wants_to_be_told(pool):
+def test_payment_not_taken_waits_unless_the_caller_rejects(pool):
     provider = BookedProvider(prepares=(refused(), refused()))
     handler = handler_of(pool, provider)
 
@@ -213,7 +213,7 @@ def test_a_refused_payment_frees_its_key(pool):
     assert payment.status is Status.SUCCEEDED
 
 
-def test_nothing_is_stored_when_the_provider_is_known_to_be_down_and_rejecting_is_wanted(pool):
+def test_reject_during_a_known_outage_stores_no_payment(pool):
     provider = BookedProvider()
     provider.available = False
 

@@ -193,7 +193,7 @@ def test_many_retries_of_a_freed_key_begin_one_payment(background):
     assert len(charged(background.provider)) == 1
 
 
-def test_a_noted_payment_without_a_promise_is_canceled_and_not_confirmed(background):
+def test_noted_payment_without_a_promise_is_canceled(background):
     asked = request()
     died = died_after_claim(background, asked)
     prepared = background.provider.prepare(charge_of(died), soon())
@@ -268,7 +268,7 @@ def test_a_claim_in_doubt_is_503_and_never_charged(worker, background, on_outage
 
 
 @pytest.mark.parametrize("arrives", [True, False])
-def test_a_promise_in_doubt_is_told_as_such_and_the_same_key_tells(worker, background, arrives):
+def test_promise_in_doubt_is_resolved_by_the_same_key(worker, background, arrives):
     asked = request(respond_async=True)
     worker.link.stall()
     with pytest.raises(AcceptanceUnknown):

@@ -18,7 +18,7 @@ from tests.running_house import wait_for
 from tests.settling import MERCHANT, Service, soon
 
 
-def test_an_unknown_that_was_charged_is_found_out_and_not_charged_again(pool):
+def test_charged_unknown_is_found_and_not_charged_again(pool):
     provider = BookedProvider(unknown())
     service = Service(pool, provider)
     payment = service.pay()
@@ -31,7 +31,7 @@ def test_an_unknown_that_was_charged_is_found_out_and_not_charged_again(pool):
     assert provider.calls.count("confirm") == 1
 
 
-def test_an_unknown_proven_absent_is_sent_again_under_the_next_key(pool):
+def test_absent_unknown_is_sent_again_under_the_next_key(pool):
     provider = BookedProvider(unknown())
     service = Service(pool, provider)
     payment = service.pay()
@@ -43,7 +43,7 @@ def test_an_unknown_proven_absent_is_sent_again_under_the_next_key(pool):
     assert list(provider.charged) == [settled.provider_key]
 
 
-def test_nothing_is_sent_again_while_the_last_call_may_still_be_on_its_way(pool):
+def test_no_resend_while_the_last_call_may_still_arrive(pool):
     provider = BookedProvider(unknown())
     service = Service(pool, provider, quiescence_s=60.0)
     service.pay()
@@ -65,7 +65,7 @@ def test_a_look_up_in_doubt_settles_nothing_and_comes_later(pool):
     assert settled.next_check_at is not None
 
 
-def test_a_look_up_that_our_own_guard_refuses_does_not_use_up_the_schedule(pool):
+def test_look_up_refused_by_a_guard_keeps_its_attempt(pool):
     provider = BookedProvider(
         unknown(), look_ups=(dataclasses.replace(unknown("breaker_open"), stage=Stage.NOT_SENT),)
     )
@@ -227,7 +227,7 @@ def test_the_sweep_repairs_what_the_provider_knows_and_we_do_not(pool):
     assert service.read(payment).status is Status.SUCCEEDED
 
 
-def test_a_charge_without_a_payment_is_an_orphan_and_breaks_an_invariant(pool):
+def test_charge_without_a_payment_breaks_an_invariant(pool):
     provider = BookedProvider()
     service = Service(pool, provider)
     lost = dataclasses.replace(
@@ -270,7 +270,7 @@ def test_after_payments_of_every_kind_no_promise_is_broken(pool):
     assert set(check_invariants(pool, soon()).values()) == {0}
 
 
-def test_a_payment_past_its_time_is_fenced_off_at_the_provider_before_it_is_ended(pool):
+def test_expired_payment_is_canceled_at_the_provider_first(pool):
     provider = BookedProvider(unknown())
     service = Service(pool, provider)
     payment = service.pay(expires_at=datetime.now(UTC) + timedelta(seconds=0.5))
@@ -320,7 +320,7 @@ def test_when_the_provider_is_back_doubt_is_looked_at_at_once(pool):
     assert (after.due_at - datetime.now(UTC)).total_seconds() < 3
 
 
-def test_a_payment_that_was_prepared_too_late_to_be_confirmed_is_not_prepared_again(pool):
+def test_payment_prepared_too_late_is_not_prepared_again(pool):
     provider = BookedProvider()
     service = Service(pool, provider)
     no_time_to_confirm = PaymentHandler(

@@ -43,7 +43,7 @@ def test_a_refund_is_reserved_sent_and_recorded(pool):
     assert moving.broken_promises() == {}
 
 
-def test_many_refunds_together_give_back_exactly_what_was_captured(pool):
+def test_concurrent_refunds_sum_to_the_captured_amount(pool):
     moving = Moving(pool, BookedProvider())
     payment = moving.pay()
 
@@ -57,7 +57,7 @@ def test_many_refunds_together_give_back_exactly_what_was_captured(pool):
     assert moving.broken_promises() == {}
 
 
-def test_the_amount_is_held_and_no_connection_is_while_the_provider_works(pool):
+def test_provider_call_holds_the_amount_but_no_connection(pool):
     seen = []
     provider = BookedProvider()
     moving = Moving(pool, provider)
@@ -132,7 +132,7 @@ def test_two_at_once_with_one_key_refund_once(pool):
     assert moving.amounts(payment) == (2599, 100, 0, 0)
 
 
-def test_the_same_key_again_is_answered_with_the_refund_even_when_nothing_is_left(pool):
+def test_same_key_gets_its_refund_even_with_no_amount_left(pool):
     provider = BookedProvider()
     moving = Moving(pool, provider)
     payment = moving.pay()
@@ -144,7 +144,7 @@ def test_the_same_key_again_is_answered_with_the_refund_even_when_nothing_is_lef
     assert provider.calls.count("refund") == 1
 
 
-def test_a_key_in_flight_is_told_so_and_another_request_with_it_refused(pool):
+def test_key_in_flight_refuses_a_repeat_and_another_request(pool):
     provider = BookedProvider()
     moving = Moving(pool, provider)
     payment = moving.pay()
@@ -173,7 +173,7 @@ def test_the_key_of_a_payment_is_not_good_for_a_refund(pool):
 
 
 @pytest.mark.parametrize("was_executed", [True, False])
-def test_an_unknown_refund_is_settled_by_the_books_and_never_sent_twice(pool, was_executed):
+def test_unknown_refund_is_settled_and_never_sent_twice(pool, was_executed):
     provider = BookedProvider()
     provider.next_answers["refund"] = [unknown()]
     moving = Moving(pool, provider)
@@ -192,7 +192,7 @@ def test_an_unknown_refund_is_settled_by_the_books_and_never_sent_twice(pool, wa
     assert moving.broken_promises() == {}
 
 
-def test_nothing_is_sent_again_while_the_last_call_may_still_be_on_its_way(pool):
+def test_no_resend_while_the_last_call_may_still_arrive(pool):
     provider = BookedProvider()
     provider.next_answers["refund"] = [unknown()]
     moving = Moving(pool, provider, quiescence_s=60.0)
@@ -237,7 +237,7 @@ def test_a_next_key_that_was_not_recorded_is_sent_again(pool):
     assert provider.keys == [spent.provider_key, next_series.provider_key]
 
 
-def test_a_look_up_in_doubt_settles_nothing_and_proof_that_never_comes_ends_in_review(pool):
+def test_look_ups_without_proof_end_in_review(pool):
     provider = BookedProvider()
     provider.next_answers["refund"] = [unknown()]
     provider.next_answers["look_up_refund"] = [unknown() for _ in range(40)]
@@ -271,7 +271,7 @@ def test_a_declined_refund_gives_the_amount_free_again(pool):
     assert moving.broken_promises() == {}
 
 
-def test_a_refund_that_was_not_sent_is_kept_and_sent_when_the_provider_is_back(pool):
+def test_unsent_refund_is_sent_after_the_outage(pool):
     provider = BookedProvider()
     provider.next_answers["refund"] = [refused()]
     moving = Moving(pool, provider)
@@ -291,7 +291,7 @@ def test_a_refund_that_was_not_sent_is_kept_and_sent_when_the_provider_is_back(p
     ]
 
 
-def test_a_pending_refund_stays_reserved_until_the_provider_decides(pool):
+def test_pending_refund_is_reserved_until_the_decision(pool):
     provider = BookedProvider()
     provider.next_answers["refund"] = [pending()]
     provider.next_answers["look_up_refund"] = [pending(), declined()]
@@ -340,7 +340,7 @@ def test_who_lost_the_lease_sends_nothing(pool):
     assert moving.store.begin_again(stale, soon()) is None
 
 
-def test_a_fact_that_comes_late_is_written_once_and_the_end_never_moves(pool):
+def test_late_fact_is_written_once_and_the_end_is_final(pool):
     provider = BookedProvider()
     provider.next_answers["refund"] = [unknown()]
     moving = Moving(pool, provider)
@@ -398,7 +398,7 @@ def test_a_broken_sum_is_seen_by_the_invariants(pool):
     assert moving.broken_promises() == {"refunds_add_up": 1}
 
 
-def test_a_reference_that_is_another_refunds_leaves_the_money_in_doubt(pool):
+def test_another_refunds_reference_leaves_the_money_in_doubt(pool):
     moving = Moving(pool, BookedProvider())
     payment = moving.pay()
     same = Outcome(OutcomeKind.SUCCEEDED, Stage.ANSWERED, provider_ref="re_same")

@@ -90,7 +90,7 @@ def test_one_that_lost_its_lease_to_another_stops(pool, tmp_path):
     assert run.stop_reason == "Another drill took the lease."
 
 
-def test_a_blind_one_that_was_named_before_its_fault_began_ends_as_any_other():
+def test_blind_drill_named_early_ends_like_any_other():
     run = Run(
         PLAN,
         kind="drill",
@@ -109,7 +109,7 @@ def test_a_blind_one_that_was_named_before_its_fault_began_ends_as_any_other():
     )
 
 
-def test_real_payments_that_suffer_end_it_while_the_database_is_away_too(silent_store, tmp_path):
+def test_harmed_live_payments_abort_without_a_database_too(silent_store, tmp_path):
     route = (("method", "POST"), ("route", "/v1/payments"), ("status", "503"))
     refused = {("holdfast_http_requests_total", route): 0.0}
     preflight = preflight_on(silent_store, off_file=tmp_path / "drills.off")
@@ -165,7 +165,7 @@ def test_a_database_that_is_not_of_this_run_is_not_restarted(pool, tmp_path, dat
     assert done is None
 
 
-def test_one_that_is_stopped_while_payments_recover_still_compares_the_books(pool, tmp_path):
+def test_drill_stopped_in_recovery_still_compares_the_books(pool, tmp_path):
     @contextmanager
     def nobody_answers() -> Iterator[list[Target]]:
         yield [Target(name="instance", url="http://127.0.0.1:1", read=dict, log=None)]

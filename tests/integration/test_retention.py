@@ -162,7 +162,7 @@ def test_the_ended_statuses_are_the_terminal_ones():
     assert set(retention.ENDED) == {status.value for status in TERMINAL}
 
 
-def test_payments_and_the_audit_log_cannot_be_removed_by_the_service(database_url):
+def test_service_cannot_remove_payments_or_the_audit_log(database_url):
     with cursor_to(database_url) as cursor:
         cursor.execute(
             "SELECT t, has_table_privilege(t, 'DELETE') FROM unnest(ARRAY['payments', 'movements',"

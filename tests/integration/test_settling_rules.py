@@ -35,7 +35,7 @@ def test_callers_who_ask_again_and_again_use_up_no_patience(pool):
     assert service.read(payment).status is Status.UNKNOWN
 
 
-def test_callers_who_ask_again_and_again_do_not_thin_out_the_schedule(pool):
+def test_repeated_reads_do_not_thin_out_the_schedule(pool):
     service = Service(pool, in_doubt_for_ever())
     payment = service.pay()
 
@@ -47,7 +47,7 @@ def test_callers_who_ask_again_and_again_do_not_thin_out_the_schedule(pool):
     assert after.due_at - datetime.now(UTC) < timedelta(minutes=1)
 
 
-def test_one_failed_look_up_after_a_long_silence_of_ours_is_not_the_end(pool):
+def test_one_failed_look_up_after_our_long_silence_is_no_end(pool):
     service = Service(pool, in_doubt_for_ever())
     payment = service.pay()
     service.age(by_s=PATIENCE_S + 1)
@@ -57,7 +57,7 @@ def test_one_failed_look_up_after_a_long_silence_of_ours_is_not_the_end(pool):
     assert service.read(payment).status is Status.UNKNOWN
 
 
-def test_a_payer_who_has_not_acted_yet_is_never_handed_to_a_person(pool):
+def test_waiting_payer_never_leads_to_a_review(pool):
     wait = Outcome(OutcomeKind.PENDING, Stage.ANSWERED, next_action={"type": "use_stripe_sdk"})
     provider = BookedProvider(wait, look_ups=tuple(unknown() for _ in range(40)))
     service = Service(pool, provider)
@@ -102,7 +102,7 @@ def test_a_webhook_settles_what_was_already_handed_to_a_person(pool):
 # --- Lost commits -------------------------------------------------------------------------------
 
 
-def test_a_charge_whose_sending_was_lost_with_a_failover_is_repaired_and_not_sent_again(pool):
+def test_charge_lost_in_a_failover_is_repaired_not_resent(pool):
     provider = BookedProvider()
     service = Service(pool, provider)
     provider.available = False
@@ -123,7 +123,7 @@ def test_a_charge_whose_sending_was_lost_with_a_failover_is_repaired_and_not_sen
 # --- The queue ----------------------------------------------------------------------------------
 
 
-def test_a_queued_payment_expires_on_time_while_the_provider_is_still_down(pool):
+def test_queued_payment_expires_on_time_during_an_outage(pool):
     provider = BookedProvider()
     service = Service(pool, provider)
     provider.available = False
@@ -151,7 +151,7 @@ def test_no_more_are_leased_than_can_be_sent_at_once(pool):
 # --- Another provider ---------------------------------------------------------------------------
 
 
-def test_doubt_about_one_provider_is_never_settled_by_asking_another(pool):
+def test_doubt_is_settled_only_by_its_own_provider(pool):
     service = Service(pool, BookedProvider(unknown()))
     payment = service.pay()
     other = BookedProvider()
@@ -178,7 +178,7 @@ def test_what_one_provider_was_to_be_sent_is_not_sent_to_another(pool):
     assert other.calls == []
 
 
-def test_a_refund_goes_to_the_provider_of_its_payment_or_waits_for_it(pool):
+def test_refund_waits_for_the_provider_of_its_payment(pool):
     moving = Moving(pool, BookedProvider())
     payment = moving.pay()
     other = BookedProvider()
@@ -207,7 +207,7 @@ def test_a_second_charge_at_another_provider_is_an_orphan(pool):
     assert check_invariants(pool, soon())["charge_has_payment"] == 1
 
 
-def test_a_reconciler_leases_only_what_its_own_provider_can_settle(pool):
+def test_reconciler_leases_only_its_own_providers_payments(pool):
     service = Service(pool, BookedProvider(unknown()))
     in_doubt = service.pay()
     service.provider.available = False
@@ -222,7 +222,7 @@ def test_a_reconciler_leases_only_what_its_own_provider_can_settle(pool):
     assert [payment.id for payment in own.lease_queued(10, soon())] == [queued.id]
 
 
-def test_what_is_queued_for_another_provider_is_still_ended_in_time(pool):
+def test_queued_payment_of_another_provider_ends_in_time(pool):
     service = Service(pool, BookedProvider())
     service.provider.available = False
     service.pay(expires_at=datetime.now(UTC) - timedelta(seconds=1))
@@ -233,7 +233,7 @@ def test_what_is_queued_for_another_provider_is_still_ended_in_time(pool):
     assert [payment.is_expired for payment in others.lease_queued(10, soon())] == [True]
 
 
-def test_a_refund_is_leased_by_who_runs_with_the_provider_of_its_payment(pool):
+def test_refund_is_leased_with_its_payments_provider(pool):
     moving = Moving(pool, BookedProvider())
     moving.provider.next_answers["refund"] = [unknown()]
     refund = moving.refund(moving.pay(), 100)

@@ -43,7 +43,7 @@ def collector() -> Iterator[Collector]:
         yield collector
 
 
-def test_spans_continue_the_callers_trace_and_events_carry_their_ids(collector):
+def test_spans_and_events_continue_the_callers_trace(collector):
     environ = {**os.environ, "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url}
     environ.pop("PROMETHEUS_MULTIPROC_DIR", None)
 
@@ -86,7 +86,7 @@ def test_a_dead_collector_stops_nobody():
 
 
 @pytest.mark.parametrize("missing", ["exporter", "sdk", "instrumentation.flask"])
-def test_without_some_of_the_packages_the_service_starts_and_says_what_is_missing(missing):
+def test_start_without_otel_packages_names_the_missing_ones(missing):
     program = f"""
 import sys
 sys.modules["opentelemetry.{missing}"] = None

@@ -29,7 +29,7 @@ def test_an_answer_that_cannot_be_read_says_nothing() -> None:
     assert answers == []
 
 
-def test_how_money_stands_is_not_known_from_an_ops_plane_that_is_silent() -> None:
+def test_silent_ops_plane_leaves_money_unknown() -> None:
     def behave(peer: Peer) -> None:
         peer.read_request()
 

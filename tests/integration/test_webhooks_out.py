@@ -128,7 +128,7 @@ def test_while_a_secret_is_replaced_both_verify(merchant, receiver):
         assert Webhook(secret).verify(body, headers)["type"] == "payment.succeeded"
 
 
-def test_merchants_are_told_what_payments_came_to_and_not_of_each_step(merchant, receiver):
+def test_merchants_get_outcomes_and_not_each_step(merchant, receiver):
     merchant.hears_at(receiver.url)
     merchant.pay()
     merchant.pay(declined())
@@ -142,7 +142,7 @@ def test_merchants_are_told_what_payments_came_to_and_not_of_each_step(merchant,
     ]
 
 
-def test_an_endpoint_hears_only_what_it_asked_for_and_a_stranger_nothing(merchant, receiver):
+def test_endpoint_gets_only_its_merchants_chosen_events(merchant, receiver):
     merchant.hears_at(receiver.url, "payment.declined")
     merchant.endpoints.create(uuid4(), soon(), url=receiver.url, event_types=["*"])
     merchant.pay()
@@ -153,7 +153,7 @@ def test_an_endpoint_hears_only_what_it_asked_for_and_a_stranger_nothing(merchan
     assert receiver.types == ["payment.declined"]
 
 
-def test_what_is_refused_comes_again_with_the_same_id_until_it_is_taken(merchant, receiver):
+def test_refused_delivery_repeats_with_its_id_until_accepted(merchant, receiver):
     endpoint_id, _ = merchant.hears_at(receiver.url)
     merchant.pay()
     receiver.statuses = [500, 302, 204]
@@ -202,7 +202,7 @@ def test_patience_covers_all_waiting_events_of_the_endpoint(pool, receiver):
     assert len(receiver.got) == 1
 
 
-def test_after_the_last_pause_it_is_given_up_and_can_be_asked_for_again(pool, receiver):
+def test_delivery_is_given_up_and_can_be_requested_again(pool, receiver):
     merchant = Merchant(pool, pauses_s=[1.0])
     endpoint_id, _ = merchant.hears_at(receiver.url)
     merchant.pay()
@@ -251,7 +251,7 @@ def test_an_endpoint_that_keeps_failing_is_paused_and_says_so(pool, receiver, ca
 _SET_TRIES = Statement("set_tries", "UPDATE webhook_outbox SET tries = 0 RETURNING 1")
 
 
-def test_what_happens_while_an_endpoint_is_paused_comes_when_it_is_enabled(merchant, receiver):
+def test_paused_endpoint_gets_its_events_when_enabled(merchant, receiver):
     endpoint_id, _ = merchant.hears_at(receiver.url)
     merchant.endpoints.change(MERCHANT, endpoint_id, soon(), status="paused")
     merchant.pay()
@@ -352,7 +352,7 @@ def test_who_lost_the_lease_writes_nothing(merchant, receiver):
     assert (len(receiver.got), tries) == (2, 1)
 
 
-def test_a_refund_and_the_payment_that_a_capture_ended_are_told_too(pool, receiver):
+def test_refund_and_captured_payment_are_delivered_too(pool, receiver):
     EndpointStore(pool).create(moving.MERCHANT, soon(), url=receiver.url, event_types=["*"])
     parts = moving.Moving(pool, BookedProvider())
     merchant = Merchant(pool)

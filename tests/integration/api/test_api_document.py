@@ -80,7 +80,7 @@ def test_every_reference_in_the_document_leads_somewhere(client: FlaskClient) ->
     assert {"CreatePayment", "PaymentDocument", "Problem"} <= named
 
 
-def test_the_page_explains_every_problem_and_loads_only_from_here(client: FlaskClient) -> None:
+def test_page_explains_every_problem_and_loads_own_files_only(client: FlaskClient) -> None:
     page = client.get("/docs").get_data(as_text=True)
 
     assert all(f'id="{code}"' in page for code in CODES)

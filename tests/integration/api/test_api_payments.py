@@ -64,7 +64,7 @@ def test_the_same_key_with_another_body_is_refused(pay: Ask) -> None:
     assert other.json["retry_safe"] is False
 
 
-def test_while_the_first_call_runs_the_second_is_told_where_to_look(
+def test_second_call_gets_the_location_of_the_first(
     app: Flask, pay: Ask, api_key: str, provider: BookedProvider
 ) -> None:
     seconds: list[TestResponse] = []
@@ -120,7 +120,7 @@ def test_who_prefers_so_is_answered_before_the_provider_is_asked(
     assert waited.json["status"] == "queued"
 
 
-def test_the_time_in_the_queue_counts_and_nothing_is_stored_too_late(
+def test_time_in_the_queue_counts_for_the_deadline(
     pay: Ask, client: FlaskClient, provider: BookedProvider, count: Callable[[str], int]
 ) -> None:
     client.environ_base[ARRIVED_S] = monotonic() - 0.5

@@ -161,9 +161,7 @@ def test_a_part_is_captured_and_the_key_answers_with_the_payment(
     assert get(authorised).json == captured.json
 
 
-def test_a_void_releases_and_a_capture_after_it_is_in_the_wrong_state(
-    post: Ask, authorised: str
-) -> None:
+def test_capture_after_a_void_is_in_the_wrong_state(post: Ask, authorised: str) -> None:
     voided = post(f"{authorised}/void")
     late = post(f"{authorised}/capture")
 
@@ -264,9 +262,7 @@ def test_the_timeline_tells_of_the_refund(post: Ask, get: Ask, paid: str) -> Non
     assert steps[-1]["detail"]["stage"] == "answered"
 
 
-def test_events_are_read_once_each_in_order_and_the_newest_may_come_again(
-    post: Ask, get: Ask, paid: str
-) -> None:
+def test_events_are_read_in_order_and_the_newest_may_repeat(post: Ask, get: Ask, paid: str) -> None:
     post(f"{paid}/refunds", amount=1)
 
     read, path, has_more = [], "/v1/events?limit=2", True
@@ -355,9 +351,7 @@ def test_there_is_nothing_to_find_out_about_an_ended_refund(post: Ask, paid: str
     assert post(f"{paid}/reconcile").status_code == 409
 
 
-def test_a_promise_that_cannot_be_written_is_not_answered_with_202(
-    post: Ask, paid: str, provider, owner
-) -> None:
+def test_promise_that_cannot_be_written_is_no_202(post: Ask, paid: str, provider, owner) -> None:
     provider.next_answers["refund"] = [unknown()]
     with owner.cursor() as cursor:
 

@@ -75,7 +75,7 @@ def test_addresses_of_one_ipv6_network_are_one_stranger(status: Status) -> None:
     assert seen.count(401) <= each_limit(began_s)
 
 
-def test_an_invented_key_costs_one_look_up_however_often_it_comes(status: Status) -> None:
+def test_invented_key_costs_one_look_up_in_all(status: Status) -> None:
     before, invented = look_ups(), generate_key("test")
 
     assert [status(invented) for _ in range(20)] == [401] * 20

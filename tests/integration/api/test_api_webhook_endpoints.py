@@ -27,7 +27,7 @@ def ask(client: FlaskClient, api_key: str) -> Ask:
     return ask
 
 
-def test_an_endpoint_is_made_changed_and_deleted_and_its_secret_is_shown_once(ask: Ask) -> None:
+def test_endpoint_life_cycle_shows_its_secret_once(ask: Ask) -> None:
     made = ask("POST", "/v1/webhook_endpoints", {"url": URL})
     path = made.headers["Location"]
 
