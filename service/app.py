@@ -170,16 +170,17 @@ def create_app(settings: Settings, *, provider: LaterProvider | None = None) -> 
         strangers=rate_limits.Strangers(settings.metrics_path),
     )
     secrets = [settings.stripe_webhook_secret] if settings.stripe_webhook_secret else []
+    late = LateStore(parts.pool, lease_s=0.0)
     app.register_blueprint(
         payments_blueprint(
             handler=parts.handler,
             store=parts.store,
-            late=LateStore(parts.pool, lease_s=0.0),
+            late=late,
             authenticate=authenticate,
         )
     )
     app.register_blueprint(
-        captures_blueprint(handler=parts.movement_handler, authenticate=authenticate)
+        captures_blueprint(handler=parts.movement_handler, late=late, authenticate=authenticate)
     )
     app.register_blueprint(
         refunds_blueprint(
@@ -191,7 +192,9 @@ def create_app(settings: Settings, *, provider: LaterProvider | None = None) -> 
     )
     app.register_blueprint(events_blueprint(feed=EventFeed(parts.pool), authenticate=authenticate))
     app.register_blueprint(
-        operators_blueprint(store=parts.store, movements=parts.movements, authenticate=authenticate)
+        operators_blueprint(
+            store=parts.store, movements=parts.movements, late=late, authenticate=authenticate
+        )
     )
     app.register_blueprint(api_keys_blueprint(keys=keys, authenticate=authenticate))
     app.register_blueprint(

@@ -215,7 +215,12 @@ class Background:
         return True
 
     def _settle_late(self, check: LateCheck) -> bool:
-        self.late.settle(check, Deadline.after(self.send_timeout_s))
+        try:
+            self.late.settle(check, Deadline.after(self.send_timeout_s))
+        except Busy:
+            raise
+        except Exception as error:  # noqa: BLE001 - told of by `park`
+            self.late.put_off(check, error, Deadline.after(RECORD_TIMEOUT_S))
         return True
 
     def _outlive(self, work: Callable[..., Any], *arguments: object) -> Any:

@@ -21,6 +21,13 @@ from tests.booked_provider import BookedProvider
 from tests.charge_requests import charge_request
 
 MERCHANT = uuid4()
+_REGISTER = Statement(
+    "register_merchant",
+    """
+    INSERT INTO merchants (merchant_id, name) VALUES (%(merchant_id)s::uuid, 'test')
+    ON CONFLICT DO NOTHING RETURNING 1
+    """,
+)
 _MAKE_DUE = Statement("make_due", "UPDATE payments SET due_at = now() RETURNING 1")
 _AGE = Statement(
     "age",
@@ -49,6 +56,7 @@ class Service:
     ):
         self.pool = pool
         self.provider = provider
+        pool.run(_REGISTER, {"merchant_id": str(MERCHANT)}, soon())
         self.store = PaymentStore(pool, lease_s=10, queue_expires_s=3600)
         self.settling = SettlingStore(pool, lease_s=10)
         self.handler = PaymentHandler(self.store, provider, provider_timeout_s=5)

@@ -21,6 +21,7 @@ from service.cli.table import print_fields, print_json, print_rows
 if TYPE_CHECKING:
     from uuid import UUID
 
+    from service.payments.late_store import LateStore
     from service.payments.model import Payment
     from service.payments.store import PaymentStore
 
@@ -53,32 +54,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     with local.database() as pool:
+        from service.payments.late_store import LateStore
         from service.payments.store import PaymentStore
 
         # These commands never lease or queue a payment.
         store = PaymentStore(pool, lease_s=0.0, queue_expires_s=0.0)
+        late = LateStore(pool, lease_s=0.0)
         verb = {"list": _list, "show": _show, "reconcile": _reconcile, "resolve": _resolve}
-        verb[arguments.verb](store, local.merchant_of(arguments), arguments)
+        verb[arguments.verb](store, late, local.merchant_of(arguments), arguments)
     return 0
 
 
-def _list(store: PaymentStore, merchant_id: UUID, arguments: argparse.Namespace) -> None:
+def _list(
+    store: PaymentStore, late: LateStore, merchant_id: UUID, arguments: argparse.Namespace
+) -> None:
     from service.payments.model import Status
     from service.web.schemas import PaymentStatus, present, shown_status
 
     if arguments.status is not None and arguments.status not in get_args(PaymentStatus):
         local.fail(f"There is no status {arguments.status!r}: {', '.join(get_args(PaymentStatus))}")
     statuses = [status for status in Status if shown_status(status) == arguments.status]
-    payments = [
-        present(payment)
-        for payment in store.list(
-            merchant_id,
-            local.soon(),
-            statuses=statuses or None,
-            reference=arguments.reference,
-            limit=arguments.limit,
-        )
-    ]
+    found = store.list(
+        merchant_id,
+        local.soon(),
+        statuses=statuses or None,
+        reference=arguments.reference,
+        limit=arguments.limit,
+    )
+    ids = [payment.payment_id for payment in found]
+    disputes = late.disputes_of(merchant_id, ids, local.soon())
+    payments = [present(payment, disputes.get(payment.payment_id, ())) for payment in found]
     if arguments.json:
         print_json(payments)
     else:
@@ -86,16 +91,19 @@ def _list(store: PaymentStore, merchant_id: UUID, arguments: argparse.Namespace)
         print_rows(payments, columns)
 
 
-def _show(store: PaymentStore, merchant_id: UUID, arguments: argparse.Namespace) -> None:
+def _show(
+    store: PaymentStore, late: LateStore, merchant_id: UUID, arguments: argparse.Namespace
+) -> None:
     from service.web.schemas import present, present_event
 
     payment = _find(store, merchant_id, arguments)
     timeline = store.timeline(merchant_id, payment.payment_id, local.soon())
     steps = [dict(present_event(event)) for event in timeline]
+    document = present(payment, late.disputes_about(payment, local.soon()))
     if arguments.json:
-        print_json({**present(payment), "timeline": steps})
+        print_json({**document, "timeline": steps})
         return
-    print_fields({name: value for name, value in present(payment).items() if name != "links"})
+    print_fields({name: value for name, value in document.items() if name != "links"})
     print()
     print_rows([step | step["detail"] for step in steps], _STEP_COLUMNS)
 
@@ -106,7 +114,9 @@ _STEP_COLUMNS = (
 )
 
 
-def _reconcile(store: PaymentStore, merchant_id: UUID, arguments: argparse.Namespace) -> None:
+def _reconcile(
+    store: PaymentStore, late: LateStore, merchant_id: UUID, arguments: argparse.Namespace
+) -> None:
     from service.payments.audit import cli_actor
     from service.payments.model import Status
 
@@ -114,10 +124,14 @@ def _reconcile(store: PaymentStore, merchant_id: UUID, arguments: argparse.Names
     if payment.is_terminal or payment.status is Status.REQUIRES_CAPTURE:
         local.fail(f"There is nothing to find out: it is {payment.status.value}.")
     store.look_now(payment, local.soon(), actor=cli_actor())
-    _tell(arguments, payment, "A reconciler looks at once; `payments show` tells what it finds.")
+    _tell(
+        late, arguments, payment, "A reconciler looks at once; `payments show` tells what it finds."
+    )
 
 
-def _resolve(store: PaymentStore, merchant_id: UUID, arguments: argparse.Namespace) -> None:
+def _resolve(
+    store: PaymentStore, late: LateStore, merchant_id: UUID, arguments: argparse.Namespace
+) -> None:
     from service.payments.audit import cli_actor
     from service.payments.model import Status
 
@@ -143,7 +157,7 @@ def _resolve(store: PaymentStore, merchant_id: UUID, arguments: argparse.Namespa
         local.fail("A call to the provider about this payment is in flight: try again soon.")
     if resolved is None:
         local.fail(f"Only a payment in doubt can be resolved: it is {payment.status.value}.")
-    _tell(arguments, resolved, f"It is {resolved.status.value}, for good.")
+    _tell(late, arguments, resolved, f"It is {resolved.status.value}, for good.")
 
 
 def _find(store: PaymentStore, merchant_id: UUID, arguments: argparse.Namespace) -> Payment:
@@ -156,8 +170,8 @@ def _find(store: PaymentStore, merchant_id: UUID, arguments: argparse.Namespace)
     return payment
 
 
-def _tell(arguments: argparse.Namespace, payment: Payment, message: str) -> None:
+def _tell(late: LateStore, arguments: argparse.Namespace, payment: Payment, message: str) -> None:
     from service.web.schemas import present
 
-    document: dict[str, Any] = present(payment)
+    document: dict[str, Any] = present(payment, late.disputes_about(payment, local.soon()))
     print_json(document) if arguments.json else print(message)

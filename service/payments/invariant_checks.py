@@ -1,6 +1,6 @@
 """Keeps the rules about money checked: a slice at a time, each rule by itself, with its age.
 
-Two passes over each rule. The quick one reads what was made since a little before the last quick
+Two passes over each rule. The quick one reads what has changed since a little before the last quick
 one; the whole one reads the window in slices, over as many turns as it takes. Where each is stands
 in the database, so that processes share the work and a crash loses one slice.
 """
@@ -151,7 +151,7 @@ class InvariantChecks:
                 return
 
     def _quick(self, rule: str, since: datetime, turn: Deadline, rows: int) -> int | None:
-        """Violations among the newest; None: more than a turn's worth, which the whole pass reads."""
+        """Violations among what changed lately; None: more than a turn's worth, which the whole pass reads."""
         place: Place | None = Place()
         total = 0
         # At most half of the turn: the whole pass must come on in any case.
@@ -160,7 +160,13 @@ class InvariantChecks:
             if end.remaining_s() <= 0:
                 return None
             violations, place = check_slice(
-                self._pool, rule, place, Deadline.after(SLICE_TIMEOUT_S), since=since, rows=rows
+                self._pool,
+                rule,
+                place,
+                Deadline.after(SLICE_TIMEOUT_S),
+                since=since,
+                rows=rows,
+                of_changes=True,
             )
             total += violations
         return total

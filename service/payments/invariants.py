@@ -41,6 +41,16 @@ _SLICE = """
         LIMIT %(rows)s::integer
     )
 """
+# Each change of a payment writes an event, whose id tells its time: by them old rows that have
+# changed lately are found. The LIMIT makes it one look into the primary key for each.
+_PAYMENTS_CHANGED = """
+    payments_read AS MATERIALIZED (
+        SELECT p.* FROM (SELECT DISTINCT merchant_id, payment_id FROM slice) c CROSS JOIN LATERAL (
+            SELECT * FROM payments t
+            WHERE t.merchant_id = c.merchant_id AND t.payment_id = c.payment_id LIMIT 1
+        ) p
+    )
+"""
 _READ = """
     SELECT (SELECT count(*) FROM broken), (SELECT count(*) FROM slice), e.merchant_id, e.last_id
     FROM (SELECT 1) AS one LEFT JOIN (
@@ -53,6 +63,7 @@ _PAYMENTS = {
     "since": "%(since_id)s::uuid",
     "last": "%(last_id)s::uuid",
 }
+_EVENTS = {**_PAYMENTS, "table": "events", "key": "event_id"}
 _MOVEMENTS = {**_PAYMENTS, "table": "movements", "key": "movement_id"}
 _KEYS = {
     "table": "idempotency_keys",
@@ -67,8 +78,19 @@ _MOVED = "moved AS (SELECT DISTINCT merchant_id, payment_id FROM slice)"
 
 
 def _rule(name: str, of: Mapping[str, str], broken: str, *more: str) -> Statement:
-    parts = ", ".join([_SLICE.format(**of), *more, f"broken AS ({broken})"])
+    payments = more or ("payments_read AS (SELECT * FROM slice)",)
+    parts = ", ".join([_SLICE.format(**of), *payments, f"broken AS ({broken})"])
     return Statement(f"invariant_{name}", f"WITH {parts} {_READ.format(**of)}")
+
+
+def _rule_of_changes(rule: str) -> Statement:
+    """The same rule for what has changed, whatever its age."""
+    whole = _STATEMENTS[rule].sql
+    broken = whole[whole.index("broken AS (") :]
+    read = _MOVED if _MOVED in whole else _PAYMENTS_CHANGED
+    end = broken.replace(_READ.format(**_PAYMENTS), _READ.format(**_EVENTS))
+    end = end.replace(_READ.format(**_MOVEMENTS), _READ.format(**_EVENTS))
+    return Statement(f"invariant_changed_{rule}", f"WITH {_SLICE.format(**_EVENTS)}, {read}, {end}")
 
 
 # The cheapest first, so that a database with little to give tells as much as it can.
@@ -76,19 +98,19 @@ _STATEMENTS = {
     "captured_within_authorised": _rule(
         "captured_within_authorised",
         _PAYMENTS,
-        "SELECT 1 FROM slice WHERE amount_captured > amount",
+        "SELECT 1 FROM payments_read WHERE amount_captured > amount",
     ),
     "refunded_within_captured": _rule(
         "refunded_within_captured",
         _PAYMENTS,
-        "SELECT 1 FROM slice WHERE amount_refunded + amount_refunding > amount_captured",
+        "SELECT 1 FROM payments_read WHERE amount_refunded + amount_refunding > amount_captured",
     ),
     "one_payment_a_reference": _rule(
         "one_payment_a_reference",
         _PAYMENTS,
         # Of one merchant the unique index forbids it; two merchants stand in one slice where they
         # are few, and the sweep compares each charge with the payment that it names.
-        """SELECT 1 FROM slice WHERE provider_ref IS NOT NULL
+        """SELECT 1 FROM payments_read WHERE provider_ref IS NOT NULL
            GROUP BY provider, provider_ref HAVING count(*) > 1""",
     ),
     "refunds_add_up": _rule(
@@ -116,7 +138,7 @@ _STATEMENTS = {
     "payment_has_events": _rule(
         "payment_has_events",
         _PAYMENTS,
-        """SELECT 1 FROM slice r WHERE 0 = (
+        """SELECT 1 FROM payments_read r WHERE 0 = (
                SELECT count(*) FROM events e
                WHERE e.merchant_id = r.merchant_id AND e.payment_id = r.payment_id
                  AND e.type = 'payment.' || r.status)""",
@@ -125,7 +147,7 @@ _STATEMENTS = {
         "terminal_stays",
         _PAYMENTS,
         # A move that a late fact explains says so in its event.
-        """SELECT 1 FROM slice r WHERE 1 < (
+        """SELECT 1 FROM payments_read r WHERE 1 < (
                SELECT count(*) FROM events e
                WHERE e.merchant_id = r.merchant_id AND e.payment_id = r.payment_id
                  AND e.type IN ('payment.succeeded', 'payment.declined', 'payment.not_executed',
@@ -154,6 +176,9 @@ _STATEMENTS = {
 RULES = tuple(_STATEMENTS)
 # Keys have no order in time, so these are read whole or not at all.
 WITHOUT_TIME = frozenset({"one_payment_a_key"})
+# A payment without events is not to be found by its events, and orphans are few.
+_BY_CREATION = frozenset({"payment_has_events", "charge_has_payment"}) | WITHOUT_TIME
+_OF_CHANGES = {rule: _rule_of_changes(rule) for rule in RULES if rule not in _BY_CREATION}
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,8 +206,15 @@ def check_slice(
     *,
     since: datetime,
     rows: int = SLICE_ROWS,
+    of_changes: bool = False,
 ) -> tuple[int, Place | None]:
-    """(violations, where the next slice begins; None: that was the last) of one rule."""
+    """(violations, where the next slice begins; None: that was the last) of one rule.
+
+    `of_changes`: of what has changed since, where the rule can be read so.
+    """
+    statement = _STATEMENTS[rule]
+    if of_changes:
+        statement = _OF_CHANGES.get(rule, statement)
     since_ms = int(since.timestamp() * 1000)
     parameters: dict[str, Any] = {
         # The smallest version 7 UUID of that millisecond (RFC 9562).
@@ -190,7 +222,7 @@ def check_slice(
         "rows": rows,
         **place.parameters(),
     }
-    violations, size, merchant_id, last_id = pool.run(_STATEMENTS[rule], parameters, deadline)[0]
+    violations, size, merchant_id, last_id = pool.run(statement, parameters, deadline)[0]
     if size < rows:
         return int(violations), None
     return int(violations), Place(str(merchant_id), str(last_id))

@@ -24,6 +24,7 @@ from service.payments.late_store import AlreadyKnown, Contradiction, LateCheck, 
 from service.payments.model import Payment, Status, new_id, parse_id
 from service.payments.movement_store import MovementStore
 from service.payments.movements import REFUND_PREFIX, Movement
+from service.payments.parking import park
 from service.payments.settling_store import SettlingStore
 from service.payments.store import PaymentStore
 from service.providers.base import Outcome, OutcomeKind, ProviderCharge, Stage
@@ -32,12 +33,14 @@ from service.resilience.deadline import Deadline
 
 log = logging.getLogger(__name__)
 
-# A refused or failed question: 10 s, 20 s, 40 s .. 1 h; given up after about a day.
+# A refused or failed question: 10 s, 20 s, 40 s .. 1 h; after about a day once a day, with a page
+# each time. After two months more a person has the charge as an orphan, and the check ends.
 AGAIN_S = 10.0
 AGAIN_MAX_S = 3600.0
 CHECK_TRIES = 30
-# A capture or a void of our own is under way: its look-up is there sooner.
-OWN_MOVEMENT_AGAIN_S = 5.0
+RARELY_S = 86_400.0
+RARE_TRIES = 60
+NEVER_ANSWERED = "could not be compared with the provider for two months"
 # A refund by hand that the bank has not decided about.
 PENDING_AGAIN_S = 3600.0
 # Far more refunds than a payment has.
@@ -80,7 +83,7 @@ class LateFacts:
             return
         if payment.status not in RESTING:
             # Its own look-up settles it first.
-            self._late.postpone_check(check, AGAIN_S, deadline)
+            self._late.postpone_check(check, _pause_s(check), deadline)
             return
         try:
             again_in_s = self._look(check, payment, deadline)
@@ -89,11 +92,26 @@ class LateFacts:
             again_in_s = _pause_s(check)
         if again_in_s is None:
             self._late.end_check(check, deadline)
-        elif check.tries >= CHECK_TRIES:
-            log.error("late.given_up", extra={"payment_id": payment.id, "tries": check.tries})
-            self._late.postpone_check(check, None, deadline)
-        else:
+        elif check.tries < CHECK_TRIES:
             self._late.postpone_check(check, again_in_s, deadline)
+        else:
+            self._ask_rarely(check, payment, deadline)
+
+    def put_off(self, check: LateCheck, error: Exception, deadline: Deadline) -> None:
+        """After an error of ours: the check is due again later, and a person is told."""
+        payment_id = f"pay_{check.payment_id.hex}"
+        pause_s = max(park(error, None, payment_id=payment_id), _pause_s(check))
+        self._late.postpone_check(check, pause_s, deadline)
+
+    def _ask_rarely(self, check: LateCheck, payment: Payment, deadline: Deadline) -> None:
+        """A check without an end after a day: seen by people, and asked once a day from then on."""
+        metrics.rows_parked_total.inc()
+        log.error("late.given_up", extra={"payment_id": payment.id, "tries": check.tries})
+        if check.tries < CHECK_TRIES + RARE_TRIES:
+            self._late.postpone_check(check, RARELY_S, deadline)
+            return
+        self.report(payment, Outcome(OutcomeKind.UNKNOWN, Stage.ANSWERED), NEVER_ANSWERED, deadline)
+        self._late.end_check(check, deadline)
 
     def _look(self, check: LateCheck, payment: Payment, deadline: Deadline) -> float | None:
         """Compare the charge, its refunds and its disputes; when to look again, None: all is known."""
@@ -105,14 +123,15 @@ class LateFacts:
             return _pause_s(check)
         moved = self.apply(payment, outcome, deadline)
         if moved is None:
-            return OWN_MOVEMENT_AGAIN_S
+            # A capture or a void of our own is under way: its look-up is there sooner.
+            return _pause_s(check)
         if check.closes and moved.status in _UNPAID and outcome.error != "canceled":
             return None if self._is_final(outcome) else _pause_s(check)
         if moved.amount_captured_minor == 0:
             return None
-        is_pending = self._compare_refunds(moved, deadline)
+        again_in_s = self._compare_refunds(check, moved, deadline)
         self._compare_disputes(moved, deadline)
-        return PENDING_AGAIN_S if is_pending else None
+        return again_in_s
 
     def _close(self, check: LateCheck, payment: Payment, deadline: Deadline) -> Outcome:
         """Cancel the intent of a payment that ended without money; else how it stands."""
@@ -208,8 +227,10 @@ class LateFacts:
 
     # --- Refunds --------------------------------------------------------------------------------
 
-    def _compare_refunds(self, payment: Payment, deadline: Deadline) -> bool:
-        """Bring our refunds in line with the provider's; whether one is still undecided there."""
+    def _compare_refunds(
+        self, check: LateCheck, payment: Payment, deadline: Deadline
+    ) -> float | None:
+        """Bring our refunds in line with the provider's; when to look again, None: they are."""
         # Ours first: a row that is written meanwhile is then no news, and one that has moved is not
         # moved back by an older answer.
         known = self._movements.list_refunds(
@@ -221,32 +242,42 @@ class LateFacts:
             authorised_minor=payment.amount_minor,
             captured_minor=payment.amount_captured_minor,
         )
-        is_pending = False
+        # What one of ours under way has set aside may be what the provider gave back otherwise:
+        # only after its end is it known whether there is room for both.
+        may_make_room = any(not movement.has_ended for movement in known)
+        has_room, is_pending = True, False
         for refund in found:
             movement = next((one for one in known if is_ours(refund, one)), None)
             if movement is not None:
-                self._compare_refund(payment, movement, refund, deadline)
+                is_written = self._compare_refund(payment, movement, refund, deadline)
             elif refund.provider_ref == release or refund.kind is OutcomeKind.DECLINED:
                 continue
             elif refund.kind is OutcomeKind.PENDING:
                 is_pending = True
+                continue
             else:
-                self._add_refund(payment, refund, deadline)
-        return is_pending
+                is_written = self._add_refund(payment, refund, deadline)
+            if not is_written and not may_make_room:
+                reason = "a refund of more than was captured"
+                self._report_refund(payment, refund, reason, deadline)
+            has_room &= is_written
+        if not has_room and may_make_room:
+            return _pause_s(check)
+        return PENDING_AGAIN_S if is_pending else None
 
     def _compare_refund(
         self, payment: Payment, movement: Movement, refund: ProviderRefund, deadline: Deadline
-    ) -> None:
+    ) -> bool:
+        """False: our books have no room for what the provider says."""
         if not movement.has_ended:
             self._movements.nudge(movement, deadline)
-            return
+            return True
         if refund.kind is OutcomeKind.PENDING or not contradicts(refund, movement.status):
-            return
+            return True
         try:
             status = self._late.move_refund(movement, refund, deadline)
         except Contradiction:
-            self._report_refund(payment, refund, "a refund of more than was captured", deadline)
-            return
+            return False
         if status is not None:
             log.warning(
                 "late.refund_moved",
@@ -256,23 +287,24 @@ class LateFacts:
                     "status": status.value,
                 },
             )
+        return True
 
-    def _add_refund(self, payment: Payment, refund: ProviderRefund, deadline: Deadline) -> None:
+    def _add_refund(self, payment: Payment, refund: ProviderRefund, deadline: Deadline) -> bool:
+        """False: our books have no room for what the provider gave back."""
         ours = parse_id(refund.refund_id or "", REFUND_PREFIX)
         reason = OURS_LOST if ours is not None else BY_HAND
         try:
             is_added = self._late.add_refund(payment, refund, ours or new_id(), reason, deadline)
         except AlreadyKnown:
-            return
+            return True
         except Contradiction:
-            is_added = False
+            return False
         if is_added:
             log.warning(
                 "late.refund_added",
                 extra={"payment_id": payment.id, "provider_ref": refund.provider_ref},
             )
-        else:
-            self._report_refund(payment, refund, "a refund of more than was captured", deadline)
+        return is_added
 
     def _report_refund(
         self, payment: Payment, refund: ProviderRefund, reason: str, deadline: Deadline

@@ -68,6 +68,9 @@ APPLY_HINTS = Statement(
     UPDATE webhook_inbox i SET
         tries = i.tries + 1,
         due_at = CASE
+            -- Of another instance on the same account: it will never be about a row of ours.
+            WHEN NOT EXISTS (SELECT 1 FROM merchants m WHERE m.merchant_id = i.merchant_id)
+                THEN NULL
             WHEN EXISTS (SELECT 1 FROM known k WHERE k.provider = i.provider
                          AND k.event_id = i.event_id AND NOT k.waits) THEN NULL
             WHEN i.tries >= %(max_tries)s::integer THEN NULL
@@ -115,6 +118,8 @@ RECEIVE_MANY = Statement(
     FROM unnest(%(event_ids)s::text[], %(types)s::text[], %(provider_refs)s::text[],
                 %(merchant_ids)s::uuid[], %(payment_ids)s::uuid[])
         AS e (event_id, type, provider_ref, merchant_id, payment_id)
+    WHERE e.merchant_id IS NULL
+       OR EXISTS (SELECT 1 FROM merchants m WHERE m.merchant_id = e.merchant_id)
     ON CONFLICT (provider, event_id) DO NOTHING
     RETURNING 1
     """,
@@ -147,6 +152,17 @@ ASK = Statement(
     ON CONFLICT (merchant_id, payment_id) DO UPDATE SET
         asked = c.asked + 1, tries = 0, due_at = excluded.due_at
     RETURNING 1
+    """,
+)
+
+# Merchants that are none of ours, and whether people have been told of a charge of theirs.
+STRANGERS = Statement(
+    "late_strangers",
+    """
+    SELECT e.merchant_id, EXISTS (
+        SELECT 1 FROM orphan_charges o WHERE o.merchant_id = e.merchant_id) AS is_told
+    FROM unnest(%(merchant_ids)s::uuid[]) AS e (merchant_id)
+    WHERE NOT EXISTS (SELECT 1 FROM merchants m WHERE m.merchant_id = e.merchant_id)
     """,
 )
 
@@ -187,7 +203,6 @@ END_CHECK = Statement(
     """,
 )
 
-# NULL: given up, and kept for people to see.
 POSTPONE_CHECK = Statement(
     "late_postpone_check",
     """
@@ -284,7 +299,8 @@ ADD_REFUND = Statement(
     """,
 )
 
-# Told of when it is new, and when it has come to an end; what is between is in the row.
+# Told of when it is new, when an inquiry becomes a dispute that takes the money, and when it has come
+# to an end; what is between is in the row.
 PUT_DISPUTE = Statement(
     "late_put_dispute",
     f"""
@@ -305,7 +321,9 @@ PUT_DISPUTE = Statement(
     ), event AS (
         INSERT INTO events (merchant_id, event_id, payment_id, type, detail)
         SELECT merchant_id, %(event_id)s::uuid, payment_id, 'payment.disputed', %(detail)s::jsonb
-        FROM d WHERE NOT EXISTS (SELECT 1 FROM old)
+        FROM d WHERE NOT EXISTS (
+            SELECT 1 FROM old
+            WHERE NOT starts_with(old.status, 'warning_') OR starts_with(d.status, 'warning_'))
         UNION ALL
         SELECT merchant_id, %(end_event_id)s::uuid, payment_id, %(end_type)s::text,
                %(detail)s::jsonb

@@ -161,6 +161,14 @@ class LateStore:
         )
         return payment_of(rows[0]) if rows else None
 
+    def strangers(self, merchant_ids: Iterable[UUID], deadline: Deadline) -> dict[UUID, bool]:
+        """Those merchants that are none of ours; True: people have been told of a charge of theirs."""
+        wanted = [str(merchant_id) for merchant_id in set(merchant_ids)]
+        if not wanted:
+            return {}
+        rows = self._pool.run(statements.STRANGERS, {"merchant_ids": wanted}, deadline)
+        return {UUID(str(merchant_id)): bool(is_told) for merchant_id, is_told in rows}
+
     def refund_statuses(
         self, ids: Iterable[tuple[UUID, UUID]], deadline: Deadline
     ) -> dict[UUID, MovementStatus]:
@@ -198,8 +206,8 @@ class LateStore:
         """The check is done; without effect where it was asked for again meanwhile."""
         self._pool.run(statements.END_CHECK, _ids_of(check), deadline)
 
-    def postpone_check(self, check: LateCheck, due_in_s: float | None, deadline: Deadline) -> None:
-        """Check again in `due_in_s`; None: never, unless it is asked for again."""
+    def postpone_check(self, check: LateCheck, due_in_s: float, deadline: Deadline) -> None:
+        """Check again in `due_in_s`, unless it was asked for again meanwhile."""
         parameters = {**_ids_of(check), "due_in_s": due_in_s}
         self._pool.run(statements.POSTPONE_CHECK, parameters, deadline)
 
@@ -316,6 +324,13 @@ class LateStore:
             deadline,
         )
         return [str(event_type) for (event_type,) in rows]
+
+    def disputes_about(self, payment: Payment, deadline: Deadline) -> Sequence[Dispute]:
+        """The disputes of one payment, oldest first; read only where its money has moved."""
+        if payment.amount_captured_minor == 0:
+            return ()
+        found = self.disputes_of(payment.merchant_id, [payment.payment_id], deadline)
+        return found.get(payment.payment_id, ())
 
     def disputes_of(
         self, merchant_id: UUID, payment_ids: Sequence[UUID], deadline: Deadline

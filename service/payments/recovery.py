@@ -68,11 +68,23 @@ _SAVE = Statement(
     RETURNING 1
     """,
 )
+# A pass that began before the loss proves nothing about it: it ends where it is, and the next one,
+# which does, is due at once. Its fence keeps whoever reads for it from writing more.
 _SWEEP_NOW = Statement(
     "key_sweep_now",
     """
-    UPDATE background_runs SET last_run_at = NULL
+    UPDATE background_runs SET last_run_at = NULL, leased_until = now(), fence = fence + 1,
+        detail = detail - '{began,position,after,in_slice}'::text[]
     WHERE name = %(sweep)s::text OR starts_with(name, %(sweep)s::text || ' ')
+    RETURNING 1
+    """,
+)
+# A pass that ended although it was too old (another host's clock is behind): the next one follows.
+_SWEEP_AGAIN = Statement(
+    "key_sweep_again",
+    """
+    UPDATE background_runs SET last_run_at = NULL
+    WHERE name = %(sweep)s::text AND last_run_at IS NOT NULL AND leased_until <= now()
     RETURNING 1
     """,
 )
@@ -133,6 +145,8 @@ class Recovery:
             return  # Another was quicker: the next check reads what it wrote.
         if after.since is not None and after.since != before.since:
             self._pool.run(_SWEEP_NOW, {"sweep": self._sweep}, deadline)
+        elif after.since is not None:
+            self._pool.run(_SWEEP_AGAIN, {"sweep": self._sweep}, deadline)
         self._show(after)
 
     def _read(self, deadline: Deadline) -> dict[str, tuple[Mapping[str, Any], float | None]]:

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import Literal
 from uuid import UUID
 
-from service.errors import Busy
+from service.errors import Busy, ProviderUnavailable
 from service.observability import metrics
 from service.payments.late import LateFacts, ids_of, parse_ids
 from service.payments.late_facts import (
@@ -109,7 +109,7 @@ class Sweep:
         )
         if run is None:
             return False
-        progress = Progress.of(run.detail, datetime.now(UTC))
+        progress = Progress.of(run.detail, datetime.now(UTC), feed)
         try:
             while not progress.is_done:
                 # Time of its own: the end of a turn is no failure of the page that met it.
@@ -117,6 +117,8 @@ class Sweep:
                 page = self._provider.page(feed, progress.slice, within)
                 self._compare[feed](page.items, within)
                 progress = progress.past(page, len(page.items))
+                if progress.is_endless:
+                    raise _endless(feed, progress)
                 if deadline.expired or progress.is_done:
                     break
                 if not self._runs.save(run, progress, LEASE_S, within):
@@ -125,6 +127,8 @@ class Sweep:
             log.warning("sweep.list_missing", extra={"feed": feed.value})
             return self._end(run, feed, _passed(progress), Deadline.after(PAGE_S))
         except Busy:
+            if progress.is_endless:
+                progress = progress.again_narrower()
             progress = progress.with_smaller_pages()
             self._runs.save(run, progress, FAILED_AGAIN_S, Deadline.after(PAGE_S))
             raise
@@ -145,12 +149,32 @@ class Sweep:
         moved = [charge for charge in charges if _tells_of_money(charge)]
         ids = [ids for charge in moved if (ids := ids_of(charge)) is not None]
         payments = self._late_store.payments(ids, deadline)
+        unknown = {known[0] for known in ids if known not in payments}
+        strangers = self._late_store.strangers(unknown, deadline)
         for charge in moved:
             known = ids_of(charge)
+            if known is not None and known[0] in strangers:
+                self._compare_stranger(charge, known[0], strangers, deadline)
+                continue
             payment = payments.get(known) if known else None
             if payment is None and known is not None:
                 payment = self._adopted(charge, known[0], deadline)
             self._compare_charge(charge, payment, deadline)
+
+    def _compare_stranger(
+        self,
+        charge: ProviderCharge,
+        merchant_id: UUID,
+        strangers: dict[UUID, bool],
+        deadline: Deadline,
+    ) -> None:
+        """A charge that another instance has made, or whose merchant was lost with its commit: only
+        a person can tell which, and the first charge of each merchant is enough for that."""
+        if charge.outcome.kind is not OutcomeKind.SUCCEEDED:
+            return
+        if self._foreign_charges == "page" or not strangers[merchant_id]:
+            self._report(charge, "no such merchant here", deadline)
+            strangers[merchant_id] = True
 
     def _adopted(
         self, charge: ProviderCharge, merchant_id: UUID, deadline: Deadline
@@ -255,6 +279,11 @@ class Sweep:
             if is_possible and is_news(event.type, payment.status if payment else None):
                 kept.append((event, ids))
         self._late_store.receive(EVENT_SOURCE, kept, deadline)
+
+
+def _endless(feed: Feed, progress: Progress) -> ProviderUnavailable:
+    log.error("sweep.endless", extra={"feed": feed.value, "read": progress.in_slice})
+    return ProviderUnavailable("The provider's list does not end.")
 
 
 def _passed(progress: Progress) -> Progress:

@@ -20,6 +20,14 @@ CLOCKS_DIFFER = timedelta(minutes=10)
 # A checkpoint from the future was dated by a clock that was wrong, for how long is not known: it
 # proves nothing, and the time in which a provider remembers keys is read again.
 DISTRUSTED = timedelta(days=2)
+# The provider forgets its events after 30 days. After a longer pause they cannot tell of changes to
+# what is older, so the other lists are read again from before it: reservations, late payments and
+# failed refunds are younger than a month, disputes may take four.
+EVENTS_KEPT = timedelta(days=29)
+READ_AGAIN = {Feed.DISPUTES: timedelta(days=120), Feed.EVENTS: OVERLAP}
+READ_AGAIN_ELSE = timedelta(days=30)
+# A slice with more is no slice: a list that repeats itself, or a rush. Half as wide it is tried again.
+SLICE_MOST = 100_000
 # A slice is to hold some pages: few empty reads in the night, small steps in a rush.
 WIDTH_FIRST_S = 3600
 WIDTH_MAX_S = 3600
@@ -67,7 +75,7 @@ class Progress:
     compared: int = 0
 
     @classmethod
-    def of(cls, detail: Mapping[str, Any], now: datetime) -> Progress:
+    def of(cls, detail: Mapping[str, Any], now: datetime, feed: Feed = Feed.CHARGES) -> Progress:
         """The pass that was cut short, else a new one from where the last whole one ended."""
         swept_to = _moment(detail.get("swept_to"))
         width_s = int(detail.get("width_s", WIDTH_FIRST_S))
@@ -86,7 +94,9 @@ class Progress:
                 page_size=page_size,
                 compared=int(detail.get("compared", 0)),
             )
-        start = (swept_to or now) - OVERLAP
+        paused = now - (swept_to or now)
+        overlap = READ_AGAIN.get(feed, READ_AGAIN_ELSE) if paused > EVENTS_KEPT else OVERLAP
+        start = (swept_to or now) - overlap
         return cls(now, start, swept_to=swept_to, width_s=width_s, page_size=page_size)
 
     @property
@@ -106,6 +116,8 @@ class Progress:
 
     def past(self, page: Page, size: int) -> Progress:
         """After a page of so many items: the next page, or the next slice."""
+        # A page that has a next one was full, whatever of it was about us.
+        size = size if page.after is None else max(size, page.page_size)
         read = replace(
             self,
             in_slice=self.in_slice + size,
@@ -124,6 +136,15 @@ class Progress:
             width_s=_next_width_s(self.width_s, read.in_slice),
             page_size=min(2 * page.page_size, PAGE_SIZE_MAX),
         )
+
+    @property
+    def is_endless(self) -> bool:
+        """Whether the present slice holds more than any slice may."""
+        return self.after is not None and self.in_slice > SLICE_MOST
+
+    def again_narrower(self) -> Progress:
+        """The present slice from its start, half as wide: a list that repeats itself goes no further."""
+        return replace(self, after=None, in_slice=0, width_s=max(self.width_s // 2, 1))
 
     def with_smaller_pages(self) -> Progress:
         """After a page that did not come in time."""

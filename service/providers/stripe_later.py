@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from typing import Any, Literal
 from urllib.parse import urlencode
 
 from service.errors import ProviderUnavailable
+from service.observability import metrics
 from service.providers import stripe_answers as answers
 from service.providers.base import Decline, OutcomeKind, ProviderCharge
 from service.providers.later import (
@@ -26,6 +28,8 @@ from service.providers.stripe_answers import Garbage, Object
 from service.providers.stripe_api import PAGE_SIZES, StripeApi
 from service.providers.transport import SentUnknown, TransportError
 from service.resilience.deadline import Deadline
+
+log = logging.getLogger(__name__)
 
 REFUNDS = "/v1/refunds"
 DISPUTES = "/v1/disputes"
@@ -86,7 +90,7 @@ class StripeLater:
         with _read():
             found, size = self._fetch(path, query, part.page_size, deadline)
             items, after = _items_of(found, part.after)
-            read: list[Item] = [item for one in items if (item := of_item(one)) is not None]
+            read = [item for one in items if (item := _readable(feed, of_item, one)) is not None]
         return Page(read, after, size)
 
     def refunds_of(self, charge_ref: str, deadline: Deadline) -> list[ProviderRefund]:
@@ -197,14 +201,39 @@ class StripeLater:
         )
 
 
+def _readable(feed: Feed, of_item: Callable[[Object], Item | None], found: Object) -> Item | None:
+    """The item; None where it is not to be read and not of our making.
+
+    One odd object of another program must not hold up the list for ever. One of ours must: its
+    money would pass for compared.
+    """
+    try:
+        return of_item(found)
+    except Garbage as error:
+        if "payment_id" in _metadata(found):
+            raise
+        if feed is not Feed.CHARGES:
+            # What is made by hand bears no mark of ours and may be about our charges: people look.
+            metrics.rows_parked_total.inc()
+        log.error(
+            "sweep.item_unreadable",
+            extra={
+                "feed": feed.value,
+                "provider_ref": _reference(found.get("id")),
+                "reason": str(error),
+            },
+        )
+        return None
+
+
 def _items_of(page: Object, after: str | None) -> tuple[list[Object], str | None]:
     """The objects of a page, and where the list is read on."""
     items = page.get("data")
     if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
         raise Garbage("a list without its items")
-    if page.get("has_more") is not True or not items:
+    if page.get("has_more") is not True:
         return items, None
-    last = _reference(items[-1].get("id"))
+    last = _reference(items[-1].get("id")) if items else None
     if last is None or last == after:
         raise Garbage("a list that does not end")
     return items, last

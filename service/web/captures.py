@@ -7,6 +7,7 @@ from pydantic import BaseModel
 
 from service.errors import ValidationFailed
 from service.operations import IDEMPOTENCY_KEY, Operation, documented
+from service.payments.late_store import LateStore
 from service.payments.movement_handler import MovementHandler
 from service.payments.movements import Kind, MovementRequest
 from service.resilience.deadline import Deadline
@@ -23,7 +24,9 @@ from service.web.request_scope import request_deadline
 from service.web.schemas import PaymentDocument, present
 
 
-def captures_blueprint(*, handler: MovementHandler, authenticate: Authenticator) -> Blueprint:
+def captures_blueprint(
+    *, handler: MovementHandler, late: LateStore, authenticate: Authenticator
+) -> Blueprint:
     """POST /v1/payments/{id}/capture and /void."""
     blueprint = Blueprint("captures", __name__)
 
@@ -36,7 +39,7 @@ def captures_blueprint(*, handler: MovementHandler, authenticate: Authenticator)
         caller = authenticate("payments", deadline)
         body = validated(CapturePayment, parse_object(read_body()))
         request = move_request(caller, payment_id, Kind.CAPTURE, body, amount_minor=body.amount)
-        return _answer(handler, request, deadline)
+        return _answer(handler, late, request, deadline)
 
     @blueprint.post("/v1/payments/<payment_id>/void")
     @documented(_operation("Release the reserved money, or cancel what was not sent yet", None))
@@ -45,16 +48,18 @@ def captures_blueprint(*, handler: MovementHandler, authenticate: Authenticator)
         caller = authenticate("payments", deadline)
         _refuse_fields(read_body())
         request = move_request(caller, payment_id, Kind.VOID, None)
-        return _answer(handler, request, deadline)
+        return _answer(handler, late, request, deadline)
 
     return blueprint
 
 
-def _answer(handler: MovementHandler, request: MovementRequest, deadline: Deadline) -> Response:
+def _answer(
+    handler: MovementHandler, late: LateStore, request: MovementRequest, deadline: Deadline
+) -> Response:
     movement, payment, is_new = move(handler, request, deadline)
     return answer_moved(
         movement,
-        present(payment),
+        present(payment, late.disputes_about(payment, deadline)),
         status=200,
         payment=payment,
         location=f"/v1/payments/{payment.id}",

@@ -209,7 +209,8 @@ class _Figures:
 
 
 def _brief(payment: Payment) -> dict[str, Any]:
-    whole = present(payment)
+    # The page has no place for disputes, so they are not read.
+    whole = present(payment, ())
     shown = ("id", "status", "amount", "currency", "reference", "provider", "provider_ref")
     return {name: whole[name] for name in (*shown, "created_at", "updated_at")} | {
         "attempts": len(payment.attempts),

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from service.errors import NotFound, WrongState
 from service.operations import Operation, documented
+from service.payments.late_store import LateStore
 from service.payments.model import Payment, Status, parse_id
 from service.payments.movement_store import MovementStore
 from service.payments.store import PaymentStore
@@ -46,7 +47,11 @@ class Resolution(BaseModel):
 
 
 def operators_blueprint(
-    *, store: PaymentStore, movements: MovementStore, authenticate: Authenticator
+    *,
+    store: PaymentStore,
+    movements: MovementStore,
+    late: LateStore,
+    authenticate: Authenticator,
 ) -> Blueprint:
     """POST /v1/payments/{id}/reconcile and /resolve, for keys with the scope `operator`."""
     blueprint = Blueprint("operators", __name__)
@@ -73,7 +78,7 @@ def operators_blueprint(
             if is_settled and not movements.is_under_way(payment, deadline):
                 raise WrongState("There is nothing to find out: the payment is settled.")
             raise WrongState(_UNDER_WAY)
-        answer = json_answer(present(payment), 202)
+        answer = json_answer(present(payment, late.disputes_about(payment, deadline)), 202)
         answer.headers["Location"] = f"/v1/payments/{payment.id}"
         answer.headers["Retry-After"] = "1"
         return answer
@@ -116,7 +121,7 @@ def operators_blueprint(
                 "key_id": caller.key_id,
             },
         )
-        return json_answer(present(resolved))
+        return json_answer(present(resolved, late.disputes_about(resolved, deadline)))
 
     return blueprint
 

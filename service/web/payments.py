@@ -103,11 +103,11 @@ def payments_blueprint(
             metrics.idempotent_requests_total.labels("mismatch").inc()
             raise
         metrics.idempotent_requests_total.labels("new" if is_new else "replayed").inc()
-        disputes = {} if is_new else disputes_of([payment], deadline)
+        disputes = () if is_new else late.disputes_about(payment, deadline)
         return _created(
             payment,
             handler.payer_action(payment, deadline),
-            disputes.get(payment.payment_id, ()),
+            disputes,
             is_new=is_new,
         )
 
@@ -151,7 +151,7 @@ def payments_blueprint(
         payment, has_waited = waiting.until_settled(look, deadline)
         if payment is None:
             raise _no_such_payment()
-        disputes = disputes_of([payment], deadline).get(identifier, ())
+        disputes = late.disputes_about(payment, deadline)
         answer = _with_etag(json_answer(present(payment, disputes)))
         if payment.status in UNSETTLED:
             # A caller is interested: look it up soon, ahead of the schedule.

@@ -429,7 +429,7 @@ def shown_status(status: Status) -> str:
     return _SHOWN_STATUS.get(status, status.value)
 
 
-def present(payment: Payment, disputes: Sequence[Dispute] = ()) -> dict[str, Any]:
+def present(payment: Payment, disputes: Sequence[Dispute]) -> dict[str, Any]:
     """The payment as callers see it, like PaymentDocument."""
     path = f"/v1/payments/{payment.id}"
     return {
@@ -475,7 +475,7 @@ def _present_dispute(dispute: Dispute) -> dict[str, Any]:
 
 
 def present_created(
-    payment: Payment, action: PayerAction | None, disputes: Sequence[Dispute] = ()
+    payment: Payment, action: PayerAction | None, disputes: Sequence[Dispute]
 ) -> dict[str, Any]:
     """The payment in the form of CreatedPayment: with the data that the payer needs."""
     document = present(payment, disputes)

@@ -16,6 +16,7 @@ from service.observability import metrics
 from service.payments import invariants
 from service.payments.invariant_checks import InvariantChecks
 from service.payments.invariants import RULES, WITHOUT_TIME, Place, check_rule, check_slice
+from service.payments.model import new_id
 from service.payments.settling_store import SettlingStore
 from service.resilience.deadline import Deadline
 
@@ -184,4 +185,47 @@ def test_a_slice_reads_no_table_whole(owner, rule):
 
     # The months ahead are empty, and read whole because of that.
     full = ("payments", "idempotency_keys", f"events_{datetime.now(UTC):%Y_%m}")
+    assert [table for table in full if f"Seq Scan on {table} " in plan] == [], plan
+
+
+def test_an_old_payment_that_breaks_today_is_found_by_its_event(pool, owner):
+    fill(owner, 100)
+    old = "00000000-0000-7000-8000-00000000000a"
+    owner.execute("UPDATE payments SET payment_id = %s WHERE provider_ref = 'pi_9'", (old,))
+    owner.execute(
+        "UPDATE payments SET amount_refunded = 1 WHERE payment_id = %s RETURNING merchant_id",
+        (old,),
+    )
+    owner.execute(
+        "INSERT INTO events (merchant_id, event_id, payment_id, type)"
+        " VALUES (%s, %s, %s, 'refund.succeeded')",
+        (MERCHANTS[0], str(new_id()), old),
+    )
+    owner.execute(
+        "INSERT INTO movements (merchant_id, movement_id, payment_id, kind, status, amount)"
+        " VALUES (%s, %s, %s, 'refund', 'succeeded', 3)",
+        (MERCHANTS[0], old, old),
+    )
+
+    run(pool, turn_s=5.0)
+
+    states = checks(pool).states(soon())
+    assert check_rule(pool, "refunds_add_up", soon()) == 0, "The whole pass sees it: no proof."
+    assert states["refunds_add_up"].violations == 1
+    assert states["captured_once"].violations == 0
+
+
+@pytest.mark.parametrize("rule", list(invariants._OF_CHANGES))
+def test_a_slice_of_changes_reads_no_table_whole(owner, rule):
+    fill(owner, 20_000, 3)
+    since_ms = int((time.time() - 3600) * 1000)
+    parameters = {
+        "since_id": f"{since_ms:012x}" + "7" + "0" * 19,
+        "rows": 500,
+        **Place().parameters(),
+    }
+    owner.execute(f"EXPLAIN (COSTS OFF) {invariants._OF_CHANGES[rule].sql}", parameters)
+    plan = "\n".join(row[0] for row in owner.fetchall())
+
+    full = ("payments", f"events_{datetime.now(UTC):%Y_%m}")
     assert [table for table in full if f"Seq Scan on {table} " in plan] == [], plan

@@ -171,6 +171,26 @@ def test_a_moment_from_the_future_is_not_waited_for(pool, recovery):
     assert not recovery.is_recovering()
 
 
+def test_a_pass_from_before_the_loss_keeps_no_other_waiting(pool, recovery):
+    now = datetime.now(UTC)
+    service = Service(pool, BookedProvider())
+    old = {"began": now.isoformat(), "position": (now - timedelta(hours=1)).isoformat()}
+    sweep_to(pool, now - timedelta(minutes=1))
+    run(
+        pool,
+        "UPDATE background_runs SET detail = detail || %(d)s::jsonb,"
+        " leased_until = now() + interval '1 minute' WHERE name = 'sweep fake'",
+        d=json.dumps(old),
+    )
+    fail_over(pool)
+
+    recovery.check(soon())
+    service.sweep.run_if_due(soon())
+    recovery.check(soon())
+
+    assert not recovery.is_recovering()
+
+
 def test_a_sweep_dated_in_the_future_is_no_proof(pool, recovery):
     note(pool, since=datetime.now(UTC))
     sweep_to(pool, datetime.now(UTC) + timedelta(days=1))
@@ -178,3 +198,17 @@ def test_a_sweep_dated_in_the_future_is_no_proof(pool, recovery):
     recovery.check(soon())
 
     assert recovery.is_recovering()
+
+
+def test_a_pass_that_ended_too_early_is_followed_at_once(pool, recovery):
+    fail_over(pool)
+    recovery.check(soon())
+    # A host whose clock is behind has ended a pass meanwhile.
+    sweep_to(pool, datetime.now(UTC) - timedelta(minutes=1))
+    run(pool, "UPDATE background_runs SET last_run_at = now() WHERE name = 'sweep fake'")
+    recovery.check(soon())
+
+    Service(pool, BookedProvider()).sweep.run_if_due(soon())
+    recovery.check(soon())
+
+    assert not recovery.is_recovering()

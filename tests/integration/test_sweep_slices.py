@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from uuid import UUID, uuid4
 
 import pytest
 
@@ -12,7 +14,7 @@ from service.errors import ProviderUnavailable
 from service.payments.handler import charge_of
 from service.payments.model import Status
 from service.payments.sweep_progress import DISTRUSTED, OVERLAP, Progress
-from service.providers.later import Feed, FeedMissing, Page, Slice
+from service.providers.later import Feed, FeedMissing, Page, ProviderEvent, Slice
 from service.resilience.deadline import Deadline
 from tests.booked_provider import BookedProvider, unknown
 from tests.settling import Service, soon
@@ -200,3 +202,86 @@ def test_a_checkpoint_from_the_future_proves_nothing():
         assert progress.position <= now - DISTRUSTED
         assert not progress.is_done
         assert progress.detail()["swept_to"] <= now.isoformat()
+
+
+class EndlessProvider(BusyProvider):
+    """Each page has a next one: the same few items again and again."""
+
+    def page(self, feed: Feed, part: Slice, deadline: Deadline) -> Page:
+        if feed is not Feed.CHARGES:
+            return Page([], None, part.page_size)
+        self.pages.append(part)
+        return Page([], "b" if part.after == "a" else "a", part.page_size)
+
+
+def test_a_list_that_repeats_itself_is_left_after_a_bounded_read(pool, monkeypatch):
+    monkeypatch.setattr("service.payments.sweep_progress.SLICE_MOST", 1000)
+    provider = EndlessProvider(0)
+    service = Service(pool, provider)
+
+    with pytest.raises(ProviderUnavailable):
+        sweep_for(service, 5)
+
+    assert len(provider.pages) <= 12
+    assert sweep_for(service, 5) is False, "The next try waits."
+    run = Statement("run", "SELECT detail FROM background_runs WHERE name = 'sweep fake'")
+    [(detail,)] = pool.run(run, {}, soon())
+    assert (detail["after"], detail["width_s"], detail["swept_to"]) == (None, 1800, None)
+
+
+@pytest.mark.parametrize(("setting", "orphans"), [("ignore", 1), ("page", 3)])
+def test_another_instances_charges_page_once_a_merchant(pool, setting, orphans):
+    provider = BusyProvider(3)
+    service = Service(pool, provider, foreign_charges=setting)
+    provider._template = replace(
+        charge_of(service.pay()), payment_id=f"pay_{uuid4().hex}", merchant_id=uuid4().hex
+    )
+    provider.listed_charge_of = lambda number: replace(
+        BookedProvider.listed_charge(provider, provider._template, amount_minor=1),
+        provider_ref=f"pi_{number}",
+        created_at=provider.made_at[number],
+    )
+
+    for _ in range(2):
+        service.sweep.run_if_due(soon(), every_s=0.0)
+
+    assert pool.run(_ORPHANS, {}, soon()) == [(orphans,)]
+
+
+def test_another_instances_hints_are_used_up_at_once(pool):
+    service = Service(pool, BookedProvider())
+    hint = ProviderEvent("evt_1", "charge.refunded", "pi_1", f"pay_{uuid4().hex}", str(uuid4()))
+    ids = (UUID(hint.merchant_id), uuid4())
+
+    swept = service.late_store.receive("stripe", [(hint, ids)], soon())
+    service.settling.receive_webhook(
+        soon(),
+        provider="stripe",
+        event_id="evt_2",
+        type_="charge.refunded",
+        provider_ref="pi_1",
+        merchant_id=ids[0],
+        payment_id=ids[1],
+    )
+
+    assert (swept, service.settling.apply_hints(10, soon())) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("feed", "paused_days", "read_days"),
+    [
+        (Feed.CHARGES, 28, 28),
+        (Feed.CHARGES, 31, 61),
+        (Feed.REFUNDS, 31, 61),
+        (Feed.DISPUTES, 31, 151),
+        (Feed.EVENTS, 31, 31),
+    ],
+)
+def test_a_pause_that_events_do_not_outlive_is_read_by_lists(feed, paused_days, read_days):
+    now = datetime.now(UTC)
+    detail = {"swept_to": (now - timedelta(days=paused_days)).isoformat()}
+
+    progress = Progress.of(detail, now, feed)
+
+    assert (now - progress.position - timedelta(days=read_days)) <= OVERLAP
+    assert now - progress.position >= timedelta(days=read_days)

@@ -55,7 +55,7 @@ def payment(status: Status) -> Payment:
 
 @pytest.mark.parametrize("status", Status)
 def test_a_payment_in_any_status_is_shown_as_the_document_says(status: Status) -> None:
-    shown = PaymentDocument.model_validate(present(payment(status)))
+    shown = PaymentDocument.model_validate(present(payment(status), ()))
 
     assert (shown.outcome == "unknown") is (status in (Status.UNKNOWN, Status.NEEDS_REVIEW))
     assert (shown.outcome == "succeeded") is (status in (Status.SUCCEEDED, Status.REQUIRES_CAPTURE))

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 from uuid import UUID
 
+from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
 from service.web.schemas import PaymentDocument
@@ -35,3 +36,31 @@ def test_a_payment_shows_its_disputes(pay: Ask, get: Ask, owner: Any, merchant_i
     assert [(one["id"], one["status"]) for one in read["disputes"]] == [("dp_1", "needs_response")]
     assert read["disputes"][0]["opened_at"] == "2026-01-31T12:00:00Z"
     assert listed["disputes"] == replayed["disputes"] == read["disputes"]
+
+
+def test_every_answer_about_a_payment_shows_its_disputes(
+    pay: Ask, client: FlaskClient, api_key: str, owner: Any
+) -> None:
+    made = pay(key="reserved", capture_method="manual")
+    path = made.headers["Location"]
+
+    def post(act: str, body: Any = None) -> Any:
+        named = {"Authorization": f"Bearer {api_key}", "Idempotency-Key": f"act-{act}"}
+        return client.post(f"{path}/{act}", json=body or {}, headers=named).json
+
+    post("capture")
+    with owner.cursor() as cursor:
+        cursor.execute(_DISPUTE, (made.json["id"][4:],))
+    captured = post("capture")
+    with owner.cursor() as cursor:
+        cursor.execute(
+            "UPDATE payments SET status = 'needs_review' WHERE payment_id = %s",
+            (made.json["id"][4:],),
+        )
+    looked, resolved = (
+        post("reconcile"),
+        post("resolve", {"outcome": "succeeded", "evidence": "the statement of March"}),
+    )
+
+    shown = [[one["id"] for one in answer["disputes"]] for answer in (captured, looked, resolved)]
+    assert shown == [["dp_1"]] * 3
