@@ -19,11 +19,11 @@ HEAD = """\
 
 Every metric of the service, as `/metrics` on the ops plane gives it: added up over the instance's workers,
 dead ones included. `python -m grafana.catalogue` writes this page from `service/observability/metrics.py`; a
-test compares the two. Labels come from closed sets (never a merchant, a payment, a path as typed or an error's
-text), so an instance has at most 2,000 series. The OpenMetrics format adds exemplars with the trace id on the
-buckets of requests, payments, provider calls and waits for a connection.
+test compares the two. Labels come from closed sets (never a merchant, a payment, a path as typed or an
+error's text), so an instance has at most 2,000 series. The OpenMetrics format adds exemplars with the trace
+id on the buckets of requests, payments, provider calls and waits for a connection.
 
-[dashboards.md](dashboards.md) shows the dashboards, and the [runbooks](runbooks/README.md) describe the alerts.
+[dashboards.md](dashboards.md) shows the dashboards; the [runbooks](runbooks/README.md) describe the alerts.
 """
 # The families in the order of the catalogue, by how their names begin.
 FAMILIES = {
