@@ -264,7 +264,13 @@ def test_many_workers_on_one_doubt_charge_once(one_call, scripted):
         worker.start()
     for worker in workers:
         worker.join(60)
+    at_most_one = charges(scripted)
+    # The workers may have met each other's leases in every round; one alone then ends it.
+    for _ in range(4):
+        one_call.age(60)
+        one_call.settle()
 
+    assert at_most_one <= 1
     assert charges(scripted) == 1
 
 
