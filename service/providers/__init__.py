@@ -1,1 +1,1 @@
-"""Payment providers: one Protocol, one adapter a provider, and the guard that stands before it."""
+"""Payment providers: one Protocol, one adapter for each provider, and the guards around it."""

@@ -1,4 +1,4 @@
-"""The adapters there are, by the name that HOLDFAST_PROVIDER and each payment's row call them."""
+"""All adapters, by the name that HOLDFAST_PROVIDER and each payment's row contain."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from service.providers.transport import Transport
 def adapter(
     name: str, transport: Transport, *, api_key: str, flow: Literal["two_phase", "one_shot"]
 ) -> LaterProvider:
-    """The adapter of that name; `flow` is for those that have the choice."""
+    """The adapter of that name; only an adapter with two flows reads `flow`."""
     if name == StripeChargesProvider.name:
         return StripeChargesProvider(transport, api_key=api_key)
     if name == StripeProvider.name:

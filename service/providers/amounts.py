@@ -1,7 +1,7 @@
-"""How a provider counts money, beside ISO 4217 as our contract has it. Pure.
+"""Conversion between ISO 4217 minor units and a provider's own units. Pure.
 
-Callers, the database and every `Outcome` speak of ISO 4217 minor units. An adapter converts where a
-request leaves and where an answer arrives, with one table for both ways.
+Callers, the database and every `Outcome` use ISO 4217 minor units. An adapter converts where a
+request leaves and where an answer arrives, with one table for both directions.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 
 class NotRepresentable(ValueError):
-    """The amount cannot be said to the provider; nothing was sent. The text holds no amount."""
+    """The provider has no number for the amount; nothing was sent. The text contains no amount."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,7 @@ class CurrencyUnits:
     # The provider's number is ours times this, divided by `divided_by`.
     times: int = 1
     divided_by: int = 1
-    # An amount has to be divisible by it.
+    # Every amount must be divisible by this.
     step: int = 1
     least: int = 1
     most: int = 999_999_999_999
@@ -29,7 +29,7 @@ class CurrencyUnits:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """A field that the provider would not take, and what it would; shown to callers."""
+    """A field that the provider would refuse, and the values it accepts; shown to callers."""
 
     field: str
     reason: str
@@ -37,12 +37,12 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class AmountTable:
-    """All currencies that a provider takes; None: every currency of ISO 4217, as it is."""
+    """All currencies that a provider accepts; None: every currency of ISO 4217, unchanged."""
 
     units: Mapping[str, CurrencyUnits] | None = None
 
     def refusal(self, amount_minor: int, currency: str) -> Refused | None:
-        """Why the provider cannot charge this amount; None: it can."""
+        """The reason why the provider cannot charge this amount; None: it can."""
         units = self._of(currency)
         if units is None:
             return Refused("currency", "is not taken by the payment provider")
@@ -53,7 +53,7 @@ class AmountTable:
         return self.part_refusal(amount_minor, currency)
 
     def part_refusal(self, amount_minor: int, currency: str) -> Refused | None:
-        """Why this part of a charge (capture, refund) cannot be said to the provider."""
+        """The reason why the provider cannot capture or refund this part of a charge; None: it can."""
         units = self._of(currency)
         if units is None or amount_minor % units.step == 0:
             return None
@@ -63,7 +63,7 @@ class AmountTable:
         return Refused("amount", reason)
 
     def currencies_without(self, amount_minor: int | None) -> list[str]:
-        """The currencies in which this amount cannot be said, for a WHERE of SQL."""
+        """The currencies in which the provider cannot express this amount, for a WHERE of SQL."""
         if amount_minor is None or self.units is None:
             return []
         return [code for code, units in self.units.items() if amount_minor % units.step]
@@ -77,7 +77,7 @@ class AmountTable:
 
     def from_provider(self, amount: int, currency: str) -> int | None:
         """The provider's amount in ISO 4217 minor units; None: a fraction of one."""
-        # A currency that the table lacks is somebody else's charge: its number is left alone.
+        # A charge in a currency that the table lacks was not made by us: its number stays as it is.
         units = self._of(currency) or CurrencyUnits()
         whole, rest = divmod(amount * units.divided_by, units.times)
         return whole if rest == 0 else None
@@ -86,5 +86,5 @@ class AmountTable:
         return CurrencyUnits() if self.units is None else self.units.get(currency)
 
 
-# A provider that counts as ISO 4217 does and has no bounds.
+# A provider that uses ISO 4217 minor units and has no bounds.
 ISO_4217 = AmountTable()

@@ -1,4 +1,4 @@
-"""What every payment provider can be asked, and the five answers there are."""
+"""The interface of every payment provider, and the five kinds of outcome."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from service.resilience.deadline import Deadline
 
 # A provider keeps a key for at least 24 h; past this its reuse could be a second charge.
 KEY_LIFETIME = timedelta(hours=20)
-# The error of an answer that our key was used for another call before.
+# The error of an answer which says that our key was used for another call before.
 KEY_USED = "key_used"
 
 
 class OutcomeKind(StrEnum):
-    """What is known about the money after a call."""
+    """Our knowledge about the money after a call."""
 
     SUCCEEDED = "succeeded"  # Moved, or reserved when `amount_capturable` says so.
     PENDING = "pending"  # The provider holds it; nothing moved yet (prepared, processing, action).
-    DECLINED = "declined"  # Definitely refused; never again with this method.
-    NOT_EXECUTED = "not_executed"  # Certainly did not move, and would not by itself.
-    UNKNOWN = "unknown"  # May have moved. Doubt is never rounded.
+    DECLINED = "declined"  # Definitely refused; never send it again with this method.
+    NOT_EXECUTED = "not_executed"  # Certainly did not move, and will not without another call.
+    UNKNOWN = "unknown"  # May have moved. Doubt is never rounded to success or failure.
 
 
 class Stage(StrEnum):
@@ -35,23 +35,23 @@ class Stage(StrEnum):
     ANSWERED = "answered"  # The provider's own, whole answer.
 
 
-# Not executed, for the client's key made another movement before, as the provider's books show.
+# Not executed: the provider's books show that the client's key made another movement before.
 KEY_REUSED = "key_reused"
 
 
 @dataclass(frozen=True, slots=True)
 class Decline:
-    """Why the provider refused; `code` is the provider's own (Stripe's decline codes)."""
+    """The provider's reason for a refusal; `code` is the provider's own (Stripe's decline codes)."""
 
     code: str
     message: str
-    # The request was refused, and no bank was asked: a word about the request, not the card.
+    # The provider refused the request and asked no bank: the reason is about the request, not the card.
     is_request: bool = False
     # The caller's own field that the provider objects to, where it is one.
     field: str | None = None
 
     def document(self) -> dict[str, str]:
-        """As the payment's row keeps it and callers see it."""
+        """The form that the payment's row stores and callers see."""
         told = {"code": self.code, "message": self.message}
         told["type"] = "request" if self.is_request else "card"
         return told if self.field is None else {**told, "field": self.field}
@@ -59,7 +59,7 @@ class Decline:
 
 @dataclass(frozen=True, slots=True)
 class PayerAction:
-    """What finishes 3-D Secure, secrets included: for the payment's creator, and kept nowhere."""
+    """The data that finishes 3-D Secure, with its secrets: for the payment's creator, never stored."""
 
     next_action: Mapping[str, Any] = field(repr=False)
     client_secret: str | None = field(repr=False)
@@ -67,7 +67,7 @@ class PayerAction:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What one call to a provider came to. Amounts are integers in minor units."""
+    """The result of one call to a provider. Amounts are integers in minor units."""
 
     kind: OutcomeKind
     stage: Stage
@@ -76,27 +76,27 @@ class Outcome:
     amount_capturable: int = 0
     amount_received: int = 0
     decline: Decline | None = None
-    # What the payer must do, as the provider says it (3-D Secure), without its secrets.
+    # The action that the provider wants from the payer (3-D Secure), without its secrets.
     next_action: Mapping[str, Any] | None = None
     payer_action: PayerAction | None = None
     # A word from a closed set (metrics): timeout, connect_timeout, refused, dns, tls, reset,
     # truncated, garbage, too_large, http_409, http_429, http_4xx, http_5xx, mismatch, breaker_open,
-    # bulkhead_full, other_provider, deadline, internal; key_used, where our idempotency key was used
-    # for another call before; KEY_REUSED; canceled, where not_executed is what was asked for.
+    # bulkhead_full, other_provider, deadline, internal; key_used: our idempotency key was used for
+    # another call before; KEY_REUSED; canceled: the call was a cancel, and not_executed its success.
     error: str | None = None
-    # The library's own words for the log and the evidence; no secrets.
+    # The library's own text, for the log and the evidence; no secrets.
     error_detail: str | None = None
     retry_after_s: float | None = None
-    # The breaker's state when the call was let through or refused; None where no guard stood.
+    # The breaker's state when the call was let through or refused; None: the call had no guard.
     breaker: str | None = None
-    # The provider replayed an answer that it had saved under our key: the key executes nothing more.
+    # The provider replayed an answer saved under our key: the key cannot execute anything more.
     is_replay: bool = False
     ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Charge:
-    """One payment as a provider needs it."""
+    """The data of one payment that a provider needs."""
 
     payment_id: str
     merchant_id: str
@@ -111,19 +111,19 @@ class Charge:
     customer: str | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
     created_at: datetime | None = None
-    # Told to the provider with the charge: leads from its books to ours where the row was lost.
+    # Stored at the provider with the charge: identifies the payment when our row was lost.
     key_digest: str | None = None
-    # Whether a look-up may send the same key once more (one_shot): the caller noted it as sent.
+    # Whether a look-up may send the same key once more (one_shot): the caller has recorded it as sent.
     may_send_again: bool = False
-    # Sent before: a refusal of this call is no proof that an earlier one moved nothing.
+    # The charge was sent before: a refusal of this call does not prove that the earlier one moved nothing.
     is_repeat: bool = False
-    # Our key was used before for another call: its charge may be older than our row.
+    # Our key was used for another call before: the charge may be older than our row.
     is_older: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Refund:
-    """Money to give back, as a provider needs it."""
+    """The data of one refund that a provider needs."""
 
     refund_id: str
     payment_id: str
@@ -132,15 +132,15 @@ class Refund:
     currency: str
     provider_key: str
     reason: str | None = None
-    # Told to the provider with the refund, so that its webhooks lead back to the right row.
+    # Stored at the provider with the refund, so that its webhooks identify the right row.
     merchant_id: str | None = None
-    # As of a charge: finds a refund whose row was lost.
+    # As for a charge: finds the refund when our row was lost.
     key_digest: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ProviderCharge:
-    """A charge as the provider's own books show it (the reverse sweep compares them with ours)."""
+    """A charge in the provider's own books (the reverse sweep compares them with ours)."""
 
     provider_ref: str
     payment_id: str | None  # from our metadata; None: not made by us
@@ -148,13 +148,13 @@ class ProviderCharge:
     currency: str
     outcome: Outcome
     created_at: datetime
-    merchant_id: str | None = None  # from our metadata, as `payment_id`
-    key_digest: str | None = None  # from our metadata: of the client's key it was made under
+    merchant_id: str | None = None  # from our metadata, like `payment_id`
+    key_digest: str | None = None  # from our metadata: the digest of the client's key
 
 
 class Provider(Protocol):
-    """A payment provider. No method raises for what the provider or the network does: doubt is an
-    Outcome. All waits end at `deadline`; every method may be called from many threads."""
+    """A payment provider. No method raises for a fault of the provider or the network: doubt is an
+    Outcome. All waits end at `deadline`; every method is thread-safe."""
 
     name: str
     # True: `prepare` makes the charge known without moving money and `confirm` moves it.
@@ -163,11 +163,11 @@ class Provider(Protocol):
 
     @property
     def amounts(self) -> AmountTable:
-        """How it counts money, and which amounts it takes: asked before anything is stored."""
+        """The provider's units and accepted amounts: checked before a payment is stored."""
 
     @property
     def available(self) -> bool:
-        """False while a call would be refused here without being sent (breaker open)."""
+        """False while a call would be refused locally without being sent (breaker open)."""
 
     def prepare(self, charge: Charge, deadline: Deadline) -> Outcome:
         """Make the charge known without moving money: `pending` with a `provider_ref`."""
@@ -176,7 +176,7 @@ class Provider(Protocol):
         """Move (or reserve) the money, once for each `provider_key`."""
 
     def look_up(self, charge: Charge, deadline: Deadline) -> Outcome:
-        """What became of the charge. Begins nothing: at most it completes the attempt in doubt
+        """Find the state of the charge. It starts nothing: at most it completes the attempt in doubt
         (one_shot, the same key again). `not_executed` only with proof of absence."""
 
     def capture(self, charge: Charge, amount_minor: int, key: str, deadline: Deadline) -> Outcome:
@@ -189,7 +189,7 @@ class Provider(Protocol):
         """Give money back, once for each `provider_key`."""
 
     def look_up_refund(self, refund: Refund, deadline: Deadline) -> Outcome:
-        """What became of the refund. Moves nothing. `not_executed` only with proof of absence."""
+        """Find the state of the refund; moves no money. `not_executed` only with proof of absence."""
 
     def list_since(self, since: datetime, deadline: Deadline) -> Iterator[ProviderCharge]:
-        """All charges made since, oldest or newest first; raises Busy where a page cannot be had."""
+        """All charges made since, oldest or newest first; raises Busy where a page cannot be read."""

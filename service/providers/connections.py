@@ -1,4 +1,4 @@
-"""Connections that know which exchange they serve, how far it got and when it must end."""
+"""Connections that record which exchange they serve, its progress and its deadline."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from service.resilience.deadline import Deadline
 from service.resilience.watchdog import Watch, Watchdog
 
 # Shorter than the shortest keep-alive in common use (5 s): a connection that the provider closes
-# in the moment we reuse it turns a charge into doubt, a new handshake only costs a round trip.
+# while we reuse it turns a charge into doubt; a new handshake only costs a round trip.
 IDLE_LIMIT_S = 4.0
 
-# The socket's own timeout ends a silent peer exactly at the deadline, with the library's words for
-# it; the watchdog, this much later, ends what the timeout cannot (drips, the handshake).
+# The socket's own timeout ends a silent peer exactly at the deadline, with the library's error text;
+# the watchdog, this much later, ends exchanges that the timeout cannot (drips, the handshake).
 WATCHDOG_GRACE_S = 0.005
 
-# An answer may be announced (RFC 9110, section 15.2): a few times by sane peers, and not without end.
+# Interim answers may precede the final one (RFC 9110, section 15.2): sane peers send a few.
 INTERIM_ANSWERS_MAX = 16
 
 # A timeout of 0 would mean "do not block" to a socket.
@@ -34,7 +34,7 @@ SHORTEST_TIMEOUT_S = 0.001
 
 
 class Phase(Enum):
-    """What the connection is doing. Before SENDING no byte of the request has been written."""
+    """The connection's phase. Before SENDING no byte of the request has been written."""
 
     CONNECTING = auto()
     TUNNELLING = auto()
@@ -43,7 +43,7 @@ class Phase(Enum):
 
 
 class Exchange:
-    """One request and its answer: the deadline for both, and how far they got."""
+    """One request and its answer: the deadline for both, and their progress."""
 
     def __init__(
         self,
@@ -63,29 +63,29 @@ class Exchange:
 
     @property
     def cut_short(self) -> bool:
-        """Whether the watchdog ended it."""
+        """Whether the watchdog ended the exchange."""
         return self._watch is not None and self._watch.fired
 
     @property
     def timeout_s(self) -> float:
-        """What is left, as a socket's timeout."""
+        """The remaining time, as a socket's timeout."""
         return max(SHORTEST_TIMEOUT_S, self.deadline.remaining_s())
 
     def watch(self, sock: socket.socket) -> None:
-        """From now on the socket is shut down shortly after the deadline."""
+        """Let the watchdog shut the socket down shortly after the deadline."""
         late = Deadline(self.deadline.at_s + WATCHDOG_GRACE_S)
         self._watch = self._watchdog.watch(sock.fileno(), late)
 
     def release(self) -> None:
-        """The exchange is over: its connection may serve another. May be called twice."""
+        """End the exchange: its connection may serve another. May be called twice."""
         if self._watch is not None:
             self._watch.release()
 
 
 class FinalResponse(http.client.HTTPResponse):
-    """The final answer: what comes before it (100, 102, 103, any 1xx) is read and passed over.
+    """The final answer: interim answers before it (100, 102, 103, any 1xx) are read and skipped.
 
-    http.client itself does so with 100 only, and takes a 103 for the answer.
+    http.client itself skips only 100, and takes a 103 for the final answer.
     """
 
     def _read_status(self) -> tuple[str, int, str]:
@@ -102,7 +102,7 @@ class FinalResponse(http.client.HTTPResponse):
 
 
 class _Connection(urllib3.connection.HTTPConnection):
-    """Serves `exchange`; the pool sets it whenever it lends the connection out."""
+    """Serves `exchange`; the pool sets it at each checkout."""
 
     response_class = FinalResponse
     exchange: Exchange
@@ -110,7 +110,7 @@ class _Connection(urllib3.connection.HTTPConnection):
     _held: list[bytes] | None = None
 
     def _new_conn(self) -> socket.socket:
-        """Connect within the budget for it; the addresses of a name share the budget."""
+        """Connect within the connect budget; the addresses of a name share it."""
         budget = self.exchange.deadline.within(self.exchange.connect_timeout_s)
         try:
             addresses = self.exchange.resolver.addresses(self._dns_host, budget)
@@ -137,7 +137,7 @@ class _Connection(urllib3.connection.HTTPConnection):
             (address, self.port), timeout_s, socket_options=self.socket_options
         )
         try:
-            # Before the handshake: it is the first thing that a peer can stall.
+            # Before the handshake, because that is the first step that a peer can stall.
             self.exchange.watch(sock)
             sock.settimeout(self.exchange.timeout_s)
         except OSError:
@@ -151,7 +151,7 @@ class _Connection(urllib3.connection.HTTPConnection):
         try:
             super()._tunnel()
         except OSError as error:
-            # The proxy's own whole answer says so: there never was a way to the provider.
+            # The proxy's own whole answer refuses the tunnel: no byte reached the provider.
             self.exchange.tunnel_refused = str(error).startswith("Tunnel connection failed")
             raise
         self.exchange.phase = Phase.HANDSHAKING
@@ -161,7 +161,7 @@ class _Connection(urllib3.connection.HTTPConnection):
         self.exchange.phase = Phase.SENDING
 
     def request(self, *args: Any, **kwargs: Any) -> None:
-        """Send head and body in one piece: a second write costs a tenth of the whole exchange."""
+        """Send head and body in one write: a second one costs a tenth of the whole exchange."""
         self.timeout = self.exchange.timeout_s
         pieces: list[bytes] = []
         self._held = pieces
@@ -178,33 +178,33 @@ class _Connection(urllib3.connection.HTTPConnection):
             self._held.append(data)
 
     def getresponse(self) -> urllib3.HTTPResponse:  # type: ignore[override]
-        # Here, not by urllib3: what it computed before the connect is too long by now.
+        # Set here, not by urllib3: its timeout was computed before the connect and is too long now.
         self.timeout = self.exchange.timeout_s
         return super().getresponse()
 
     @property
     def has_connected_to_proxy(self) -> bool:
-        """Whether what fails now is the provider's: urllib3 forgets it when the peer hangs up."""
+        """Whether a failure now is the provider's: urllib3 forgets this when the peer hangs up."""
         return self.exchange.phase is Phase.SENDING or super().has_connected_to_proxy
 
 
 class HTTPConnection(_Connection):
-    """Plain, for tests against stand-ins that speak no TLS."""
+    """A plain connection, for tests against stand-ins without TLS."""
 
 
 class HTTPSConnection(_Connection, urllib3.connection.HTTPSConnection):
-    """Over TLS, directly or through a CONNECT tunnel."""
+    """A TLS connection, direct or through a CONNECT tunnel."""
 
 
 class _Pool(urllib3.connectionpool.HTTPConnectionPool):
-    """Lends connections to the exchange that the calling thread began."""
+    """Checks connections out to the exchange that the calling thread began."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._begun = threading.local()
 
     def begin(self, exchange: Exchange) -> None:
-        """The next request of this thread belongs to `exchange`."""
+        """Assign this thread's next request to `exchange`."""
         self._begun.exchange = exchange
 
     def _get_conn(self, timeout: float | None = None) -> Any:
@@ -220,7 +220,7 @@ class _Pool(urllib3.connectionpool.HTTPConnectionPool):
 
     def _put_conn(self, conn: Any) -> None:
         if conn is not None:
-            # First of all: from here on another thread may be using the socket.
+            # Release first: from here on another thread may be using the socket.
             conn.exchange.release()
             if conn.exchange.cut_short:
                 conn.close()
@@ -233,7 +233,7 @@ class HTTPConnectionPool(_Pool):
 
 
 class HTTPSConnectionPool(_Pool, urllib3.connectionpool.HTTPSConnectionPool):
-    # urllib3 puts the class's name into its errors: people search their logs for this very word.
+    # urllib3 puts the class name into its errors, and people search their logs for this name.
     ConnectionCls = HTTPSConnection
 
 
@@ -245,8 +245,8 @@ def pool_for(
     proxy_url: str | None,
     proxy_headers: dict[str, str],
 ) -> HTTPConnectionPool | HTTPSConnectionPool:
-    """The one pool for the provider's host; through the proxy's CONNECT when there is one."""
-    # Not blocking: the wait for a pooled connection knows no deadline. The bulkhead bounds callers.
+    """The connection pool for the provider's host; with a proxy, through its CONNECT."""
+    # Not blocking: a wait for a pooled connection has no deadline. The bulkhead bounds the callers.
     options: dict[str, Any] = {
         "maxsize": max_connections,
         "block": False,

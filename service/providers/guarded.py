@@ -43,30 +43,30 @@ log = logging.getLogger(__name__)
 
 Answer = TypeVar("Answer")
 
-# Ends of our own making: they say nothing about the provider.
+# Errors of our own making: they say nothing about the provider.
 _OWN_ENDS = frozenset({"deadline", "breaker_open", "bulkhead_full"})
 _TIMEOUTS = frozenset({"timeout", "connect_timeout"})
-# Answers that ask for the same call, with the same key, a little later.
+# Answers after which the same call, with the same key, may succeed a little later.
 _LATER = frozenset({"http_409", "http_429"})
-# `not_executed` said by the provider about the charge, and not about one call.
+# `not_executed` as the provider's statement about the charge, not about one call.
 _DEFINITE = frozenset({None, "canceled"})
-# Trying again at once meets the same certificate, or has no time either.
-# An answer that is not about our call is a doubt about money, even of a prepare: never again.
+# An immediate retry meets the same certificate, or has no time either.
+# An answer about another call is a doubt about money, even for a prepare: never retry it.
 _HOPELESS = frozenset({"tls", "mismatch", KEY_USED, *_OWN_ENDS})
 # A timeout counts against the provider when it had at least this share of a probe's time.
 _FAIR_SHARE = 0.9
-# For a client it is not worth asking sooner.
+# The shortest Retry-After for clients.
 _RETRY_AFTER_MIN_S = 1.0
 
 
 class GuardedProvider:
-    """A Provider that refuses at once what cannot succeed. Any number of threads may use it.
+    """A Provider that refuses at once calls that cannot succeed. Any number of threads may use it.
 
-    Two things to know about money. A refused call is `not_executed` and `not_sent`, which is said
-    of this call only; a refused look-up is `unknown`, for nothing was proven. And while the
-    breaker is not closed nothing that could move money is sent: only `probe`, look-ups, and
-    `prepare` in two_phase may be the one probe. One success closes the breaker, so the `confirm`
-    after a `prepare` that probed goes out.
+    Two rules about money. A refused call is `not_executed` and `not_sent`: a statement about this
+    call only; a refused look-up is `unknown`, because it proves nothing. While the breaker is not
+    closed, no call that could move money is sent: only `probe`, look-ups, and `prepare` in
+    two_phase may be the one probe. One success closes the breaker, so the `confirm` after a
+    `prepare` that probed is sent.
     """
 
     def __init__(
@@ -90,12 +90,12 @@ class GuardedProvider:
 
     @property
     def amounts(self) -> AmountTable:
-        """The provider's own: a question that no guard stands before."""
+        """The provider's own table; no guard is needed."""
         return self._provider.amounts
 
     @property
     def available(self) -> bool:
-        """False while the breaker is not closed: store a payment then instead of sending it."""
+        """False while the breaker is not closed: callers then queue a payment instead of sending it."""
         return self._breaker.closed
 
     def prepare(self, charge: Charge, deadline: Deadline) -> Outcome:
@@ -103,15 +103,15 @@ class GuardedProvider:
         send = partial(self._provider.prepare, charge)
         if self.two_phase:
             return self._guarded("prepare", send, deadline, may_probe=True, again_in_doubt=True)
-        # Nothing is sent, so nothing can be learnt; refused here, the payment is still unsent.
+        # In one_shot prepare sends nothing, so it is no probe; a payment refused here is still unsent.
         return send(deadline) if self.available else self._refused("prepare", "breaker_open")
 
     def confirm(self, charge: Charge, deadline: Deadline) -> Outcome:
-        """Move the money; repeated only where a try certainly did not, or with the provider's wish."""
+        """Move the money; repeated only after a try that certainly did not, or at the provider's request."""
         return self._guarded("confirm", partial(self._provider.confirm, charge), deadline)
 
     def look_up(self, charge: Charge, deadline: Deadline) -> Outcome:
-        """Find out what became of it; in two_phase the breaker's favourite probe."""
+        """Find the state of the charge; in two_phase it may be the breaker's probe."""
         # In one_shot it may send the same key again, which can complete a charge.
         send = partial(self._provider.look_up, charge)
         return self._guarded("look_up", send, deadline, may_probe=self.two_phase)
@@ -130,7 +130,7 @@ class GuardedProvider:
         return self._guarded("refund", partial(self._provider.refund, refund), deadline)
 
     def look_up_refund(self, refund: Refund, deadline: Deadline) -> Outcome:
-        """Find out what became of a refund; may probe, for it reads the books only."""
+        """Find the state of a refund; may probe, because it only reads the books."""
         send = partial(self._provider.look_up_refund, refund)
         return self._guarded("look_up", send, deadline, may_probe=True)
 
@@ -143,7 +143,7 @@ class GuardedProvider:
         may_probe: bool = False,
         again_in_doubt: bool = False,
     ) -> Outcome:
-        """One call through all guards, in their order."""
+        """Send one call through all guards, in their order."""
         try:
             with (
                 self._bulkhead.enter() as place,
@@ -154,7 +154,7 @@ class GuardedProvider:
                 is_fair = self._is_fair(within)
 
                 def again(last: Outcome) -> Again | None:
-                    # A probe is one call; and once the breaker has turned nobody tries again.
+                    # A probe is one call; and after a transition of the breaker no call is repeated.
                     if permit.is_probe or not permit.is_current:
                         return None
                     return _again(last, in_doubt=again_in_doubt)
@@ -163,7 +163,7 @@ class GuardedProvider:
                 last = self._retry.run(tries.once, within, again)
                 failed = _failed(last, is_fair=is_fair)
                 permit.record(failed=failed)
-                # Too many calls are the bulkhead's business: the provider itself is well.
+                # A full bulkhead says nothing about the provider.
                 place.failed = True if last.error == "http_429" else failed
         except BulkheadFull:
             return self._refused(operation, "bulkhead_full")
@@ -172,7 +172,7 @@ class GuardedProvider:
         return replace(tries.sum_up(last), breaker=permit.state)
 
     def _is_fair(self, deadline: Deadline) -> bool:
-        """A caller who brings next to no time learns nothing about the provider."""
+        """Whether the call has enough time to judge the provider by its result."""
         return deadline.remaining_s() >= _FAIR_SHARE * self._probe_timeout_s
 
     def _refused(self, operation: str, word: str) -> Outcome:
@@ -190,10 +190,10 @@ class GuardedProvider:
     # --- Signs of life, and listings: many calls behind one iterator -----------------------------
 
     def probe(self, deadline: Deadline) -> bool:
-        """Ask for a sign of life if the breaker is due for one; True: it is closed.
+        """Send the probe if the breaker is due for one; True: the breaker is closed.
 
-        Moves nothing, and costs nothing while no probe is due, so call it several times a second:
-        a service with nothing to look up would never learn that the provider is back.
+        It moves no money and costs almost nothing while no probe is due, so call it several times a
+        second: a service without look-ups would never learn that the provider is back.
         """
         if self._breaker.probe_is_due:
             within = deadline.within(self._probe_timeout_s)
@@ -203,10 +203,10 @@ class GuardedProvider:
         return self.available
 
     def list_since(self, since: datetime, deadline: Deadline) -> Iterator[ProviderCharge]:
-        """All charges made since; raises Busy where a page cannot be had.
+        """All charges made since; raises Busy where a page cannot be read.
 
-        The first step counts as a call. Those after it count only when they fail, for most of them
-        come from a page at hand; they end where the breaker opens.
+        The first step counts as a call. Later steps count only when they fail, because most of them
+        read a page in memory; the iteration ends where the breaker opens.
         """
         charges = self._provider.list_since(since, deadline)
         charge = self._step(charges, deadline, is_first=True)
@@ -214,10 +214,10 @@ class GuardedProvider:
             yield charge
             charge = self._step(charges, deadline, is_first=False)
 
-    # --- What came later: each a question of its own, and no question moves money -----------------
+    # --- Records about existing charges: these reads move no money -------------------------------
 
     def page(self, feed: Feed, part: Slice, deadline: Deadline) -> Page:
-        """One page of a list; raises Busy where it cannot be had, FeedMissing."""
+        """One page of a list; raises Busy where it cannot be read, FeedMissing."""
         return self._read("list", partial(self._provider.page, feed, part), deadline)
 
     def refunds_of(self, charge_ref: str, deadline: Deadline) -> list[ProviderRefund]:
@@ -305,7 +305,7 @@ class GuardedProvider:
 
 
 class _Tries:
-    """The tries of one call. Doubt, once there, is not undone by a try that was not executed."""
+    """The tries of one call. A later try that was not executed does not remove an earlier doubt."""
 
     def __init__(self, name: str, operation: str, send: Callable[[], Outcome]) -> None:
         self._name = name
@@ -318,7 +318,7 @@ class _Tries:
         try:
             outcome = self._send()
         except Exception as error:
-            # A bug of the adapter, met when the money may have moved: loud, and a doubt.
+            # A bug of the adapter after the money may have moved: log an error and answer with doubt.
             log.exception("provider.adapter_failed", extra={"operation": self._operation})
             outcome = Outcome(
                 OutcomeKind.UNKNOWN,
@@ -335,7 +335,7 @@ class _Tries:
         return outcome
 
     def sum_up(self, last: Outcome) -> Outcome:
-        """What all tries together came to."""
+        """The combined result of all tries."""
         is_definite = last.stage is Stage.ANSWERED and last.error in _DEFINITE
         if self._doubt is None or is_definite or last.kind is not OutcomeKind.NOT_EXECUTED:
             return last
@@ -355,13 +355,13 @@ def _again(last: Outcome, *, in_doubt: bool) -> Again | None:
 
 
 def _failed(last: Outcome, *, is_fair: bool) -> bool | None:
-    """What the call says about the provider's health; None: nothing."""
+    """The call's evidence about the provider's health; None: it has none."""
     if last.kind is OutcomeKind.DECLINED and last.stage is Stage.NOT_SENT:
-        # It cannot be said to this provider: our own doing.
+        # The provider cannot express the request: our own error.
         return None
     if last.error in _OWN_ENDS or (last.error in _TIMEOUTS and not is_fair):
         return None
-    # A whole answer is a sign of life, whatever the provider thinks of our call.
+    # A whole answer proves that the provider is up, even when it refuses our call.
     return last.stage is not Stage.ANSWERED or last.error == "http_5xx"
 
 
@@ -373,7 +373,7 @@ def _count(name: str, operation: str, result: str, error: str | None = None) -> 
         metrics.provider_connection_errors_total.labels(name, error).inc()
 
 
-# Finding a labelled child costs more than counting: each is found once.
+# A look-up of a labelled child costs more than an increment: cache each one.
 @lru_cache(maxsize=256)
 def _calls(name: str, operation: str, result: str) -> Counter:
     return metrics.provider_calls_total.labels(name, operation, result)

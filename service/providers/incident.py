@@ -1,4 +1,4 @@
-"""The log events of a failing provider, in the very words that people searched for in the incident."""
+"""Log events of a failing provider, with the exact text that people searched for in the incident."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from service.resilience.deadline import Deadline
 
 log = logging.getLogger(__name__)
 
-# A chain longer than this is a loop, a text longer than this is somebody else's page.
+# A longer chain is a loop; a longer text is an error page of another system.
 CHAIN_LENGTH_MAX = 8
 TEXT_LENGTH_MAX = 300
 
@@ -17,7 +17,7 @@ CONNECTION_LOST = "... in process_payment: ConnectionError: HTTPSConnectionPool 
 
 
 def report(provider: str, operation: str, failure: TransportError, deadline: Deadline) -> None:
-    """Log one exchange that brought no whole answer, with the real errors behind it."""
+    """Log one exchange without a whole answer, with its chain of causes."""
     if failure.kind == "timeout":
         incident = (
             f"Payment service connection failed - timeout after {deadline.budget_s * 1000:.0f}ms"
@@ -26,7 +26,7 @@ def report(provider: str, operation: str, failure: TransportError, deadline: Dea
     elif failure.kind in LOST_KINDS:
         incident, event = CONNECTION_LOST, "provider.connection_error"
     elif failure.kind == "deadline":
-        return  # Not the provider's doing: we had spent the time ourselves, and it was not called.
+        return  # Not the provider's fault: our own time was spent before the call.
     else:
         incident, event = None, "provider.bad_answer"
     chain = [_described(cause) for cause in causes_of(failure)][1 : CHAIN_LENGTH_MAX + 1]

@@ -1,4 +1,4 @@
-"""What a provider tells of charges after they were made: refunds, disputes, events, pages of lists."""
+"""The provider's records about existing charges: refunds, disputes, events, pages of lists."""
 
 from __future__ import annotations
 
@@ -11,23 +11,24 @@ from typing import Protocol
 from service.providers.base import Decline, OutcomeKind, Provider, ProviderCharge
 from service.resilience.deadline import Deadline
 
-# Under which name webhooks and the feed keep events: one that comes both ways is one.
+# The source under which both webhooks and the feed store events: an event that arrives by both
+# is stored once.
 EVENT_SOURCE = "stripe"
 
 
 class Feed(StrEnum):
-    """The lists that the sweep reads; each has a checkpoint of its own."""
+    """The lists that the sweep reads; each has its own checkpoint."""
 
     CHARGES = "charges"
     REFUNDS = "refunds"
     DISPUTES = "disputes"
-    # What happened, whatever its object's age: the only list that is ordered by change.
+    # Changes of objects of any age: the only list that is ordered by change.
     EVENTS = "events"
 
 
 @dataclass(frozen=True, slots=True)
 class ProviderRefund:
-    """A refund as the provider's own books show it, whoever made it."""
+    """A refund in the provider's own books, made by us or by others."""
 
     provider_ref: str
     charge_ref: str | None
@@ -45,7 +46,7 @@ class ProviderRefund:
 
 @dataclass(frozen=True, slots=True)
 class ProviderDispute:
-    """A dispute as the provider's own books show it."""
+    """A dispute in the provider's own books."""
 
     provider_ref: str
     amount_minor: int
@@ -58,11 +59,11 @@ class ProviderDispute:
 
 @dataclass(frozen=True, slots=True)
 class ProviderEvent:
-    """One event of the provider's feed: a hint, as its webhook is."""
+    """One event of the provider's feed: a hint, like its webhook."""
 
     event_id: str
     type: str
-    # Of the charge that it is about, however far down.
+    # The charge that the event is about, at any depth of the object.
     charge_ref: str | None
     payment_id: str | None
     merchant_id: str | None
@@ -86,9 +87,9 @@ class Page:
     """One page of a slice, newest first."""
 
     items: Sequence[Item]
-    # Where the slice is read on; None: this was its last page.
+    # The item after which the next page begins; None: this was the slice's last page.
     after: str | None
-    # What the provider could send; smaller than asked for where objects are large.
+    # The size that the provider could send; smaller than requested where objects are large.
     page_size: int
 
 
@@ -97,17 +98,17 @@ class FeedMissing(Exception):
 
 
 class LaterProvider(Provider, Protocol):
-    """A Provider that can also be asked for what came later. Each method raises Busy where its
-    answer cannot be had; that proves nothing."""
+    """A Provider with its records about existing charges. Each method raises Busy where it gets no
+    answer; that proves nothing."""
 
     def page(self, feed: Feed, part: Slice, deadline: Deadline) -> Page:
         """One page; raises FeedMissing where the provider does not know the list."""
 
     def refunds_of(self, charge_ref: str, deadline: Deadline) -> list[ProviderRefund]:
-        """All refunds of a charge, whoever made them."""
+        """All refunds of a charge, made by us or by others."""
 
     def disputes_of(self, charge_ref: str, deadline: Deadline) -> list[ProviderDispute]:
         """All disputes about a charge."""
 
     def identify(self, charge_ref: str, deadline: Deadline) -> ProviderCharge | None:
-        """The charge with that reference; None: there is none, or another adapter answers for it."""
+        """The charge with that reference; None: none exists, or it belongs to another adapter."""

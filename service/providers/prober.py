@@ -1,4 +1,4 @@
-"""Asks a provider that is down for signs of life, so that payments go out again once it is back."""
+"""Probes a provider that is down, so that payments are sent again as soon as it is back."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from service.resilience.deadline import Deadline
 
 log = logging.getLogger(__name__)
 
-# The breaker says when a probe is due; asking it costs a look at shared memory.
+# The breaker decides when a probe is due; the check only reads shared memory.
 ASK_EVERY_S = 0.25
 PROBE_TIMEOUT_S = 5.0
 
 
 class Prober:
-    """A thread for one worker, whose host may have no reconciler that would probe for it.
+    """A thread of one worker: its host may have no reconciler that would probe for it.
 
-    The breaker lets one probe a host through, however many workers ask.
+    The breaker lets one probe a host through, for any number of workers.
     """
 
     def __init__(self, probe: Callable[[Deadline], bool]) -> None:
-        """`probe` moves no money, and costs nothing while none is due."""
+        """`probe` moves no money, and costs almost nothing while no probe is due."""
         self._probe = probe
 
     def start(self) -> None:
-        """Ask until the process ends."""
+        """Probe until the process ends."""
         threading.Thread(target=self._run, name="prober", daemon=True).start()
 
     def _run(self) -> None:
@@ -34,6 +34,6 @@ class Prober:
         while not never.wait(ASK_EVERY_S):
             try:
                 self._probe(Deadline.after(PROBE_TIMEOUT_S))
-            # One probe that failed must not be the last one.
+            # A failed probe must not end the thread.
             except Exception:
                 log.exception("provider.probe_failed")

@@ -1,4 +1,4 @@
-"""Which addresses are on the public internet: a list of our own, the same on every Python.
+"""The addresses of the public internet: our own list, the same on every Python.
 
 `ipaddress.is_global` changes with Python's patch releases and calls fec0::/10, 192.88.99.0/24,
 168.63.129.16 and 192.0.0.192 public in some of them. The list below decides instead.
@@ -42,7 +42,7 @@ _SPECIAL_V4 = (
     "161.26.0.0/16",  # IBM Cloud: services inside a VPC.
     "166.8.0.0/14",  # IBM Cloud: service endpoints inside a VPC.
 )
-# All within 2000::/3; everything outside of it is refused without being named.
+# All within 2000::/3; every address outside it is refused without an entry.
 _SPECIAL_V6 = (
     "2001::/23",  # IETF assignments: Teredo, benchmarks, AMT, AS112, ORCHID, drone tags.
     "2001:db8::/32",  # Documentation, RFC 3849.
@@ -51,7 +51,7 @@ _SPECIAL_V6 = (
     "3fff::/20",  # Documentation, RFC 9637.
 )
 _UNICAST_V6 = ipaddress.IPv6Network("2000::/3")
-# The one translator that is public: a DNS64 resolver gives these for IPv4-only receivers.
+# The one public translator: a DNS64 resolver answers with these for IPv4-only receivers.
 # 64:ff9b:1::/48 is for translators of a private network and outside 2000::/3.
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 # ISATAP (RFC 5214) carries an IPv4 address behind these interface identifiers in any prefix.
@@ -62,7 +62,7 @@ _NETWORKS_V6 = tuple(ipaddress.IPv6Network(text) for text in _SPECIAL_V6)
 
 
 def address_of(text: str) -> Address | None:
-    """The address that the text is; None where it is a name."""
+    """The text as an address; None where it is a name."""
     try:
         return ipaddress.ip_address(text)
     except ValueError:
@@ -70,7 +70,7 @@ def address_of(text: str) -> Address | None:
 
 
 def is_public(address: Address) -> bool:
-    """Whether the address, and the IPv4 address it may carry, is a place on the internet."""
+    """Whether the address, and the IPv4 address it may carry, is on the public internet."""
     if isinstance(address, ipaddress.IPv4Address):
         return not any(address in network for network in _NETWORKS_V4)
     if address.scope_id is not None:

@@ -1,4 +1,4 @@
-"""Finds the addresses of a host within a deadline, which the system's resolver does not know."""
+"""Finds the addresses of a host within a deadline; the system's resolver has no deadline."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from service.resilience.deadline import Deadline
 
 
 class _LookUp:
-    """One question to the system's resolver, and everybody who waits for its answer."""
+    """One query to the system's resolver, shared by all callers that wait for its answer."""
 
     def __init__(self) -> None:
         self.answered = threading.Event()
@@ -19,9 +19,9 @@ class _LookUp:
 
 
 class Resolver:
-    """Asks in a thread of its own, so that a hung name server costs callers their deadline only.
+    """Queries in a separate thread, so that a hung name server costs callers only their deadline.
 
-    Callers of the same name share one question: however many wait, one thread hangs.
+    Callers of the same name share one query: for any number of callers, one thread hangs.
     """
 
     def __init__(self) -> None:

@@ -6,12 +6,12 @@ import re
 from email.utils import parsedate_to_datetime
 
 _SECONDS = re.compile(r"[0-9]{1,9}")
-# "Sun, 06 Nov 1994 08:49:37 GMT" and the two obsolete forms are no longer.
+# "Sun, 06 Nov 1994 08:49:37 GMT" and the two obsolete forms are shorter.
 _LONGEST_DATE = 40
 
 
 def parse_retry_after_s(header: str | None, *, now_s: float, longest_s: float) -> float | None:
-    """The wait that is asked for, from 0 to `longest_s`; None where the header says nothing."""
+    """The requested wait, from 0 to `longest_s`; None where the header is missing or invalid."""
     text = (header or "").strip()
     if _SECONDS.fullmatch(text):
         return min(float(text), longest_s)

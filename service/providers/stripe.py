@@ -1,4 +1,4 @@
-"""Stripe: PaymentIntents created unconfirmed and confirmed after, or both in one call."""
+"""Stripe's PaymentIntents: created unconfirmed and then confirmed, or both in one call."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _INTENTS = "/v1/payment_intents"
 
 
 class StripeProvider:
-    """A Provider on Stripe's PaymentIntents. For many threads.
+    """A Provider on Stripe's PaymentIntents. Thread-safe.
 
-    Every method answers with an Outcome by its deadline; none raises for what Stripe or the
-    network does, and a fault of this adapter itself is doubt.
+    Every method answers with an Outcome by its deadline; none raises for a fault of Stripe or the
+    network, and a bug of this adapter is doubt.
     """
 
     name = "stripe"
@@ -52,7 +52,7 @@ class StripeProvider:
 
     @property
     def available(self) -> bool:
-        """Always: refusing beforehand is the guard's work."""
+        """Always True: the guard decides about refusals."""
         return True
 
     # --- Charges --------------------------------------------------------------------------------
@@ -63,8 +63,8 @@ class StripeProvider:
             return Outcome(OutcomeKind.PENDING, Stage.NOT_SENT, provider_ref=charge.provider_ref)
 
         def create() -> Outcome:
-            # Under a key, although what is never confirmed moves nothing: where our row was lost
-            # and claimed again, the provider answers that it knows the key from another call.
+            # The call has a key, although an unconfirmed intent moves no money: when our row was lost
+            # and claimed again, the provider answers that the key was used for another call.
             key = f"{charge.provider_key}-prepare"
             answer = self._api.post("prepare", _INTENTS, _creation(charge), key, deadline)
             if answer.status == 200:
@@ -74,7 +74,7 @@ class StripeProvider:
         return self._api.outcome("prepare", create)
 
     def confirm(self, charge: Charge, deadline: Deadline) -> Outcome:
-        """Move or reserve the money; without a reference yet, create and confirm in one call."""
+        """Move or reserve the money; without a reference, create and confirm in one call."""
 
         def move() -> Outcome:
             if charge.provider_ref is None:
@@ -87,7 +87,7 @@ class StripeProvider:
         return self._api.outcome("confirm", move)
 
     def look_up(self, charge: Charge, deadline: Deadline) -> Outcome:
-        """What became of the charge, by its reference, its place in the books, or its key (one_shot)."""
+        """Find the charge by its reference, in the list of charges, or by its key (one_shot)."""
         again = partial(self._create_confirmed, "look_up", charge, deadline)
         return self._api.look_up(
             lambda: self._books.look_up(
@@ -100,7 +100,7 @@ class StripeProvider:
         return self._api.post(operation, _INTENTS, form, charge.provider_key, deadline)
 
     def capture(self, charge: Charge, amount_minor: int, key: str, deadline: Deadline) -> Outcome:
-        """Take the reserved money, or a part of it; once for each key."""
+        """Capture the reserved money, or a part of it; once for each key."""
 
         def take() -> Outcome:
             path = f"{_INTENTS}/{charge.provider_ref}/capture"
@@ -128,21 +128,21 @@ class StripeProvider:
         return self._refunds.refund(refund, deadline)
 
     def look_up_refund(self, refund: Refund, deadline: Deadline) -> Outcome:
-        """What became of the refund. Moves nothing. `not_executed` when the books lack it."""
+        """Find the state of the refund; moves no money. `not_executed` when the books lack it."""
         return self._refunds.look_up(refund, deadline)
 
     def list_since(self, since: datetime, deadline: Deadline) -> Iterator[ProviderCharge]:
         """All charges made since, newest first; raises ProviderUnavailable where a page fails."""
         return self._books.list_since(since, deadline)
 
-    # --- What came later ------------------------------------------------------------------------
+    # --- Records about existing charges ---------------------------------------------------------
 
     def page(self, feed: Feed, part: Slice, deadline: Deadline) -> Page:
         """One page of a list, for the sweep; raises ProviderUnavailable, FeedMissing."""
         return self._later.page(feed, part, deadline)
 
     def refunds_of(self, charge_ref: str, deadline: Deadline) -> list[ProviderRefund]:
-        """All refunds of a charge, whoever made them; raises ProviderUnavailable."""
+        """All refunds of a charge, made by us or by others; raises ProviderUnavailable."""
         return self._later.refunds_of(charge_ref, deadline)
 
     def disputes_of(self, charge_ref: str, deadline: Deadline) -> list[ProviderDispute]:
@@ -155,12 +155,12 @@ class StripeProvider:
 
 
 def _creation(charge: Charge) -> dict[str, str]:
-    """The form of a new PaymentIntent: for one charge always the same, as its key demands."""
+    """The form of a new PaymentIntent: always the same for one charge, because its key requires it."""
     form = {
         "amount": stripe_form.amount(charge.amount_minor, charge.currency),
         "currency": charge.currency,
         "payment_method": charge.payment_method,
-        # Cards only: methods that redirect would need a page of ours to come back to.
+        # Cards only: methods that redirect would need a page of ours for the return.
         "payment_method_types[]": "card",
         "capture_method": "automatic" if charge.capture_automatically else "manual",
     }

@@ -1,6 +1,6 @@
-"""What Stripe's answers mean: the one place where its statuses and errors become our words. Pure.
+"""Translates Stripe's statuses and errors into Outcomes, in this one place. Pure.
 
-Nothing in an answer is believed for being well-formed: what differs from what we asked for is a
+A well-formed answer is not believed for its form: an answer that differs from the request is a
 mismatch, and a mismatch is doubt.
 """
 
@@ -30,19 +30,19 @@ log = logging.getLogger(__name__)
 
 Object = Mapping[str, Any]
 
-# References become part of addresses: one that could leave its place in a path is none.
+# References become parts of URLs: text that could leave its path segment is not a reference.
 _REFERENCE = re.compile(r"[A-Za-z0-9_]{1,100}")
 _WORD = re.compile(r"[A-Za-z0-9_]{1,64}")
 _UNPRINTABLE = re.compile(r"[^\x20-\x7e\u00a0-\ud7ff]+")
-# The bank's no, whatever type of error it is wrapped in.
+# The bank's refusal, inside any type of error.
 _DECLINED = "card_declined"
 MESSAGE_LENGTH_MAX = 200
-# A provider that asks for more than this wants its operator, not a later retry.
+# A longer pause needs the provider's operator, not a later retry.
 RETRY_AFTER_MAX_S = 300.0
 
 
 class Garbage(ValueError):
-    """The answer cannot be read as what it ought to be."""
+    """The answer has not the expected form."""
 
 
 def parse(answer: Answer) -> Object:
@@ -56,11 +56,11 @@ def parse(answer: Answer) -> Object:
     return found
 
 
-# --- Charges, in either shape ---------------------------------------------------------------
+# --- Charges, in both shapes ----------------------------------------------------------------
 
 
 def difference(found: Object, charge: Charge, *, kind: str) -> str | None:
-    """The first thing in which an object of that kind is not the one that we asked for."""
+    """The first field in which an object of that kind differs from the requested one."""
     expected = (
         ("object", kind),
         ("amount", charge.amount_minor),
@@ -75,10 +75,10 @@ def difference(found: Object, charge: Charge, *, kind: str) -> str | None:
 
 
 def is_of(found: Object, charge: Charge) -> bool:
-    """Whether an object is this charge by our metadata.
+    """Whether our metadata identifies the object as this charge.
 
-    The digest of the client's key counts as much as the payment's id: the row that the id names
-    may be lost, and the same call was then claimed again under another.
+    The digest of the client's key has the same weight as the payment's id: the row with that id
+    may be lost, and the same request was then claimed again under another id.
     """
     metadata = _metadata(found)
     if metadata.get("payment_id") == charge.payment_id:
@@ -87,16 +87,16 @@ def is_of(found: Object, charge: Charge) -> bool:
 
 
 def first_difference(found: Object, expected: Iterable[tuple[str, Any]]) -> str | None:
-    """The first field that is not as expected, in words; None: all are."""
+    """The first unexpected field, in words; None: all are as expected."""
     for name, wanted in expected:
-        # The type as well: to Python, true is 1 and 1.0 is 1.
+        # Compare the type too: in Python, True == 1 and 1.0 == 1.
         if name not in found or type(found[name]) is not type(wanted) or found[name] != wanted:
             return f"{name} differs"
     return None
 
 
 def listed(found: Object, by_status: Callable[[Object], Outcome]) -> ProviderCharge:
-    """A charge as the provider's books show it; raises Garbage."""
+    """A charge in the provider's books; raises Garbage."""
     amount, created = found.get("amount"), found.get("created")
     if type(amount) is not int or type(created) is not int or not is_reference(found.get("id")):
         raise Garbage("a listed charge without id, amount or time")
@@ -130,7 +130,7 @@ _REFUND_STATUSES = {
 
 
 def of_refund(found: Object, refund: Refund, charge_field: str) -> Outcome:
-    """What became of our refund, after comparing that it is ours."""
+    """The outcome of our refund, after a check that the object is ours."""
     expected = (
         ("object", "refund"),
         (charge_field, refund.provider_ref),
@@ -153,7 +153,7 @@ def of_refund(found: Object, refund: Refund, charge_field: str) -> Outcome:
 
 
 def is_for(found: Object, refund: Refund) -> bool:
-    """Whether a listed refund is ours by its metadata: by its id, or by the client's key."""
+    """Whether a listed refund's metadata has our refund's id or the client's key."""
     metadata = _metadata(found)
     has_our_key = refund.key_digest is not None and (
         metadata.get("key_digest") == refund.key_digest
@@ -162,7 +162,7 @@ def is_for(found: Object, refund: Refund) -> bool:
 
 
 def is_another(found: Object, refund: Refund) -> bool:
-    """Whether the client's key made this refund, of another amount or with another id of ours."""
+    """Whether the client's key made this refund, with another id of ours and another amount."""
     metadata = _metadata(found)
     has_our_key = refund.key_digest is not None and (
         metadata.get("key_digest") == refund.key_digest
@@ -179,16 +179,16 @@ def is_another(found: Object, refund: Refund) -> bool:
 
 
 def of_error(answer: Answer, *, provider_ref: str | None = None, is_first: bool = False) -> Outcome:
-    """What an answer other than 200 means; `is_first`: nothing can have moved before this call.
+    """The outcome of an answer other than 200; `is_first`: no earlier call can have moved money.
 
-    Only then is "this request is invalid" a definite no. After that it may just as well mean that
-    the money has already moved.
+    Only then is "this request is invalid" a definite refusal. In a later call it may also mean
+    that the money has already moved.
     """
     status, error = answer.status, error_of(answer)
     is_decline = error.get("type") == "card_error" or error.get("code") == _DECLINED
     is_refusal = is_first and 400 <= status < 500 and status not in (401, 403, 409, 429)
     is_invalid = is_refusal and error.get("type") == "invalid_request_error"
-    # Under our key something else was done before: proof of an earlier call of ours.
+    # Our key was used for another call before: proof of an earlier call of ours.
     is_key_used = status == 400 and error.get("type") == "idempotency_error"
     if (status == 402 and is_decline) or is_invalid:
         refused = decline(error) if is_decline else _of_request(error)
@@ -209,18 +209,18 @@ def of_error(answer: Answer, *, provider_ref: str | None = None, is_first: bool 
 
 
 def is_replay(answer: Answer) -> bool:
-    """Whether it is an answer saved under our key earlier, and not one to this very call."""
+    """Whether the answer was saved under our key earlier and is not an answer to this call."""
     return answer.headers.get("Idempotent-Replayed", "").strip().lower() == "true"
 
 
 def decline(error: Object) -> Decline:
-    """The provider's own code, and a message without what could harm a log or a page."""
+    """The provider's own code, and a message that is safe for a log or a page."""
     code = error.get("decline_code") or error.get("code") or error.get("type")
     message = _UNPRINTABLE.sub(" ", str(error.get("message") or "The payment was declined."))
     return Decline(word(code), message[:MESSAGE_LENGTH_MAX])
 
 
-# The provider's parameters that are a caller's own fields; all others are ours to get right.
+# The provider's parameters that are a caller's own fields; all others are our responsibility.
 _CALLERS_FIELDS = {
     "payment_method": "payment_method",
     "source": "payment_method",
@@ -229,7 +229,7 @@ _CALLERS_FIELDS = {
     "amount": "amount",
     "amount_to_capture": "amount",
 }
-# Refusals for the state of what the request is about: true, and nobody's mistake.
+# Refusals for the state of the object that the request names: no party made a mistake.
 _STATES = frozenset(
     {
         *("charge_already_refunded", "charge_already_captured", "charge_disputed"),
@@ -239,11 +239,11 @@ _STATES = frozenset(
 
 
 def _of_request(error: Object) -> Decline:
-    """The request itself was refused: final, and no word of a bank about a card."""
+    """The provider refused the request itself: final, and no bank's answer about a card."""
     found = decline(error)
     field = _CALLERS_FIELDS.get(str(error.get("param")))
     if field is None and found.code not in _STATES:
-        # Only what we wrote ourselves is left: a fault of this adapter or of the account.
+        # The rest is our own text: a fault of this adapter or of the account.
         log.error(
             "provider.request_refused",
             extra={"code": found.code, "param": word(error.get("param")), "detail": found.message},
@@ -252,7 +252,7 @@ def _of_request(error: Object) -> Decline:
 
 
 def error_of(answer: Answer) -> Object:
-    """The error in an answer; empty where there is none to be read."""
+    """The error in an answer; empty where it has no readable one."""
     try:
         error = parse(answer).get("error")
     except Garbage:
@@ -270,7 +270,7 @@ def _error_word(status: int) -> str:
 
 def _retry_after_s(answer: Answer) -> float | None:
     asked = answer.headers.get("Retry-After", "")
-    # The other form is a date, which our clock need not agree with.
+    # The other form is a date, and our clock may differ from the provider's.
     return min(float(asked), RETRY_AFTER_MAX_S) if re.fullmatch(r"\d{1,9}", asked) else None
 
 
@@ -278,7 +278,7 @@ def _retry_after_s(answer: Answer) -> float | None:
 
 
 def mismatch(detail: str, *, provider_ref: str | None = None) -> Outcome:
-    """The answer is whole and is not about what we asked."""
+    """The answer is whole but is about another object than the requested one."""
     return Outcome(
         OutcomeKind.UNKNOWN,
         Stage.ANSWERED,

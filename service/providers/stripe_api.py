@@ -1,4 +1,4 @@
-"""Calls to Stripe's API, whatever they are about: headers, keys, pages, and how each one ended."""
+"""Calls to Stripe's API for all adapters: headers, keys, pages, and the outcome of each call."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from service.resilience.deadline import Deadline
 
 log = logging.getLogger(__name__)
 
-# The shape of the answers that the adapters were written against.
+# The API version that the adapters were written for.
 STRIPE_VERSION = "2024-06-20"
-# Stripe's largest page, and what to ask for when metadata makes one larger than we take.
+# Stripe's largest page, and the next sizes when metadata makes a page larger than our limit.
 PAGE_SIZES = (100, 10, 1)
-# A page that hangs must not use up the time of a whole listing: the queue waits behind it.
+# A page that hangs must not use the time of a whole listing: the queue waits behind it.
 PAGE_TIMEOUT_S = 5.0
 
 
 class StripeApi:
-    """One account of Stripe's, as the adapter called `name` calls it. For many threads."""
+    """One Stripe account, for the adapter called `name`. Thread-safe."""
 
     def __init__(self, transport: Transport, *, name: str, api_key: str) -> None:
         self._name = name
@@ -47,7 +47,7 @@ class StripeApi:
         key: str | None,
         deadline: Deadline,
     ) -> Answer:
-        """Send a form, under an idempotency key or without; raises TransportError, Unsendable."""
+        """Send a form, with or without an idempotency key; raises TransportError, Unsendable."""
         stripe_form.check(path, form)
         headers = self._headers if key is None else {**self._headers, "Idempotency-Key": key}
         return self._exchange(operation, "POST", path, form, headers, deadline)
@@ -116,14 +116,14 @@ class StripeApi:
             return answers.parse(answer)
         raise AssertionError("The last page size returns or raises.")
 
-    # --- Endings --------------------------------------------------------------------------------
+    # --- Outcomes -------------------------------------------------------------------------------
 
     def look_up(self, work: Callable[[], Outcome]) -> Outcome:
-        """As `outcome`, of a question: one that failed proves nothing."""
+        """Like `outcome`, for a look-up: a failed one proves nothing."""
         return _without_false_proof(self.outcome("look_up", work))
 
     def outcome(self, operation: str, work: Callable[[], Outcome]) -> Outcome:
-        """The outcome of an operation, whatever happens in it, with the time that it took."""
+        """The outcome of an operation, for every exception in it, with its duration."""
         began_s = monotonic()
         try:
             outcome = work()
@@ -149,7 +149,7 @@ class StripeApi:
                 error_detail=str(garbage),
             )
         except Exception as error:
-            # A fault of ours, and the money may have moved before it: doubt, and loud.
+            # A bug of ours, and the money may have moved before it: log an error, answer with doubt.
             log.exception("provider.adapter_failed", extra={"operation": operation})
             outcome = Outcome(
                 OutcomeKind.UNKNOWN,
@@ -170,13 +170,13 @@ class StripeApi:
 
 
 def metadata_form(charge: Charge) -> dict[str, str]:
-    """What leads from the provider's books back to ours, as fields of a form."""
+    """The form fields that lead from the provider's books back to ours."""
     ours = {"payment_id": charge.payment_id, "merchant_id": charge.merchant_id}
     if charge.key_digest is not None:
         ours["key_digest"] = charge.key_digest
-    # Ours last: the sweep must be able to believe them, whatever the caller wrote.
+    # Our entries come last and replace the caller's, so that the sweep can believe them.
     metadata = {**charge.metadata, **ours}
-    # The caller may fill all but our three entries; a fourth of ours goes only where there is room.
+    # The caller may fill all but our three entries; our fourth is sent only where it has room.
     most = stripe_form.METADATA_ENTRIES_MAX
     if charge.reference is not None and len({*metadata, "reference"}) <= most:
         metadata["reference"] = charge.reference
@@ -184,7 +184,7 @@ def metadata_form(charge: Charge) -> dict[str, str]:
 
 
 def _without_false_proof(outcome: Outcome) -> Outcome:
-    """A look-up that failed proves nothing: `not_executed` would send the charge again."""
+    """A failed look-up proves nothing: `not_executed` would send the charge again."""
     is_proof = outcome.stage is Stage.ANSWERED and outcome.error in (None, "canceled")
     if outcome.kind is OutcomeKind.NOT_EXECUTED and not is_proof:
         return replace(outcome, kind=OutcomeKind.UNKNOWN)
@@ -192,7 +192,7 @@ def _without_false_proof(outcome: Outcome) -> Outcome:
 
 
 def _unsendable(operation: str, reason: Unsendable) -> Outcome:
-    """Final for what was to be sent: it never can be. Of an earlier call it says nothing."""
+    """Final for this request, which can never be sent; no statement about an earlier call."""
     if operation in ("look_up", "cancel"):
         return Outcome(
             OutcomeKind.UNKNOWN, Stage.NOT_SENT, error="internal", error_detail=str(reason)

@@ -1,4 +1,4 @@
-"""Stripe's own books: what became of one of our charges, and which charges there are."""
+"""Stripe's own books: the state of one of our charges, and the list of charges."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ from service.providers.stripe_form import Unsendable
 from service.providers.transport import Answer, TransportError
 from service.resilience.deadline import Deadline
 
-# A provider that knows a key was given it within this time (Stripe: at least 24 h).
+# A provider that knows a key received it within this time (Stripe: at least 24 h).
 KEYS_REMEMBERED = timedelta(hours=48)
-# Stripe's clock and ours, and the time between our commit and its create.
+# The difference between Stripe's clock and ours, and the time between our commit and its create.
 CLOCKS_DIFFER = timedelta(minutes=10)
 _MAY_HAVE_MOVED = frozenset({OutcomeKind.SUCCEEDED, OutcomeKind.PENDING})
 
 
 class OfAnswer(Protocol):
-    """Reads a whole answer about our charge, of any status."""
+    """Reads a whole answer of any status about our charge."""
 
     def __call__(self, answer: Answer, charge: Charge) -> Outcome: ...
 
 
 class StripeBooks:
-    """The objects below one `path`, read with what its adapter knows of their shape."""
+    """The objects below one `path`, read with the functions of their adapter."""
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class StripeBooks:
         self._path = path
         self._of_answer = of_answer
         self._of_object = of_object
-        # None: an object in the list that another adapter answers for.
+        # None: the object belongs to another adapter.
         self._of_listed = of_listed
 
     def look_up(
@@ -63,11 +63,11 @@ class StripeBooks:
         *,
         send_again: Callable[[], Answer] | None = None,
     ) -> Outcome:
-        """By its reference, its place in the list, or its key.
+        """Find a charge by its reference, in the list, or by its key.
 
-        `send_again` is the one thing here that could move money: the same key once more, which
-        completes the attempt that is in doubt and never begins another. Only where the charge
-        allows it (its caller has noted it as sent just now) and the books lack it: a provider that
+        Only `send_again` could move money here: it sends the same key once more, which completes
+        the attempt in doubt and never starts another. It is used only where the charge allows it
+        (its caller has just recorded it as sent) and the books lack the charge: a provider that
         ignores keys would charge twice.
         """
         if charge.provider_ref is not None:
@@ -79,21 +79,21 @@ class StripeBooks:
         try:
             outcome = self._of_answer(send_again(), charge)
         except Unsendable:
-            # Of an older version: it can be sent by nobody any more, and the books lack it.
+            # Made by an older version: no process can send it any more, and the books lack it.
             return Outcome(OutcomeKind.NOT_EXECUTED, Stage.ANSWERED)
         if outcome.error == KEY_USED:
-            # Of an earlier call under the same client key, whose row we lost.
+            # Made by an earlier call with the same client key; we lost its row.
             return self._find(replace(charge, is_older=True), deadline) or outcome
         if outcome.error == "http_5xx" and outcome.is_replay:
-            # Saved, so the key executes nothing more; and the books lack what it might have.
+            # A saved answer: the key cannot execute anything more, and the books lack a charge.
             return Outcome(OutcomeKind.NOT_EXECUTED, Stage.ANSWERED, is_replay=True)
         return outcome
 
     def of_refused_capture(self, answer: Answer, charge: Charge, deadline: Deadline) -> Outcome:
-        """What an answer other than 200 to a capture means.
+        """The outcome of an answer other than 200 to a capture.
 
-        "This request is invalid" is a definite no only while the books show all of the money still
-        reserved; else they tell what became of it.
+        "This request is invalid" is a definite refusal only while the books still show all of the
+        money as reserved; else the books contain the outcome.
         """
         refused = answers.of_error(answer, provider_ref=charge.provider_ref, is_first=True)
         if refused.decline is None or not refused.decline.is_request:
@@ -103,15 +103,14 @@ class StripeBooks:
         return refused if is_reserved else now
 
     def retrieve(self, operation: str, charge: Charge, deadline: Deadline) -> Outcome:
-        """The charge by its reference."""
+        """Find the charge by its reference."""
         answer = self._api.get(operation, f"{self._path}/{charge.provider_ref}", deadline)
         return self._of_answer(answer, charge)
 
     def _find(self, charge: Charge, deadline: Deadline) -> Outcome | None:
-        """By our metadata in the list, which Stripe keeps up to date (its search is not).
+        """Find the charge by our metadata in the list, which Stripe keeps current (unlike its search).
 
-        None: it is not there now, which is proof of absence; whether it may still come is for
-        the caller.
+        None: the list lacks it now. The caller decides whether the charge may still arrive.
         """
         created_at = charge.created_at or datetime.fromtimestamp(0, UTC) + KEYS_REMEMBERED
         since = created_at - (KEYS_REMEMBERED if charge.is_older else CLOCKS_DIFFER)
@@ -130,7 +129,8 @@ class StripeBooks:
                 best_of_key = _more_doubtful(best_of_key, outcome)
         if best is None:
             return best_of_key
-        # What moved under another id of ours was lost; what did not is an earlier, ended payment's.
+        # A charge that moved under another id of ours belongs to a lost row; one that did not move
+        # belongs to an earlier payment that has ended.
         if best_of_key is not None and best_of_key.kind in _MAY_HAVE_MOVED:
             return best_of_key
         return best
@@ -155,7 +155,7 @@ def _key_is_young(charge: Charge) -> bool:
 
 
 def _more_doubtful(one: Outcome | None, other: Outcome) -> Outcome:
-    """Which of two matches is believed: what could move money, or did, comes first."""
+    """The order of two matches: a charge that moved money, or could, comes first."""
     return other if one is None or _doubt(other) > _doubt(one) else one
 
 

@@ -1,4 +1,4 @@
-"""What Stripe's answers about Charges mean. Pure."""
+"""Translates Stripe's answers about Charges into Outcomes. Pure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from service.providers.transport import Answer
 
 
 def of_answer(answer: Answer, charge: Charge, *, is_first: bool = False) -> Outcome:
-    """What an answer about our charge means, of any status; `is_first` as for `answers.of_error`."""
+    """The outcome of an answer of any status about our charge; `is_first` as in `answers.of_error`."""
     if answer.status == 200:
         return of_charge(answers.parse(answer), charge)
     outcome = answers.of_error(answer, provider_ref=charge.provider_ref, is_first=is_first)
@@ -22,7 +22,7 @@ def of_answer(answer: Answer, charge: Charge, *, is_first: bool = False) -> Outc
 
 
 def of_charge(found: Object, charge: Charge) -> Outcome:
-    """What became of our charge, after comparing that it is ours."""
+    """The outcome of our charge, after a check that the object is ours."""
     difference = answers.difference(found, charge, kind="charge")
     if difference is not None:
         return mismatch(difference, provider_ref=charge.provider_ref)
@@ -30,7 +30,7 @@ def of_charge(found: Object, charge: Charge) -> Outcome:
 
 
 def of_captured(found: Object, charge: Charge, amount_minor: int) -> Outcome:
-    """As `of_charge`, after a capture of `amount_minor`: another amount taken is a mismatch."""
+    """Like `of_charge`, after a capture of `amount_minor`: another captured amount is a mismatch."""
     outcome = of_charge(found, charge)
     if outcome.kind is OutcomeKind.SUCCEEDED and outcome.amount_received != amount_minor:
         return mismatch("amount_captured differs", provider_ref=charge.provider_ref)
@@ -53,9 +53,9 @@ def of_released(found: Object, charge: Charge) -> Outcome:
 
 
 def of_listed(found: Object) -> ProviderCharge | None:
-    """A charge as the provider's books show it; raises Garbage. None: one of a PaymentIntent's.
+    """A charge in the provider's books; raises Garbage. None: it belongs to a PaymentIntent.
 
-    Those carry a copy of our metadata under another reference, and would pass for second charges.
+    Such charges have a copy of our metadata under another reference and would look like second ones.
     """
     if found.get("payment_intent") is not None:
         return None
@@ -100,7 +100,7 @@ def _failed(found: Object) -> Outcome:
     judged = found.get("outcome")
     reason = None
     if isinstance(judged, dict) and judged.get("type") == "issuer_declined":
-        # The bank's own code; of a charge that Stripe stopped it would be the name of a rule.
+        # The bank's own code; for a charge that Stripe stopped, the code would be the name of a rule.
         reason = judged.get("reason")
     error = {
         "decline_code": reason,

@@ -1,7 +1,7 @@
-"""Stripe's Charges, the older shape of its API: one call makes the charge and moves the money.
+"""Stripe's Charges, its older API: one call makes the charge and moves the money.
 
-A charge cannot be made known without moving money, so the flow is one_shot, and everything hangs
-on the idempotency key: only for an account (or a provider of this shape) that honours it.
+A charge cannot be announced without moving money, so the flow is one_shot, and safety depends on
+the idempotency key: use it only with an account (or a compatible provider) that honours keys.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ _CHARGES = "/v1/charges"
 
 
 class StripeChargesProvider:
-    """A Provider on Stripe's Charges, paid with a `source` token. For many threads.
+    """A Provider on Stripe's Charges, paid with a `source` token. Thread-safe.
 
-    As with StripeProvider, every method answers by its deadline and none raises.
+    As in StripeProvider, every method answers by its deadline and none raises.
     """
 
     name = "stripe_charges"
@@ -52,13 +52,13 @@ class StripeChargesProvider:
 
     @property
     def available(self) -> bool:
-        """Always: refusing beforehand is the guard's work."""
+        """Always True: the guard decides about refusals."""
         return True
 
     # --- Charges --------------------------------------------------------------------------------
 
     def prepare(self, charge: Charge, deadline: Deadline) -> Outcome:
-        """Nothing is sent: this shape knows no charge that moves no money."""
+        """Send nothing: this API has no charge without a movement of money."""
         return Outcome(OutcomeKind.PENDING, Stage.NOT_SENT, provider_ref=charge.provider_ref)
 
     def confirm(self, charge: Charge, deadline: Deadline) -> Outcome:
@@ -66,7 +66,7 @@ class StripeChargesProvider:
 
         def move() -> Outcome:
             if charge.provider_ref is not None:
-                # It was made before: under another key this would be a second one.
+                # The charge was made before: under another key this would be a second one.
                 return self._books.retrieve("confirm", charge, deadline)
             answer = self._create("confirm", charge, deadline)
             return charges.of_answer(answer, charge, is_first=not charge.is_repeat)
@@ -74,7 +74,7 @@ class StripeChargesProvider:
         return self._api.outcome("confirm", move)
 
     def look_up(self, charge: Charge, deadline: Deadline) -> Outcome:
-        """What became of the charge, by its reference, its key, or its place in the books."""
+        """Find the charge by its reference, by its key, or in the list of charges."""
         again = partial(self._create, "look_up", charge, deadline)
         return self._api.look_up(lambda: self._books.look_up(charge, deadline, send_again=again))
 
@@ -82,7 +82,7 @@ class StripeChargesProvider:
         return self._api.post(operation, _CHARGES, _creation(charge), charge.provider_key, deadline)
 
     def capture(self, charge: Charge, amount_minor: int, key: str, deadline: Deadline) -> Outcome:
-        """Take the reserved money, or a part of it (the rest is released); once for each key."""
+        """Capture the reserved money, or a part of it (the rest is released); once for each key."""
 
         def take() -> Outcome:
             path = f"{_CHARGES}/{charge.provider_ref}/capture"
@@ -97,8 +97,8 @@ class StripeChargesProvider:
     def cancel(self, charge: Charge, key: str, deadline: Deadline) -> Outcome:
         """Release the reserved money: `not_executed` with error "canceled" is the success.
 
-        Here that is a refund of the whole, uncaptured charge. Of a captured one it would give
-        earned money back, so the charge is read first, and what is no longer reserved stays.
+        Here a release is a refund of the whole, uncaptured charge. For a captured charge it would
+        give earned money back, so the charge is read first and refunded only while it is reserved.
         """
 
         def release() -> Outcome:
@@ -107,7 +107,7 @@ class StripeChargesProvider:
                 return now
             form = {
                 "charge": str(charge.provider_ref),
-                # All of it: refused where a part was captured since we looked.
+                # The whole amount: Stripe refuses it when a part was captured after our read.
                 "amount": stripe_form.amount(charge.amount_minor, charge.currency),
                 **metadata_form(charge),
             }
@@ -125,21 +125,21 @@ class StripeChargesProvider:
         return self._refunds.refund(refund, deadline)
 
     def look_up_refund(self, refund: Refund, deadline: Deadline) -> Outcome:
-        """What became of the refund. Moves nothing. `not_executed` when the books lack it."""
+        """Find the state of the refund; moves no money. `not_executed` when the books lack it."""
         return self._refunds.look_up(refund, deadline)
 
     def list_since(self, since: datetime, deadline: Deadline) -> Iterator[ProviderCharge]:
-        """All charges made since but those of PaymentIntents; raises ProviderUnavailable."""
+        """All charges made since, without those of PaymentIntents; raises ProviderUnavailable."""
         return self._books.list_since(since, deadline)
 
-    # --- What came later ------------------------------------------------------------------------
+    # --- Records about existing charges ---------------------------------------------------------
 
     def page(self, feed: Feed, part: Slice, deadline: Deadline) -> Page:
         """One page of a list, for the sweep; raises ProviderUnavailable, FeedMissing."""
         return self._later.page(feed, part, deadline)
 
     def refunds_of(self, charge_ref: str, deadline: Deadline) -> list[ProviderRefund]:
-        """All refunds of a charge, whoever made them; raises ProviderUnavailable."""
+        """All refunds of a charge, made by us or by others; raises ProviderUnavailable."""
         return self._later.refunds_of(charge_ref, deadline)
 
     def disputes_of(self, charge_ref: str, deadline: Deadline) -> list[ProviderDispute]:
@@ -152,7 +152,7 @@ class StripeChargesProvider:
 
 
 def _creation(charge: Charge) -> dict[str, str]:
-    """The form of a new charge: for one charge always the same, as its key demands."""
+    """The form of a new charge: always the same for one charge, because its key requires it."""
     form = {
         "amount": stripe_form.amount(charge.amount_minor, charge.currency),
         "currency": charge.currency,

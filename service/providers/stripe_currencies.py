@@ -1,4 +1,4 @@
-"""Stripe's currencies: their minor units, and the least and most that it charges.
+"""Stripe's currencies: their minor units, and the smallest and largest charge.
 
 Source: https://docs.stripe.com/currencies ("Supported presentment currencies", "Zero-decimal
 currencies", "Special cases", "Minimum and maximum charge amounts"), as published in July 2026; the
@@ -6,9 +6,9 @@ rule for three-decimal currencies as published until 2023, since when the page o
 are supported; the maximum of eight digits from
 https://docs.stripe.com/api/payment_intents/create (`amount`), its exceptions from the page above.
 
-Two things that the table cannot know. Stripe's minimum is that of the account's settlement
-currency, after conversion; here stands the one of the charge's own currency. And which of the
-currencies an account may use depends on its country: Stripe refuses the others itself.
+The table has two limits. Stripe's minimum is that of the account's settlement currency, after
+conversion; the table has the minimum of the charge's own currency. The currencies that an account
+may use depend on its country: Stripe refuses the others itself.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def _codes(text: str) -> list[str]:
     return text.split()
 
 
-# In order of the alphabet; without those that ISO 4217 has withdrawn (ang, bgn, std).
+# In alphabetical order; without currencies that ISO 4217 has withdrawn (ang, bgn, std).
 _TWO_DECIMALS = _codes("""
     aed afn all amd aoa ars aud awg azn bam bbd bdt bmd bnd bob brl bsd bwp byn bzd cad cdf chf cny
     cop crc cve czk dkk dop dzd egp etb eur fjd fkp gbp gel gip gmd gtq gyd hkd hnl htg huf idr ils
@@ -29,14 +29,14 @@ _TWO_DECIMALS = _codes("""
     srd szl thb tjs top try ttd twd tzs uah usd uyu uzs wst xcd xcg yer zar zmw
 """)
 _ZERO_DECIMALS = _codes("bif clp djf gnf jpy kmf krw pyg rwf vnd vuv xaf xof xpf")
-# ISO 4217 has no decimals for these; Stripe wants two, always 00.
+# ISO 4217 has no decimals for these; Stripe requires two, always 00.
 _ZERO_DECIMALS_SAID_WITH_TWO = ("isk", "ugx")
 # ISO 4217 has two decimals for it (an ariary has five iraimbilanja); Stripe has none.
 _TWO_DECIMALS_SAID_WITH_NONE = ("mga",)
 # The last digit has to be 0.
 _THREE_DECIMALS = ("bhd", "jod", "kwd", "omr", "tnd")
 
-# In minor units of ISO 4217, as all numbers below.
+# In minor units of ISO 4217, like all numbers below.
 _LEAST = {
     **dict.fromkeys(_codes("usd ars aud brl cad chf cop eur idr ils inr jpy krw"), 50),
     **dict.fromkeys(_codes("nzd php rub sgd zar"), 50),

@@ -1,7 +1,7 @@
-"""The forms that go to Stripe: a caller's text stays a value and never becomes syntax. Pure.
+"""Validates the forms for Stripe: a caller's text stays a value and never becomes syntax. Pure.
 
-The doors refuse what cannot be carried before anything is stored. This is the second look, at the
-last place before the wire, for what was stored earlier or came by another way.
+The HTTP interfaces refuse unsendable text before a payment is stored. This is the second check,
+directly before the request, for payments stored earlier or by another path.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _PATH = re.compile(r"/v1/[a-z_]+(/[A-Za-z0-9_]{1,100}(/[a-z_]+)?)?")
 
 
 class Unsendable(ValueError):
-    """The request cannot be said in Stripe's form; nothing was sent. The text holds no value."""
+    """Stripe's form cannot express the request; nothing was sent. The text contains no value."""
 
 
 def amount(amount_minor: int, currency: str) -> str:
@@ -37,7 +37,7 @@ def amount(amount_minor: int, currency: str) -> str:
 
 
 def check(path: str, form: Mapping[str, str]) -> None:
-    """Raise Unsendable for a path or form that could mean anything else than was meant."""
+    """Raise Unsendable for a path or form that Stripe could read in another way."""
     if not _PATH.fullmatch(path):
         raise Unsendable("an id that would leave its place in the address")
     entries = 0

@@ -1,4 +1,4 @@
-"""What Stripe's answers about PaymentIntents mean. Pure."""
+"""Translates Stripe's answers about PaymentIntents into Outcomes. Pure."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from service.providers.transport import Answer
 
 
 def of_answer(answer: Answer, charge: Charge, *, is_first: bool = False) -> Outcome:
-    """What an answer about our charge means, of any status; `is_first` as for `answers.of_error`."""
+    """The outcome of an answer of any status about our charge; `is_first` as in `answers.of_error`."""
     if answer.status == 200:
         return of_intent(answers.parse(answer), charge)
     outcome = answers.of_error(answer, provider_ref=charge.provider_ref, is_first=is_first)
@@ -27,7 +27,7 @@ def of_answer(answer: Answer, charge: Charge, *, is_first: bool = False) -> Outc
 
 
 def of_intent(intent: Object, charge: Charge) -> Outcome:
-    """What became of our charge, after comparing that it is ours."""
+    """The outcome of our charge, after a check that the object is ours."""
     difference = answers.difference(intent, charge, kind="payment_intent")
     if difference is not None:
         return mismatch(difference, provider_ref=charge.provider_ref)
@@ -35,18 +35,18 @@ def of_intent(intent: Object, charge: Charge) -> Outcome:
 
 
 def of_prepared(intent: Object, charge: Charge) -> Outcome:
-    """As `of_intent`, when nothing was to move yet: a success at this point is a lie."""
+    """Like `of_intent`, before any money may move: a success at this point is a mismatch."""
     difference = answers.difference(intent, charge, kind="payment_intent")
     if difference is not None:
         return mismatch(difference)
     if intent.get("status") == "requires_confirmation":
         return Outcome(OutcomeKind.PENDING, Stage.ANSWERED, provider_ref=intent["id"])
-    # With its reference: it is looked up from now on, and no other is made.
+    # Keep its reference: look-ups use it from now on, and no other intent is made.
     return mismatch(f"prepared, but {word(intent.get('status'))}", provider_ref=intent["id"])
 
 
 def of_captured(intent: Object, charge: Charge, amount_minor: int) -> Outcome:
-    """As `of_intent`, after a capture of `amount_minor`: another amount taken is a mismatch."""
+    """Like `of_intent`, after a capture of `amount_minor`: another captured amount is a mismatch."""
     outcome = of_intent({"amount_received": amount_minor, **intent}, charge)
     if outcome.kind is OutcomeKind.SUCCEEDED and outcome.amount_received != amount_minor:
         return mismatch("amount_received differs", provider_ref=charge.provider_ref)
@@ -54,7 +54,7 @@ def of_captured(intent: Object, charge: Charge, amount_minor: int) -> Outcome:
 
 
 def of_listed(intent: Object) -> ProviderCharge:
-    """A PaymentIntent as the provider's books show it; raises Garbage."""
+    """A PaymentIntent in the provider's books; raises Garbage."""
     return answers.listed(intent, _by_status)
 
 
@@ -68,7 +68,7 @@ def _by_status(intent: Object) -> Outcome:
 def _succeeded(intent: Object) -> Outcome:
     received = intent.get("amount_received")
     if received is None and intent.get("capture_method") != "manual":
-        received = intent["amount"]  # Nothing but the whole can have been taken.
+        received = intent["amount"]  # Only the whole amount can have been captured.
     if received is None or not answers.is_part(received, intent["amount"]):
         return mismatch("amount_received is not within the amount")
     return Outcome(OutcomeKind.SUCCEEDED, Stage.ANSWERED, amount_received=received)
@@ -84,7 +84,7 @@ def _reserved(intent: Object) -> Outcome:
 def _waiting_for_method(intent: Object) -> Outcome:
     error = intent.get("last_payment_error")
     if not isinstance(error, dict):
-        # We always give a method along: this is a state that ours cannot be in.
+        # Our intents always have a method: they cannot be in this state.
         return mismatch("no payment method, and none was refused")
     return Outcome(OutcomeKind.DECLINED, Stage.ANSWERED, decline=answers.decline(error))
 
@@ -106,7 +106,7 @@ _STATUSES: Mapping[str, Callable[[Object], Outcome]] = {
     "requires_payment_method": _waiting_for_method,
     "requires_action": _waiting_for_payer,
     "processing": lambda _: Outcome(OutcomeKind.PENDING, Stage.ANSWERED),
-    # Never confirmed, as the provider itself says: proof that nothing moved by then.
+    # The provider itself says that it was never confirmed: proof that no money moved until now.
     "requires_confirmation": lambda _: Outcome(OutcomeKind.NOT_EXECUTED, Stage.ANSWERED),
     "canceled": lambda _: Outcome(OutcomeKind.NOT_EXECUTED, Stage.ANSWERED, error="canceled"),
 }

@@ -1,7 +1,7 @@
-"""What Stripe says, made fit for our tables, logs and answers: the one place where it comes in. Pure.
+"""Parses Stripe's JSON and cleans it for our tables, logs and answers, in this one place. Pure.
 
-Amounts become those of ISO 4217. Text loses what PostgreSQL cannot store and what forges lines of a
-log. Numbers that no column holds become null, which no comparison takes for an amount.
+Amounts become ISO 4217 minor units. Text loses characters that PostgreSQL cannot store and those
+that forge lines of a log. Numbers too large for a column become null, which equals no amount.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from typing import Any
 
 from service.providers.stripe_currencies import STRIPE_AMOUNTS
 
-# Stripe's objects nest about eight levels; what lies deeper is nothing that we read or show.
+# Stripe's objects nest about eight levels; we neither read nor show deeper ones.
 DEPTH_MAX = 32
-# A bigint's digits, less one.
+# One digit less than a bigint has.
 _DIGITS_MAX = 18
 # A next_action with a QR code as a data URL has about ten thousand characters.
 NEXT_ACTION_CHARACTERS_MAX = 32_768
 
-# Controls (NUL among them), and halves of characters; whole pairs were joined by the parser.
+# Control characters (with NUL) and lone surrogates; the parser has joined whole pairs.
 _UNFIT = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 _CLIENT_SECRET = re.compile(r"[A-Za-z0-9_]{1,128}_secret_[A-Za-z0-9_]{1,128}")
-# Whole words, looked into after: to look for what surrounds `_secret_` would be quadratic.
+# Match whole words first, then search inside: a pattern around `_secret_` would be quadratic.
 _GIVEN_OR_WORD = re.compile(r"(?<=client_secret=)(?P<given>[^&#\s]+)|\w+")
 HIDDEN = "hidden"
 _AMOUNTS = frozenset(
@@ -36,7 +36,7 @@ _AMOUNTS = frozenset(
 
 
 def read(body: bytes) -> Any:
-    """The JSON of an answer, cleaned; raises ValueError or RecursionError for what is none."""
+    """The cleaned JSON of an answer; raises ValueError or RecursionError for other text."""
     found = json.loads(
         body, parse_int=_integer, parse_float=_fraction, parse_constant=lambda _: None
     )
@@ -44,12 +44,12 @@ def read(body: bytes) -> Any:
 
 
 def clean_text(text: str) -> str:
-    """The text without what cannot be stored or would forge a line."""
+    """The text without characters that cannot be stored or would forge a line."""
     return _UNFIT.sub("\ufffd", text)
 
 
 def next_action(found: Any) -> Mapping[str, Any]:
-    """What the payer has to do, small enough to be stored and listed; at least its type."""
+    """The payer's next action, small enough to be stored and listed; at least its type."""
     if not isinstance(found, dict):
         return {"type": "unknown"}
     if len(json.dumps(found)) <= NEXT_ACTION_CHARACTERS_MAX:
@@ -59,12 +59,12 @@ def next_action(found: Any) -> Mapping[str, Any]:
 
 
 def client_secret(found: Any) -> str | None:
-    """An intent's client_secret where it looks like one."""
+    """An intent's client_secret, if it has the form of one."""
     return found if isinstance(found, str) and _CLIENT_SECRET.fullmatch(found) else None
 
 
 def without_secrets(found: Any) -> Any:
-    """A next_action as everybody may see it: the provider's addresses hold the client_secret."""
+    """A next_action without secrets: the provider's URLs contain the client_secret."""
     if isinstance(found, str):
         return _GIVEN_OR_WORD.sub(_hide_secret, found)
     if isinstance(found, list):
@@ -83,7 +83,7 @@ def _hide_secret(match: re.Match[str]) -> str:
 
 
 def _integer(digits: str) -> int | None:
-    # Before int(): thousands of digits are a quadratic conversion.
+    # Check before int(): the conversion of thousands of digits is quadratic.
     return int(digits) if len(digits) <= _DIGITS_MAX else None
 
 
@@ -106,7 +106,7 @@ def _cleaned(found: Any, depth: int) -> Any:
 
 
 def _in_iso_4217(found: dict[str, Any]) -> dict[str, Any]:
-    """An object that has a currency, with its amounts in our minor units."""
+    """An object with a currency, with its amounts in ISO 4217 minor units."""
     currency = found.get("currency")
     if isinstance(currency, str):
         for name in _AMOUNTS & found.keys():

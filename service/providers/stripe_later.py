@@ -1,4 +1,4 @@
-"""What Stripe tells of charges after they were made: pages of lists, refunds, disputes, events."""
+"""Stripe's records about existing charges: pages of lists, refunds, disputes, events."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ REFUNDS = "/v1/refunds"
 DISPUTES = "/v1/disputes"
 EVENTS = "/v1/events"
 
-# At most 20, as Stripe takes; each can be about a payment that has come to rest.
+# At most 20, Stripe's limit; each can be about a payment with a final status.
 EVENT_TYPES = (
     *("payment_intent.succeeded", "payment_intent.amount_capturable_updated"),
     *("payment_intent.canceled", "charge.captured", "charge.expired"),
@@ -57,7 +57,7 @@ _REFUND_KINDS = {
 
 
 class StripeLater:
-    """The lists of one account, for charges below `path` that `charge_field` names elsewhere."""
+    """The lists of one account: charges below `path`, named by `charge_field` in other objects."""
 
     def __init__(
         self,
@@ -102,7 +102,7 @@ class StripeLater:
         return [self._dispute(one) for one in self._of_charge(DISPUTES, charge_ref, deadline)]
 
     def identify(self, charge_ref: str, deadline: Deadline) -> ProviderCharge | None:
-        """The charge behind a reference that an event gave; None: there is none of this shape."""
+        """The charge behind an event's reference; None: no charge of this kind exists."""
         if not answers.is_reference(charge_ref):
             return None
         with _read():
@@ -121,13 +121,13 @@ class StripeLater:
                 found.append(one)
                 if len(found) > _MOST_OF_ONE:
                     raise Garbage("more refunds or disputes than one charge can have")
-            # A provider that does not know the filter lists everybody's.
+            # A provider that ignores the filter lists the objects of all charges.
             return [one for one in found if one.get(self._charge_field) == charge_ref]
 
     def _fetch(
         self, path: str, query: list[tuple[str, str]], size: int, deadline: Deadline
     ) -> tuple[Object, int]:
-        """The page, and the size in which the provider could send it."""
+        """The page, and the size that the provider could send."""
         for limit in (size, *(smaller for smaller in PAGE_SIZES if smaller < size)):
             address = f"{path}?{urlencode([('limit', str(limit)), *query])}"
             try:
@@ -183,7 +183,7 @@ class StripeLater:
         )
 
     def _event(self, found: Object) -> ProviderEvent | None:
-        """None: an event about nothing that we could look up."""
+        """The event; None: it is about an object that we cannot look up."""
         data = found.get("data")
         about = data.get("object") if isinstance(data, dict) else None
         event_id, event_type = found.get("id"), found.get("type")
@@ -202,10 +202,10 @@ class StripeLater:
 
 
 def _readable(feed: Feed, of_item: Callable[[Object], Item | None], found: Object) -> Item | None:
-    """The item; None where it is not to be read and not of our making.
+    """The item; None where it is unreadable and not made by us.
 
-    One odd object of another program must not hold up the list for ever. One of ours must: its
-    money would pass for compared.
+    One odd object of another program must not block the list without end. An object of ours must
+    block it: otherwise its money would count as compared.
     """
     try:
         return of_item(found)
@@ -213,7 +213,7 @@ def _readable(feed: Feed, of_item: Callable[[Object], Item | None], found: Objec
         if "payment_id" in _metadata(found):
             raise
         if feed is not Feed.CHARGES:
-            # What is made by hand bears no mark of ours and may be about our charges: people look.
+            # An object made by hand has no metadata of ours and may be about our charges: page a person.
             metrics.rows_parked_total.inc()
         log.error(
             "sweep.item_unreadable",
@@ -227,7 +227,7 @@ def _readable(feed: Feed, of_item: Callable[[Object], Item | None], found: Objec
 
 
 def _items_of(page: Object, after: str | None) -> tuple[list[Object], str | None]:
-    """The objects of a page, and where the list is read on."""
+    """The objects of a page, and the item after which the next page begins."""
     items = page.get("data")
     if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
         raise Garbage("a list without its items")
@@ -247,12 +247,12 @@ def _metadata(found: Object) -> Mapping[str, str]:
 
 
 def _digest(found: str | None) -> str | None:
-    # By hand anything can be written there.
+    # A person can write any text into the metadata.
     return found if found is not None and re.fullmatch(r"[0-9a-f]{64}", found) else None
 
 
 def _reference(found: Any) -> str | None:
-    # Expanded, an object stands where its id did.
+    # An expanded field contains the object instead of its id.
     named = found.get("id") if isinstance(found, dict) else found
     return named if answers.is_reference(named) else None
 
@@ -269,7 +269,7 @@ def _moment(found: Object) -> datetime:
 
 @contextmanager
 def _read() -> Iterator[None]:
-    """Turn what the transport and the readings raise into ProviderUnavailable."""
+    """Translate errors of the transport and of the parsing into ProviderUnavailable."""
     try:
         yield
     except (TransportError, Garbage) as error:

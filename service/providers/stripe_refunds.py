@@ -1,4 +1,4 @@
-"""Refunds at Stripe: the same for both shapes of charge, but for the field that names the charge."""
+"""Refunds at Stripe: equal for both kinds of charge, except for the field that names the charge."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ REFUND_REASONS = frozenset({"duplicate", "fraudulent", "requested_by_customer"})
 
 
 class StripeRefunds:
-    """Refunds of the charges that `charge_field` names. For many threads."""
+    """Refunds of the charges that `charge_field` names. Thread-safe."""
 
     def __init__(
         self, api: StripeApi, *, charge_field: Literal["payment_intent", "charge"]
@@ -25,11 +25,11 @@ class StripeRefunds:
         self._charge_field = charge_field
 
     def refund(self, refund: Refund, deadline: Deadline) -> Outcome:
-        """Give money back, unless the books show it already.
+        """Give money back, unless the books already show the refund.
 
-        The books are read first: a row that was lost with its commit is sent by nobody's memory,
-        and a provider that ignores keys would give the money back twice. A refusal is believed
-        only when the books do not show the refund.
+        The books are read first: when a row was lost with its commit, no record of the first call
+        is left, and a provider that ignores keys would give the money back twice. A refusal is
+        believed only when the books do not show the refund.
         """
 
         def give_back() -> Outcome:
@@ -46,15 +46,15 @@ class StripeRefunds:
             is_used = outcome.error == "key_used"
             if outcome.kind is not OutcomeKind.DECLINED and not is_used:
                 return outcome
-            # "Already refunded", or a key that was used: maybe by our own refund, of a call whose
-            # answer was lost.
+            # "Already refunded" or a used key: perhaps by our own refund, in a call without an
+            # answer.
             known = self._find(refund, "refund", deadline)
             return outcome if known is None else known
 
         return self._api.outcome("refund", give_back)
 
     def look_up(self, refund: Refund, deadline: Deadline) -> Outcome:
-        """What became of the refund. Moves nothing. `not_executed` when the books lack it."""
+        """Find the state of the refund; moves no money. `not_executed` when the books lack it."""
 
         def find() -> Outcome:
             known = self._find(refund, "look_up", deadline)
@@ -63,7 +63,7 @@ class StripeRefunds:
         return self._api.look_up(find)
 
     def _known_before(self, refund: Refund, deadline: Deadline) -> Outcome | None:
-        """What the books say before anything is sent; books that cannot be read forbid sending."""
+        """The books' entry before a call is sent; unreadable books forbid sending."""
         try:
             return self._find(refund, "refund", deadline)
         except TransportError as failure:
@@ -110,7 +110,7 @@ def _unsent(error: str, detail: str | None) -> Outcome:
 
 
 def _of_another(found: answers.Object) -> Outcome:
-    """The client's key gave back another amount before: this refund was not sent."""
+    """The client's key refunded another amount before: this refund was not sent."""
     return Outcome(
         OutcomeKind.NOT_EXECUTED,
         Stage.ANSWERED,

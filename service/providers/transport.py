@@ -1,4 +1,4 @@
-"""One HTTP exchange with a provider: by its deadline there is a whole answer, or a clear doubt."""
+"""One HTTP exchange with a provider: by its deadline it has a whole answer, or a named doubt."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ from service.providers.resolver import Resolver
 from service.resilience.deadline import Deadline
 from service.resilience.watchdog import Watchdog
 
-# Far over any honest answer (a page of 100 charges is about 150 KiB), far under what hurts.
+# Larger than any honest answer (a page of 100 charges is about 150 KiB), small enough for memory.
 ANSWER_BYTES_MAX = 256 * 1024
 PIECE_BYTES = 64 * 1024
 
-# The connection was lost or never had, for another reason than a provider that is slow to answer.
+# The connection was lost or never opened, for another reason than a slow provider.
 LOST_KINDS = frozenset({"refused", "dns", "connect_timeout", "tls", "reset", "truncated"})
 
 
 class TransportError(Exception):
-    """The exchange brought no whole answer. `kind` is a word of `Outcome.error`."""
+    """The exchange ended without a whole answer. `kind` is a word of `Outcome.error`."""
 
     def __init__(self, kind: str, detail: str) -> None:
         super().__init__(f"{kind}: {detail}")
@@ -54,16 +54,16 @@ class NotSent(TransportError):
 
 
 class SentUnknown(TransportError):
-    """The provider may have acted on the request: nothing is known."""
+    """The provider may have acted on the request; its answer is missing."""
 
 
 class ConnectionError(Exception):
-    """The incident's own error: the real ones differ by shape, this one people search for."""
+    """The incident's own error name, which people search for; the real errors have many classes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A whole answer of the provider, of any status. Header names are found in any case."""
+    """A whole answer of the provider, with any status. Header names are case-insensitive."""
 
     status: int
     body: bytes
@@ -72,10 +72,10 @@ class Answer:
 
 
 class Transport:
-    """Exchanges with one provider, over a pool of kept connections. For many threads.
+    """Exchanges with one provider, over a pool of connections. Thread-safe.
 
-    Follows no redirects, keeps no cookies, ignores the environment's proxies and CA bundles, and
-    never sends a request twice. Make it after the fork.
+    It follows no redirects, keeps no cookies, ignores the environment's proxies and CA bundles, and
+    never sends a request twice. Create it after the fork.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class Transport:
         if url.scheme != "https" and proxy_url is not None:
             raise ValueError("A proxy is only used for https: without TLS it could read the money.")
         self._base_url = base_url.rstrip("/")
-        # Named, never left to the library: requests would let the environment replace it.
+        # Always given explicitly: without it, requests would let the environment replace it.
         self._ca_file = str(ca_file or DEFAULT_CA_BUNDLE_PATH)
         self._connect_timeout_s = connect_timeout_s
         self._watchdog = watchdog
@@ -116,11 +116,11 @@ class Transport:
         headers: Mapping[str, str],
         deadline: Deadline,
     ) -> Answer:
-        """Send one request and read the whole answer, whatever its status.
+        """Send one request and read the whole answer, of any status.
 
-        Ends by `deadline`, whatever the network or the provider does. Raises NotSent where
-        certainly nothing reached the provider, SentUnknown for everything else that is no whole
-        answer in time.
+        It ends by `deadline` under any fault of the network or the provider. It raises NotSent where
+        certainly no byte reached the provider, and SentUnknown for every other exchange without a
+        whole answer in time.
         """
         if deadline.expired:
             raise NotSent("deadline", "The time was spent before the request was sent")
@@ -158,7 +158,7 @@ class Transport:
     def _prepared(
         self, method: str, path: str, form: Mapping[str, str] | None, headers: Mapping[str, str]
     ) -> requests.PreparedRequest:
-        # Filled in directly: requests' own preparation costs a fifth of the whole exchange.
+        # Filled in directly: the preparation of requests costs a fifth of the whole exchange.
         request = requests.PreparedRequest()
         request.method = method
         request.url = self._base_url + path
@@ -173,8 +173,8 @@ class Transport:
         return request
 
     def _read_timeout(self, path: str, error: Exception, deadline: Deadline) -> Exception:
-        """requests' own words for it, whoever was quicker to end the exchange: the socket's
-        timeout, the watchdog, or our look at the clock."""
+        """The ReadTimeout of requests, with the same text in each case: the socket's timeout, the
+        watchdog or our own check of the clock ended the exchange."""
         words = f"Read timed out. (read timeout={_shown_s(deadline)})"
         timed_out = requests.ReadTimeout(ReadTimeoutError(self._pool, path, words))
         if isinstance(error, requests.ReadTimeout) and str(error) == str(timed_out):
@@ -183,7 +183,7 @@ class Transport:
         return timed_out
 
     def _named(self, failure: TransportError, error: Exception) -> Exception:
-        """A lost connection under the name that people search their logs for; others as they are."""
+        """A lost connection under the name that people search their logs for; other errors unchanged."""
         if failure.kind not in LOST_KINDS:
             return error
         named = ConnectionError(f"{type(self._pool).__name__} timeout")
@@ -192,7 +192,7 @@ class Transport:
 
 
 class _OneHostAdapter(HTTPAdapter):
-    """requests' adapter on a pool of ours, whose TLS context always verifies."""
+    """The adapter of requests on our own pool: its TLS context always verifies."""
 
     pool: Any
 
@@ -203,7 +203,7 @@ class _OneHostAdapter(HTTPAdapter):
         return self.pool
 
     def build_response(self, req: Any, resp: Any) -> requests.Response:
-        """The least of a response: no cookies are kept, and the body is read with its own care."""
+        """A minimal response: no cookies are kept, and `_read` reads the body."""
         response = requests.Response()
         response.status_code = resp.status
         response.headers = resp.headers
@@ -211,11 +211,11 @@ class _OneHostAdapter(HTTPAdapter):
         return response
 
     def cert_verify(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing to set: the pool's context was made with the CA file, once for all connections."""
+        """Set nothing: the pool's context was made with the CA file, once for all connections."""
 
 
 class _Refused(ProtocolError):
-    """We do not take this answer; `kind` says why."""
+    """We do not accept this answer; `kind` is the reason."""
 
     def __init__(self, kind: str, detail: str) -> None:
         super().__init__(detail)
@@ -223,23 +223,23 @@ class _Refused(ProtocolError):
 
 
 def verifying_context(ca_file: str) -> ssl.SSLContext:
-    """A TLS context that trusts that file alone and always checks names."""
+    """A TLS context that trusts only that file and always checks names."""
     context = create_urllib3_context(cert_reqs=ssl.CERT_REQUIRED)
     context.load_verify_locations(cafile=ca_file)
     return context
 
 
 def _shown_s(deadline: Deadline) -> float:
-    """The budget as people set it ("read timeout=5"); the sockets get what is left of it."""
+    """The budget as people set it ("read timeout=5"); the sockets get the rest of it."""
     budget_s = deadline.budget_s or deadline.remaining_s()
     return int(budget_s) if budget_s == int(budget_s) else budget_s
 
 
 def _read(raw: urllib3.HTTPResponse, deadline: Deadline) -> bytes:
-    """The body, whole and within the cap and the deadline; else the connection is closed."""
+    """The whole body, within the size limit and the deadline; else the connection is closed."""
     body = bytearray()
     try:
-        # A header block that was cut off looks like one without these.
+        # A truncated header block has neither of these.
         if raw.length_remaining is None and not raw.chunked:
             raise _Refused("truncated", "The answer does not say where it ends")
         if (raw.length_remaining or 0) > ANSWER_BYTES_MAX:
@@ -261,7 +261,7 @@ def _read(raw: urllib3.HTTPResponse, deadline: Deadline) -> bytes:
 
 
 def failure_of(error: Exception, exchange: Exchange) -> TransportError:
-    """The whitelist of what was certainly not sent; all the rest is doubt."""
+    """Classify an error: a whitelist of causes is NotSent; every other cause is doubt."""
     causes = list(causes_of(error))
 
     def has(*kinds: type[BaseException]) -> bool:
@@ -280,7 +280,7 @@ def failure_of(error: Exception, exchange: Exchange) -> TransportError:
     if exchange.phase is Phase.HANDSHAKING and has(ssl.SSLCertVerificationError):
         return NotSent("tls", detail)
 
-    # A stalled handshake as well: the protocol's whitelist is shorter than what could be proven.
+    # Includes a stalled handshake: the protocol's whitelist is shorter than the provable cases.
     if exchange.cut_short or exchange.deadline.expired or has(TimeoutError):
         return SentUnknown("timeout", detail)
     if isinstance(error, _Refused):
@@ -297,7 +297,7 @@ def failure_of(error: Exception, exchange: Exchange) -> TransportError:
 
 
 def causes_of(error: BaseException) -> Iterator[BaseException]:
-    """The error and what it came from, outermost first."""
+    """The error and its chain of causes, outermost first."""
     seen: BaseException | None = error
     while seen is not None:
         yield seen

@@ -1,4 +1,4 @@
-"""Posts to addresses that strangers gave us: checked, resolved once, and never led on elsewhere."""
+"""Posts to addresses that merchants gave us: checked, resolved once, without redirects."""
 
 from __future__ import annotations
 
@@ -27,38 +27,38 @@ from service.resilience.watchdog import Watchdog
 
 CONNECT_TIMEOUT_S = 2.0
 URL_LENGTH_MAX = 2048
-# Below 1024 live the services that a forged request could talk to: mail, SSH, directories.
+# Ports below 1024 have services that a forged request could reach: mail, SSH, directories.
 _WEB_PORT = 443
 _FIRST_FREE_PORT = 1024
 _LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
 _HOST = re.compile(rf"{_LABEL}(?:\.{_LABEL})*", re.IGNORECASE)
-# A name or an IPv4 address, or an IPv6 one in brackets, and the port: nothing beside them that the
-# library which connects could read in another way than we do here.
+# A name or an IPv4 address, or an IPv6 address in brackets, and the port. Any other text could be
+# parsed in another way by the library that connects.
 _WHERE = re.compile(r"(?:[a-z0-9.-]+|\[[0-9a-f:.]+\])(?::[0-9]*)?", re.IGNORECASE)
-# 127.1, 0177.0.0.1, 0x7f.1, 2130706433: resolvers read them as addresses, and people as nothing.
+# 127.1, 0177.0.0.1, 0x7f.1, 2130706433: resolvers read such text as addresses.
 _NUMBER = re.compile(r"(?:.*\.)?(?:0x[0-9a-f]*|[0-9]+)\.?", re.IGNORECASE)
 
 
-# Statuses with which Retry-After asks for patience (RFC 9110, section 15.6.4; RFC 6585, section 4).
+# We follow Retry-After with these statuses (RFC 9110, section 15.6.4; RFC 6585, section 4).
 _ASKS_FOR_PATIENCE = frozenset({429, 503})
-# The longest pause of the delivery schedule: a receiver cannot put its events off for ever.
+# The longest pause of the delivery schedule: a receiver cannot postpone its events without end.
 RETRY_AFTER_MAX_S = 86_400.0
 
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """A receiver's final answer, and how long it asks us to stay away."""
+    """A receiver's final answer, and the pause that it asks for."""
 
     status: int
     retry_after_s: float | None = None
 
 
 class AddressRefused(socket.gaierror):
-    """The name leads to a place that we do not call."""
+    """The name resolves to an address that we do not call."""
 
 
 class WebhookSender:
-    """One POST each, on a connection of its own. For many threads; make it after the fork."""
+    """Sends each POST on its own connection. Thread-safe; create it after the fork."""
 
     def __init__(
         self, *, watchdog: Watchdog, allow_private: bool, ca_file: Path | str | None = None
@@ -69,11 +69,11 @@ class WebhookSender:
         self._tls = verifying_context(str(ca_file or DEFAULT_CA_BUNDLE_PATH))
 
     def post(self, url: str, body: bytes, headers: dict[str, str], deadline: Deadline) -> Receipt:
-        """Send it once and return the final answer, without its body.
+        """Send the body once and return the final answer, without the answer's body.
 
-        Ends by `deadline`. The name is resolved once and the connection goes to the very address
-        that was checked; TLS and Host keep the name. A redirect is an answer like any other.
-        Raises TransportError, whose `kind` says why there was no answer.
+        It ends by `deadline`. The name is resolved once and the connection goes to the same address
+        that was checked; TLS and Host keep the name. A redirect is an answer like any other. It
+        raises TransportError; its `kind` is the reason for the missing answer.
         """
         reason = refusal_of(url, allow_private=self._allow_private)
         if reason is not None:
@@ -104,7 +104,7 @@ class WebhookSender:
                 preload_content=False,
             )
             response.close()
-            # A head that was cut off in the middle looks like a whole one.
+            # A truncated head looks like a whole one.
             if exchange.cut_short or deadline.expired:
                 raise TimeoutError("The answer came after its deadline")
         except (urllib3.exceptions.HTTPError, OSError) as error:
@@ -128,7 +128,7 @@ def _receipt_of(response: urllib3.BaseHTTPResponse) -> Receipt:
 
 
 def refusal_of(url: str, *, allow_private: bool) -> str | None:
-    """Why an address as written is never called; None: it may be, if its name resolves well."""
+    """The reason why an address is never called; None: it may be, if its name resolves well."""
     if len(url) > URL_LENGTH_MAX or not url.isascii() or not url.isprintable() or " " in url:
         return f"must be at most {URL_LENGTH_MAX} visible ASCII characters"
     try:
@@ -155,16 +155,16 @@ def refusal_of(url: str, *, allow_private: bool) -> str | None:
 
 
 class _CheckedResolver(Resolver):
-    """Gives addresses only of names that lead nowhere private."""
+    """Resolves only names without a private address."""
 
     def __init__(self, *, allow_private: bool) -> None:
         super().__init__()
         self._allow_private = allow_private
 
     def addresses(self, host: str, deadline: Deadline) -> list[str]:
-        """As Resolver's; raises AddressRefused where one of the addresses is not public."""
+        """Like Resolver's; raises AddressRefused where one of the addresses is not public."""
         found = super().addresses(host, deadline)
-        # One private address among public ones is no accident either.
+        # One private address among public ones is no accident: refuse the name.
         if not self._allow_private and not all(
             (address := address_of(text)) is not None and is_public(address) for text in found
         ):
