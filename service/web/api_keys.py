@@ -26,13 +26,17 @@ HeldScope = Literal["payments", "refunds", "read", "operator", "platform"]
 
 
 class CreateKey(BaseModel):
-    """A key to make, for the same merchant and mode as the key that asks."""
+    """A key to create, for the same merchant and mode as the calling key."""
 
     model_config = ConfigDict(strict=True, extra="forbid", hide_input_in_errors=True)
 
     scopes: Annotated[
         list[Scope],
-        Field(min_length=1, max_length=len(SCOPES), description="None that the asking key lacks."),
+        Field(
+            min_length=1,
+            max_length=len(SCOPES),
+            description="Only scopes that the calling key has.",
+        ),
     ]
     label: Annotated[str | None, Field(min_length=1, max_length=100, pattern=PLAIN)] = None
     expires_at: Moment | None = None
@@ -56,7 +60,7 @@ class KeyDocument(BaseModel):
 
 
 class KeyWithSecret(KeyDocument):
-    """The key itself is shown this once."""
+    """The key itself, which is shown only once."""
 
     key: str
 
@@ -78,7 +82,7 @@ def api_keys_blueprint(*, keys: KeyStore, authenticate: Authenticator) -> Bluepr
         caller = authenticate("operator", deadline)
         asked = validated(CreateKey, parse_object(read_body()))
         if not caller.scopes.issuperset(asked.scopes):
-            raise Forbidden("A key cannot make one that may do more than itself.")
+            raise Forbidden("A key cannot create a key with scopes that it lacks.")
         if asked.expires_at is not None and asked.expires_at <= datetime.now(UTC):
             raise ValidationFailed(
                 "Refused: expires_at.", fields=[{"field": "expires_at", "reason": "is past"}]
@@ -110,7 +114,7 @@ def api_keys_blueprint(*, keys: KeyStore, authenticate: Authenticator) -> Bluepr
         caller = authenticate("operator", deadline)
         if key_id == caller.key_id:
             # A key cannot revoke itself: a merchant that revokes the last key would be locked out.
-            raise WrongState("A key does not revoke itself: use another one.")
+            raise WrongState("A key cannot revoke itself: use another one.")
         if not (key_id.isascii() and key_id.isalnum()):
             raise NotFound("There is no such live API key.")
         # A merchant's operator must not revoke the keys of the platform's operators.
@@ -144,21 +148,21 @@ def present_key(key: ApiKey) -> dict[str, Any]:
 
 
 _CREATE = Operation(
-    summary="Make an API key",
+    summary="Create an API key",
     scope="operator",
     body=CreateKey,
-    answers={201: ("Made; the key is shown this once", KeyWithSecret)},
+    answers={201: ("Created; the key is shown only once", KeyWithSecret)},
     example={"scopes": ["payments", "read"], "label": "shop, new"},
     problems=("wrong_state",),
 )
 _LIST = Operation(
-    summary="List API keys, with when each was last used",
+    summary="List API keys, with the time of their last use",
     scope="operator",
-    answers={200: ("The newest 100, revoked ones too", KeyList)},
+    answers={200: ("The newest 100, with revoked ones", KeyList)},
 )
 _REVOKE = Operation(
     summary="Revoke an API key; it stops working within five seconds",
     scope="operator",
-    answers={204: ("Revoked, for good", None)},
+    answers={204: ("Revoked permanently", None)},
     problems=("wrong_state",),
 )

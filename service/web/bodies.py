@@ -93,7 +93,7 @@ class _Refused(ValueError):
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     parsed = dict(pairs)
     if len(parsed) != len(pairs):
-        raise _Refused("A key stands twice in one object.")
+        raise _Refused("A key appears twice in one object.")
     return parsed
 
 

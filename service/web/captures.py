@@ -32,7 +32,7 @@ def captures_blueprint(
 
     @blueprint.post("/v1/payments/<payment_id>/capture")
     @documented(
-        _operation("Take the reserved money, or a part; the rest is released", CapturePayment)
+        _operation("Capture the reserved money, or a part; the rest is released", CapturePayment)
     )
     def capture_payment(payment_id: str) -> Response:
         deadline = request_deadline()
@@ -42,7 +42,7 @@ def captures_blueprint(
         return _answer(handler, late, request, deadline)
 
     @blueprint.post("/v1/payments/<payment_id>/void")
-    @documented(_operation("Release the reserved money, or cancel what was not sent yet", None))
+    @documented(_operation("Release the reserved money, or cancel an unsent payment", None))
     def void_payment(payment_id: str) -> Response:
         deadline = request_deadline()
         caller = authenticate("payments", deadline)
@@ -85,8 +85,8 @@ def _operation(summary: str, body: type[BaseModel] | None) -> Operation:
         headers=(IDEMPOTENCY_KEY,),
         sends={200: ("Location",), 202: ("Location", "Retry-After"), 402: ("Location",)},
         answers={
-            200: ("Done; the payment as it now stands", PaymentDocument),
-            202: ("Durably accepted; we own it. The payment as it stands", PaymentDocument),
+            200: ("Done; the current state of the payment", PaymentDocument),
+            202: ("Durably accepted; we own it. The current state of the payment", PaymentDocument),
         },
         problems=MOVEMENT_PROBLEMS,
     )

@@ -103,7 +103,7 @@ def console_blueprint(
     @blueprint.get("/console/state")
     @documented(
         Operation(
-            summary="What the console shows now",
+            summary="The console's current figures",
             answers={200: ("The figures", None)},
             problems=("forbidden",),
         )
@@ -130,7 +130,7 @@ def console_blueprint(
 
     @blueprint.get("/console/operator")
     @documented(
-        Operation(summary="Whose key this is", scope="operator", answers={200: ("The key", None)})
+        Operation(summary="The calling key", scope="operator", answers={200: ("The key", None)})
     )
     def who() -> Response:
         caller = operator()
@@ -151,7 +151,7 @@ def console_blueprint(
     @blueprint.get("/console/payments/<payment_id>/timeline")
     @documented(
         Operation(
-            summary="Every step of a payment's life",
+            summary="Every step of a payment",
             scope="operator",
             answers={200: ("The steps, oldest first", Timeline)},
         )
@@ -168,9 +168,9 @@ def console_blueprint(
     @blueprint.post("/console/payments")
     @documented(
         Operation(
-            summary="Make a test payment through the front door",
+            summary="Make a test payment over the REST API",
             scope="platform",
-            answers={200: ("What was sent and what came back", None)},
+            answers={200: ("The request and its answer", None)},
             problems=("wrong_state",),
         )
     )

@@ -45,7 +45,7 @@ def glance(
     elif not is_counted:
         state, title = "not_known", "Not known whether money is safe"
         reasons.insert(
-            0, Reason("watch", "No reconciler has counted what is open.", "ReconcilerSilent")
+            0, Reason("watch", "No reconciler has counted the open payments.", "ReconcilerSilent")
         )
     elif in_doubt:
         state, title = "watch", "Money in doubt is being settled"

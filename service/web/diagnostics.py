@@ -42,10 +42,10 @@ def diagnostics_blueprint(
     @blueprint.get("/diagnostics/health")
     @documented(
         Operation(
-            summary="Each component: status, since when, last error; `?fresh=1` (platform) looks now",
+            summary="Each component: status, since when, last error; `?fresh=1` (platform) checks now",
             answers={
-                200: ("All that payments need is there; some of the rest may be degraded", None),
-                503: ("Something that payments need is not", None),
+                200: ("All components that payments need are up; others may be degraded", None),
+                503: ("A component that payments need is down", None),
             },
             media_type="application/health+json",
             problems=("forbidden",),
@@ -67,7 +67,7 @@ def diagnostics_blueprint(
     @documented(
         Operation(
             summary="Success rates, response times, errors, pool, breaker and queue: 1 m, 5 m, 1 h",
-            answers={200: ("The figures, added over the workers", None)},
+            answers={200: ("The figures of all workers together", None)},
             problems=("forbidden",),
         )
     )

@@ -21,10 +21,10 @@ def events_blueprint(*, feed: EventFeed, authenticate: Authenticator) -> Bluepri
     @blueprint.get("/v1/events")
     @documented(
         Operation(
-            summary="Read what happened, oldest first, from where you were",
+            summary="Read events, oldest first, from a position",
             scope="read",
             query=EventQuery,
-            answers={200: ("The next events; read on from `next_cursor`", EventPage)},
+            answers={200: ("The next events; continue from `next_cursor`", EventPage)},
         )
     )
     def list_events() -> Response:

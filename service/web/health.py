@@ -37,7 +37,7 @@ def health_blueprint(
     @blueprint.get("/healthz")
     @documented(
         Operation(
-            summary="This process runs", answers={200: ("It does", Health)}, media_type=_MEDIA_TYPE
+            summary="This process runs", answers={200: ("It runs", Health)}, media_type=_MEDIA_TYPE
         )
     )
     def healthz() -> Response:
@@ -47,7 +47,7 @@ def health_blueprint(
     @documented(
         Operation(
             summary="Payments can be stored here",
-            answers={200: ("They can", Health), 503: ("They cannot; `reason` says why", Health)},
+            answers={200: ("Ready", Health), 503: ("Not ready; `reason` says why", Health)},
             media_type=_MEDIA_TYPE,
         )
     )

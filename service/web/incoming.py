@@ -142,7 +142,7 @@ class Arrival:
         if limit > MAX_HEAD_BYTES:
             raise Malformed("headers_too_large", f"The headers exceed {MAX_HEAD_BYTES} bytes.")
         if not self._is_clean(limit):
-            raise Malformed("bad_request", "The request is not HTTP as we read it.")
+            raise Malformed("bad_request", "The request is not valid HTTP.")
         self._searched = len(received)
         if end < 0:
             return False
@@ -211,7 +211,7 @@ class Arrival:
         end = self._at + self._chunk_bytes
         mark = self._received[end : end + 2]
         if not b"\r\n".startswith(mark):
-            raise Malformed("bad_request", "A chunk does not end where its size says.")
+            raise Malformed("bad_request", "A chunk's end does not match its size.")
         if len(mark) < 2:
             return False
         self._body += self._received[self._at : end]

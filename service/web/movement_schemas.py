@@ -28,17 +28,17 @@ _OUTCOMES = {
 
 
 class CapturePayment(BaseModel):
-    """How much to take of what was reserved; the rest is released."""
+    """The amount to capture of the reserved money; the rest is released."""
 
     model_config = ConfigDict(strict=True, extra="forbid", hide_input_in_errors=True)
 
     amount: Annotated[
-        AmountMinor | None, Field(description="Left out: all that was authorised.")
+        AmountMinor | None, Field(description="Omitted: the whole authorised amount.")
     ] = None
 
 
 class CreateRefund(BaseModel):
-    """Money to give back."""
+    """A refund to make."""
 
     model_config = ConfigDict(strict=True, extra="forbid", hide_input_in_errors=True)
 
@@ -58,19 +58,19 @@ class CreateRefund(BaseModel):
 
 
 class RefundQuery(BaseModel):
-    """Which of a payment's refunds to list."""
+    """The page of a payment's refunds to list."""
 
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
     cursor: Annotated[
         str | None,
-        Field(pattern="^ref_[0-9a-f]{32}$", description="`next_cursor` of the page before"),
+        Field(pattern="^ref_[0-9a-f]{32}$", description="`next_cursor` of the previous page"),
     ] = None
     limit: Annotated[int, Field(ge=1, le=100)] = 20
 
 
 class EventQuery(BaseModel):
-    """Where to read on."""
+    """The position to read from."""
 
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
@@ -82,7 +82,7 @@ class EventQuery(BaseModel):
 
 
 class RefundLinks(BaseModel):
-    """Where to go from here."""
+    """Addresses of related resources."""
 
     model_config = ConfigDict(populate_by_name=True)
 
@@ -91,7 +91,7 @@ class RefundLinks(BaseModel):
 
 
 class RefundDocument(BaseModel):
-    """A refund as it stands."""
+    """The current state of a refund."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -100,7 +100,7 @@ class RefundDocument(BaseModel):
     status: RefundStatus
     outcome: Annotated[
         Literal["succeeded", "pending", "declined", "unknown"],
-        Field(description="What is known about the money; `unknown`: we are finding out."),
+        Field(description="The known state of the money; `unknown`: a look-up is in progress."),
     ]
     amount: int
     currency: str
@@ -136,7 +136,7 @@ class EventDocument(BaseModel):
 
 
 class EventPage(BaseModel):
-    """Events, oldest first. Reading on from `next_cursor` misses none; tell repeats by their ids."""
+    """Events, oldest first. Reading from `next_cursor` misses none; detect repeats by their ids."""
 
     data: list[EventDocument]
     has_more: bool

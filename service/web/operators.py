@@ -23,11 +23,13 @@ from service.web.schemas import PLAIN, PaymentDocument, present
 
 log = logging.getLogger(__name__)
 
-_UNDER_WAY = "A call about this payment is under way; read the payment, and try again in a moment."
+_UNDER_WAY = (
+    "A call about this payment is in progress; read the payment, and try again in a moment."
+)
 
 
 class Resolution(BaseModel):
-    """What a person found out, and how; kept in the payment's timeline with who said it."""
+    """An operator's finding and its evidence; stored in the payment's timeline with the operator."""
 
     model_config = ConfigDict(strict=True, extra="forbid", hide_input_in_errors=True)
 
@@ -41,7 +43,7 @@ class Resolution(BaseModel):
             min_length=10,
             max_length=2000,
             pattern=PLAIN,
-            description="Where it can be checked: the provider's page, a statement, a ticket.",
+            description="A place to verify it: the provider's page, a statement, a ticket.",
         ),
     ]
 
@@ -61,7 +63,9 @@ def operators_blueprint(
         Operation(
             summary="Ask the provider about a payment and its captures, voids and refunds now",
             scope="operator",
-            answers={202: ("The reconciler looks at once; read the payment", PaymentDocument)},
+            answers={
+                202: ("The reconciler looks it up at once; read the payment", PaymentDocument)
+            },
             sends={202: ("Location", "Retry-After")},
             problems=("wrong_state",),
         )
@@ -76,7 +80,7 @@ def operators_blueprint(
         moving = movements.look_now(payment, deadline, actor=caller.actor())
         if not is_looked_at and not moving:
             if is_settled and not movements.is_under_way(payment, deadline):
-                raise WrongState("There is nothing to find out: the payment is settled.")
+                raise WrongState("The payment is settled: no outcome is in doubt.")
             raise WrongState(_UNDER_WAY)
         answer = json_answer(present(payment, late.disputes_about(payment, deadline)), 202)
         answer.headers["Location"] = f"/v1/payments/{payment.id}"
@@ -86,10 +90,10 @@ def operators_blueprint(
     @blueprint.post("/v1/payments/<payment_id>/resolve")
     @documented(
         Operation(
-            summary="Say what became of a payment in doubt",
+            summary="Record the outcome of a payment in doubt",
             scope="operator",
             body=Resolution,
-            answers={200: ("The payment as it now stands, for good", PaymentDocument)},
+            answers={200: ("The payment with its final status", PaymentDocument)},
             example={"outcome": "succeeded", "evidence": "bank statement of 3 March, line 12"},
             problems=("wrong_state",),
         )

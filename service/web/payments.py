@@ -90,7 +90,7 @@ def payments_blueprint(
         caller = authenticate("payments", deadline)
         if caller.has_too_many_open:
             raise RateLimited(
-                "As many of your payments as may be open at once are; nothing was stored.",
+                "Your account has too many open payments; nothing was stored.",
                 retry_after_s=TOO_MANY_OPEN_RETRY_S,
             )
         charge = _read_charge(caller)
@@ -270,7 +270,7 @@ def _with_etag(answer: Response) -> Response:
 
 
 _CREATE = Operation(
-    summary="Make a payment, once for each idempotency key",
+    summary="Create a payment, once for each idempotency key",
     scope="payments",
     body=CreatePayment,
     example={"amount": 2599, "currency": "usd", "payment_method": "pm_card_visa"},
@@ -283,11 +283,11 @@ _CREATE = Operation(
     },
     answers={
         200: (
-            "Ended without money moving: expired before it could be sent; in a replay also "
+            "Ended without moving money: expired before it could be sent; in a replay also "
             "canceled or not_executed.",
             CreatedPayment,
         ),
-        201: ("Made, reserved, or waiting for the payer's action.", CreatedPayment),
+        201: ("Charged, reserved, or waiting for the payer's action.", CreatedPayment),
         202: ("Durably accepted; we own it: queued, processing or unknown.", CreatedPayment),
     },
     problems=(
@@ -307,12 +307,12 @@ _GET = Operation(
     headers=(PREFER_WAIT, IF_NONE_MATCH),
     sends={200: ("ETag",), 304: ("ETag",)},
     answers={
-        200: ("The payment as it stands, with its ETag", PaymentDocument),
-        304: ("It is as it was.", None),
+        200: ("The current state of the payment, with its ETag", PaymentDocument),
+        304: ("Unchanged.", None),
     },
 )
 _TIMELINE = Operation(
-    summary="Every step of a payment's life",
+    summary="Every step of a payment",
     scope="read",
     answers={200: ("The steps, oldest first", Timeline)},
 )

@@ -24,38 +24,38 @@ MEDIA_TYPE = "application/problem+json"
 
 # code -> (status, title). 5xx, 429 and 409 in flight mean: not accepted, the same key again is safe.
 CODES: Mapping[str, tuple[int, str]] = {
-    "invalid_json": (400, "The body is not the JSON we read"),
+    "invalid_json": (400, "The body is not valid JSON"),
     "idempotency_key_missing": (400, "An Idempotency-Key header is needed"),
     "signature_invalid": (400, "The signature does not match"),
-    "header_repeated": (400, "A header that must stand once is repeated"),
+    "header_repeated": (400, "A single-value header is repeated"),
     "bad_request": (400, "The request cannot be read"),
     "unauthenticated": (401, "An API key is needed"),
     "card_declined": (402, "The card was declined"),
-    "request_refused": (402, "The provider refused the request, and asked no bank"),
+    "request_refused": (402, "The provider refused the request without asking a bank"),
     "forbidden": (403, "The API key does not allow this"),
     "not_found": (404, "Not found"),
     "method_not_allowed": (405, "Method not allowed"),
     "request_timeout": (408, "The request did not arrive in time"),
-    "idempotency_key_in_flight": (409, "The first call with this key is being served"),
+    "idempotency_key_in_flight": (409, "The first call with this key is in progress"),
     "wrong_state": (409, "The payment's status does not allow this"),
-    "preflight_refused": (409, "The rehearsal may not begin now"),
+    "preflight_refused": (409, "The drill cannot start now"),
     "body_too_large": (413, "The body is too large"),
     "uri_too_long": (414, "The address is too long"),
     "expectation_failed": (417, "The expectation cannot be met"),
     "validation_failed": (422, "A field is wrong"),
-    "amount_not_representable": (422, "The provider cannot take this amount"),
-    "card_data_refused": (422, "Card numbers are not taken here"),
+    "amount_not_representable": (422, "The provider cannot charge this amount"),
+    "card_data_refused": (422, "Card numbers are not accepted"),
     "idempotency_key_reused": (422, "The key was used with another request"),
     "rate_limited": (429, "Too many requests with this key"),
     "headers_too_large": (431, "The headers are too large"),
     "internal_error": (500, "Internal error"),
     "not_implemented": (501, "The transfer coding is not understood"),
-    "db_pool_exhausted": (503, "No database connection came free in time"),
+    "db_pool_exhausted": (503, "No database connection was free in time"),
     "database_unavailable": (503, "The database does not answer"),
     "provider_unavailable": (503, "The payment provider is down"),
-    "bulkhead_full": (503, "As many payments as may wait for the provider already do"),
-    "deadline_exceeded": (503, "There was no time left to serve this"),
-    "acceptance_unknown": (503, "Whether it was accepted is not known"),
+    "bulkhead_full": (503, "Too many payments are waiting for the provider"),
+    "deadline_exceeded": (503, "The deadline passed"),
+    "acceptance_unknown": (503, "Unknown whether it was accepted"),
 }
 _HTTP_CODES = {
     400: "bad_request",
@@ -175,7 +175,7 @@ def _from_http(error: HTTPException) -> Response:
 def _from_parser(_error: Exception) -> Response:
     # Our worker frames each body before a thread gets it; other workers detect errors while reading.
     status, body = problem_document(
-        "bad_request", "The body is not framed as HTTP says.", request_id=request_id()
+        "bad_request", "The body's framing is not valid HTTP.", request_id=request_id()
     )
     return Response(body, status, content_type=MEDIA_TYPE, headers={"Connection": "close"})
 
@@ -186,7 +186,7 @@ def _from_bug(error: Exception) -> Response:
     log.error("request.failed", exc_info=error)
     status, body = problem_document(
         "internal_error",
-        "Something went wrong on our side; the same idempotency key is safe.",
+        "An internal error occurred; the same idempotency key is safe.",
         request_id=request_id(),
         stage="not_sent" if request.method in ("GET", "HEAD") else "sent_unknown",
     )

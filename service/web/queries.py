@@ -18,7 +18,7 @@ def read_query(model: type[Model]) -> Model:
     given = request.args.to_dict(flat=False)
     if any(len(values) > 1 for values in given.values()):
         raise ValidationFailed(
-            "A query parameter stands twice.",
+            "A query parameter appears twice.",
             fields=[{"field": "(query)", "reason": "stands twice"}],
         )
     values = {name: texts[0] for name, texts in given.items()}

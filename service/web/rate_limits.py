@@ -60,7 +60,7 @@ class Strangers:
         if not allowance.is_granted:
             request.environ[_ALLOWANCE] = allowance
             raise RateLimited(
-                "Too many API keys that are not known here came from this address.",
+                "Too many unknown API keys came from this address.",
                 retry_after_s=allowance.retry_after_s,
             )
 

@@ -121,7 +121,7 @@ def _no_such_refund() -> NotFound:
 
 
 _CREATE = Operation(
-    summary="Give money back, all or a part, once for each idempotency key",
+    summary="Refund all or a part, once for each idempotency key",
     scope="refunds",
     body=CreateRefund,
     example={"amount": 500, "reason": "requested_by_customer"},
@@ -145,5 +145,5 @@ _LIST = Operation(
 _GET = Operation(
     summary="Read a refund",
     scope="read",
-    answers={200: ("The refund as it stands", RefundDocument)},
+    answers={200: ("The current state of the refund", RefundDocument)},
 )

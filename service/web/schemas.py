@@ -74,7 +74,7 @@ def _known_currency(code: str) -> str:
 
 
 def _moment(value: object) -> datetime:
-    """RFC 3339, with its zone: a time without one would be a guess about money."""
+    """RFC 3339 with a time zone: a time without one would be ambiguous."""
     if not isinstance(value, str):
         raise ValueError("must be a time as text, like 2026-01-31T12:00:00Z")
     try:
@@ -110,9 +110,9 @@ AmountMinor = Annotated[
         ge=1,
         le=MAX_AMOUNT_MINOR,
         description=(
-            "Integer, in the minor units of ISO 4217: 2599 is 25.99 USD, or 2599 JPY. What the"
-            " payment provider cannot take (less than its minimum, more than its maximum, or"
-            " 5.124 KWD, whose last digit has to be 0) is 422 `amount_not_representable`."
+            "Integer, in the minor units of ISO 4217: 2599 is 25.99 USD, or 2599 JPY. An amount"
+            " that the payment provider cannot charge (below its minimum, above its maximum, or"
+            " 5.124 KWD: its last digit must be 0) is 422 `amount_not_representable`."
         ),
         examples=[2599],
     ),
@@ -170,7 +170,7 @@ _Metadata = Annotated[
 
 
 class CreatePayment(BaseModel):
-    """A payment to make."""
+    """A payment to create."""
 
     model_config = ConfigDict(strict=True, extra="forbid", hide_input_in_errors=True)
 
@@ -183,26 +183,28 @@ class CreatePayment(BaseModel):
             min_length=1,
             max_length=255,
             pattern=PLAIN,
-            description="Yours; found again in the list.",
+            description="Your own reference; the list can be filtered by it.",
         ),
     ] = None
     capture_method: Annotated[
         Literal["automatic", "manual"],
-        Field(description="`manual` only reserves the money, until it is captured or voided."),
+        Field(description="`manual` only reserves the money until a capture or a void."),
     ] = "automatic"
     customer: _Token | None = None
     metadata: _Metadata = Field(default_factory=dict)
     on_outage: Annotated[
         Literal["queue", "reject"],
-        Field(description="While the provider is down: keep it and send it later, or refuse."),
+        Field(
+            description="While the provider is down: store the payment and send it later, or refuse it."
+        ),
     ] = "queue"
     expires_at: Annotated[
-        Moment | None, Field(description="A queued payment is given up then, unsent.")
+        Moment | None, Field(description="A payment still queued at this time expires unsent.")
     ] = None
 
 
 class PaymentQuery(BaseModel):
-    """Which payments to list."""
+    """The filter and the page of the payments to list."""
 
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
@@ -212,7 +214,7 @@ class PaymentQuery(BaseModel):
     cursor: Annotated[
         str | None,
         Field(
-            pattern=r"^[0-9]{1,17}-[0-9a-f]{32}$", description="`next_cursor` of the page before"
+            pattern=r"^[0-9]{1,17}-[0-9a-f]{32}$", description="`next_cursor` of the previous page"
         ),
     ] = None
     limit: Annotated[int, Field(ge=1, le=100)] = 20
@@ -226,16 +228,16 @@ class PaymentQuery(BaseModel):
 
 
 class Decline(BaseModel):
-    """Why the provider refused; `code` is the provider's own."""
+    """The provider's reason for a refusal; `code` is the provider's own."""
 
     code: str
     message: str
     type: Annotated[
         Literal["card", "request"] | None,
-        Field(description="`request`: the request itself was refused, and no bank was asked."),
+        Field(description="`request`: the provider refused the request itself and asked no bank."),
     ] = None
     field: Annotated[
-        str | None, Field(description="Your field that the provider objects to, where it is one.")
+        str | None, Field(description="Your field that the provider refused, if it named one.")
     ] = None
 
 
@@ -250,7 +252,7 @@ class Attempt(BaseModel):
 
 
 class Links(BaseModel):
-    """Where to go from here."""
+    """Addresses of related resources."""
 
     model_config = ConfigDict(populate_by_name=True)
 
@@ -259,7 +261,7 @@ class Links(BaseModel):
 
 
 class DisputeDocument(BaseModel):
-    """A payer's complaint to their bank, which holds the money until it has decided."""
+    """A payer's complaint to their bank, which holds the money until its decision."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -277,7 +279,7 @@ class DisputeDocument(BaseModel):
 
 
 class PaymentDocument(BaseModel):
-    """A payment as it stands."""
+    """The current state of a payment."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -286,7 +288,7 @@ class PaymentDocument(BaseModel):
     status: PaymentStatus
     outcome: Annotated[
         Literal["succeeded", "pending", "declined", "not_executed", "unknown"],
-        Field(description="What is known about the money; `unknown`: we are finding out."),
+        Field(description="The known state of the money; `unknown`: a look-up is in progress."),
     ]
     amount: int
     currency: str
@@ -294,7 +296,7 @@ class PaymentDocument(BaseModel):
     amount_refunded: int
     disputes: Annotated[
         list[DisputeDocument],
-        Field(description="Oldest first. A payment stays `succeeded` whatever becomes of them."),
+        Field(description="Oldest first. A payment stays `succeeded` after any refund."),
     ]
     payment_method: str
     capture_method: Literal["automatic", "manual"]
@@ -310,8 +312,8 @@ class PaymentDocument(BaseModel):
         dict[str, Any] | None,
         Field(
             description=(
-                "What the payer has to do. Whole only in the answer of `POST /v1/payments`;"
-                " elsewhere `hidden` stands for the secrets in it."
+                "The payer's next action. Complete only in the answer of `POST /v1/payments`;"
+                " elsewhere `hidden` replaces its secrets."
             )
         ),
     ]
@@ -323,15 +325,15 @@ class PaymentDocument(BaseModel):
 
 
 class CreatedPayment(PaymentDocument):
-    """A payment as its creator is answered, also when the same key is sent again."""
+    """A payment in the answer to its creator, also for a repeat of the same key."""
 
     client_secret: Annotated[
         str | None,
         Field(
             description=(
-                "Finishes 3-D Secure in the payer's browser: there while the payment is"
+                "Finishes 3-D Secure in the payer's browser: present while the payment is"
                 " `requires_action`, only in this answer, and never stored. Null: the provider"
-                " could not be asked; send the same key again."
+                " gave no answer; send the same key again."
             )
         ),
     ] = None
@@ -346,24 +348,28 @@ class PaymentPage(BaseModel):
 
 
 class StepDetail(BaseModel):
-    """What a step cost and came to; each is there where the step has it, beside facts of its own."""
+    """The duration and result of a step; a step has only the fields that apply to it, and may have more."""
 
     model_config = ConfigDict(extra="allow")
 
     op: Annotated[str | None, Field(description="The call: prepare, confirm, look_up ...")] = None
-    attempt: Annotated[int | None, Field(description="Which try; as `n` in `attempts`.")] = None
+    attempt: Annotated[
+        int | None, Field(description="The number of the try; `n` in `attempts`.")
+    ] = None
     stage: Literal["not_sent", "sent_unknown", "answered"] | None = None
     outcome: str | None = None
-    error: Annotated[str | None, Field(description="One word for what went wrong.")] = None
-    breaker: Annotated[str | None, Field(description="Its state when the call was made.")] = None
-    ms: Annotated[int | None, Field(description="What the provider's answer took.")] = None
+    error: Annotated[str | None, Field(description="The kind of error, in one word.")] = None
+    breaker: Annotated[
+        str | None, Field(description="The breaker's state at the time of the call.")
+    ] = None
+    ms: Annotated[int | None, Field(description="The duration of the provider's call.")] = None
     pool_wait_ms: Annotated[
         float | None, Field(description="The wait for a database connection.")
     ] = None
 
 
 class TimelineEvent(BaseModel):
-    """One step in a payment's life."""
+    """One step of a payment."""
 
     id: str
     object: Literal["event"]
@@ -374,7 +380,7 @@ class TimelineEvent(BaseModel):
 
 
 class Timeline(BaseModel):
-    """Every step of a payment's life, oldest first."""
+    """Every step of a payment, oldest first."""
 
     data: list[TimelineEvent]
 
@@ -387,7 +393,7 @@ class WrongField(BaseModel):
 
 
 class Problem(BaseModel):
-    """RFC 9457, and what a payment's caller must know: is the same key safe, how far did it get."""
+    """RFC 9457, with two facts for a payment's caller: whether the same key is safe, and the stage."""
 
     type: str
     title: str

@@ -47,14 +47,14 @@ _EventTypes = Annotated[
     Field(
         min_length=1,
         max_length=64,
-        description="Types to be told of, like `payment.succeeded`; `*`: all of them.",
+        description="Event types to deliver, like `payment.succeeded`; `*`: all of them.",
     ),
 ]
 _Description = Annotated[str, Field(max_length=255, pattern=PLAIN)]
 
 
 class CreateEndpoint(BaseModel):
-    """An address that hears of events."""
+    """A webhook endpoint to create."""
 
     model_config = ConfigDict(strict=True, extra="forbid", hide_input_in_errors=True)
 
@@ -64,7 +64,7 @@ class CreateEndpoint(BaseModel):
 
 
 class ChangeEndpoint(BaseModel):
-    """What to change; what is left out stays. `enabled` sends at once what waited."""
+    """The changes; omitted fields stay as they are. `enabled` sends the waiting events at once."""
 
     model_config = ConfigDict(strict=True, extra="forbid", hide_input_in_errors=True)
 
@@ -75,7 +75,7 @@ class ChangeEndpoint(BaseModel):
 
 
 class EndpointDocument(BaseModel):
-    """An endpoint as it stands; while it fails, since when and why."""
+    """The current state of an endpoint; while it fails, with the time and the reason."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -87,14 +87,18 @@ class EndpointDocument(BaseModel):
     status: Literal["enabled", "paused"]
     paused_reason: Annotated[
         Literal["failing", "gone", "asked"] | None,
-        Field(description="`failing`: for days; `gone`: it answered 410; `asked`: by you."),
+        Field(
+            description="`failing`: deliveries failed for days; `gone`: it answered 410; `asked`: by you."
+        ),
     ]
     failures: int
     failing_since: datetime | None
     last_error: str | None
     last_delivered_at: datetime | None
     pending: Annotated[int, Field(description="Events still to be delivered; 10000: at least.")]
-    given_up: Annotated[int, Field(description="Events tried in vain; ask for each again.")]
+    given_up: Annotated[
+        int, Field(description="Events whose deliveries all failed; request each one again.")
+    ]
     created_at: datetime
 
 
@@ -111,7 +115,7 @@ class EndpointList(BaseModel):
 
 
 class Redelivery(BaseModel):
-    """The endpoints that will be told of the event again."""
+    """The endpoints that will receive the event again."""
 
     event_id: str
     type: str
@@ -280,7 +284,7 @@ def _no_such_endpoint() -> NotFound:
 
 
 _CREATE = Operation(
-    summary="Hear of events at an address",
+    summary="Create a webhook endpoint",
     scope="operator",
     body=CreateEndpoint,
     answers={201: ("Made; the secret is shown this once", EndpointWithSecret)},
@@ -309,17 +313,17 @@ _CHANGE = Operation(
     example={"status": "paused"},
 )
 _DELETE = Operation(
-    summary="Delete a webhook endpoint, with what it was still to be told",
+    summary="Delete a webhook endpoint, with its pending deliveries",
     scope="operator",
     answers={204: ("It is gone", None)},
 )
 _ROTATE = Operation(
-    summary="Replace an endpoint's secret; for three days both sign",
+    summary="Replace an endpoint's secret; for three days both secrets sign",
     scope="operator",
     answers={200: ("The new secret, shown this once", EndpointWithSecret)},
 )
 _REDELIVER = Operation(
-    summary="Tell the endpoints of an event again",
+    summary="Deliver an event to its endpoints again",
     scope="operator",
     answers={202: ("It is sent again, with the same webhook-id", Redelivery)},
     problems=("wrong_state",),

@@ -37,7 +37,7 @@ _Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.\-]{1,255}$")]
 
 
 class EventObject(BaseModel):
-    """What an event is about; of all that providers say of it only this is read."""
+    """The object of an event; all its other fields are ignored."""
 
     id: Any = None
     payment_intent: Any = None
@@ -46,19 +46,19 @@ class EventObject(BaseModel):
 
 
 class EventData(BaseModel):
-    """Where providers put the object."""
+    """The field that contains the object."""
 
     object: EventObject | None = None
 
 
 class RelatedObject(BaseModel):
-    """Where thin events name the object."""
+    """The field in which thin events name the object."""
 
     id: Any = None
 
 
 class ProviderEvent(BaseModel):
-    """A provider's event: a hint to look, never a fact about money."""
+    """A provider's event: a hint for a look-up, never a fact about money."""
 
     id: _Name
     type: _Name

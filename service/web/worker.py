@@ -312,10 +312,10 @@ class PaymentWorker(gthread.ThreadWorker):  # type: ignore[misc]
         code = refusals.code_of(error)
         if code == "internal_error":
             log.error("request.failed", exc_info=error)
-            detail = "Something went wrong on our side; the same idempotency key is safe."
+            detail = "An internal error occurred; the same idempotency key is safe."
         else:
             log.warning("http.unreadable", extra={"code": code, "error": type(error).__name__})
-            detail = "The request is not HTTP as we read it."
+            detail = "The request is not valid HTTP."
         with contextlib.suppress(OSError):
             client.sendall(refusals.refusal(code, detail))
 

@@ -15,7 +15,7 @@ const BUTTONS = [
   { name: "Test DB Pool Exhaustion", hint: "The database stalls until no connection is free.", path: "/simulate/pool-exhaustion", icon: "M6 8c0-3 12-3 12 0s-12 3-12 0v8c0 3 12 3 12 0V8" },
   { name: "Test HTTPSConnectionPool Error", hint: "The provider cannot be reached at all.", path: "/simulate/connection-error", icon: "M12 3a9 9 0 1 0 .01 0M9 9l6 6M15 9l-6 6" },
   { name: "Check Service Health", hint: "Checks every component now.", act: checkHealth, icon: "M4 13h4l2-6 4 10 2-4h4" },
-  { name: "Process a Test Payment", hint: "1.00 USD through the front door, with your key.", act: processPayment, icon: "M4 8h16v9H4zM4 11h16" },
+  { name: "Process a Test Payment", hint: "1.00 USD over the REST API, with your key.", act: processPayment, icon: "M4 8h16v9H4zM4 11h16" },
 ];
 const buttons = [];
 

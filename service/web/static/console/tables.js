@@ -127,7 +127,7 @@ function ignoreNoAnswer(error) {
   if (!(error instanceof NoAnswer)) throw error;
 }
 
-/** Every step of a payment's life, with what it waited for. */
+/** Every step of a payment, with the time that it waited. */
 export function timeline(events) {
   if (!events) return h("p", { class: "soft" }, "Reading the timeline.");
   const first = events.length ? new Date(events[0].created_at) : 0;
