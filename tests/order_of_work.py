@@ -13,7 +13,7 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -85,15 +85,17 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return FromBothEnds(config, log)
 
 
-@pytest.fixture(autouse=True)
-def _one_measures_at_a_time(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Run one test with a time limit at a time, over all workers of the run."""
-    if request.node.get_closest_marker("measures") is None:
-        yield
-        return
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, Any, Any]:
+    """Run one test with a time limit at a time, over all workers of the run.
+
+    A wrapper around the whole test, not a fixture: the wait for the others is no part of the test's own timeout.
+    """
+    if item.get_closest_marker("measures") is None:
+        return (yield)
     with cluster_template.of_run("measuring.lock").open("w") as semaphore:
         fcntl.flock(semaphore, fcntl.LOCK_EX)
-        yield
+        return (yield)
 
 
 def file_of(nodeid: str) -> str:

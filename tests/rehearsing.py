@@ -108,6 +108,13 @@ def settle_all(house: House) -> None:
         connection.close()
 
 
+def come_to_rest(house: House) -> None:
+    """End what an earlier test began: one rehearsal runs at a time, and an old doubt refuses the next."""
+    ask(house, "DELETE", "/simulate")
+    wait_for(lambda: ask(house, "GET", "/simulate").json()["running"] is None, timeout_s=120)
+    settle_all(house)
+
+
 def ops_worker(house: House) -> int:
     """The process in which rehearsals live: the one worker of the ops plane."""
     master = house.pids["ops_plane"]

@@ -9,6 +9,8 @@ import signal
 import sys
 import textwrap
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,28 +42,40 @@ GRAFANA = """
 """
 
 
-@pytest.fixture(scope="module")
-def grafana(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with a program of Grafana's name."""
-    directory = tmp_path_factory.mktemp("grafana")
+def stand_in_grafana(directory: Path) -> Path:
+    """A program of Grafana's name in `directory`, for one tour: it leaves its environment there."""
     program = directory / "grafana-server"
     program.write_text(f"#!{sys.executable}\n{textwrap.dedent(GRAFANA)}")
     program.chmod(0o755)
     return directory
 
 
+@contextmanager
+def hurried_tour(grafana: Path) -> Iterator[Show]:
+    with show("--hurry", PATH=f"{grafana}:{os.environ['PATH']}") as tour:
+        yield tour
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A tour that has come to its end, and the environment that it gave to Grafana."""
+
+    tour: Show
+    environ: dict[str, str]
+
+
 @pytest.fixture(scope="module")
-def whole(grafana: Path) -> Iterator[Show]:
-    """A hurried tour that has come to its end."""
-    with show("--hurry", PATH=f"{grafana}:{os.environ['PATH']}") as one:
-        said = one.wait_until_said("That was all three", timeout_s=200)
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Finished]:
+    grafana = stand_in_grafana(tmp_path_factory.mktemp("grafana"))
+    with hurried_tour(grafana) as tour:
+        said = tour.wait_until_said("That was all three", timeout_s=400)
         assert "No alert paged" not in said, said
-        yield one
+        yield Finished(tour, json.loads((grafana / "environ.json").read_text()))
 
 
 @pytest.mark.slow
-def test_each_of_the_three_incidents_wakes_somebody_and_breaks_no_promise(whole: Show) -> None:
-    said = whole.said()
+def test_each_of_the_three_incidents_wakes_somebody_and_breaks_no_promise(whole: Finished) -> None:
+    said = whole.tour.said()
 
     assert said.count("broken promises about money: 0") == len(INCIDENTS)
     for incident in INCIDENTS:
@@ -70,9 +84,9 @@ def test_each_of_the_three_incidents_wakes_somebody_and_breaks_no_promise(whole:
 
 
 @pytest.mark.slow
-def test_prometheus_scrapes_the_house_under_every_rule_that_is_shipped(whole: Show) -> None:
+def test_prometheus_scrapes_the_house_under_every_rule_that_is_shipped(whole: Finished) -> None:
     def ask(what: str, **parameters: str) -> Any:
-        url = f"{whole.url('Prometheus')}/api/v1/{what}"
+        url = f"{whole.tour.url('Prometheus')}/api/v1/{what}"
         return requests.get(url, params=parameters, timeout=10).json()["data"]
 
     def up() -> list[str]:
@@ -86,9 +100,9 @@ def test_prometheus_scrapes_the_house_under_every_rule_that_is_shipped(whole: Sh
 
 
 @pytest.mark.slow
-def test_the_alerts_are_in_alertmanager(whole: Show) -> None:
+def test_the_alerts_are_in_alertmanager(whole: Finished) -> None:
     def names() -> set[str]:
-        alerts = requests.get(f"{whole.url('Alertmanager')}/api/v2/alerts", timeout=10).json()
+        alerts = requests.get(f"{whole.tour.url('Alertmanager')}/api/v2/alerts", timeout=10).json()
         return {alert["labels"]["alertname"] for alert in alerts}
 
     # It fires for as long as nobody has rehearsed; the others end soon after their incident.
@@ -96,33 +110,33 @@ def test_the_alerts_are_in_alertmanager(whole: Show) -> None:
 
 
 @pytest.mark.slow
-def test_grafana_is_given_our_dashboards_and_that_prometheus(whole: Show, grafana: Path) -> None:
-    environ = json.loads((grafana / "environ.json").read_text())
+def test_grafana_is_given_our_dashboards_and_that_prometheus(whole: Finished) -> None:
+    environ = whole.environ
 
-    assert environ["PROMETHEUS_URL"] == whole.url("Prometheus")
+    assert environ["PROMETHEUS_URL"] == whole.tour.url("Prometheus")
     assert (Path(environ["HOLDFAST_DASHBOARDS"]) / "incident.json").is_file()
     assert (Path(environ["GF_PATHS_PROVISIONING"]) / "dashboards" / "holdfast.yml").is_file()
-    assert whole.url("Grafana").endswith(f":{environ['GF_SERVER_HTTP_PORT']}")
+    assert whole.tour.url("Grafana").endswith(f":{environ['GF_SERVER_HTTP_PORT']}")
 
 
 @pytest.mark.slow
-def test_all_data_is_below_its_home(whole: Show, grafana: Path) -> None:
-    environ = json.loads((grafana / "environ.json").read_text())
+def test_all_data_is_below_its_home(whole: Finished) -> None:
+    environ = whole.environ
 
-    kept = {path.parent.name for path in (whole.home / "lookout").glob("*/data")}
+    kept = {path.parent.name for path in (whole.tour.home / "lookout").glob("*/data")}
 
     assert kept == {"prometheus", "alertmanager"}
-    assert Path(environ["GF_PATHS_DATA"]).parent == whole.home / "lookout" / "grafana"
+    assert Path(environ["GF_PATHS_DATA"]).parent == whole.tour.home / "lookout" / "grafana"
 
 
 @pytest.mark.slow
-def test_ctrl_c_stops_everything(grafana: Path) -> None:
-    with show("--hurry", PATH=f"{grafana}:{os.environ['PATH']}") as one:
-        one.wait_until_said("12 payments a second", timeout_s=120)
+def test_ctrl_c_stops_everything(tmp_path: Path) -> None:
+    with hurried_tour(stand_in_grafana(tmp_path)) as one:
+        one.wait_until_said("12 payments a second", timeout_s=240)
         everyone = family(one.process.pid)
 
         one.process.send_signal(signal.SIGINT)
 
-        assert one.process.wait(60) == 0
+        assert one.process.wait(120) == 0
     assert len(everyone) > 15
     assert not any(map(runs, everyone))
