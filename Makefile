@@ -63,7 +63,7 @@ test-failed: $(VENV)/test.lock ## what failed in the last run, one test at a tim
 	$(BIN)/python -m pytest -q -rA --last-failed --last-failed-no-failures none tests $(ARGS)
 
 image-test: $(VENV)/test.lock ## build the container image and pay with it (root; BASE=image to build on)
-	@BASE="$(BASE)" $(BIN)/python -m tests.shipped.image_test
+	@BASE="$(BASE)" $(BIN)/python -m tests.shipped.deploy.image_test
 
 # What bandit warns of and we mean (ruff checks most of it too): programs that we start by full path and without a shell (B404, B603, B606),
 # our own column lists in SQL (B608), jitter (B311), writing XML (B405), assertions for the type
@@ -90,7 +90,7 @@ check-images: ## refuse a manifest whose image has no digest: the last step of a
 	@python3 deploy/pin_images.py --check
 
 screenshots: $(VENV)/test.lock $(VENV)/apt-packages ## draw docs/screenshots anew from a running house
-	@$(BIN)/python -m tests.shipped.screenshots
+	@$(BIN)/python -m tests.shipped.console.screenshots
 
 dashboards: $(VENV)/test.lock $(VENV)/apt-packages ## write grafana/dashboards anew, and draw them from a staged incident
 	@$(BIN)/python -m grafana.build

@@ -7,7 +7,7 @@ from flask import Flask
 
 def __getattr__(name: str) -> Flask:
     """Build only the named plane, in the worker and so after the fork."""
-    from service import app as parts
+    from service.app import parts
     from service.settings import Settings
 
     if name == "app":

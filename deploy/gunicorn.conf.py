@@ -8,17 +8,18 @@ import socket
 import struct
 from typing import Any
 
-from service.observability import logs, multiprocess
+from service.observability import logs
+from service.observability.metrics import slots
 from service.settings import Settings
 
 _settings = Settings.from_environ()
 # Before any import of the metrics: metrics that exist at the fork stay private to the master.
-multiprocess.use_directory(_settings.metrics_path)
+slots.use_directory(_settings.metrics_path)
 
-from service.payments.store import RECORD_TIMEOUT_S  # noqa: E402
-from service.web import lifecycle  # noqa: E402
-from service.web.gunicorn_log import EventLogger  # noqa: E402
-from service.web.worker import PaymentWorker  # noqa: E402
+from service.payments.charge.store import RECORD_TIMEOUT_S  # noqa: E402
+from service.web.server import lifecycle  # noqa: E402
+from service.web.server.gunicorn_log import EventLogger  # noqa: E402
+from service.web.server.worker import PaymentWorker  # noqa: E402
 
 wsgi_app = "wsgi:app"
 bind = _settings.bind
@@ -79,4 +80,4 @@ def when_ready(server: Any) -> None:
 
 def post_fork(server: Any, worker: Any) -> None:
     """Take this worker's slot for metrics: its name is `web-0`, `web-1` and so on."""
-    multiprocess.claim("web")
+    slots.claim("web")

@@ -6,16 +6,17 @@ import math
 import socket
 from typing import Any
 
-from service.observability import logs, multiprocess
+from service.observability import logs
+from service.observability.metrics import slots
 from service.settings import Settings
 
 _settings = Settings.from_environ()
 _settings.require_ops_bind()
 # Before any import of the metrics: metrics that exist at the fork stay private to the master.
-multiprocess.use_directory(_settings.metrics_path)
+slots.use_directory(_settings.metrics_path)
 
-from service.web.gunicorn_log import EventLogger  # noqa: E402
-from service.web.worker import PaymentWorker  # noqa: E402
+from service.web.server.gunicorn_log import EventLogger  # noqa: E402
+from service.web.server.worker import PaymentWorker  # noqa: E402
 
 wsgi_app = "wsgi:ops"
 bind = _settings.ops_bind
@@ -41,4 +42,4 @@ logconfig_dict = logs.gunicorn_logconfig_dict(
 
 def post_fork(server: Any, worker: Any) -> None:
     """Take a slot for metrics; numbers of the ops plane do not mix with the data plane's."""
-    multiprocess.claim("ops")
+    slots.claim("ops")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from prometheus_client.metrics import MetricWrapperBase
 
-from service.observability import metrics
+from service.observability.metrics import catalogue as metrics
 
 PAGE = Path(__file__).parents[1] / "docs" / "metrics.md"
 
@@ -18,7 +18,7 @@ HEAD = """\
 # Metrics
 
 Every metric of the service, as `/metrics` on the ops plane gives it: added up over the instance's workers,
-dead ones included. `python -m grafana.catalogue` writes this page from `service/observability/metrics.py`; a
+dead ones included. `python -m grafana.catalogue` writes this page from `service/observability/metrics/catalogue.py`; a
 test compares the two. Labels come from closed sets (never a merchant, a payment, a path as typed or an
 error's text), so an instance has at most 2,000 series. The OpenMetrics format adds exemplars with the trace
 id on the buckets of requests, payments, provider calls and waits for a connection.

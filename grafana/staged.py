@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from grafana.series import Source
-from service.lookout.incidents import INCIDENTS, Incident
-from service.lookout.site import Site, observed_stack
-from service.lookout.tour import recover
-from service.lookout.traffic import Traffic
+from service.lab.faultproxy.client import FaultClient
+from service.lab.observe.incidents import INCIDENTS, Incident
+from service.lab.observe.session import recover
+from service.lab.observe.site import Site, observed_stack
+from service.lab.observe.traffic import Traffic
 from service.settings import Settings
-from service.simulation.strike import FaultClient
-from service.supervisor.ports import free_bind
+from service.startup.ports import free_bind
 
 # A scrape every two seconds makes seconds visible; a rate needs four of them.
 SCRAPE_S, WINDOW_S = 2.0, 8

@@ -1,6 +1,6 @@
 """The errors that callers may see: retry later (Busy) or never (Rejected).
 
-Every error has the `code` and the `stage` of the REST contract. Only `web/problems.py` assigns
+Every error has the `code` and the `stage` of the REST contract. Only `web/http/problems.py` assigns
 HTTP statuses.
 """
 

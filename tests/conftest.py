@@ -14,12 +14,12 @@ import psycopg2
 import pytest
 from hypothesis import settings
 
-from service.database.embedded import DATABASE, OWNER, EmbeddedPostgres
-from tests import cluster_template
-from tests.sandbox_process import SandboxProcess, running_sandbox
+from service.lab.local.embedded import DATABASE, OWNER, EmbeddedPostgres
+from tests.support.processes.sandbox_process import SandboxProcess, running_sandbox
+from tests.support.stack import cluster_template
 
 if TYPE_CHECKING:
-    from service.database.pool import ConnectionPool
+    from service.database.pool.pool import ConnectionPool
 
 pytest_plugins = ["tests.order_of_work", "tests.needed_programs"]
 
@@ -81,7 +81,7 @@ def owner_url(postgres: EmbeddedPostgres, _database_name: str) -> str:
 @pytest.fixture
 def pool(database_url: str) -> Iterator[ConnectionPool]:
     """A pool of 4 on the fresh database, all open: no test waits for the first connection, or for long."""
-    from tests.pools import open_pool_of
+    from tests.support.stack.pools import open_pool_of
 
     with open_pool_of(4, database_url, max_waiters=16) as pool:
         yield pool

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from tests import cluster_template
+from tests.support.stack import cluster_template
 
 DURATIONS = Path(__file__).with_name("durations.json")
 # A file without a measured duration counts as long: at worst it starts too early.

@@ -22,7 +22,7 @@ from service.errors import HoldfastError
 from service.settings import Settings, SettingsError
 
 if TYPE_CHECKING:
-    from service.database.pool import ConnectionPool
+    from service.database.pool.pool import ConnectionPool
 
 # Webhook signatures are refused from 300 s on; NTP keeps clocks well within a second.
 CLOCK_WARN_S, CLOCK_FAIL_S = 2.0, 60.0
@@ -113,7 +113,7 @@ def _settings(settings: Settings) -> DoctorResult:
 def _provider(settings: Settings) -> DoctorResult:
     """Ask for an empty list: the request moves no money."""
     from service.providers.adapters import adapter
-    from service.providers.transport import Transport
+    from service.providers.http.transport import Transport
     from service.resilience.deadline import Deadline
     from service.resilience.watchdog import Watchdog
 
@@ -144,7 +144,7 @@ def _provider(settings: Settings) -> DoctorResult:
 
 
 def _database(pool: ConnectionPool) -> DoctorResult:
-    from service.database.pool import Statement
+    from service.database.pool.pool import Statement
 
     version = Statement("doctor_version", "SHOW server_version")
     pool.run(version, {}, local.soon())  # The first statement opens the connection.
@@ -163,9 +163,9 @@ def _database(pool: ConnectionPool) -> DoctorResult:
 
 def _database_settings(pool: ConnectionPool) -> DoctorResult:
     """The encoding, and the default settings of our role's sessions."""
-    from service.database.pool import Statement
-    from service.database.requirements import ENCODING
-    from service.database.role_settings import DURABLE, RELIED_ON
+    from service.database.migrate.requirements import ENCODING
+    from service.database.migrate.role_settings import DURABLE, RELIED_ON
+    from service.database.pool.pool import Statement
 
     names = ("server_encoding", "synchronous_commit", *RELIED_ON)
     asked = ", ".join(f"current_setting('{name}')" for name in names)
@@ -192,7 +192,7 @@ def _database_settings(pool: ConnectionPool) -> DoctorResult:
 
 
 def _migrations(settings: Settings) -> DoctorResult:
-    from service.database.migrate import MigrationError, pending
+    from service.database.migrate.runner import MigrationError, pending
 
     try:
         missing = pending(settings.database_url or "")
@@ -207,7 +207,7 @@ def _migrations(settings: Settings) -> DoctorResult:
 
 
 def _headroom(settings: Settings) -> DoctorResult:
-    from service.supervisor.schema import require_headroom
+    from service.startup.database import require_headroom
 
     try:
         require_headroom(settings)
@@ -218,7 +218,7 @@ def _headroom(settings: Settings) -> DoctorResult:
 
 
 def _clock(pool: ConnectionPool) -> DoctorResult:
-    from service.database.pool import Statement
+    from service.database.pool.pool import Statement
 
     ((theirs,),) = pool.run(Statement("now", "SELECT now()"), {}, local.soon())
     apart_s = abs((datetime.now(UTC) - theirs).total_seconds())
@@ -246,7 +246,7 @@ def _keys(pool: ConnectionPool, settings: Settings) -> DoctorResult:
 
 
 def _reconciler(pool: ConnectionPool) -> DoctorResult:
-    from service.payments.settling_store import SettlingStore
+    from service.payments.settling.store import SettlingStore
 
     last = SettlingStore(pool, lease_s=0.0).last_heartbeat("reconciler", local.soon())
     age_s = None if last is None else (datetime.now(UTC) - last).total_seconds()
@@ -258,8 +258,8 @@ def _reconciler(pool: ConnectionPool) -> DoctorResult:
 
 
 def _money(pool: ConnectionPool) -> DoctorResult:
-    from service.payments.invariants import try_invariants
-    from service.payments.settling_store import SettlingStore
+    from service.payments.settling.invariants import try_invariants
+    from service.payments.settling.store import SettlingStore
 
     found_rows = try_invariants(pool, local.soon())
     broken = [rule for rule, rows in found_rows.items() if rows]
@@ -280,7 +280,7 @@ def _money(pool: ConnectionPool) -> DoctorResult:
 
 
 def _webhooks_out(pool: ConnectionPool) -> DoctorResult:
-    from service.payments.endpoints import EndpointStore
+    from service.payments.events.endpoints import EndpointStore
 
     paused, failing = EndpointStore(pool).troubled(local.soon())
     if paused or failing:
@@ -291,8 +291,8 @@ def _webhooks_out(pool: ConnectionPool) -> DoctorResult:
 
 
 def _partitions(pool: ConnectionPool) -> DoctorResult:
-    from service.database.partitions import STATE_SQL
-    from service.database.pool import Statement
+    from service.database.migrate.partitions import STATE_SQL
+    from service.database.pool.pool import Statement
 
     ((has_next_month, has_strays),) = pool.run(
         Statement("due_partitions", STATE_SQL), {}, local.soon()

@@ -18,7 +18,7 @@ from service.cli import local
 from service.cli.table import print_json
 
 if TYPE_CHECKING:
-    from service.payments.event_feed import EventFeed
+    from service.payments.events.feed import EventFeed
 
 _AGAIN_S = 0.5
 _PAGE = 200
@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     with local.database() as pool, contextlib.suppress(KeyboardInterrupt):
-        from service.payments.event_feed import EventFeed
+        from service.payments.events.feed import EventFeed
 
         for event in _read(EventFeed(pool), local.merchant_of(arguments), arguments):
             if arguments.payment not in (None, event["payment_id"]):
@@ -56,7 +56,7 @@ def _read(
     feed: EventFeed, merchant_id: UUID, arguments: argparse.Namespace
 ) -> Iterator[dict[str, Any]]:
     """Each event once. The feed's cursor stays behind events that are not committed yet."""
-    from service.web.movement_schemas import present_feed_event
+    from service.web.api.movement_schemas import present_feed_event
 
     # Version 7 ids begin with the milliseconds since 1970.
     after: UUID | None = UUID(int=int((time.time() - arguments.since_s) * 1000) << 80)

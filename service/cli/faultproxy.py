@@ -15,14 +15,14 @@ import socket
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from service.simulation.proxy import add_arguments as add
+    from service.lab.faultproxy.proxy import add_arguments as add
 
     add(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
+    from service.lab.faultproxy import proxy
     from service.observability import logs
-    from service.simulation import proxy
 
     # It shares only the log format with the service: it reads no settings, so it holds no secret.
     logs.configure("INFO", environment="rehearsal", instance=socket.gethostname())

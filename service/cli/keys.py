@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _make(keys: KeyStore, merchant_id: UUID, arguments: argparse.Namespace) -> None:
     from service.payments.audit import cli_actor
     from service.payments.merchants import ALL_SCOPES
-    from service.web.api_keys import present_key
+    from service.web.api.keys import present_key
 
     scopes = arguments.scopes.split(",")
     if not set(scopes) <= set(ALL_SCOPES):
@@ -76,7 +76,7 @@ def _make(keys: KeyStore, merchant_id: UUID, arguments: argparse.Namespace) -> N
 
 
 def _list(keys: KeyStore, merchant_id: UUID, arguments: argparse.Namespace) -> None:
-    from service.web.api_keys import present_key
+    from service.web.api.keys import present_key
 
     found = [present_key(key) for key in keys.of_merchant(merchant_id, local.soon())]
     if arguments.json:

@@ -16,7 +16,7 @@ from service.errors import HoldfastError
 from service.settings import Settings, SettingsError
 
 if TYPE_CHECKING:
-    from service.database.pool import ConnectionPool
+    from service.database.pool.pool import ConnectionPool
     from service.resilience.deadline import Deadline
 
 # The wait of a person at a terminal.
@@ -55,7 +55,7 @@ def database(settings: Settings | None = None) -> Iterator[ConnectionPool]:
         )
     # This process serves no metrics, so it must leave no metric files beside the served ones.
     os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)
-    from service.database.pool import ConnectionPool
+    from service.database.pool.pool import ConnectionPool
     from service.resilience.watchdog import Watchdog
 
     pool = ConnectionPool(

@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from service.supervisor.schema import missing, prepare
+    from service.startup.database import missing, prepare
 
     settings = Settings.from_environ()
     if settings.database_url is None:

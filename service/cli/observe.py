@@ -36,8 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from service.lookout.tour import ObserveOptions, observe
-    from service.resilience.lifeline import end_with_parent
+    from service.lab.observe.session import ObserveOptions, observe
+    from service.process.managed import end_with_parent
 
     if arguments.end_with_parent:
         end_with_parent(signal.SIGTERM)

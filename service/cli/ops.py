@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from service.supervisor.planes import become_gunicorn, ops_plane
+    from service.startup.gunicorn import become_gunicorn, ops_plane
 
     settings = Settings.from_environ()
     settings.require_ops_bind()

@@ -21,9 +21,9 @@ from service.cli.table import print_fields, print_json, print_rows
 if TYPE_CHECKING:
     from uuid import UUID
 
-    from service.payments.late_store import LateStore
-    from service.payments.model import Payment
-    from service.payments.store import PaymentStore
+    from service.payments.charge.model import Payment
+    from service.payments.charge.store import PaymentStore
+    from service.payments.settling.late_store import LateStore
 
 _EVIDENCE_LENGTH_MIN = 10
 # A look-up holds the payment's lease for a few seconds at most.
@@ -54,8 +54,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     with local.database() as pool:
-        from service.payments.late_store import LateStore
-        from service.payments.store import PaymentStore
+        from service.payments.charge.store import PaymentStore
+        from service.payments.settling.late_store import LateStore
 
         # These commands never lease or queue a payment.
         store = PaymentStore(pool, lease_s=0.0, queue_expires_s=0.0)
@@ -68,8 +68,8 @@ def run(arguments: argparse.Namespace) -> int:
 def _list(
     store: PaymentStore, late: LateStore, merchant_id: UUID, arguments: argparse.Namespace
 ) -> None:
-    from service.payments.model import Status
-    from service.web.schemas import PaymentStatus, present, shown_status
+    from service.payments.charge.model import Status
+    from service.web.api.schemas import PaymentStatus, present, shown_status
 
     if arguments.status is not None and arguments.status not in get_args(PaymentStatus):
         local.fail(f"There is no status {arguments.status!r}: {', '.join(get_args(PaymentStatus))}")
@@ -94,7 +94,7 @@ def _list(
 def _show(
     store: PaymentStore, late: LateStore, merchant_id: UUID, arguments: argparse.Namespace
 ) -> None:
-    from service.web.schemas import present, present_event
+    from service.web.api.schemas import present, present_event
 
     payment = _find(store, merchant_id, arguments)
     timeline = store.timeline(merchant_id, payment.payment_id, local.soon())
@@ -118,7 +118,7 @@ def _reconcile(
     store: PaymentStore, late: LateStore, merchant_id: UUID, arguments: argparse.Namespace
 ) -> None:
     from service.payments.audit import cli_actor
-    from service.payments.model import Status
+    from service.payments.charge.model import Status
 
     payment = _find(store, merchant_id, arguments)
     if payment.is_terminal or payment.status is Status.REQUIRES_CAPTURE:
@@ -133,7 +133,7 @@ def _resolve(
     store: PaymentStore, late: LateStore, merchant_id: UUID, arguments: argparse.Namespace
 ) -> None:
     from service.payments.audit import cli_actor
-    from service.payments.model import Status
+    from service.payments.charge.model import Status
 
     evidence = arguments.evidence.strip()
     if len(evidence) < _EVIDENCE_LENGTH_MIN:
@@ -161,7 +161,7 @@ def _resolve(
 
 
 def _find(store: PaymentStore, merchant_id: UUID, arguments: argparse.Namespace) -> Payment:
-    from service.payments.model import parse_id
+    from service.payments.charge.model import parse_id
 
     payment_id = parse_id(arguments.payment, "pay_")
     payment = store.get(merchant_id, payment_id, local.soon()) if payment_id else None
@@ -171,7 +171,7 @@ def _find(store: PaymentStore, merchant_id: UUID, arguments: argparse.Namespace)
 
 
 def _tell(late: LateStore, arguments: argparse.Namespace, payment: Payment, message: str) -> None:
-    from service.web.schemas import present
+    from service.web.api.schemas import present
 
     document: dict[str, Any] = present(payment, late.disputes_about(payment, local.soon()))
     print_json(document) if arguments.json else print(message)

@@ -16,7 +16,8 @@ import socket
 import threading
 from typing import Any
 
-from service.observability import logs, multiprocess
+from service.observability import logs
+from service.observability.metrics import slots
 from service.settings import Settings, SettingsError
 
 log = logging.getLogger(__name__)
@@ -31,10 +32,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     settings = Settings.from_environ()
     # This must precede every import of the metrics.
-    multiprocess.use_directory(settings.metrics_path)
-    multiprocess.claim("reconciler")
+    slots.use_directory(settings.metrics_path)
+    slots.claim("reconciler")
     logs.configure(settings.log_level, environment=settings.env, instance=socket.gethostname())
-    from service.app import create_background
+    from service.app.parts import create_background
 
     stop = threading.Event()
 

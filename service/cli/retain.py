@@ -25,9 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from service.database.direct import Unreachable
-    from service.database.migrate import MigrationError
-    from service.database.partitions import today
-    from service.database.retain import maintain
+    from service.database.migrate.partitions import today
+    from service.database.migrate.retain import maintain
+    from service.database.migrate.runner import MigrationError
     from service.payments.audit import Entry, cli_actor, write_with_cursor
 
     settings = local.settings_here()

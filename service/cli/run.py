@@ -28,8 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from service.resilience.lifeline import end_with_parent
-    from service.supervisor.house import run_local_stack
+    from service.lab.local.stack import run_local_stack
+    from service.process.managed import end_with_parent
 
     if arguments.end_with_parent:
         end_with_parent(signal.SIGTERM)

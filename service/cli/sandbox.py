@@ -1,6 +1,6 @@
 """Run the sandbox provider: Stripe's shape over TLS, its own books, faults on demand.
 
-The same as `python -m service.sandbox`; its --help lists the options.
+The same as `python -m service.lab.sandbox`; its --help lists the options.
 
 example:
   python -m service sandbox --port 9443 --home /tmp/sandbox
@@ -21,5 +21,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     # A separate process without imports from the service, because production has no sandbox.
-    command = [sys.executable, "-m", "service.sandbox", *arguments.options]
+    command = [sys.executable, "-m", "service.lab.sandbox", *arguments.options]
     os.execv(command[0], command)  # noqa: S606

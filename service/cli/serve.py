@@ -18,6 +18,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from service.supervisor.planes import become_gunicorn, data_plane
+    from service.startup.gunicorn import become_gunicorn, data_plane
 
     become_gunicorn(data_plane(), Settings.from_environ())

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import psycopg2
 import psycopg2.extensions
 
-from service.database.connection import settle
 from service.database.environment import leave_environment
+from service.database.pool.connection import settle
 
 # The name under which starting programs catch the server's errors.
 DatabaseError = psycopg2.Error

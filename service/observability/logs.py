@@ -20,7 +20,7 @@ from typing import Any
 from pythonjsonlogger.core import RESERVED_ATTRS
 from pythonjsonlogger.json import JsonFormatter
 
-from service.observability import multiprocess
+from service.observability.metrics import slots
 from service.observability.redaction import clean, clean_text, redact
 
 __all__ = ["bind", "bound", "configure", "gunicorn_logconfig_dict", "rebind", "redact"]
@@ -158,7 +158,7 @@ class EventFormatter(JsonFormatter):
             "service": SERVICE,
             "environment": self._environment,
             "instance": self._instance,
-            "worker": multiprocess.slot() or f"pid-{os.getpid()}",
+            "worker": slots.slot() or f"pid-{os.getpid()}",
             "pid": os.getpid(),
         }
 

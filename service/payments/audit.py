@@ -13,10 +13,10 @@ from time import sleep
 from typing import Any, Literal, TypeVar
 from uuid import UUID
 
-from service.database.pool import Checkout, ConnectionPool, Statement
-from service.database.statements import Params, Row, is_collision
+from service.database.pool.pool import Checkout, ConnectionPool, Statement
+from service.database.pool.statements import Params, Row, is_collision
 from service.errors import DatabaseUnavailable
-from service.payments.model import new_id
+from service.payments.charge.model import new_id
 from service.resilience.deadline import Deadline
 
 T = TypeVar("T")

@@ -11,9 +11,9 @@ from functools import partial
 from typing import Any, Literal
 from uuid import UUID
 
-from service.database.pool import Checkout, ConnectionPool, Statement
+from service.database.pool.pool import Checkout, ConnectionPool, Statement
 from service.payments.audit import Actor, Entry, in_transaction, write
-from service.payments.model import TERMINAL, payment_id_text
+from service.payments.charge.model import TERMINAL, payment_id_text
 from service.resilience.deadline import Deadline
 
 # Payments in a transaction: each has a few events, and a lock on all of them for a moment.

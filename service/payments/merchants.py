@@ -14,7 +14,7 @@ from uuid import UUID
 
 import psycopg2.extensions
 
-from service.database.pool import ConnectionPool, Statement
+from service.database.pool.pool import ConnectionPool, Statement
 from service.errors import WrongState
 from service.payments import audit
 from service.payments.audit import Actor, Entry

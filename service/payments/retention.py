@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from service.database.pool import ConnectionPool, Statement
-from service.database.statements import Row
-from service.observability import metrics
-from service.payments.settling_store import SettlingStore
+from service.database.pool.pool import ConnectionPool, Statement
+from service.database.pool.statements import Row
+from service.observability.metrics import catalogue as metrics
+from service.payments.settling.store import SettlingStore
 from service.resilience.deadline import Deadline
 
 log = logging.getLogger(__name__)

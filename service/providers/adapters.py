@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
+from service.providers.http.transport import Transport
 from service.providers.later import LaterProvider
-from service.providers.stripe import StripeProvider
-from service.providers.stripe_charges import StripeChargesProvider
-from service.providers.transport import Transport
+from service.providers.stripe.charges import StripeChargesProvider
+from service.providers.stripe.intents_adapter import StripeProvider
 
 
 def adapter(

@@ -103,7 +103,7 @@ class Charge:
     amount_minor: int
     currency: str
     payment_method: str
-    # The idempotency key for this attempt series (payments/provider_keys.py); never the client's.
+    # The idempotency key for this attempt series (payments/charge/provider_keys.py); never the client's.
     provider_key: str
     provider_ref: str | None = None
     capture_automatically: bool = True

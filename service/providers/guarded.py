@@ -14,7 +14,8 @@ from typing import TypeVar
 from prometheus_client import Counter, Histogram
 
 from service.errors import BulkheadFull, Busy, ProviderUnavailable
-from service.observability import metrics, tracing
+from service.observability import tracing
+from service.observability.metrics import catalogue as metrics
 from service.providers.amounts import AmountTable
 from service.providers.base import (
     KEY_USED,
@@ -34,7 +35,7 @@ from service.providers.later import (
     ProviderRefund,
     Slice,
 )
-from service.resilience.breaker import Breaker, BreakerOpen
+from service.resilience.breaker.breaker import Breaker, BreakerOpen
 from service.resilience.bulkhead import Bulkhead
 from service.resilience.deadline import Deadline
 from service.resilience.retry import Again, Retry

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from service.providers.transport import LOST_KINDS, TransportError, causes_of
+from service.providers.http.transport import LOST_KINDS, TransportError, causes_of
 from service.resilience.deadline import Deadline
 
 log = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from time import monotonic
 from typing import Any
 
 from service.errors import BulkheadFull
-from service.observability import metrics
+from service.observability.metrics import catalogue as metrics
 
 
 class Bulkhead:

@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar, cast
 
 import backoff
 
-from service.observability import metrics
+from service.observability.metrics import catalogue as metrics
 from service.resilience.deadline import Deadline
 
 T = TypeVar("T")

@@ -21,7 +21,7 @@ from statistics import median
 import circuitbreaker
 import pybreaker
 
-from service.resilience.breaker import Breaker, BreakerOpen, BreakerRules
+from service.resilience.breaker.breaker import Breaker, BreakerOpen, BreakerRules
 
 CALLS = 20_000
 ROUNDS = 7

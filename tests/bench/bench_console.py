@@ -21,8 +21,8 @@ from typing import Any
 
 from playwright.sync_api import Browser, Page
 
-from tests.running_house import House, running_house
-from tests.shipped.console_browser import chromium, console
+from tests.shipped.console.console_browser import chromium, console
+from tests.support.stack.running_house import House, running_house
 
 PAINT_LIMIT_MS = 1000
 BYTES_LIMIT = 150_000

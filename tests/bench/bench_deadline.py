@@ -13,11 +13,11 @@ from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from time import monotonic
 
-from service.providers.transport import Transport, TransportError
+from service.providers.http.transport import Transport, TransportError
 from service.resilience.deadline import Deadline
 from service.resilience.watchdog import Watchdog
-from tests.fault_server import Behaviour, certificate, fault_server
-from tests.slow_peers import SLOW_ANSWERS, SLOW_HANDSHAKES
+from tests.support.processes.fault_server import Behaviour, certificate, fault_server
+from tests.support.processes.slow_peers import SLOW_ANSWERS, SLOW_HANDSHAKES
 
 CALLS = 1000
 THREADS = 8

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.rehearsing import ask, begin_drill, ended
-from tests.running_house import House, running_house
+from tests.support.stack.rehearsing import ask, begin_drill, ended
+from tests.support.stack.running_house import House, running_house
 
 LONGEST_S = 400.0
 

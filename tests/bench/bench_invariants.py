@@ -14,10 +14,10 @@ from pathlib import Path
 from uuid import uuid4
 
 from service.database.direct import cursor_to
-from service.database.embedded import OWNER, EmbeddedPostgres
-from service.database.migrate import migrate
-from service.database.pool import ConnectionPool
-from service.payments.invariants import RULES, WINDOW, Place, check_slice
+from service.database.migrate.runner import migrate
+from service.database.pool.pool import ConnectionPool
+from service.lab.local.embedded import OWNER, EmbeddedPostgres
+from service.payments.settling.invariants import RULES, WINDOW, Place, check_slice
 from service.resilience.deadline import Deadline
 from service.resilience.watchdog import Watchdog
 

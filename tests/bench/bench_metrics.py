@@ -31,9 +31,9 @@ from uuid import uuid4
 
 import requests
 
-from service.lookout.traffic import Traffic
-from tests.process_family import family, parent, read
-from tests.running_house import House, running_house, wait_for
+from service.lab.observe.traffic import Traffic
+from tests.support.processes.process_family import family, parent, read
+from tests.support.stack.running_house import House, running_house, wait_for
 
 WORKERS = 4
 CALLERS = 8

@@ -22,7 +22,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 from uuid import uuid4
 
-from tests.running_house import House, running_house, wait_for
+from tests.support.stack.running_house import House, running_house, wait_for
 
 HEALTHY_S = 10.0
 RECOVERY_S = 20.0

@@ -24,9 +24,9 @@ import psycopg2_pool  # type: ignore[import-untyped]
 import psycopg_pool
 import sqlalchemy.pool
 
-from service.database.embedded import EmbeddedPostgres
-from service.database.pool import ConnectionPool, Statement
+from service.database.pool.pool import ConnectionPool, Statement
 from service.errors import Busy
+from service.lab.local.embedded import EmbeddedPostgres
 from service.resilience.deadline import Deadline
 from service.resilience.watchdog import Watchdog
 

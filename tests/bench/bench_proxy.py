@@ -15,12 +15,12 @@ from time import perf_counter
 
 import psycopg2
 
-from service.database.embedded import EmbeddedPostgres
-from service.providers.transport import Transport
+from service.lab.local.embedded import EmbeddedPostgres
+from service.providers.http.transport import Transport
 from service.resilience.deadline import Deadline
 from service.resilience.watchdog import Watchdog
-from tests.fault_proxy_process import running_fault_proxy
-from tests.sandbox_process import API_KEY, running_sandbox
+from tests.support.processes.fault_proxy_process import running_fault_proxy
+from tests.support.processes.sandbox_process import API_KEY, running_sandbox
 
 ROUNDS = 5
 CALLS = 400

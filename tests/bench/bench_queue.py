@@ -12,16 +12,16 @@ from pathlib import Path
 from uuid import UUID, uuid4
 
 from service.database.direct import cursor_to
-from service.database.embedded import OWNER, EmbeddedPostgres
-from service.database.migrate import migrate
-from service.payments.fair_share import WINDOW
-from service.payments.lease_statements import (
+from service.database.migrate.runner import migrate
+from service.lab.local.embedded import OWNER, EmbeddedPostgres
+from service.payments.charge.statements import LIST_BY_STATUS
+from service.payments.leases.fair_share import WINDOW
+from service.payments.settling.lease_statements import (
     LOOK_UP_IS,
     OLDEST_EXPIRED,
     QUEUED_IS,
     lease_statements,
 )
-from service.payments.payment_statements import LIST_BY_STATUS
 
 LONG = int(os.environ.get("HOLDFAST_BENCH_QUEUE", "100000"))
 PLACES = 8

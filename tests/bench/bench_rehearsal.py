@@ -19,7 +19,7 @@ from time import monotonic, sleep
 import requests
 
 from tests.bench.bench_outage import Answer, Load
-from tests.running_house import House, running_house, wait_for
+from tests.support.stack.running_house import House, running_house, wait_for
 
 ROUNDS = 4
 RATE = 20.0

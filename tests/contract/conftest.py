@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import pytest
 
 from service.providers.base import Provider
-from tests.provider_rigs import Localstripe, Rig, Sandbox, StripeMock
-from tests.rival_providers import running_localstripe, running_stripe_mock
-from tests.sandbox_process import SandboxProcess
-from tests.tls_front import TlsFront, tls_front
+from tests.support.processes.sandbox_process import SandboxProcess
+from tests.support.processes.tls_front import TlsFront, tls_front
+from tests.support.providers.provider_rigs import Localstripe, Rig, Sandbox, StripeMock
+from tests.support.providers.rival_providers import running_localstripe, running_stripe_mock
 
 
 @pytest.fixture(scope="session")

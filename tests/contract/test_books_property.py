@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, rule, run_state_machine_as_test
 
-from tests.running_house import House, running_house, wait_for
+from tests.support.stack.running_house import House, running_house, wait_for
 
 # About 20 s of calls on two cores; what they leave open takes the quiescence time to settle.
 SEQUENCES, STEPS = 14, 22

@@ -13,7 +13,7 @@ from uuid import uuid4
 import pytest
 import requests
 
-from tests.running_house import House, running_house
+from tests.support.stack.running_house import House, running_house
 
 # What each call needs to have something to do; by default a payment that succeeded.
 NEEDS = {"capture": "reserved", "void": "reserved", "reconcile": "doubtful", "resolve": "doubtful"}

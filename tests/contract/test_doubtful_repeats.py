@@ -8,11 +8,11 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from service.database.pool import ConnectionPool, Statement
-from service.payments.model import Status
-from tests.scripted_books import Rule
-from tests.scripted_provider import ScriptedProvider, scripted_provider
-from tests.settling import Service, soon
+from service.database.pool.pool import ConnectionPool, Statement
+from service.payments.charge.model import Status
+from tests.support.providers.scripted_books import Rule
+from tests.support.providers.scripted_provider import ScriptedProvider, scripted_provider
+from tests.support.stack.settling import Service, soon
 
 ONE_CALL = {"one_shot": "stripe", "charges": "stripe_charges"}
 

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from service.database.pool import ConnectionPool, Statement
+from service.database.pool.pool import ConnectionPool, Statement
 from service.errors import Busy
-from service.payments.model import ChargeRequest, Status
-from tests.charge_requests import charge_request
-from tests.lost_commits import FLOWS, lossy_rigs
-from tests.scripted_books import Rule
-from tests.scripted_provider import ScriptedProvider, scripted_provider
-from tests.settling import MERCHANT, soon
+from service.payments.charge.model import ChargeRequest, Status
+from tests.support.charge_requests import charge_request
+from tests.support.providers.scripted_books import Rule
+from tests.support.providers.scripted_provider import ScriptedProvider, scripted_provider
+from tests.support.stack.lost_commits import FLOWS, lossy_rigs
+from tests.support.stack.settling import MERCHANT, soon
 
 HONOURING = [name for name, (_, _, honours) in FLOWS.items() if honours]
 

@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 
-from service.database.pool import ConnectionPool
+from service.database.pool.pool import ConnectionPool
 from service.errors import Busy, KeyInFlight
-from service.payments.handler import charge_of
-from service.payments.model import ChargeRequest, Payment, Status
-from tests.charge_requests import charge_request
-from tests.lost_commits import FLOWS, Rig, lossy_rigs
-from tests.scripted_books import Rule
-from tests.scripted_provider import ScriptedProvider, scripted_provider
-from tests.settling import MERCHANT, soon
+from service.payments.charge.handler import charge_of
+from service.payments.charge.model import ChargeRequest, Payment, Status
+from tests.support.charge_requests import charge_request
+from tests.support.providers.scripted_books import Rule
+from tests.support.providers.scripted_provider import ScriptedProvider, scripted_provider
+from tests.support.stack.lost_commits import FLOWS, Rig, lossy_rigs
+from tests.support.stack.settling import MERCHANT, soon
 
 HONOURING = [name for name, (_, _, honours) in FLOWS.items() if honours]
 TWO_PHASE = [name for name, (_, flow, _) in FLOWS.items() if flow == "two_phase"]

@@ -8,13 +8,13 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from service.lab.sandbox import currencies
 from service.providers.base import Charge, OutcomeKind, Provider, Refund, Stage
-from service.providers.stripe_currencies import STRIPE_AMOUNTS
+from service.providers.stripe.currencies import STRIPE_AMOUNTS
 from service.resilience.deadline import Deadline
-from service.sandbox import currencies
-from tests.provider_rigs import Sandbox
-from tests.sandbox_process import SandboxProcess
-from tests.tls_front import TlsFront
+from tests.support.processes.sandbox_process import SandboxProcess
+from tests.support.processes.tls_front import TlsFront
+from tests.support.providers.provider_rigs import Sandbox
 
 # currency, our amount, Stripe's; a part of ours, Stripe's.
 ODD = [

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from service.providers.stripe_currencies import STRIPE_AMOUNTS
-from tests.running_house import ROOT, House, running_house
+from service.providers.stripe.currencies import STRIPE_AMOUNTS
+from tests.support.stack.running_house import ROOT, House, running_house
 
 pytestmark = pytest.mark.timeout(540)
 

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from service.database.pool import ConnectionPool
-from service.observability import metrics
-from service.payments.model import Status
-from tests.scripted_provider import ScriptedProvider, scripted_provider
-from tests.settling import Service
+from service.database.pool.pool import ConnectionPool
+from service.observability.metrics import catalogue as metrics
+from service.payments.charge.model import Status
+from tests.support.providers.scripted_provider import ScriptedProvider, scripted_provider
+from tests.support.stack.settling import Service
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ import pytest
 from service.errors import Busy
 from service.providers.base import Charge, Outcome, OutcomeKind, Provider, Refund, Stage
 from service.resilience.deadline import Deadline
-from tests.running_house import free_port
+from tests.support.stack.running_house import free_port
 
 # Whether the provider acted on the call before it was lost.
 DOUBTS = {

@@ -6,7 +6,7 @@ from uuid import uuid4
 
 from tests.contract.test_sandbox_payments import create, kinds, unique
 from tests.contract.test_sandbox_webhooks import Receiver, receiving
-from tests.sandbox_process import SandboxProcess
+from tests.support.processes.sandbox_process import SandboxProcess
 
 
 def paid(sandbox: SandboxProcess, payment_id: str, **form: str) -> dict:

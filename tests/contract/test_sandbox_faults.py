@@ -11,7 +11,7 @@ from uuid import uuid4
 import pytest
 import requests
 
-from tests.sandbox_process import API_KEY, SandboxProcess
+from tests.support.processes.sandbox_process import API_KEY, SandboxProcess
 
 
 def pay(sandbox: SandboxProcess, payment_id: str, **form: str) -> requests.Response:

@@ -7,7 +7,7 @@ from uuid import uuid4
 
 import pytest
 
-from tests.sandbox_process import SandboxProcess
+from tests.support.processes.sandbox_process import SandboxProcess
 
 
 def pay(sandbox: SandboxProcess, key: str | None, payment_id: str, **form: str):

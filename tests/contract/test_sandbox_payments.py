@@ -8,7 +8,7 @@ from uuid import uuid4
 import pytest
 import requests
 
-from tests.sandbox_process import API_KEY, SandboxProcess
+from tests.support.processes.sandbox_process import API_KEY, SandboxProcess
 
 CARD = {"amount": "2599", "currency": "usd", "payment_method": "pm_card_visa"}
 

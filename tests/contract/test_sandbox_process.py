@@ -16,13 +16,13 @@ from uuid import uuid4
 import pytest
 import requests
 
-from service.sandbox import certificate
-from service.sandbox.books import Books
-from service.sandbox.control import Control
-from service.sandbox.faults import Faults
-from service.sandbox.payment_intents import PaymentIntents
-from service.sandbox.wire import Request
-from tests.sandbox_process import SandboxProcess, running_sandbox
+from service.lab.sandbox import certificate
+from service.lab.sandbox.books import Books
+from service.lab.sandbox.control import Control
+from service.lab.sandbox.faults import Faults
+from service.lab.sandbox.payment_intents import PaymentIntents
+from service.lab.sandbox.wire import Request
+from tests.support.processes.sandbox_process import SandboxProcess, running_sandbox
 
 
 def pay(sandbox: SandboxProcess, key: str) -> requests.Response:
@@ -105,7 +105,7 @@ def test_sigterm_ends_it_at_once_although_calls_hang(tmp_path):
 
 def test_one_home_has_one_sandbox(tmp_path):
     with running_sandbox(tmp_path):
-        command = [sys.executable, "-m", "service.sandbox", "--home", str(tmp_path)]
+        command = [sys.executable, "-m", "service.lab.sandbox", "--home", str(tmp_path)]
         second = subprocess.run(command, capture_output=True, text=True, check=False)
 
     assert second.returncode == 2
@@ -190,9 +190,9 @@ def test_what_is_no_request_is_refused_and_the_connection_closed(sandbox, sent, 
 
 def test_it_imports_nothing_of_the_service():
     program = (
-        "import sys, service.sandbox.__main__;"
+        "import sys, service.lab.sandbox.__main__;"
         "print([name for name in sys.modules if name.startswith('service.')"
-        " and not name.startswith('service.sandbox')])"
+        " and not name.startswith('service.lab.sandbox')])"
     )
     shown = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, env=os.environ

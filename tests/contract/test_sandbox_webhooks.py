@@ -15,7 +15,7 @@ from queue import Queue
 
 import pytest
 
-from tests.sandbox_process import SandboxProcess, running_sandbox
+from tests.support.processes.sandbox_process import SandboxProcess, running_sandbox
 
 SECRET = "whsec_sandbox_test"
 CARD = {"amount": "1200", "currency": "usd", "payment_method": "pm_card_visa"}

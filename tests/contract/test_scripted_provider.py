@@ -11,8 +11,8 @@ import pytest
 
 from service.providers.base import Charge, OutcomeKind, Refund
 from service.resilience.deadline import Deadline
-from tests.scripted_books import Rule
-from tests.scripted_provider import ScriptedProvider, scripted_provider
+from tests.support.providers.scripted_books import Rule
+from tests.support.providers.scripted_provider import ScriptedProvider, scripted_provider
 
 
 @pytest.fixture(scope="module")

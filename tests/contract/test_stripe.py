@@ -15,11 +15,11 @@ import pytest
 
 from service.errors import ProviderUnavailable
 from service.providers.base import Charge, Outcome, OutcomeKind, Refund, Stage
-from service.providers.stripe import StripeProvider
-from service.providers.transport import Transport
+from service.providers.http.transport import Transport
+from service.providers.stripe.intents_adapter import StripeProvider
 from service.resilience.deadline import Deadline
 from service.resilience.watchdog import Watchdog
-from tests.sandbox_process import SandboxProcess
+from tests.support.processes.sandbox_process import SandboxProcess
 
 
 @contextlib.contextmanager
@@ -409,7 +409,7 @@ def test_a_pending_refund_is_pending(provider):
 
 
 def test_the_books_list_every_charge_over_all_pages(provider, monkeypatch):
-    monkeypatch.setattr("service.providers.stripe_api.PAGE_SIZES", (2,))
+    monkeypatch.setattr("service.providers.stripe.api.PAGE_SIZES", (2,))
     began = datetime.now(UTC) - timedelta(seconds=2)
     made = [charged(provider, a_charge()) for _ in range(5)]
 

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 
 from service.providers.base import Charge, Outcome, OutcomeKind, Stage
-from service.providers.stripe_charges import StripeChargesProvider
-from service.providers.transport import Transport
+from service.providers.http.transport import Transport
+from service.providers.stripe.charges import StripeChargesProvider
 from service.resilience.deadline import Deadline
 from service.resilience.watchdog import Watchdog
-from tests.fault_server import Peer, answer, certificate, fault_server
-from tests.provider_rigs import Localstripe, StripeMock
+from tests.support.processes.fault_server import Peer, answer, certificate, fault_server
+from tests.support.providers.provider_rigs import Localstripe, StripeMock
 
 pytestmark = pytest.mark.needs("stripe-mock")
 

@@ -14,12 +14,19 @@ import pytest
 
 from service.errors import ProviderUnavailable
 from service.providers.base import Charge, Outcome, OutcomeKind, Refund, Stage
-from service.providers.stripe import StripeProvider
-from service.providers.stripe_answers import MESSAGE_LENGTH_MAX, RETRY_AFTER_MAX_S
-from service.providers.transport import Transport
+from service.providers.http.transport import Transport
+from service.providers.stripe.answers import MESSAGE_LENGTH_MAX, RETRY_AFTER_MAX_S
+from service.providers.stripe.intents_adapter import StripeProvider
 from service.resilience.deadline import Deadline
 from service.resilience.watchdog import Watchdog
-from tests.fault_server import Behaviour, Peer, always, answer, certificate, fault_server
+from tests.support.processes.fault_server import (
+    Behaviour,
+    Peer,
+    always,
+    answer,
+    certificate,
+    fault_server,
+)
 
 CHARGE = Charge(
     payment_id="pay_1",

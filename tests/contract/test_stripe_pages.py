@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from service.errors import ProviderUnavailable
-from service.observability import metrics
+from service.observability.metrics import catalogue as metrics
 from service.providers.later import Feed, Page, Slice
 from service.resilience.deadline import Deadline
 from tests.contract.test_stripe_lies import INTENT, books, stripe_that

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from service.providers.connections import IDLE_LIMIT_S
-from service.providers.transport import (
+from service.providers.http.connections import IDLE_LIMIT_S
+from service.providers.http.transport import (
     ANSWER_BYTES_MAX,
     Answer,
     NotSent,
@@ -23,8 +23,15 @@ from service.providers.transport import (
 )
 from service.resilience.deadline import Deadline
 from service.resilience.watchdog import Watchdog
-from tests.fault_server import FaultServer, Peer, always, answer, certificate, fault_server
-from tests.slow_peers import HEAD, SLOW_ANSWERS, SLOW_HANDSHAKES, hang
+from tests.support.processes.fault_server import (
+    FaultServer,
+    Peer,
+    always,
+    answer,
+    certificate,
+    fault_server,
+)
+from tests.support.processes.slow_peers import HEAD, SLOW_ANSWERS, SLOW_HANDSHAKES, hang
 
 # For an exchange that must fail by its deadline.
 BUDGET_S = 0.4
@@ -413,7 +420,7 @@ def test_a_connection_that_idled_too_long_is_replaced(monkeypatch):
     with fault_server(always(OK)) as server, transport_to(server.url) as transport:
         post(transport)
         monkeypatch.setattr(
-            "service.providers.connections.monotonic", lambda: monotonic() + IDLE_LIMIT_S + 1
+            "service.providers.http.connections.monotonic", lambda: monotonic() + IDLE_LIMIT_S + 1
         )
         post(transport)
 

@@ -8,13 +8,18 @@ from time import monotonic
 
 import pytest
 
-from service.providers import webhook_sender
-from service.providers.transport import NotSent, SentUnknown, TransportError
-from service.providers.webhook_sender import RETRY_AFTER_MAX_S, Receipt, WebhookSender, refusal_of
+from service.providers.http import webhook_sender
+from service.providers.http.transport import NotSent, SentUnknown, TransportError
+from service.providers.http.webhook_sender import (
+    RETRY_AFTER_MAX_S,
+    Receipt,
+    WebhookSender,
+    refusal_of,
+)
 from service.resilience.deadline import Deadline
 from service.resilience.watchdog import Watchdog
-from tests.fault_server import Peer, always, answer, certificate, fault_server
-from tests.webhook_receiver import webhook_receiver
+from tests.support.processes.fault_server import Peer, always, answer, certificate, fault_server
+from tests.support.processes.webhook_receiver import webhook_receiver
 
 FORBIDDEN = [
     *("127.0.0.1", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1"),
@@ -22,7 +27,7 @@ FORBIDDEN = [
     *("::1", "::", "fe80::1", "fd00::1", "ff02::1", "2001:db8::1"),
     # The same IPv4 places in IPv6's clothes: mapped, compatible gateways, 6to4, Teredo.
     *("::ffff:127.0.0.1", "::ffff:a00:1", "64:ff9b::7f00:1", "2002:7f00:1::", "2001:0:7f00:1::"),
-    # Public to `ipaddress` of some Pythons: tests/unit/test_public_addresses.py has the whole list.
+    # Public to `ipaddress` of some Pythons: tests/unit/providers/test_public_addresses.py has the whole list.
     *("fec0::1", "192.88.99.1", "168.63.129.16", "192.0.0.192", "64:ff9b:1::1", "5f00::1"),
 ]
 

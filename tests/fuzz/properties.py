@@ -28,38 +28,46 @@ from gunicorn.http.parser import RequestParser
 from urllib3.util import parse_url
 
 from service.errors import HoldfastError, KeyMissing, SignatureInvalid
+from service.lab.sandbox import form
+from service.lab.sandbox.errors import StripeError
 from service.observability.card_numbers import holds_card_number
 from service.observability.redaction import clean, clean_text
 from service.observability.tracing import Trace
-from service.payments.deliveries import signed_headers
+from service.payments.charge.model import fingerprint
+from service.payments.events.deliveries import signed_headers
 from service.payments.merchants import generate_key, parse_key
-from service.payments.model import fingerprint
-from service.providers import (
-    stripe_answers,
-    stripe_charge_answers,
-    stripe_form,
-    stripe_intents,
-    stripe_json,
-)
 from service.providers.base import Charge, Outcome, OutcomeKind, Refund
-from service.providers.retry_after import parse_retry_after_s
-from service.providers.stripe_answers import Garbage
-from service.providers.stripe_api import metadata_form
-from service.providers.stripe_form import Unsendable
-from service.providers.transport import Answer
-from service.providers.webhook_sender import refusal_of
-from service.sandbox import form
-from service.sandbox.errors import StripeError
+from service.providers.http.retry_after import parse_retry_after_s
+from service.providers.http.transport import Answer
+from service.providers.http.webhook_sender import refusal_of
+from service.providers.stripe import (
+    answers as stripe_answers,
+)
+from service.providers.stripe import (
+    charge_answers as stripe_charge_answers,
+)
+from service.providers.stripe import (
+    form as stripe_form,
+)
+from service.providers.stripe import (
+    intents as stripe_intents,
+)
+from service.providers.stripe import (
+    json as stripe_json,
+)
+from service.providers.stripe.answers import Garbage
+from service.providers.stripe.api import metadata_form
+from service.providers.stripe.form import Unsendable
 from service.settings import Settings, SettingsError
-from service.web.bodies import MAX_DEPTH, parse_object, validated
-from service.web.diagnostics import understood_accept
-from service.web.header_rules import MAX_FIELD_BYTES, Malformed
-from service.web.idempotency import parse_idempotency_key
-from service.web.incoming import Arrival, Verdict
-from service.web.payments import parse_cursor
-from service.web.preferences import LONGEST_WAIT_S, asks_for_async, parse_wait_s
-from service.web.schemas import CreatePayment, PaymentQuery
-from service.web.webhooks import check_signature, read_event
+from service.web.api.payments import parse_cursor
+from service.web.api.schemas import CreatePayment, PaymentQuery
+from service.web.api.webhooks import check_signature, read_event
+from service.web.http.bodies import MAX_DEPTH, parse_object, validated
+from service.web.http.header_rules import MAX_FIELD_BYTES, Malformed
+from service.web.http.idempotency import parse_idempotency_key
+from service.web.http.preferences import LONGEST_WAIT_S, asks_for_async, parse_wait_s
+from service.web.ops.diagnostics import understood_accept
+from service.web.server.framing import Arrival, Verdict
 
 SECRET = "whsec_of_the_fuzzer"
 NOW_S = 1_800_000_000.0

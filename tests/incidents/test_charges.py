@@ -15,10 +15,10 @@ from uuid import uuid4
 import pytest
 import requests
 
-from tests.provider_rigs import API_KEY, StripeMock
-from tests.rival_providers import running_stripe_mock
-from tests.running_house import ROOT, House, running_house, wait_for
-from tests.tls_front import tls_front
+from tests.support.processes.tls_front import tls_front
+from tests.support.providers.provider_rigs import API_KEY, StripeMock
+from tests.support.providers.rival_providers import running_stripe_mock
+from tests.support.stack.running_house import ROOT, House, running_house, wait_for
 
 pytestmark = pytest.mark.needs("stripe-mock")
 

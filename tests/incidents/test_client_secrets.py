@@ -9,7 +9,7 @@ from uuid import uuid4
 import psycopg2
 import pytest
 
-from tests.running_house import House, running_house
+from tests.support.stack.running_house import House, running_house
 
 
 @pytest.fixture(scope="module")

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 from standardwebhooks import Webhook
 
-from tests.integration.test_database_settings import SHELL
-from tests.running_house import ROOT, House, free_port, running_house, wait_for
-from tests.webhook_receiver import webhook_receiver
+from tests.integration.database.test_database_settings import SHELL
+from tests.support.processes.webhook_receiver import webhook_receiver
+from tests.support.stack.running_house import ROOT, House, free_port, running_house, wait_for
 
 
 @pytest.fixture(scope="module")

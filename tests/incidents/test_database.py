@@ -8,8 +8,8 @@ from uuid import uuid4
 
 import pytest
 
-from service.database.embedded import EmbeddedPostgres
-from tests.running_house import House, running_house, wait_for
+from service.lab.local.embedded import EmbeddedPostgres
+from tests.support.stack.running_house import House, running_house, wait_for
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.rehearsing import ask, drilled, rows
-from tests.running_house import House, running_house
+from tests.support.stack.rehearsing import ask, drilled, rows
+from tests.support.stack.running_house import House, running_house
 
 OF_ITS_OWN = ("charged_once_after_loss", "refunded_once_after_loss", "captured_once_after_loss")
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from tests.rehearsing import ask, begin_drill, ended, wait_until_struck
-from tests.running_house import ROOT, House, running_house, wait_for
+from tests.support.stack.rehearsing import ask, begin_drill, ended, wait_until_struck
+from tests.support.stack.running_house import ROOT, House, running_house, wait_for
 
 SHORT_DRILL = """
 title = "{name}"

@@ -10,10 +10,17 @@ from collections.abc import Iterator
 
 import pytest
 
-from service.simulation.store import LEASE_S
-from service.simulation.strike import FaultClient, ProxyGone
-from tests.rehearsing import ask, begin, ended, ops_worker, rehearsing_house, wait_until_struck
-from tests.running_house import ROOT, House, wait_for
+from service.lab.drills.store import LEASE_S
+from service.lab.faultproxy.client import FaultClient, ProxyGone
+from tests.support.stack.rehearsing import (
+    ask,
+    begin,
+    ended,
+    ops_worker,
+    rehearsing_house,
+    wait_until_struck,
+)
+from tests.support.stack.running_house import ROOT, House, wait_for
 
 # Far longer than any of these tests waits for a fault to end.
 TTL_S = 120

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.process_family import family, parent, read, runs
-from tests.running_house import ROOT, running_house, wait_for
+from tests.support.processes.process_family import family, parent, read, runs
+from tests.support.stack.running_house import ROOT, running_house, wait_for
 
 # As small as it gets: what is tested here does not depend on numbers.
 SMALL = {"HOLDFAST_WEB_WORKERS": "1", "HOLDFAST_WEB_THREADS": "4", "HOLDFAST_DB_POOL_SIZE": "4"}

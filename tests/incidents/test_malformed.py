@@ -12,7 +12,7 @@ from uuid import uuid4
 
 import pytest
 
-from tests.running_house import House, running_house
+from tests.support.stack.running_house import House, running_house
 
 # Far under the 10 s for which a request that is still arriving is waited for.
 AT_ONCE_S = 5.0

@@ -6,8 +6,8 @@ import signal
 
 import pytest
 
-from tests.observing import show
-from tests.process_family import family, runs
+from tests.support.processes.observing import show
+from tests.support.processes.process_family import family, runs
 
 
 @pytest.mark.slow

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from service.lookout.traffic import Traffic
-from service.simulation.load import AMOUNT_MINOR
-from service.simulation.pair import COPY_GRACE_S, Pair
-from service.simulation.sides import CannotStart
-from service.simulation.store import LEASE_S
-from tests.rehearsing import (
+from service.lab.drills.load import AMOUNT_MINOR
+from service.lab.drills.pair import COPY_GRACE_S, Pair
+from service.lab.drills.store import LEASE_S
+from service.lab.drills.targets import CannotStart
+from service.lab.observe.traffic import Traffic
+from tests.support.stack.rehearsing import (
     TemporaryFiles,
     begin,
     ended,
@@ -27,7 +27,7 @@ from tests.rehearsing import (
     settle_all,
     wait_until_struck,
 )
-from tests.running_house import ROOT, House, wait_for
+from tests.support.stack.running_house import ROOT, House, wait_for
 
 # Longer than the provider's timeout, so that callers see it pass.
 FAULT_S = 8

@@ -16,7 +16,7 @@ from uuid import uuid4
 import pytest
 import requests
 
-from tests.running_house import House, running_house, wait_for
+from tests.support.stack.running_house import House, running_house, wait_for
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from uuid import uuid4
 
-from tests.running_house import ROOT, House, running_house
+from tests.support.stack.running_house import ROOT, House, running_house
 
 PAYMENTS = 24
 KILLS = 8

@@ -13,13 +13,21 @@ from pathlib import Path
 import pytest
 import requests
 
-from service.database.pool import ConnectionPool
-from service.lookout.traffic import Traffic
+from service.database.pool.pool import ConnectionPool
+from service.lab.drills.store import RehearsalStore, new_run_id
+from service.lab.observe.traffic import Traffic
 from service.resilience.deadline import Deadline
 from service.resilience.watchdog import Watchdog
-from service.simulation.store import RehearsalStore, new_run_id
-from tests.rehearsing import ask, begin, ended, faults, rehearsing_house, rows, wait_until_struck
-from tests.running_house import ROOT, House, wait_for
+from tests.support.stack.rehearsing import (
+    ask,
+    begin,
+    ended,
+    faults,
+    rehearsing_house,
+    rows,
+    wait_until_struck,
+)
+from tests.support.stack.running_house import ROOT, House, wait_for
 
 WRITES = [
     ("POST", "/simulate/payment-timeout"),
@@ -58,12 +66,12 @@ def others_key(house) -> str:
 def test_in_production_it_is_off_unless_set_and_not_even_imported(plane, database_url, tmp_path):
     program = f"""
 import json, sys
-from service.app import {plane}
+from service.app.parts import {plane}
 from service.settings import Settings
 app = {plane}(Settings.from_environ())
 ask = app.test_client().open
 print(json.dumps({{
-    "imported": [name for name in sys.modules if name.startswith("service.simulation")],
+    "imported": [name for name in sys.modules if name.startswith("service.lab")],
     "statuses": [ask(path, method=method).status_code for method, path in {WRITES + READS!r}],
 }}))
 """

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 import requests
 
-from service.database.embedded import OWNER, EmbeddedPostgres
+from service.lab.local.embedded import OWNER, EmbeddedPostgres
 from service.payments.merchants import generate_key
 from service.settings import describe
-from tests.running_house import ROOT, House, running_house
+from tests.support.stack.running_house import ROOT, House, running_house
 
 CARD = "4242424242424242"
 PAGES = (

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from service.simulation.load import AMOUNT_MINOR
-from tests.rehearsing import ask
-from tests.running_house import House, running_house, wait_for
+from service.lab.drills.load import AMOUNT_MINOR
+from tests.support.stack.rehearsing import ask
+from tests.support.stack.running_house import House, running_house, wait_for
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.running_house import House, running_house, wait_for
-from tests.span_collector import Collector, collecting
+from tests.support.processes.span_collector import Collector, collecting
+from tests.support.stack.running_house import House, running_house, wait_for
 
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
 ROUTE = "POST /v1/payments"

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.rehearsing import begin_drill, ended
-from tests.running_house import running_house
+from tests.support.stack.rehearsing import begin_drill, ended
+from tests.support.stack.running_house import running_house
 
 pytestmark = pytest.mark.measures
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.rehearsing import drilled
-from tests.running_house import House, running_house
+from tests.support.stack.rehearsing import drilled
+from tests.support.stack.running_house import House, running_house
 
 pytestmark = pytest.mark.measures
 

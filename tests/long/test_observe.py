@@ -17,11 +17,11 @@ from typing import Any
 import pytest
 import requests
 
-from service.lookout.incidents import INCIDENTS
-from tests.observing import Show, show
-from tests.process_family import family, runs
-from tests.running_house import wait_for
-from tests.shipped_queries import rules
+from service.lab.observe.incidents import INCIDENTS
+from tests.support.processes.observing import Show, show
+from tests.support.processes.process_family import family, runs
+from tests.support.shipped_queries import rules
+from tests.support.stack.running_house import wait_for
 
 pytestmark = [pytest.mark.needs("prometheus", "alertmanager"), pytest.mark.short]
 

@@ -1,0 +1,1 @@
+"""Builds each part once per process, for the data plane, the ops plane and the reconciler."""

@@ -1,0 +1,237 @@
+"""Periodic background jobs: look up, forward, sweep, check, and refresh the figures."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from time import monotonic
+from typing import Any, Protocol
+
+from service.database.pool.pool import ConnectionPool
+from service.errors import Busy
+from service.payments.charge.model import Payment
+from service.payments.charge.open_limit import EVERY_S as OPEN_LIMIT_EVERY_S
+from service.payments.charge.open_limit import OpenLimit
+from service.payments.charge.store import RECORD_TIMEOUT_S
+from service.payments.events.deliveries import Deliverer
+from service.payments.movements.model import Movement
+from service.payments.movements.store import MovementStore
+from service.payments.retention import Retention
+from service.payments.settling.figures import OpenFigures
+from service.payments.settling.forward import Forwarder, Item, RunAll
+from service.payments.settling.invariant_checks import InvariantChecks
+from service.payments.settling.late import LateFacts
+from service.payments.settling.late_store import LateCheck, LateStore
+from service.payments.settling.movement_reconcile import MovementReconciler
+from service.payments.settling.parking import park
+from service.payments.settling.reconcile import Reconciler
+from service.payments.settling.recovery import CHECKED_EVERY_S as RECOVERY_CHECKED_EVERY_S
+from service.payments.settling.recovery import Recovery
+from service.payments.settling.store import SettlingStore
+from service.payments.settling.sweep import Sweep
+from service.resilience.deadline import Deadline
+
+log = logging.getLogger(__name__)
+
+# The longest delay of a due payment after an idle round.
+IDLE_S = 0.25
+# One round's reads and leases; a database that needs longer is down.
+ROUND_TIMEOUT_S = 5.0
+FIGURES_EVERY_S = 5.0
+HEARTBEAT_EVERY_S = 5.0
+DELIVERIES_TIDIED_EVERY_S = 5.0
+RETENTION_EVERY_S = 15.0
+# All four lists are read within it; then the next round begins.
+SWEEP_TIMEOUT_S = 85.0
+HINTS_AT_ONCE = 100
+# Rare and not urgent: half of a loop's threads.
+LATE_AT_ONCE = 4
+
+
+class Work(Protocol):
+    """One round of a loop: the number of items; after 0 the loop pauses."""
+
+    def __call__(self, run_all: RunAll, deadline: Deadline) -> int: ...
+
+
+@dataclass
+class Background:
+    """Runs the rounds of one reconciler process until it is stopped.
+
+    Any number of processes may run it. A fault ends a round, never the loop.
+    """
+
+    pool: ConnectionPool
+    settling: SettlingStore
+    reconciler: Reconciler
+    forwarder: Forwarder
+    movements: MovementStore
+    movement_reconciler: MovementReconciler
+    deliverer: Deliverer
+    open_limit: OpenLimit
+    retention: Retention
+    sweep: Sweep
+    late: LateFacts
+    late_store: LateStore
+    figures: OpenFigures
+    recovery: Recovery
+    invariants: InvariantChecks
+    # The probe of the provider, sent only when the breaker needs one.
+    probe: Callable[[Deadline], bool]
+    send_timeout_s: float
+    # Of each loop; a lease outlasts what one thread does with one payment.
+    threads: int = 8
+    # The provider's state in the last probe.
+    is_available: bool = True
+
+    def run(self, stop: threading.Event) -> None:
+        """Work until `stop` is set; begun work is finished first."""
+        loops = [
+            threading.Thread(target=self._loop, args=(name, work, stop), name=name)
+            for name, work in (
+                ("probe", self._probe),
+                ("look-ups", self._look_up_due),
+                ("queue", self.forwarder.drain),
+                ("movements", self._settle_movements),
+                ("deliveries", self._deliver),
+                ("deliveries to who fails", self._deliver_to_who_fails),
+                ("sweep", self._sweep),
+                ("late facts", self._late_facts),
+                ("invariants", self._check_invariants),
+            )
+        ]
+        for loop in loops:
+            loop.start()
+        log.info("reconciler.started", extra={"threads": self.threads})
+        self._keep_the_clocks(stop)
+        for loop in loops:
+            loop.join()
+        log.info("reconciler.stopped")
+
+    def _loop(self, name: str, work: Work, stop: threading.Event) -> None:
+        """Repeat one kind of work, at once while there is more, on separate threads: a call that
+        hangs in one loop delays no other loop."""
+        with ThreadPoolExecutor(self.threads, thread_name_prefix=name) as executor:
+
+            def run_all(call: Callable[[Item], bool], items: Iterable[Item]) -> list[bool]:
+                return list(executor.map(lambda item: self._outlive(call, item), items))
+
+            while not stop.is_set():
+                if not self._outlive(work, run_all, Deadline.after(ROUND_TIMEOUT_S)):
+                    stop.wait(IDLE_S)
+
+    def _probe(self, _run_all: RunAll, deadline: Deadline) -> int:
+        """A separate loop, since look-ups from before the breaker opened may still hang."""
+        is_available = self.probe(deadline)
+        if is_available and not self.is_available:
+            hastened = self.settling.hasten(deadline)
+            log.info("reconciler.provider_is_back", extra={"hastened": hastened})
+        self.is_available = is_available
+        return 0
+
+    def _look_up_due(self, run_all: RunAll, deadline: Deadline) -> int:
+        """Look up due payments, as many at once as there are threads; their number."""
+        self.settling.apply_hints(HINTS_AT_ONCE, deadline)
+        due = self.settling.lease_look_ups(self.threads, deadline)
+        run_all(self._settle, due)
+        return len(due)
+
+    def _settle_movements(self, run_all: RunAll, deadline: Deadline) -> int:
+        """Captures, voids and refunds that are due, as many at once as there are threads."""
+        due = self.movements.lease_due(self.threads, deadline)
+        run_all(self._settle_movement, due)
+        return len(due)
+
+    def _deliver(self, run_all: RunAll, deadline: Deadline) -> int:
+        """Deliver events to merchants, as many at once as there are threads."""
+        return self.deliverer.deliver(self.threads, run_all, deadline, failing=False)
+
+    def _deliver_to_who_fails(self, run_all: RunAll, deadline: Deadline) -> int:
+        """A separate loop, since the endpoints' timeouts would delay all other work."""
+        return self.deliverer.deliver(self.threads, run_all, deadline, failing=True)
+
+    def _sweep(self, _run_all: RunAll, _deadline: Deadline) -> int:
+        """Sweep each list that is due, page after page in one thread."""
+        return int(self.sweep.run_if_due(Deadline.after(SWEEP_TIMEOUT_S)))
+
+    def _late_facts(self, run_all: RunAll, deadline: Deadline) -> int:
+        """Look up settled payments with a late fact, a few at once."""
+        hints = self.late_store.unnamed_hints(LATE_AT_ONCE, deadline)
+        run_all(self._name_hint, hints)
+        due = self.late_store.lease_checks(LATE_AT_ONCE, deadline)
+        run_all(self._settle_late, due)
+        return len(hints) + len(due)
+
+    def _keep_the_clocks(self, stop: threading.Event) -> None:
+        every_s: dict[Callable[[Deadline], None], float] = {
+            self.recovery.check: RECOVERY_CHECKED_EVERY_S,
+            self._heartbeat: HEARTBEAT_EVERY_S,
+            self.figures.refresh: FIGURES_EVERY_S,
+            self.invariants.show: FIGURES_EVERY_S,
+            self.open_limit.mark: OPEN_LIMIT_EVERY_S,
+            self.deliverer.tidy: DELIVERIES_TIDIED_EVERY_S,
+            # One process a minute removes rows; the others only check whether removal is due.
+            self.retention.run_if_due: RETENTION_EVERY_S,
+        }
+        due_s = dict.fromkeys(every_s, 0.0)
+        while not stop.is_set():
+            for chore in every_s:
+                if monotonic() >= due_s[chore]:
+                    due_s[chore] = monotonic() + every_s[chore]
+                    self._outlive(chore, Deadline.after(ROUND_TIMEOUT_S))
+            stop.wait(IDLE_S)
+
+    def _settle(self, payment: Payment) -> bool:
+        try:
+            self.reconciler.settle(payment, Deadline.after(self.send_timeout_s))
+        except Busy:
+            raise
+        except Exception as error:  # noqa: BLE001 - `park` logs it
+            pause_s = park(error, payment.doubt_age_s, payment_id=payment.id)
+            self.settling.postpone(payment, pause_s, Deadline.after(RECORD_TIMEOUT_S))
+        return True
+
+    def _settle_movement(self, leased: tuple[Movement, Payment]) -> bool:
+        movement, payment = leased
+        try:
+            self.movement_reconciler.settle(movement, payment, Deadline.after(self.send_timeout_s))
+        except Busy:
+            raise
+        except Exception as error:  # noqa: BLE001 - `park` logs it
+            pause_s = park(error, movement.doubt_age_s, payment_id=payment.id)
+            self.movements.postpone(movement, pause_s, Deadline.after(RECORD_TIMEOUT_S))
+        return True
+
+    def _check_invariants(self, _run_all: RunAll, deadline: Deadline) -> int:
+        """A separate loop: a rule that reads for seconds delays no other schedule."""
+        self.invariants.run(deadline)
+        return 0
+
+    def _name_hint(self, hint: tuple[str, str, str]) -> bool:
+        self.late.name_hint(hint, Deadline.after(self.send_timeout_s))
+        return True
+
+    def _settle_late(self, check: LateCheck) -> bool:
+        try:
+            self.late.settle(check, Deadline.after(self.send_timeout_s))
+        except Busy:
+            raise
+        except Exception as error:  # noqa: BLE001 - told of by `park`
+            self.late.put_off(check, error, Deadline.after(RECORD_TIMEOUT_S))
+        return True
+
+    def _outlive(self, work: Callable[..., Any], *arguments: object) -> Any:
+        """The work's result, or None: after an outage or a logged bug the loop continues."""
+        try:
+            return work(*arguments)
+        except Busy as error:
+            log.warning("reconciler.busy", extra={"code": error.code, "detail": error.detail})
+        except Exception:
+            log.exception("reconciler.error")
+        return None
+
+    def _heartbeat(self, deadline: Deadline) -> None:
+        self.settling.heartbeat("reconciler", deadline)

@@ -1,0 +1,1 @@
+"""The schema: migrations, requirements, role settings and partitions."""

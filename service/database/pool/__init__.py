@@ -1,0 +1,1 @@
+"""The connection pool of a process: queue, checkout, refill and figures."""

@@ -1,0 +1,1 @@
+"""What production never imports: faults, sandbox, drills, local stack, observe."""

@@ -1,0 +1,90 @@
+"""Assembles the parts of the drills from plain values."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from service.database.pool.pool import ConnectionPool
+from service.lab.drills.books import ListCharges, standing_rules
+from service.lab.drills.expectations import Samples
+from service.lab.drills.losses import LocalDatabase
+from service.lab.drills.pair import Pair, sweep_leftovers
+from service.lab.drills.plan import Catalogue
+from service.lab.drills.preflight import Preflight
+from service.lab.drills.rehearsals import Rehearsals
+from service.lab.drills.restart import DatabaseRestart
+from service.lab.drills.runner import DrillContext
+from service.lab.drills.sandbox import Sandbox
+from service.lab.drills.store import RehearsalStore
+from service.lab.drills.targets import Instance
+from service.lab.drills.webhooks import WebhookDisorder
+from service.payments.merchants import KeyStore
+
+# An operator creates this file to block all drills on this machine, even without a database.
+OFF_FILE = "drills.off"
+# The API key for the sandbox provider; a real provider's test mode injects no faults.
+SANDBOX_KEY = "sk_test_sandbox"
+
+
+def assemble(
+    *,
+    catalogue: Catalogue,
+    pool: ConnectionPool,
+    keys: KeyStore,
+    list_charges: ListCharges,
+    read: Callable[[], Samples],
+    statistics: Callable[[], Mapping[str, Any]],
+    data_plane_url: str,
+    database_url: str,
+    provider_url: str,
+    provider_key: str,
+    provider_ca_file: Path | None,
+    webhook_secret: str | None,
+    control_path: Path | None,
+    instance_allowed: bool,
+    home: Path,
+    root: Path,
+    environ: Mapping[str, str],
+) -> Rehearsals:
+    """The drills of one ops plane; a copy of the service starts with `environ`."""
+    store = RehearsalStore(pool)
+    has_sandbox = provider_key.startswith(SANDBOX_KEY)
+    local_database = LocalDatabase(store, home)
+    preflight = Preflight(
+        store=store,
+        read=read,
+        statistics=statistics,
+        provider_key=provider_key,
+        has_sandbox=has_sandbox,
+        control_path=control_path,
+        instance_allowed=instance_allowed,
+        off_file=home / OFF_FILE,
+        is_local_database=local_database.is_ours,
+    )
+    instance = Instance(
+        url=data_plane_url,
+        home=home,
+        control_path=control_path,
+        read=read,
+        restart_database=DatabaseRestart(store, home).carry_out,
+    )
+    pair = Pair(provider_url=provider_url, database_url=database_url, environ=environ, root=root)
+    context = DrillContext(
+        store=store,
+        keys=keys,
+        preflight=preflight,
+        targets={"instance": instance.targets, "pair": pair.targets},
+        list_charges=list_charges,
+        standing_rules=lambda deadline: standing_rules(pool, deadline),
+        sandbox=Sandbox(provider_url, provider_ca_file) if has_sandbox else None,
+        webhooks=WebhookDisorder(webhook_secret),
+        local_database=local_database,
+    )
+    # A sweep waits for the pairs of other ops planes on this machine, so a thread does it.
+    threading.Thread(target=sweep_leftovers, name="pair-sweep", daemon=True).start()
+    # The default scope is the instance where faults can be injected on its links, else a pair.
+    can_strike = control_path is not None and instance_allowed
+    return Rehearsals(context, catalogue, default_scope="instance" if can_strike else "pair")

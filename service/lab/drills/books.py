@@ -1,0 +1,78 @@
+"""Compares our records of the payments with the provider's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from service.database.pool.pool import ConnectionPool
+from service.lab.drills.load import AMOUNT_MINOR, CURRENCY, Call
+from service.payments.charge.model import TERMINAL, Status, payment_id_text
+from service.payments.settling.invariants import try_invariants
+from service.providers.base import OutcomeKind, ProviderCharge
+from service.resilience.deadline import Deadline
+
+# (id, status, amount, currency, provider reference, side), as the store reads them.
+Row = tuple[UUID, str, int, str, str | None, str]
+# The provider's charges that moved money, keyed by our payment id.
+Charges = Mapping[str, Sequence[ProviderCharge]]
+ListCharges = Callable[[datetime, Deadline], Iterator[ProviderCharge]]
+
+# The largest expected difference between the provider's clock and ours.
+CLOCKS_DIFFER = timedelta(seconds=30)
+_FINAL = frozenset(status.value for status in TERMINAL)
+
+
+def is_settled(rows: Sequence[Row]) -> bool:
+    """Whether every payment of the run is in a final state."""
+    return all(row[1] in _FINAL for row in rows)
+
+
+def charges_of(
+    rows: Sequence[Row], list_charges: ListCharges, since: datetime, deadline: Deadline
+) -> dict[str, list[ProviderCharge]]:
+    """The run's charges from the provider's own listing; raises Busy where it cannot be read."""
+    ours = {payment_id_text(row[0]) for row in rows}
+    charges: dict[str, list[ProviderCharge]] = {}
+    for charge in list_charges(since - CLOCKS_DIFFER, deadline):
+        moved_money = charge.outcome.kind is OutcomeKind.SUCCEEDED
+        if charge.payment_id in ours and moved_money:
+            charges.setdefault(charge.payment_id or "", []).append(charge)
+    return charges
+
+
+def compare(rows: Sequence[Row], charges: Charges, calls: Sequence[Call]) -> list[dict[str, Any]]:
+    """The promises about money, each with the number of payments that break it."""
+    succeeded = {payment_id_text(row[0]) for row in rows if row[1] == Status.SUCCEEDED}
+    charged = {payment_id for payment_id, made in charges.items() if made}
+    promised = {call.payment_id for call in calls if call.outcome == "succeeded"}
+    stored = {payment_id_text(row[0]) for row in rows}
+    accepted = {call.payment_id for call in calls if call.payment_id and not call.is_refused}
+    wrong_amount = [
+        charge
+        for made in charges.values()
+        for charge in made
+        if (charge.amount_minor, charge.currency) != (AMOUNT_MINOR, CURRENCY)
+    ]
+    return [
+        _rule("both", "charged_once", sum(len(made) > 1 for made in charges.values())),
+        _rule("both", "succeeded_is_charged", len(succeeded - charged)),
+        _rule("both", "charge_is_recorded", len(charged - succeeded)),
+        _rule("both", "answered_succeeded_is_charged", len(promised - charged)),
+        _rule("provider", "charged_what_was_asked", len(wrong_amount)),
+        _rule("ours", "accepted_is_kept", len(accepted - stored)),
+        _rule("ours", "nothing_left_in_doubt", sum(row[1] not in _FINAL for row in rows)),
+    ]
+
+
+def standing_rules(pool: ConnectionPool, deadline: Deadline) -> list[dict[str, Any]]:
+    """The rules that the reconciler checks every minute, over all recent payments."""
+    found = try_invariants(pool, deadline, window=timedelta(minutes=30))
+    return [_rule("ours", rule, count) for rule, count in found.items()]
+
+
+def _rule(book: str, rule: str, violations: int | None) -> dict[str, Any]:
+    """`violations` is None where the rule could not be checked; then it does not count as kept."""
+    return {"book": book, "rule": rule, "violations": violations, "ok": violations == 0}

@@ -1,0 +1,365 @@
+"""The addresses of simulations and drills, on the ops plane, where simulation is enabled."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, TypeVar
+
+from flask import Blueprint, Response, request
+from pydantic import BaseModel, ConfigDict, Field
+
+from service.errors import Busy, NotFound
+from service.lab.drills import report
+from service.lab.drills.page import PAGE_CSP, render_page
+from service.lab.drills.plan import LOAD_PER_S_MAX, SIMULATIONS, Plan, takes_s
+from service.lab.drills.preflight import reasons
+from service.lab.drills.rehearsals import DrillRequest, Rehearsals
+from service.lab.drills.run import summary_of
+from service.lab.faultproxy.client import FaultClient, ProxyGone
+from service.lab.faultproxy.faults import TTL_MAX_S
+from service.payments.audit import Actor
+from service.resilience.deadline import Deadline
+from service.web.openapi.operation import Operation, documented
+
+# The report page of a drill polls; a simulation with `wait=1` takes as long as its plan.
+WAIT_MAX_S = 600.0
+TTL_S = 30
+REQUEST_TIMEOUT_S = 5.0
+# This many verdicts of a drill show whether it improves or degrades.
+TREND_RUNS = 8
+
+Model = TypeVar("Model", bound=BaseModel)
+Scope = Literal["instance", "pair"]
+_Reason = Annotated[str, Field(max_length=200)]
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", hide_input_in_errors=True)
+
+
+class SimulationWish(_Body):
+    """What a simulation's caller may say; nothing need be said."""
+
+    ttl_s: Annotated[int, Field(ge=1, le=TTL_MAX_S)] = TTL_S
+    load_rps: Annotated[int | None, Field(ge=1, le=LOAD_PER_S_MAX)] = None
+    scope: Scope | None = None
+    reason: _Reason = ""
+
+
+class DrillWish(_Body):
+    """Which drill, and how."""
+
+    drill: Annotated[str, Field(max_length=40)]
+    scope: Scope | None = None
+    dry_run: bool = False
+    blind: bool = False
+    reason: _Reason = ""
+    fault_s: Annotated[float | None, Field(ge=1, le=TTL_MAX_S)] = None
+    load_rps: Annotated[int | None, Field(ge=1, le=LOAD_PER_S_MAX)] = None
+
+
+class Lever(_Body):
+    """Rehearsals off, or possible again."""
+
+    engaged: bool
+    reason: _Reason = ""
+
+
+class Answer(_Body):
+    """What somebody takes the fault of a blind game day for."""
+
+    name: Annotated[str, Field(max_length=40)]
+
+
+def simulation_blueprint(
+    rehearsals: Rehearsals,
+    *,
+    require_platform: Callable[[], Actor],
+    read_body: Callable[[type[Any]], Any],
+) -> Blueprint:
+    """`require_platform` returns the caller or raises; `read_body` validates a body against a model."""
+    blueprint = Blueprint(
+        "simulation", __name__, static_folder="static", static_url_path="/drills/static"
+    )
+    context = rehearsals.context
+
+    @blueprint.post("/simulate/<name>")
+    @documented(
+        Operation(
+            summary="Cause one of the incident's errors; `?wait=1` answers when it is over",
+            scope="platform",
+            body=SimulationWish,
+            example={"ttl_s": 10, "load_rps": 5, "reason": "rehearsal"},
+            answers={200: ("It is over: the evidence", None), 202: ("It has begun", None)},
+            sends={202: ("Location", "Retry-After")},
+            problems=("preflight_refused",),
+        )
+    )
+    def simulate(name: str) -> Response:
+        by = require_platform()
+        if name not in SIMULATIONS:
+            raise NotFound(f"This simulation does not exist. Available: {', '.join(SIMULATIONS)}.")
+        body: SimulationWish = read_body(SimulationWish)
+        drill_request = DrillRequest(
+            name=name,
+            kind="simulation",
+            scope=body.scope or rehearsals.default_scope,
+            reason=body.reason,
+            requested_by=by.name,
+            actor=by,
+            fault_s=body.ttl_s,
+            load_per_s=body.load_rps,
+        )
+        run = rehearsals.begin(drill_request, _deadline())
+        if request.args.get("wait") == "1" and run.ended.wait(WAIT_MAX_S):
+            return _json(run.document())
+        return _accepted(run.document(), "simulate")
+
+    @blueprint.get("/simulate")
+    @documented(
+        Operation(
+            summary="What runs, what ran, the lever and the links",
+            answers={200: ("As it stands", None)},
+            problems=("forbidden",),
+        )
+    )
+    def overview() -> Response:
+        running = rehearsals.running
+        return _json(
+            {
+                "running": running.document() if running else None,
+                "recent": _or_none(lambda: rehearsals.recent(_deadline())) or [],
+                "lever": _kill_switch(),
+                "links": _links(),
+                "default_scope": rehearsals.default_scope,
+                "simulations": [
+                    _shown_simulation(rehearsals.catalogue[name]) for name in SIMULATIONS
+                ],
+            }
+        )
+
+    @blueprint.get("/simulate/<run_id>")
+    @documented(
+        Operation(
+            summary="One simulation, with its evidence",
+            answers={200: ("As it stands", None)},
+            problems=("forbidden",),
+        )
+    )
+    def show_simulation(run_id: str) -> Response:
+        return _json(rehearsals.find(run_id, _deadline()))
+
+    @blueprint.delete("/simulate")
+    @documented(
+        Operation(
+            summary="Stop everything", scope="platform", answers={200: ("What was stopped", None)}
+        )
+    )
+    def stop_everything() -> Response:
+        by = require_platform()
+        return _json({"stopped": rehearsals.stop_all(by, _deadline())})
+
+    @blueprint.put("/simulate/lever")
+    @documented(
+        Operation(
+            summary="Forbid rehearsals, or allow them again",
+            scope="platform",
+            body=Lever,
+            example={"engaged": True, "reason": "an incident of our own"},
+            answers={200: ("The lever as it now stands", None)},
+        )
+    )
+    def set_kill_switch() -> Response:
+        by = require_platform()
+        body: Lever = read_body(Lever)
+        context.store.set_kill_switch(
+            engaged=body.engaged,
+            reason=body.reason,
+            by=by.name,
+            deadline=_deadline(),
+            actor=by,
+        )
+        if body.engaged:
+            rehearsals.stop_all(by, _deadline())
+        return _json(context.preflight.kill_switch(_deadline()))
+
+    @blueprint.get("/drills")
+    @documented(
+        Operation(
+            summary="The catalogue, with each drill's last verdict",
+            answers={200: ("As it stands", None)},
+            problems=("forbidden",),
+        )
+    )
+    def list_drills() -> Response:
+        running = rehearsals.running
+        last = _or_none(lambda: context.store.last_verdicts(_deadline())) or {}
+        trends = _or_none(lambda: context.store.trends(TREND_RUNS, _deadline())) or {}
+        return _json(
+            {
+                "drills": [
+                    {
+                        **_shown_drill(plan, takes_s(plan, rehearsals.catalogue)),
+                        "last": summary_of(last[plan.name]) if plan.name in last else None,
+                        "trend": trends.get(plan.name, []),
+                    }
+                    for plan in rehearsals.catalogue.values()
+                ],
+                "running": running.document() if running else None,
+                "recent": _or_none(lambda: rehearsals.recent(_deadline(), 50)) or [],
+                "lever": _kill_switch(),
+            }
+        )
+
+    @blueprint.post("/drills")
+    @documented(
+        Operation(
+            summary="Rehearse, with a verdict; `dry_run` only says what stands against it",
+            scope="platform",
+            body=DrillWish,
+            example={"drill": "payment-timeout", "dry_run": True},
+            answers={200: ("What a dry run found", None), 202: ("It has begun", None)},
+            sends={202: ("Location", "Retry-After")},
+            problems=("preflight_refused",),
+        )
+    )
+    def drill() -> Response:
+        by = require_platform()
+        body: DrillWish = read_body(DrillWish)
+        drill_request = DrillRequest(
+            name=body.drill,
+            kind="drill",
+            scope=body.scope or rehearsals.default_scope,
+            reason=body.reason,
+            requested_by=by.name,
+            actor=by,
+            fault_s=body.fault_s,
+            load_per_s=body.load_rps,
+            blind=body.blind,
+        )
+        if body.dry_run:
+            checks = rehearsals.preflight(drill_request, _deadline())
+            return _json(
+                {
+                    "drill": drill_request.name,
+                    "preflight": checks,
+                    "would_begin": not reasons(checks),
+                }
+            )
+        return _accepted(rehearsals.begin(drill_request, _deadline()).document(), "drills")
+
+    @blueprint.get("/drills/<run_id>")
+    @documented(
+        Operation(
+            summary="One drill's report; `?format=html`, `markdown` or `junit` for people and CI",
+            answers={200: ("The report", None)},
+            problems=("forbidden",),
+        )
+    )
+    def show_drill(run_id: str) -> Response:
+        document = rehearsals.find(run_id, _deadline())
+        match request.args.get("format", "json"):
+            case "markdown":
+                return Response(report.markdown(document), content_type="text/markdown")
+            case "junit":
+                return Response(report.junit(document), content_type="application/xml")
+            case "html":
+                answer = Response(render_page(document), content_type="text/html; charset=utf-8")
+                answer.headers["Content-Security-Policy"] = PAGE_CSP
+                return answer
+        return _json(document)
+
+    @blueprint.delete("/drills/<run_id>")
+    @documented(
+        Operation(summary="Stop a drill", scope="platform", answers={200: ("As it ended", None)})
+    )
+    def stop_drill(run_id: str) -> Response:
+        by = require_platform()
+        run = rehearsals.live(run_id)
+        rehearsals.stop(run, by, _deadline())
+        run.ended.wait(REQUEST_TIMEOUT_S)
+        return _json(run.document())
+
+    @blueprint.post("/drills/<run_id>/answer")
+    @documented(
+        Operation(
+            summary="Say which fault a blind game day is thought to be",
+            scope="platform",
+            body=Answer,
+            example={"name": "payment-timeout"},
+            answers={200: ("Right or not, and how long it took", None)},
+        )
+    )
+    def name_fault(run_id: str) -> Response:
+        require_platform()
+        body: Answer = read_body(Answer)
+        return _json(rehearsals.name_fault(rehearsals.live(run_id), body.name))
+
+    def _kill_switch() -> dict[str, Any]:
+        unknown = {"engaged": None, "reason": "The database does not answer.", "by": None}
+        return _or_none(lambda: context.preflight.kill_switch(_deadline())) or {
+            **unknown,
+            "at": None,
+        }
+
+    def _links() -> dict[str, Any] | None:
+        control_path, running = context.preflight.control_path, rehearsals.running
+        # The links must not reveal the fault of a blind game day.
+        if control_path is None or (running is not None and running.is_hidden):
+            return None
+        try:
+            with FaultClient(control_path) as onlooker:
+                return onlooker.describe()
+        except ProxyGone:
+            return None
+
+    return blueprint
+
+
+def _shown_simulation(plan: Plan) -> dict[str, Any]:
+    return {
+        "name": plan.name,
+        "title": plan.title,
+        "incident": plan.incident,
+        "ttl_s": TTL_S,
+        "load_rps": plan.load_per_s,
+        "scopes": list(plan.scopes),
+    }
+
+
+def _shown_drill(plan: Plan, seconds: float) -> dict[str, Any]:
+    return {
+        "name": plan.name,
+        "title": plan.title,
+        "hypothesis": plan.hypothesis,
+        "runbook": plan.runbook,
+        "takes_s": round(seconds),
+        "scopes": list(plan.scopes),
+    }
+
+
+def _accepted(document: dict[str, Any], where: str) -> Response:
+    answer = _json(document, 202)
+    answer.headers["Location"] = f"/{where}/{document['id']}"
+    answer.headers["Retry-After"] = "1"
+    return answer
+
+
+def _json(document: Any, status: int = 200) -> Response:
+    return Response(json.dumps(document) + "\n", status, content_type="application/json")
+
+
+Found = TypeVar("Found")
+
+
+def _or_none(ask: Callable[[], Found]) -> Found | None:
+    """The result, or None without a database: operators need this plane most during an outage."""
+    try:
+        return ask()
+    except Busy:
+        return None
+
+
+def _deadline() -> Deadline:
+    return Deadline.after(REQUEST_TIMEOUT_S)

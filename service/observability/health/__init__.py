@@ -1,0 +1,1 @@
+"""Health: the periodic checks and the components that they check."""

@@ -1,0 +1,350 @@
+"""The path of one payment, top to bottom."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from dataclasses import replace
+from time import monotonic
+from typing import NoReturn
+
+from service.errors import (
+    AcceptanceUnknown,
+    AmountNotRepresentable,
+    Busy,
+    DatabaseUnavailable,
+    KeyInFlight,
+    ProviderUnavailable,
+)
+from service.observability import tracing
+from service.observability.metrics import catalogue as metrics
+from service.payments.charge.model import UNSETTLED, ChargeRequest, Payment, Status
+from service.payments.charge.provider_keys import provider_key
+from service.payments.charge.store import PaymentStore
+from service.payments.leases.schedule import next_look_up_s
+from service.payments.merchants import DRILL_MERCHANT_ID
+from service.providers.amounts import Refused
+from service.providers.base import (
+    KEY_USED,
+    Charge,
+    Outcome,
+    OutcomeKind,
+    PayerAction,
+    Provider,
+    Stage,
+)
+from service.resilience.deadline import Deadline
+
+log = logging.getLogger(__name__)
+
+# Less than this is left after a slow prepare: a confirm would only end in doubt. Send it later.
+CONFIRM_NEEDS_S = 0.5
+# A prepare that was answered with something else than an unconfirmed charge of ours: money may have
+# moved. Any other doubt about a prepare is none about money.
+_PREPARED_IN_DOUBT = frozenset({"mismatch", KEY_USED})
+_TOO_LATE = Outcome(OutcomeKind.NOT_EXECUTED, Stage.NOT_SENT, error="deadline")
+# Our own share of a payment, besides the provider's; the service level counts what is over it.
+SLOW_S = 0.5
+
+
+class PaymentHandler:
+    """Turns requests into payments. Used by many threads at once; keeps nothing of its own."""
+
+    def __init__(
+        self, store: PaymentStore, provider: Provider, *, provider_timeout_s: float
+    ) -> None:
+        self._store = store
+        self._provider = provider
+        self._provider_timeout_s = provider_timeout_s
+
+    def process_payment(self, request: ChargeRequest, deadline: Deadline) -> tuple[Payment, bool]:
+        """Claim, prepare, note, confirm, record: (payment, is_new).
+
+        No connection is held between the writes. From the claim on the payment is ours: doubt,
+        an outage or our own death leave it to the reconciler. Raises Busy only when nothing was
+        accepted, so that the same key again is safe (AcceptanceUnknown: that is in doubt);
+        KeyReused when it never will be.
+        """
+        started_s = monotonic()
+        deadline.require()
+        refused = self._provider.amounts.refusal(request.amount_minor, request.currency)
+        if refused is not None:
+            return self._refuse(request, refused, deadline), False
+        available = self._provider.available
+        if not available and request.on_outage == "reject":
+            raise ProviderUnavailable(
+                "The payment provider is known to be down; nothing was stored."
+            )
+        send_now = available and not request.respond_async
+        payment, is_new = self._claim(request, deadline, send_now=send_now)
+        if not is_new:
+            return self._promise(payment, deadline), False
+        provider_ms = 0
+        if send_now and payment.is_expired:
+            payment = self._store.give_up(
+                payment, Status.EXPIRED, "not sent before expires_at", deadline
+            )
+        elif send_now:
+            payment = self._send_first(payment, request, deadline)
+            provider_ms = sum(attempt["ms"] for attempt in payment.attempts)
+        _count(payment, monotonic() - started_s, provider_ms / 1000)
+        return payment, True
+
+    def _refuse(self, request: ChargeRequest, refused: Refused, deadline: Deadline) -> Payment:
+        """Raise AmountNotRepresentable, with the key unused; a key used before tells as ever."""
+        first = self._store.find_first(request, deadline)
+        if first is None:
+            raise AmountNotRepresentable(refused.field, refused.reason)
+        return self._promise(first, deadline)
+
+    def _claim(
+        self, request: ChargeRequest, deadline: Deadline, *, send_now: bool
+    ) -> tuple[Payment, bool]:
+        # In one call there is no write between claim and charge: from here on it may be charged.
+        # What may have expired is not, before the database's clock was asked.
+        in_one_call = send_now and not self._provider.two_phase and request.expires_at is None
+        return self._store.claim(
+            request,
+            deadline,
+            provider=self._provider.name,
+            status=Status.SENDING if in_one_call else Status.ACCEPTED,
+            due_in_s=None if send_now else 0.0,
+        )
+
+    def _promise(self, payment: Payment, deadline: Deadline) -> Payment:
+        """The payment of an earlier call, where 202 tells of it promised first."""
+        if payment.promised or payment.status not in UNSETTLED:
+            return payment
+        promised = self._store.promise(payment, deadline)
+        if promised is None:
+            raise KeyInFlight("The first call with this idempotency key is being ended.")
+        return promised
+
+    def _send_first(self, payment: Payment, request: ChargeRequest, deadline: Deadline) -> Payment:
+        """Send what was just claimed. Whatever is answered with 202 was promised before.
+
+        Raises Busy where nothing is promised: then the background ends the payment, and never
+        sends it.
+        """
+        payment, outcome, op = self._send(payment, deadline)
+        is_unsent = outcome.kind is OutcomeKind.NOT_EXECUTED or (
+            payment.status is Status.ACCEPTED and outcome.kind is OutcomeKind.PENDING
+        )
+        if is_unsent and request.on_outage == "reject":
+            self._withdraw(payment, outcome, op, deadline)
+            raise ProviderUnavailable("The payment provider did not take the payment.")
+        try:
+            recorded = self._record(payment, outcome, op, promised=True)
+        except Busy as error:
+            _log_not_recorded(payment, outcome, error)
+            if outcome.kind is OutcomeKind.NOT_EXECUTED or payment.status is Status.ACCEPTED:
+                _raise_unpromised(error)
+            # It may have been charged: it is looked up when the lease ends, promised or not.
+            return payment
+        if recorded.status in UNSETTLED and not recorded.promised:
+            # The lease ran out meanwhile, and the background is ending it.
+            raise KeyInFlight("The payment took too long to be sent.", payment_id=payment.id)
+        return recorded
+
+    def payer_action(self, payment: Payment, deadline: Deadline) -> PayerAction | None:
+        """What finishes 3-D Secure, asked of the provider each time: secrets are not stored.
+
+        Only for the payment's creator. None: nothing is to be done, or it could not be had now.
+        """
+        is_waiting = payment.status is Status.REQUIRES_ACTION
+        if not is_waiting or payment.provider_ref is None:
+            return None
+        if payment.provider != self._provider.name:
+            return None
+        within = deadline.within(self._provider_timeout_s)
+        return self._provider.look_up(charge_of(payment), within).payer_action
+
+    def execute(self, payment: Payment, deadline: Deadline) -> tuple[Payment, Outcome]:
+        """Send a leased, promised payment: the row as it then stands, and the last outcome.
+
+        The way of a queued payment. Never raises for a fault of provider or database: what
+        could not be written is found out again by the reconciler, from the same row.
+        """
+        try:
+            payment, outcome, op = self._send(payment, deadline)
+        except Busy as error:
+            # Not confirmed, so nothing can move: it stays as it is until the lease ends.
+            log.warning(
+                "payment.reference_not_noted", extra={"payment_id": payment.id, "error": error.code}
+            )
+            return payment, Outcome(OutcomeKind.NOT_EXECUTED, Stage.NOT_SENT, error="deadline")
+        return self.record(payment, outcome, op=op), outcome
+
+    def _send(self, payment: Payment, deadline: Deadline) -> tuple[Payment, Outcome, str]:
+        """Prepare, note, confirm: the row as last written, the last outcome, and its operation.
+
+        Raises Busy where the reference could not be noted; then nothing was confirmed.
+        """
+        deadline = deadline.within(self._provider_timeout_s)
+        if payment.status is Status.ACCEPTED:
+            prepared = self._prepare(payment, deadline)
+            if prepared.kind is OutcomeKind.UNKNOWN:
+                return self._note_doubt(payment, prepared, deadline), prepared, "prepare"
+            if prepared.kind is not OutcomeKind.PENDING or deadline.remaining_s() < CONFIRM_NEEDS_S:
+                return payment, prepared, "prepare"
+            payment = self._note(payment, prepared, deadline)
+            if payment.status is Status.ACCEPTED:
+                lie = replace(prepared, provider_ref=None, error="mismatch")
+                lie = replace(lie, kind=OutcomeKind.NOT_EXECUTED)
+                return payment, lie, "prepare"
+            if payment.is_expired:
+                # It expired while it was prepared or noted: nothing moves, and its look-up ends it.
+                return payment, _TOO_LATE, "confirm"
+        return payment, self._provider.confirm(charge_of(payment), deadline), "confirm"
+
+    def _prepare(self, payment: Payment, deadline: Deadline) -> Outcome:
+        """Make it known: `pending`, refused, not executed, or `unknown` where money may have moved."""
+        if payment.provider_ref is not None:
+            # By an earlier try that had no time left to confirm: a second one would be another's.
+            return Outcome(OutcomeKind.PENDING, Stage.NOT_SENT, provider_ref=payment.provider_ref)
+        prepared = self._prepare_anew(payment, deadline)
+        if prepared.kind is OutcomeKind.SUCCEEDED:
+            # Nothing was to move yet: its books must tell what did.
+            return replace(prepared, kind=OutcomeKind.UNKNOWN, error="mismatch")
+        if prepared.kind is OutcomeKind.UNKNOWN and prepared.error not in _PREPARED_IN_DOUBT:
+            # Unconfirmed, it moves no money: doubt about it is no doubt about money.
+            return replace(prepared, kind=OutcomeKind.NOT_EXECUTED)
+        return prepared
+
+    def _prepare_anew(self, payment: Payment, deadline: Deadline) -> Outcome:
+        """Under the key's first series, as long as the provider does not know it from another call.
+
+        A freed key begins a later series. Where all of its rows are lost, the next call begins at
+        the first one again, and must meet there what was made since.
+        """
+        charge = charge_of(payment)
+        if self._provider.two_phase and payment.is_freed_keys_next:
+            first_key = provider_key(str(payment.key_digest), 1)
+            first = self._provider.prepare(replace(charge, provider_key=first_key), deadline)
+            if not _is_of_another_call(first):
+                return first
+        return self._provider.prepare(charge, deadline)
+
+    def _note(self, payment: Payment, prepared: Outcome, deadline: Deadline) -> Payment:
+        noted = self._store.note_reference(payment, prepared, deadline)
+        if noted is None:
+            raise KeyInFlight("The payment is no longer this call's.", payment_id=payment.id)
+        return noted
+
+    def _note_doubt(self, payment: Payment, prepared: Outcome, deadline: Deadline) -> Payment:
+        """Write `sending` before anything else: from now on only look-ups settle it."""
+        try:
+            noted = self._note(payment, prepared, deadline)
+            if noted.status is Status.ACCEPTED:
+                prepared = replace(prepared, provider_ref=None)
+                noted = self._note(payment, prepared, deadline)
+            return noted
+        except Busy as error:
+            raise AcceptanceUnknown(
+                "It is not known whether the payment was made. Send it again with the same key;"
+                " do not pay elsewhere."
+            ) from error
+
+    def record(self, payment: Payment, outcome: Outcome, *, op: str) -> Payment:
+        """Write what a call came to; when that fails, the row stays as it was, and due."""
+        try:
+            return self._record(payment, outcome, op, promised=False)
+        except Busy as error:
+            # Harmless: the reconciler asks the provider again when the lease ends.
+            _log_not_recorded(payment, outcome, error)
+            return payment
+
+    def _record(self, payment: Payment, outcome: Outcome, op: str, *, promised: bool) -> Payment:
+        recorded = self._store.record(
+            payment,
+            outcome,
+            op=op,
+            due_in_s=next_look_up_s(payment.doubt_age_s),
+            promised=promised,
+        )
+        _log(recorded, outcome, op)
+        return recorded
+
+    def _withdraw(self, payment: Payment, outcome: Outcome, op: str, deadline: Deadline) -> None:
+        """Free the key for the same call; where that fails, the background ends the payment."""
+        with contextlib.suppress(Busy):
+            self._store.withdraw(
+                payment,
+                "on_outage=reject",
+                deadline,
+                outcome=outcome,
+                op=op,
+                # In one call the key itself keeps a lost row's charge from being made again.
+                spent=self._provider.two_phase,
+            )
+
+
+def charge_of(payment: Payment, *, may_send_again: bool = False) -> Charge:
+    """The payment in the provider's terms."""
+    return Charge(
+        payment_id=payment.id,
+        merchant_id=str(payment.merchant_id),
+        amount_minor=payment.amount_minor,
+        currency=payment.currency,
+        payment_method=payment.payment_method,
+        provider_key=payment.provider_key,
+        provider_ref=payment.provider_ref,
+        capture_automatically=payment.capture_method == "automatic",
+        reference=payment.reference,
+        customer=payment.customer,
+        metadata=payment.metadata,
+        created_at=payment.created_at,
+        key_digest=payment.key_digest,
+        may_send_again=may_send_again,
+        is_older=payment.had_key_used,
+        is_repeat=payment.was_sent,
+    )
+
+
+def _is_of_another_call(first: Outcome) -> bool:
+    """Whether a prepare was answered about another payment under the same key."""
+    is_anothers_charge = first.error == "mismatch" and first.provider_ref is None
+    return first.error == KEY_USED or first.is_replay or is_anothers_charge
+
+
+def _raise_unpromised(error: Busy) -> NoReturn:
+    """Say that nothing was accepted; where the promise was sent and not answered, that it may be."""
+    if isinstance(error, DatabaseUnavailable) and error.in_doubt:
+        raise AcceptanceUnknown(
+            "It is not known whether the payment was accepted. Send it again with the same key;"
+            " do not pay elsewhere."
+        ) from error
+    raise error
+
+
+def _log_not_recorded(payment: Payment, outcome: Outcome, error: Busy) -> None:
+    log.warning(
+        "payment.outcome_not_recorded",
+        extra={"payment_id": payment.id, "outcome": outcome.kind, "error": error.code},
+    )
+
+
+def _count(payment: Payment, took_s: float, provider_s: float) -> None:
+    labels = {"provider": payment.provider, "outcome": payment.status.value}
+    metrics.payments_total.labels(**labels).inc()
+    metrics.payment_duration_seconds.labels(**labels).observe(took_s, tracing.exemplar())
+    if took_s - provider_s > SLOW_S and payment.merchant_id != DRILL_MERCHANT_ID:
+        metrics.payments_slow_total.inc()
+
+
+def _log(payment: Payment, outcome: Outcome, op: str) -> None:
+    level = logging.WARNING if outcome.kind is OutcomeKind.UNKNOWN else logging.INFO
+    log.log(
+        level,
+        "payment.%s",
+        payment.status.value,
+        extra={
+            "payment_id": payment.id,
+            "provider": payment.provider,
+            "op": op,
+            "outcome": outcome.kind.value,
+            "stage": outcome.stage.value,
+            "error": outcome.error,
+            "ms": outcome.ms,
+        },
+    )

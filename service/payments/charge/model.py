@@ -1,0 +1,290 @@
+"""Payments as values: statuses, the moves allowed between them, requests and ids. Pure."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, Literal
+from uuid import UUID
+
+from uuid_utils.compat import uuid7
+
+from service.payments.charge.provider_keys import provider_key
+from service.providers.base import KEY_USED, Outcome, OutcomeKind, Stage
+
+
+class Status(StrEnum):
+    """Where a payment is. `docs/architecture.md` draws the moves."""
+
+    ACCEPTED = "accepted"  # Stored, not sent: nothing can have been charged.
+    SENDING = "sending"  # May have been charged.
+    SUCCEEDED = "succeeded"
+    REQUIRES_CAPTURE = "requires_capture"
+    REQUIRES_ACTION = "requires_action"
+    DECLINED = "declined"
+    UNKNOWN = "unknown"  # The provider's answer is missing; the reconciler is finding out.
+    NOT_EXECUTED = "not_executed"  # Proven not to have been charged.
+    NEEDS_REVIEW = "needs_review"  # No proof either way could be had: a person decides.
+    CANCELED = "canceled"
+    EXPIRED = "expired"
+
+
+# Once here a payment's status never moves again; a refund is a row of its own.
+TERMINAL = frozenset(
+    {Status.SUCCEEDED, Status.DECLINED, Status.NOT_EXECUTED, Status.CANCELED, Status.EXPIRED}
+)
+OPEN = frozenset(Status) - TERMINAL
+# What is answered with 202: we own it, and it is not final yet.
+UNSETTLED = frozenset({Status.ACCEPTED, Status.SENDING, Status.UNKNOWN, Status.NEEDS_REVIEW})
+
+# The same table stands in the database as the WHERE of every write (store.py).
+MOVES: Mapping[Status, frozenset[Status]] = {
+    Status.ACCEPTED: frozenset(
+        {
+            Status.SENDING,
+            # Charged all the same, as the provider's books say: a failover lost our note of it.
+            Status.SUCCEEDED,
+            Status.REQUIRES_CAPTURE,
+            Status.DECLINED,  # The provider refused to prepare it.
+            Status.NOT_EXECUTED,
+            Status.CANCELED,
+            Status.EXPIRED,
+        }
+    ),
+    Status.SENDING: frozenset(
+        {
+            Status.SUCCEEDED,
+            Status.REQUIRES_CAPTURE,
+            Status.REQUIRES_ACTION,
+            Status.DECLINED,
+            Status.UNKNOWN,
+            Status.NOT_EXECUTED,
+            Status.CANCELED,
+        }
+    ),
+    Status.UNKNOWN: frozenset(
+        {
+            Status.SUCCEEDED,
+            Status.REQUIRES_CAPTURE,
+            Status.REQUIRES_ACTION,
+            Status.DECLINED,
+            Status.NOT_EXECUTED,
+            Status.NEEDS_REVIEW,
+            Status.CANCELED,
+        }
+    ),
+    Status.NEEDS_REVIEW: frozenset(
+        {
+            Status.SUCCEEDED,
+            Status.REQUIRES_CAPTURE,
+            Status.REQUIRES_ACTION,
+            Status.DECLINED,
+            Status.NOT_EXECUTED,
+            Status.CANCELED,
+        }
+    ),
+    Status.REQUIRES_ACTION: frozenset(
+        {
+            Status.SUCCEEDED,
+            Status.REQUIRES_CAPTURE,
+            Status.DECLINED,
+            Status.NOT_EXECUTED,
+            Status.CANCELED,
+        }
+    ),
+    Status.REQUIRES_CAPTURE: frozenset({Status.SUCCEEDED, Status.CANCELED}),
+    **{status: frozenset() for status in TERMINAL},
+}
+
+
+def fact_status(outcome: Outcome) -> Status | None:
+    """The status that a definite outcome leads to; None where the answer is still open."""
+    match outcome.kind:
+        case OutcomeKind.SUCCEEDED if outcome.amount_capturable > 0:
+            return Status.REQUIRES_CAPTURE
+        case OutcomeKind.SUCCEEDED:
+            return Status.SUCCEEDED
+        case OutcomeKind.DECLINED:
+            return Status.DECLINED
+        case OutcomeKind.PENDING if outcome.next_action is not None:
+            return Status.REQUIRES_ACTION
+    # Not executed is a fact too, but what follows from it is a choice: send again, or give up.
+    return None
+
+
+def sources_of(target: Status) -> list[str]:
+    """The statuses from which a fact may move a payment to `target`, for SQL's `= ANY`."""
+    return [source.value for source, targets in MOVES.items() if target in targets]
+
+
+@dataclass(frozen=True, slots=True)
+class ChargeRequest:
+    """A validated request to pay. `fingerprint` tells a retry from another request."""
+
+    merchant_id: UUID
+    idempotency_key: str
+    fingerprint: bytes
+    amount_minor: int
+    currency: str
+    payment_method: str
+    reference: str | None = None
+    capture_method: Literal["automatic", "manual"] = "automatic"
+    customer: str | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    on_outage: Literal["queue", "reject"] = "queue"
+    expires_at: datetime | None = None
+    # Answer 202 as soon as the payment is stored (`Prefer: respond-async`).
+    respond_async: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Payment:
+    """One row of `payments`. Amounts are integers in minor units; times carry their zone."""
+
+    merchant_id: UUID
+    payment_id: UUID
+    status: Status
+    amount_minor: int
+    currency: str
+    payment_method: str
+    reference: str | None
+    capture_method: str
+    customer: str | None
+    metadata: Mapping[str, str]
+    on_outage: str
+    expires_at: datetime | None
+    amount_captured_minor: int
+    amount_refunded_minor: int
+    provider: str
+    provider_ref: str | None
+    # Counts the provider keys used: a new series only after proof that the last was not executed.
+    key_series: int
+    decline: Mapping[str, str] | None
+    next_action: Mapping[str, Any] | None
+    attempts: list[Mapping[str, Any]]
+    # The compare-and-set number of the lease: a guess is written only by who holds the newest.
+    fence: int
+    leased: bool
+    look_ups: int
+    due_at: datetime | None
+    # Seconds since the money call was last begun, by the database's clock; None: never.
+    sent_age_s: float | None
+    # Seconds since it came into doubt; where it is not, since it was sent.
+    doubt_age_s: float | None
+    # By the database's clock: the client's patience with a queued payment is at its end.
+    is_expired: bool
+    created_at: datetime
+    updated_at: datetime
+    # Of the client's key; None: a row from before, whose provider key is made from its own id.
+    key_digest: str | None = None
+    # A caller was told that we own it; nothing else is sent by the background.
+    promised: bool = True
+    # The series whose saved answer is an error: it can execute nothing more.
+    spent_series: int | None = None
+
+    @property
+    def id(self) -> str:
+        """As people see it: `pay_` and 32 hexadecimal digits."""
+        return payment_id_text(self.payment_id)
+
+    @property
+    def provider_key(self) -> str:
+        """Derived, so that whoever picks the payment up again uses the very same key."""
+        return provider_key(self.key_digest or self.payment_id.hex, self.key_series)
+
+    @property
+    def is_spent(self) -> bool:
+        """The provider's saved answer to the current key is an error: it executes nothing more."""
+        return self.spent_series == self.key_series
+
+    @property
+    def series_after(self) -> int:
+        """The series with which another payment under the same, freed key begins."""
+        return self.key_series + 1 if self.is_spent else self.key_series
+
+    @property
+    def is_freed_keys_next(self) -> bool:
+        """Not sent yet, and not the first payment under its client's key."""
+        return self.key_digest is not None and self.key_series > 1 and not self.attempts
+
+    @property
+    def was_sent(self) -> bool:
+        """An earlier call may have moved the money: sent as far as we know, or looked up since."""
+        return self.look_ups > 0 or any(
+            attempt["op"] == "confirm"
+            and attempt["stage"] != Stage.NOT_SENT.value
+            and attempt["error"] != "http_429"
+            for attempt in self.attempts
+        )
+
+    @property
+    def had_key_used(self) -> bool:
+        """The provider knew our key from another call: an earlier row of ours may be lost."""
+        return any(attempt["error"] == KEY_USED for attempt in self.attempts)
+
+    @property
+    def was_confirmed_elsewhere(self) -> bool:
+        """The provider knew the key of our confirm from another charge's."""
+        return any(
+            attempt["op"] == "confirm" and attempt["error"] == KEY_USED for attempt in self.attempts
+        )
+
+    @property
+    def is_prepared_in_doubt(self) -> bool:
+        """Something other than an unconfirmed charge came of a prepare, and it is still unknown."""
+        has_prepared = any(attempt["op"] == "prepare" for attempt in self.attempts)
+        return self.provider_ref is None and has_prepared
+
+    @property
+    def is_terminal(self) -> bool:
+        return self.status in TERMINAL
+
+    @property
+    def next_check_at(self) -> datetime | None:
+        """When the reconciler looks next, where it is known."""
+        return None if self.leased or self.is_terminal else self.due_at
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One step in a payment's life, as it was written with the step itself."""
+
+    event_id: UUID
+    payment_id: UUID
+    type: str
+    detail: Mapping[str, Any]
+    created_at: datetime
+
+
+def new_id() -> UUID:
+    """A version 7 UUID (RFC 9562): made by us, ordered by time."""
+    return uuid7()
+
+
+def payment_id_text(payment_id: UUID) -> str:
+    return f"pay_{payment_id.hex}"
+
+
+def event_id_text(event_id: UUID) -> str:
+    return f"evt_{event_id.hex}"
+
+
+def parse_id(text: str, prefix: str) -> UUID | None:
+    """The UUID behind `pay_…`, `evt_…`; None for anything that we cannot have made."""
+    digits = text.removeprefix(prefix)
+    if len(digits) != 32 or len(text) != 32 + len(prefix) or not set(digits) <= _HEX:
+        return None
+    return UUID(hex=digits)
+
+
+_HEX = frozenset("0123456789abcdef")
+
+
+def fingerprint(method: str, route: str, body: Mapping[str, Any]) -> bytes:
+    """SHA-256 over method, route template and canonical JSON: the same for the same meaning."""
+    canonical = json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(f"{method} {route}\n{canonical}".encode()).digest()

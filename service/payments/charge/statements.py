@@ -1,0 +1,255 @@
+"""The SQL of payments: each a statement that also writes its event, or a read."""
+
+from __future__ import annotations
+
+from service.database.pool.pool import Statement
+from service.payments.events.outbox import OUTBOX
+
+COLUMNS = """
+    p.merchant_id, p.payment_id, p.status, p.amount, p.currency, p.payment_method, p.reference,
+    p.capture_method, p.customer, p.metadata, p.on_outage, p.expires_at, p.amount_captured,
+    p.amount_refunded, p.provider, p.provider_ref, p.key_series, p.decline, p.next_action,
+    p.attempts, p.fence, p.leased, p.look_ups, p.due_at,
+    extract(epoch FROM now() - p.sent_at)::float8,
+    extract(epoch FROM now() - coalesce(p.unknown_since, p.sent_at))::float8,
+    coalesce(p.expires_at <= now(), false),
+    p.created_at, p.updated_at, p.key_digest, p.promised, p.spent_series
+"""
+
+_INSERT_PAYMENT = f"""
+    p AS (
+        INSERT INTO payments (
+            merchant_id, payment_id, status, amount, currency, payment_method, reference,
+            capture_method, customer, metadata, on_outage, expires_at, provider, leased, due_at,
+            sent_at, key_digest, key_series, promised)
+        SELECT merchant_id, payment_id, %(status)s::text, %(amount)s::bigint, %(currency)s::text,
+               %(payment_method)s::text, %(reference)s::text, %(capture_method)s::text,
+               %(customer)s::text, %(metadata)s::jsonb, %(on_outage)s::text,
+               coalesce(%(expires_at)s::timestamptz,
+                        now() + %(queue_expires_s)s::float8 * interval '1 second'),
+               %(provider)s::text, %(leased)s::boolean,
+               now() + %(due_in_s)s::float8 * interval '1 second',
+               CASE WHEN %(status)s::text = 'sending' THEN now() END,
+               %(key_digest)s::text, %(key_series)s::integer, NOT %(leased)s::boolean
+        FROM key
+        RETURNING *
+    ), event AS (
+        INSERT INTO events (merchant_id, event_id, payment_id, type, detail)
+        SELECT merchant_id, %(event_id)s::uuid, payment_id, %(event_type)s::text,
+               %(detail)s::jsonb
+        FROM p
+    )
+    SELECT {COLUMNS} FROM p
+"""
+
+# Leased to its caller it is promised to nobody yet; left to the background it is.
+CLAIM = Statement(
+    "claim",
+    f"""
+    WITH key AS (
+        INSERT INTO idempotency_keys (merchant_id, idempotency_key, fingerprint, payment_id)
+        VALUES (%(merchant_id)s::uuid, %(idempotency_key)s::text, %(fingerprint)s::bytea,
+                %(payment_id)s::uuid)
+        ON CONFLICT (merchant_id, idempotency_key) DO NOTHING
+        RETURNING merchant_id, payment_id
+    ), {_INSERT_PAYMENT}""",
+)
+
+# The same under a key that a withdrawn payment left free; of several callers one gets it.
+CLAIM_FREED = Statement(
+    "key_freed",
+    f"""
+    WITH key AS (
+        UPDATE idempotency_keys
+        SET payment_id = %(payment_id)s::uuid, fingerprint = %(fingerprint)s::bytea
+        WHERE merchant_id = %(merchant_id)s::uuid
+          AND idempotency_key = %(idempotency_key)s::text
+          AND payment_id = %(freed_by)s::uuid
+        RETURNING merchant_id, payment_id
+    ), {_INSERT_PAYMENT}""",
+)
+
+# In flight: its caller waits, or the background is about to end what was promised to nobody.
+# Free: it ended so. The key's row stays, so that its next payment begins another key series.
+READ_BY_KEY = Statement(
+    "read_by_key",
+    f"""
+    SELECT k.fingerprint,
+           p.leased AND p.due_at > now() AND (p.fence = 1 OR NOT p.promised),
+           p.status = 'not_executed' AND NOT p.promised,
+           {COLUMNS}
+    FROM idempotency_keys k
+    JOIN payments p ON p.merchant_id = k.merchant_id AND p.payment_id = k.payment_id
+    WHERE k.merchant_id = %(merchant_id)s::uuid AND k.idempotency_key = %(idempotency_key)s::text
+    """,
+)
+
+GET = Statement(
+    "get",
+    f"""
+    SELECT {COLUMNS} FROM payments p
+    WHERE p.merchant_id = %(merchant_id)s::uuid AND p.payment_id = %(payment_id)s::uuid
+    """,
+)
+
+# Where every status change goes through: one row moves, and its event is written, or nothing is.
+_MOVE_SQL = """
+    WITH p AS (
+        UPDATE payments SET
+            status = %(status)s::text,
+            provider_ref = coalesce(%(provider_ref)s::text, provider_ref),
+            amount_captured = greatest(amount_captured, %(amount_captured)s::bigint),
+            decline = coalesce(%(decline)s::jsonb, decline),
+            next_action = CASE WHEN %(status)s::text = 'requires_action'
+                               THEN coalesce(%(next_action)s::jsonb, next_action) END,
+            attempts = coalesce(%(attempts)s::jsonb, attempts),
+            key_series = key_series + %(next_series)s::integer,
+            spent_series = CASE WHEN %(spent)s::boolean THEN key_series ELSE spent_series END,
+            promised = promised OR %(promised)s::boolean,
+            look_ups = look_ups + %(looked_up)s::integer,
+            sent_at = CASE WHEN %(sent)s::boolean THEN now() ELSE sent_at END,
+            leased = %(leased)s::boolean,
+            due_at = now() + %(due_in_s)s::float8 * interval '1 second',
+            unknown_since = CASE WHEN %(status)s::text IN ('unknown', 'needs_review')
+                                 THEN coalesce(unknown_since, now()) END,
+            updated_at = now()
+        WHERE merchant_id = %(merchant_id)s::uuid AND payment_id = %(payment_id)s::uuid
+          AND status = ANY(%(sources)s::text[])
+          AND (%(fence)s::bigint IS NULL OR fence = %(fence)s::bigint)
+          AND NOT (%(unless_leased)s::boolean AND leased AND due_at > now())
+        RETURNING *
+    ), event AS (
+        INSERT INTO events (merchant_id, event_id, payment_id, type, detail)
+        SELECT merchant_id, %(event_id)s::uuid, payment_id, %(event_type)s::text,
+               %(detail)s::jsonb
+        FROM p
+        RETURNING merchant_id, event_id, payment_id, type, created_at
+    )
+"""
+MOVE = Statement("move", f"{_MOVE_SQL} SELECT {COLUMNS} FROM p")
+# The same where merchants are told of it; a step on the way does not pay for that.
+MOVE_AND_TELL = Statement("move_and_tell", f"{_MOVE_SQL}, {OUTBOX} SELECT {COLUMNS} FROM p")
+
+# The same for a payment that ended without money: its intent is closed at the provider, so that
+# nobody can pay it later. In the same statement, so that no declined payment is forgotten.
+MOVE_TELL_AND_CLOSE = Statement(
+    "late_move_and_close",
+    f"""{_MOVE_SQL}, {OUTBOX}, closing AS (
+        INSERT INTO late_checks (merchant_id, payment_id, provider, closes, due_at)
+        SELECT merchant_id, payment_id, provider, true, now() FROM p WHERE provider_ref IS NOT NULL
+        ON CONFLICT (merchant_id, payment_id) DO UPDATE SET
+            closes = true, due_at = excluded.due_at
+    )
+    SELECT {COLUMNS} FROM p
+    """,
+)
+
+# What was promised to nobody ends and frees its key, in one statement: until then it is leased,
+# so no retry is told of it.
+WITHDRAW = Statement(
+    "withdraw",
+    f"""
+    WITH p AS (
+        UPDATE payments SET status = 'not_executed', leased = false, due_at = NULL,
+            attempts = coalesce(%(attempts)s::jsonb, attempts),
+            spent_series = CASE WHEN %(spent)s::boolean THEN key_series ELSE spent_series END,
+            updated_at = now()
+        WHERE merchant_id = %(merchant_id)s::uuid AND payment_id = %(payment_id)s::uuid
+          AND status IN ('accepted', 'sending') AND fence = %(fence)s::bigint
+          AND NOT promised
+        RETURNING *
+    ), event AS (
+        INSERT INTO events (merchant_id, event_id, payment_id, type, detail)
+        SELECT merchant_id, %(event_id)s::uuid, payment_id, 'payment.not_executed',
+               %(detail)s::jsonb
+        FROM p
+    )
+    SELECT {COLUMNS} FROM p
+    """,
+)
+
+# Before a retry is told 202. What its caller wanted refused in an outage is never sent from the
+# queue, nor confirmed. Nor is a promise made while the background cancels a noted charge.
+PROMISE = Statement(
+    "key_promise",
+    f"""
+    UPDATE payments p SET promised = true
+    WHERE p.merchant_id = %(merchant_id)s::uuid AND p.payment_id = %(payment_id)s::uuid
+      AND p.status IN ('accepted', 'sending', 'unknown', 'needs_review')
+      AND (p.promised OR NOT (
+          p.status <> 'accepted' AND p.leased AND p.due_at > now()
+          OR p.status IN ('accepted', 'sending') AND p.on_outage = 'reject'))
+    RETURNING {COLUMNS}
+    """,
+)
+
+LIST = Statement(
+    "list",
+    f"""
+    SELECT {COLUMNS} FROM payments p
+    WHERE p.merchant_id = %(merchant_id)s::uuid
+      AND (%(statuses)s::text[] IS NULL OR p.status = ANY(%(statuses)s::text[]))
+      AND (%(reference)s::text IS NULL OR p.reference = %(reference)s::text)
+      AND (%(created_gte)s::timestamptz IS NULL OR p.created_at >= %(created_gte)s::timestamptz)
+      AND (%(before_at)s::timestamptz IS NULL
+           OR (p.created_at, p.payment_id) < (%(before_at)s::timestamptz, %(before_id)s::uuid))
+    ORDER BY p.created_at DESC, p.payment_id DESC
+    LIMIT %(limit)s::integer
+    """,
+)
+
+# Of each status the newest rows, from its own part of an index: a merchant with 10^7 payments and none
+# of these statuses is answered at once. NULLS LAST: only the index by status has this order.
+LIST_BY_STATUS = Statement(
+    "list_by_status",
+    f"""
+    SELECT {COLUMNS} FROM unnest(%(statuses)s::text[]) AS wanted (status)
+    CROSS JOIN LATERAL (
+        SELECT * FROM payments
+        WHERE merchant_id = %(merchant_id)s::uuid AND status = wanted.status
+          AND (%(created_gte)s::timestamptz IS NULL OR created_at >= %(created_gte)s::timestamptz)
+          AND (%(before_at)s::timestamptz IS NULL
+               OR (created_at, payment_id) < (%(before_at)s::timestamptz, %(before_id)s::uuid))
+        ORDER BY created_at DESC NULLS LAST, payment_id DESC NULLS LAST LIMIT %(limit)s::integer
+    ) AS p
+    ORDER BY p.created_at DESC, p.payment_id DESC LIMIT %(limit)s::integer
+    """,
+)
+
+TIMELINE = Statement(
+    "timeline",
+    """
+    SELECT event_id, payment_id, type, detail, created_at FROM events
+    WHERE merchant_id = %(merchant_id)s::uuid AND payment_id = %(payment_id)s::uuid
+    ORDER BY event_id LIMIT 1000
+    """,
+)
+
+# A needs_review payment has no look-up planned any more; a person who asks gets one.
+LOOK_NOW = Statement(
+    "look_now",
+    """
+    UPDATE payments SET due_at = now()
+    WHERE merchant_id = %(merchant_id)s::uuid AND payment_id = %(payment_id)s::uuid
+      AND NOT (leased AND due_at > now()) AND status = ANY(%(statuses)s::text[])
+    RETURNING 1
+    """,
+)
+
+NUDGE = Statement(
+    "nudge",
+    """
+    UPDATE payments p SET due_at = now()
+    WHERE p.merchant_id = %(merchant_id)s::uuid AND p.payment_id = %(payment_id)s::uuid
+      AND NOT p.leased AND p.due_at > now()
+      AND p.updated_at < now() - %(at_most_every_s)s::float8 * interval '1 second'
+      -- A client that polls thousands of payments has this many looked at before their time.
+      AND (SELECT count(*) FROM (
+              SELECT 1 FROM payments q
+              WHERE q.merchant_id = %(merchant_id)s::uuid AND q.provider = p.provider
+                AND q.status <> 'accepted' AND q.due_at <= now()
+              ORDER BY q.due_at NULLS FIRST LIMIT %(most)s::integer
+          ) AS waiting (one)) < %(most)s::integer
+    RETURNING 1
+    """,
+)

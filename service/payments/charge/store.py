@@ -1,0 +1,619 @@
+"""Payments in PostgreSQL: every write is one statement that also writes its event.
+
+A fact (the provider's definite answer) moves a payment from any status that allows it; a guess (a
+timeout, a schedule) also needs the fence of the lease. Both are compare-and-set: who comes too
+late changes nothing and is given the row as it stands.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+import psycopg2
+
+from service.database.pool.pool import Checkout, ConnectionPool, Statement
+from service.database.pool.statements import UNWRITABLE, refused_by
+from service.errors import AcceptanceUnknown, DatabaseUnavailable, KeyInFlight, KeyReused
+from service.observability.metrics import catalogue as metrics
+from service.payments import audit
+from service.payments.audit import Actor, Entry
+from service.payments.charge import statements
+from service.payments.charge.model import (
+    OPEN,
+    ChargeRequest,
+    Event,
+    Payment,
+    Status,
+    fact_status,
+    new_id,
+    sources_of,
+)
+from service.payments.charge.provider_keys import key_digest
+from service.payments.charge.steps import attempts_json, detail_json, next_attempt
+from service.payments.events.outbox import is_told
+from service.payments.leases.fair_share import NUDGED_AT_ONCE
+from service.providers.base import Outcome, OutcomeKind, ProviderCharge, Stage
+from service.resilience.deadline import Deadline
+
+log = logging.getLogger(__name__)
+
+# The write that records moved money has time of its own, however late the request is.
+RECORD_TIMEOUT_S = 2.0
+
+
+class PaymentStore:
+    """Reads and writes payments. Every method takes one connection, for one statement or two."""
+
+    def __init__(self, pool: ConnectionPool, *, lease_s: float, queue_expires_s: float) -> None:
+        self._pool = pool
+        self._lease_s = lease_s
+        self._queue_expires_s = queue_expires_s
+
+    def claim(
+        self,
+        request: ChargeRequest,
+        deadline: Deadline,
+        *,
+        provider: str,
+        status: Status,
+        due_in_s: float | None = None,
+    ) -> tuple[Payment, bool]:
+        """Store the payment under its key, or read who was first: (payment, is_new).
+
+        `due_in_s=None` leases it to the caller, and it is promised to nobody; a number leaves it
+        to the background from then on, as a promise. A commit in doubt raises Busy, and then
+        nothing may be sent: without a promise nobody else sends it either. Where the promise is
+        in doubt, that is AcceptanceUnknown. Raises KeyReused and KeyInFlight.
+        """
+        try:
+            with self._pool.checkout(deadline) as checkout:
+                claim = self._claim_params(
+                    request, provider, status, due_in_s, wait_s=checkout.wait_s
+                )
+                rows = checkout.run(statements.CLAIM, claim)
+                if rows:
+                    return payment_of(rows[0]), True
+                first, is_free = self._read_first(checkout, request)
+                if not is_free:
+                    return first, False
+                claim |= {"freed_by": str(first.payment_id), "key_series": first.series_after}
+                rows = checkout.run(statements.CLAIM_FREED, claim)
+        except DatabaseUnavailable as error:
+            if due_in_s is not None:
+                _raise_in_doubt(error)
+            raise
+        if not rows:
+            raise KeyInFlight("Another call with this idempotency key was quicker; send it again.")
+        return payment_of(rows[0]), True
+
+    def find_first(self, request: ChargeRequest, deadline: Deadline) -> Payment | None:
+        """Who was first with this key, as `claim` reads it; None: the key is free."""
+        with self._pool.checkout(deadline) as checkout:
+            try:
+                first, is_free = self._read_first(checkout, request)
+            except KeyInFlight as in_flight:
+                if in_flight.payment_id is None:
+                    return None
+                raise
+        return None if is_free else first
+
+    def _claim_params(
+        self,
+        request: ChargeRequest,
+        provider: str,
+        status: Status,
+        due_in_s: float | None,
+        *,
+        wait_s: float,
+    ) -> dict[str, Any]:
+        return {
+            "merchant_id": str(request.merchant_id),
+            "payment_id": str(new_id()),
+            "idempotency_key": request.idempotency_key,
+            "fingerprint": request.fingerprint,
+            "status": status.value,
+            "amount": request.amount_minor,
+            "currency": request.currency,
+            "payment_method": request.payment_method,
+            "reference": request.reference,
+            "capture_method": request.capture_method,
+            "customer": request.customer,
+            "metadata": json.dumps(dict(request.metadata)),
+            "on_outage": request.on_outage,
+            "expires_at": request.expires_at,
+            "queue_expires_s": self._queue_expires_s,
+            "provider": provider,
+            "key_digest": key_digest(request.merchant_id, request.idempotency_key, "payment"),
+            "key_series": 1,
+            "leased": due_in_s is None,
+            "due_in_s": self._lease_s if due_in_s is None else due_in_s,
+            "event_id": str(new_id()),
+            "event_type": f"payment.{status.value}",
+            "detail": detail_json(pool_wait_s=wait_s),
+        }
+
+    def _read_first(self, checkout: Checkout, request: ChargeRequest) -> tuple[Payment, bool]:
+        """The payment that the key belongs to, and whether it left the key free."""
+        rows = checkout.run(
+            statements.READ_BY_KEY,
+            {
+                "merchant_id": str(request.merchant_id),
+                "idempotency_key": request.idempotency_key,
+            },
+        )
+        if not rows:
+            # A worker from before withdrew it between our insert and this look.
+            raise KeyInFlight("The first call with this idempotency key just ended; send it again.")
+        fingerprint, in_flight, is_free, *row = rows[0]
+        payment = payment_of(row)
+        if is_free:
+            return payment, True
+        if bytes(fingerprint) != request.fingerprint:
+            raise KeyReused("This idempotency key was used before with another request.")
+        if in_flight:
+            raise KeyInFlight(
+                "The first call with this idempotency key is still being served.",
+                payment_id=payment.id,
+            )
+        return payment, False
+
+    def promise(self, payment: Payment, deadline: Deadline) -> Payment | None:
+        """Write that a caller is told 202, before that; None: it ended, or is not to be queued."""
+        try:
+            rows = self._pool.run(
+                statements.PROMISE,
+                {"merchant_id": str(payment.merchant_id), "payment_id": str(payment.payment_id)},
+                deadline,
+            )
+        except DatabaseUnavailable as error:
+            _raise_in_doubt(error)
+            raise
+        return payment_of(rows[0]) if rows else None
+
+    def note_reference(
+        self, payment: Payment, prepared: Outcome, deadline: Deadline
+    ) -> Payment | None:
+        """Commit the provider's reference and `sending`, before any money can move.
+
+        Also where `prepared` is a doubt that money has moved already. None: the lease was lost,
+        and whoever has it now decides. The payment as it was, still accepted: the reference is
+        another payment's. Do not confirm either.
+        """
+        # No attempt where nothing was sent (in one call, or prepared by an earlier try), and none
+        # of a doubt, which is recorded next.
+        is_new = prepared.stage is Stage.ANSWERED and prepared.kind is OutcomeKind.PENDING
+        try:
+            return self._move(
+                payment,
+                Status.SENDING,
+                deadline,
+                sources=[Status.ACCEPTED.value],
+                fence=payment.fence,
+                outcome=prepared,
+                op="prepare" if is_new else None,
+                lease=True,
+                sent=True,
+            )
+        except UNWRITABLE as error:
+            _log_refused(payment, error)
+            return payment
+
+    def adopt(self, payment: Payment, charge: ProviderCharge, deadline: Deadline) -> Payment | None:
+        """Take a charge of the provider's books for this queued payment's, to be looked up at once.
+
+        Our own note of it is lost, so it may have been confirmed: as if it was sent just now.
+        None: the lease was lost, or the charge belongs to another payment.
+        """
+        found = Outcome(
+            OutcomeKind.PENDING, Stage.NOT_SENT, provider_ref=charge.provider_ref, error=None
+        )
+        try:
+            return self._move(
+                payment,
+                Status.SENDING,
+                deadline,
+                sources=[Status.ACCEPTED.value],
+                fence=payment.fence,
+                outcome=found,
+                due_in_s=0.0,
+                sent=True,
+                reason="found in the provider's books",
+            )
+        except psycopg2.IntegrityError as error:
+            _log_refused(payment, error)
+            return None
+
+    def note_send(self, payment: Payment, deadline: Deadline) -> Payment | None:
+        """Write that the same key is about to be sent once more; None: the lease was lost."""
+        return self._move(
+            payment,
+            payment.status,
+            deadline,
+            sources=[payment.status.value],
+            fence=payment.fence,
+            event_type="payment.send_again",
+            lease=True,
+            sent=True,
+        )
+
+    def begin_series(self, payment: Payment, deadline: Deadline) -> Payment | None:
+        """Take the next provider key, after proof that the last was not executed.
+
+        None: the lease was lost; do not send.
+        """
+        is_queued = payment.status is Status.ACCEPTED
+        return self._move(
+            payment,
+            payment.status,
+            deadline,
+            sources=[payment.status.value],
+            fence=payment.fence,
+            event_type="payment.prepare_again" if is_queued else "payment.confirm_again",
+            lease=True,
+            sent=not is_queued,
+            next_series=1,
+        )
+
+    def record(
+        self,
+        payment: Payment,
+        outcome: Outcome,
+        *,
+        op: str = "confirm",
+        due_in_s: float,
+        promised: bool = False,
+    ) -> Payment:
+        """Write what a call came to and return the row as it then stands.
+
+        A definite outcome is a fact and needs no lease; doubt and waiting are written only
+        under the payment's fence. `due_in_s` is when to look again where the answer is open;
+        `promised`: the caller is told 202 for it.
+        """
+        try:
+            return self._record(payment, outcome, op=op, due_in_s=due_in_s, promised=promised)
+        except UNWRITABLE as error:
+            # More captured than authorised, another's reference, text that no column holds: the
+            # answer is wrong somehow, and the money in doubt. Nothing of it is written, so that
+            # the row goes on with its schedule instead of meeting the same refusal every lease.
+            _log_refused(payment, error)
+            lie = Outcome(OutcomeKind.UNKNOWN, outcome.stage, error="mismatch", ms=outcome.ms)
+            return self._record(payment, lie, op=op, due_in_s=due_in_s, promised=promised)
+
+    def _record(
+        self, payment: Payment, outcome: Outcome, *, op: str, due_in_s: float, promised: bool
+    ) -> Payment:
+        deadline = Deadline.after(RECORD_TIMEOUT_S)
+        target = fact_status(outcome)
+        if target is not None and target is not payment.status:
+            written = self._move(
+                payment,
+                target,
+                deadline,
+                sources=sources_of(target),
+                fence=None,
+                outcome=outcome,
+                op=op,
+                due_in_s=due_in_s if target is Status.REQUIRES_ACTION else None,
+                promised=promised,
+            )
+        else:
+            doubtful = outcome.kind is OutcomeKind.UNKNOWN and payment.status is Status.SENDING
+            written = self._move(
+                payment,
+                Status.UNKNOWN if doubtful else payment.status,
+                deadline,
+                sources=[payment.status.value],
+                fence=payment.fence,
+                outcome=outcome,
+                op=op,
+                event_type=None if doubtful else f"payment.{op}",
+                due_in_s=due_in_s,
+                promised=promised,
+            )
+        return written or self.read(payment, deadline)
+
+    def give_up(
+        self,
+        payment: Payment,
+        status: Status,
+        reason: str,
+        deadline: Deadline,
+        outcome: Outcome | None = None,
+    ) -> Payment:
+        """End waiting under the lease: expired, not_executed (with proof) or needs_review.
+
+        Not executed and promised to nobody, it leaves its key free.
+        """
+        written = self._move(
+            payment,
+            status,
+            deadline,
+            sources=[payment.status.value],
+            fence=payment.fence,
+            outcome=outcome,
+            op="look_up",
+            reason=reason,
+            # Of a canceled charge the key is spent: under it the provider has that one for ever.
+            spent=outcome is not None and outcome.error == "canceled",
+        )
+        return written or self.read(payment, deadline)
+
+    def resolve(
+        self,
+        payment: Payment,
+        status: Status,
+        evidence: str,
+        by: str,
+        deadline: Deadline,
+        *,
+        actor: Actor | None = None,
+    ) -> Payment | None:
+        """Write what an operator found out; None where the payment is not in doubt, or where
+        somebody holds its lease: a call about it may be under way."""
+
+        def once() -> Payment | None:
+            return self._move(
+                payment,
+                status,
+                deadline,
+                sources=[Status.UNKNOWN.value, Status.NEEDS_REVIEW.value],
+                fence=None,
+                amount_captured=payment.amount_minor if status is Status.SUCCEEDED else 0,
+                reason=evidence,
+                by=by,
+                actor=actor or Actor("service", by),
+                unless_leased=True,
+                promised=True,
+            )
+
+        return audit.again_after_collision(once, deadline)
+
+    def withdraw(
+        self,
+        payment: Payment,
+        reason: str,
+        deadline: Deadline,
+        *,
+        outcome: Outcome | None = None,
+        op: str = "confirm",
+        spent: bool,
+    ) -> bool:
+        """End a payment that was not executed and promised to nobody, and leave its key free.
+
+        `spent`: the key's next payment begins the next series, since the provider may know this
+        one's. False: the lease was lost, or it was promised meanwhile.
+        """
+        attempts = attempts_json(payment.attempts, op, outcome) if outcome is not None else None
+        rows = self._pool.run(
+            statements.WITHDRAW,
+            {
+                "merchant_id": str(payment.merchant_id),
+                "payment_id": str(payment.payment_id),
+                "fence": payment.fence,
+                "attempts": attempts,
+                "spent": spent,
+                "event_id": str(new_id()),
+                "detail": detail_json(outcome, reason=f"withdrawn: {reason}"),
+            },
+            deadline,
+        )
+        return bool(rows)
+
+    def get(self, merchant_id: UUID, payment_id: UUID, deadline: Deadline) -> Payment | None:
+        """The payment as it stands; None for another merchant's."""
+        rows = self._pool.run(
+            statements.GET,
+            {"merchant_id": str(merchant_id), "payment_id": str(payment_id)},
+            deadline,
+        )
+        return payment_of(rows[0]) if rows else None
+
+    def read(self, payment: Payment, deadline: Deadline) -> Payment:
+        """The same payment as it stands now."""
+        return self.get(payment.merchant_id, payment.payment_id, deadline) or payment
+
+    def timeline(self, merchant_id: UUID, payment_id: UUID, deadline: Deadline) -> list[Event]:
+        """Every step of the payment's life, oldest first."""
+        rows = self._pool.run(
+            statements.TIMELINE,
+            {"merchant_id": str(merchant_id), "payment_id": str(payment_id)},
+            deadline,
+        )
+        return [
+            Event(UUID(str(event_id)), UUID(str(of_payment)), type_, detail, at)
+            for event_id, of_payment, type_, detail, at in rows
+        ]
+
+    def look_now(
+        self, payment: Payment, deadline: Deadline, *, actor: Actor = audit.SERVICE
+    ) -> bool:
+        """Have the reconciler look at an open payment at once, whatever its schedule says.
+
+        False: somebody holds its lease, and is looking already.
+        """
+        rows = audit.run_audited(
+            self._pool,
+            statements.LOOK_NOW,
+            {
+                "merchant_id": str(payment.merchant_id),
+                "payment_id": str(payment.payment_id),
+                "statuses": [status.value for status in OPEN - {Status.REQUIRES_CAPTURE}],
+            },
+            deadline,
+            actor=actor,
+            entry=lambda _: Entry(
+                "payment.reconcile_requested",
+                payment.merchant_id,
+                target=payment.id,
+                detail={"status": payment.status.value},
+            ),
+        )
+        return bool(rows)
+
+    def nudge(
+        self,
+        merchant_id: UUID,
+        payment_id: UUID,
+        deadline: Deadline,
+        *,
+        at_most_every_s: float = 2.0,
+    ) -> bool:
+        """Bring the next look-up forward to now, unless somebody is looking already.
+
+        Without effect while NUDGED_AT_ONCE of the merchant's payments wait for their look-up.
+        """
+        return bool(
+            self._pool.run(
+                statements.NUDGE,
+                {
+                    "merchant_id": str(merchant_id),
+                    "payment_id": str(payment_id),
+                    "at_most_every_s": at_most_every_s,
+                    "most": NUDGED_AT_ONCE,
+                },
+                deadline,
+            )
+        )
+
+    def list(
+        self,
+        merchant_id: UUID,
+        deadline: Deadline,
+        *,
+        statuses: Sequence[Status] | None = None,
+        reference: str | None = None,
+        created_gte: datetime | None = None,
+        before: tuple[datetime, UUID] | None = None,
+        limit: int = 20,
+    ) -> list[Payment]:
+        """Newest first, at most `limit`, after the payment that `before` names."""
+        # A reference has few payments: its own index finds them, whatever their status.
+        by_status = statuses is not None and len(statuses) > 0 and reference is None
+        rows = self._pool.run(
+            statements.LIST_BY_STATUS if by_status else statements.LIST,
+            {
+                "merchant_id": str(merchant_id),
+                "statuses": [status.value for status in statuses] if statuses else None,
+                "reference": reference,
+                "created_gte": created_gte,
+                "before_at": before[0] if before else None,
+                "before_id": str(before[1]) if before else None,
+                "limit": limit,
+            },
+            deadline,
+        )
+        return [payment_of(row) for row in rows]
+
+    def _move(
+        self,
+        payment: Payment,
+        status: Status,
+        deadline: Deadline,
+        *,
+        sources: Sequence[str],
+        fence: int | None,
+        outcome: Outcome | None = None,
+        op: str | None = None,
+        event_type: str | None = None,
+        lease: bool = False,
+        due_in_s: float | None = None,
+        sent: bool = False,
+        next_series: int = 0,
+        amount_captured: int | None = None,
+        reason: str | None = None,
+        by: str | None = None,
+        actor: Actor | None = None,
+        spent: bool = False,
+        promised: bool = False,
+        unless_leased: bool = False,
+    ) -> Payment | None:
+        if amount_captured is None:
+            amount_captured = outcome.amount_received if outcome is not None else 0
+        decline = outcome.decline if outcome is not None else None
+        next_action = outcome.next_action if outcome is not None else None
+        event_type = event_type or f"payment.{status.value}"
+        attempts = None
+        if outcome is not None and op in ("prepare", "confirm"):
+            attempts = attempts_json(payment.attempts, op, outcome)
+        # An act of a person is written in the same transaction; all else is one statement.
+        lend = self._pool.checkout if actor is None else self._pool.transaction
+        with lend(deadline) as checkout:
+            rows = checkout.run(
+                _statement(status, event_type),
+                {
+                    "merchant_id": str(payment.merchant_id),
+                    "payment_id": str(payment.payment_id),
+                    "status": status.value,
+                    "sources": list(sources),
+                    "fence": fence,
+                    "provider_ref": outcome.provider_ref if outcome is not None else None,
+                    "amount_captured": amount_captured,
+                    "decline": json.dumps(decline.document()) if decline is not None else None,
+                    "next_action": json.dumps(dict(next_action)) if next_action else None,
+                    "attempts": attempts,
+                    "next_series": next_series,
+                    "spent": spent or (outcome is not None and outcome.is_replay),
+                    "promised": promised,
+                    "unless_leased": unless_leased,
+                    "looked_up": int(op == "look_up"),
+                    "sent": sent,
+                    "leased": lease,
+                    "due_in_s": self._lease_s if lease else due_in_s,
+                    "event_id": str(new_id()),
+                    "event_type": event_type,
+                    "detail": detail_json(
+                        outcome,
+                        pool_wait_s=checkout.wait_s,
+                        attempt=next_attempt(payment.attempts) if attempts else None,
+                        op=op,
+                        reason=reason,
+                        by=by,
+                    ),
+                },
+            )
+            if rows and actor is not None:
+                audit.write(checkout, actor, _act(event_type, payment, status, reason))
+        return payment_of(rows[0]) if rows else None
+
+
+def _act(event_type: str, payment: Payment, status: Status, reason: str | None) -> Entry:
+    detail = {"event": event_type, "from": payment.status.value, "to": status.value}
+    return Entry(
+        "payment.resolved",
+        payment.merchant_id,
+        target=payment.id,
+        detail=detail | {"evidence": reason},
+    )
+
+
+def _statement(status: Status, event_type: str) -> Statement:
+    if status in (Status.DECLINED, Status.EXPIRED):
+        return statements.MOVE_TELL_AND_CLOSE
+    return statements.MOVE_AND_TELL if is_told(event_type) else statements.MOVE
+
+
+def payment_of(row: Sequence[Any]) -> Payment:
+    """The Payment behind a row of `payment_statements.COLUMNS`."""
+    merchant_id, payment_id, status, *rest = row
+    return Payment(UUID(str(merchant_id)), UUID(str(payment_id)), Status(status), *rest)
+
+
+def _raise_in_doubt(error: DatabaseUnavailable) -> None:
+    """Say of a promise whose commit is in doubt that only the same key tells what became of it."""
+    if error.in_doubt:
+        raise AcceptanceUnknown(
+            "It is not known whether the payment was accepted. Send it again with the same key;"
+            " do not pay elsewhere."
+        ) from error
+
+
+def _log_refused(payment: Payment, error: Exception) -> None:
+    metrics.rows_parked_total.inc()
+    log.error(
+        "payment.answer_refused", extra={"payment_id": payment.id, "refused_by": refused_by(error)}
+    )

@@ -1,0 +1,1 @@
+"""Events for merchants: the outbox, its deliveries, and the feed."""

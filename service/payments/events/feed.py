@@ -1,0 +1,92 @@
+"""All events of a merchant, in the order they happened, for programs that follow along."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from service.database.pool.pool import ConnectionPool, Statement
+from service.resilience.deadline import Deadline
+
+# Ids are ordered by the time they were made, and are committed a little later: an event may appear
+# behind one that was read already. Longer than any statement may run.
+COMMITTED_WITHIN_S = 5.0
+
+_READ = Statement(
+    "read_events",
+    """
+    SELECT event_id, payment_id, type, detail, created_at,
+           extract(epoch FROM now())::float8
+    FROM events
+    WHERE merchant_id = %(merchant_id)s::uuid
+      AND (%(after)s::uuid IS NULL OR event_id > %(after)s::uuid)
+    ORDER BY event_id LIMIT %(limit)s::integer
+    """,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class FeedEvent:
+    """One event; `payment_id` is None where it is not about a payment."""
+
+    event_id: UUID
+    payment_id: UUID | None
+    type: str
+    detail: Mapping[str, Any]
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class FeedPage:
+    """Some events, oldest first, and where to go on."""
+
+    events: list[FeedEvent]
+    has_more: bool
+    # None: there is nothing yet; begin at the beginning again.
+    next_cursor: UUID | None
+
+
+class EventFeed:
+    """Reads the events of one merchant after a cursor."""
+
+    def __init__(self, pool: ConnectionPool) -> None:
+        self._pool = pool
+
+    def read(
+        self, merchant_id: UUID, deadline: Deadline, *, after: UUID | None, limit: int
+    ) -> FeedPage:
+        """Up to `limit` events after `after`.
+
+        Who reads on from `next_cursor` misses none and may see the newest twice, with the same
+        ids: at the end the cursor stays behind what may still be committed.
+        """
+        rows = self._pool.run(
+            _READ,
+            {
+                "merchant_id": str(merchant_id),
+                "after": str(after) if after else None,
+                "limit": limit + 1,
+            },
+            deadline,
+        )
+        events = [
+            FeedEvent(UUID(str(event_id)), _uuid(payment_id), type_, detail, created_at)
+            for event_id, payment_id, type_, detail, created_at, _ in rows[:limit]
+        ]
+        has_more = len(rows) > limit
+        last = events[-1].event_id if events else after
+        if last is not None and not has_more and events:
+            last = min(last, _first_id_at(rows[0][5] - COMMITTED_WITHIN_S))
+        return FeedPage(events, has_more, last)
+
+
+def _first_id_at(epoch_s: float) -> UUID:
+    """The smallest version 7 UUID of that moment (RFC 9562)."""
+    return UUID(hex=f"{int(epoch_s * 1000):012x}7" + "0" * 3 + "8" + "0" * 15)
+
+
+def _uuid(value: object) -> UUID | None:
+    return UUID(str(value)) if value is not None else None

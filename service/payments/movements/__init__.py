@@ -1,0 +1,1 @@
+"""Captures, voids and refunds: their rules, their path and their rows."""

@@ -1,0 +1,193 @@
+"""The path of one capture, void or refund: reserve, send, record."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+from service.errors import AcceptanceUnknown, Busy, KeyInFlight, KeyReused
+from service.payments.charge.handler import charge_of
+from service.payments.charge.model import Payment
+from service.payments.charge.store import RECORD_TIMEOUT_S
+from service.payments.leases.schedule import next_look_up_s
+from service.payments.movements.model import (
+    KEY_USED,
+    Kind,
+    Movement,
+    MovementRequest,
+    MovementStatus,
+    finding,
+)
+from service.payments.movements.store import MovementStore
+from service.providers.base import KEY_REUSED, Outcome, OutcomeKind, Provider, Refund, Stage
+from service.resilience.deadline import Deadline
+
+log = logging.getLogger(__name__)
+
+# What a provider says where the money was captured or released before, by whichever call.
+_ENDED_ALREADY = frozenset({"http_4xx", KEY_USED, "mismatch"})
+# What was not sent waits no longer than this for the provider to come back.
+UNSENT_WAIT_MAX_S = 60.0
+
+
+class MovementHandler:
+    """Moves money that was authorised. Used by many threads at once; keeps nothing of its own."""
+
+    def __init__(
+        self, store: MovementStore, provider: Provider, *, provider_timeout_s: float
+    ) -> None:
+        self._store = store
+        self._provider = provider
+        self._provider_timeout_s = provider_timeout_s
+
+    def process(
+        self, request: MovementRequest, deadline: Deadline
+    ) -> tuple[Movement, Payment, bool]:
+        """Reserve, send, record: (movement, payment, is_new).
+
+        No connection is held while the provider works. What is returned was promised: an outage
+        or doubt leave it to the reconciler. Raises Busy only when nothing was accepted, and
+        AcceptanceUnknown where the same key must tell; NotFound, WrongState, ValidationFailed and
+        KeyReused when it never will be.
+        """
+        deadline.require()
+        movement, payment, is_new = self._store.claim(
+            request, deadline, amounts=self._provider.amounts
+        )
+        if is_new and not movement.has_ended:
+            movement, payment = self._execute_and_promise(movement, payment, deadline)
+        if not movement.has_ended and not movement.promised:
+            movement = self._promised(movement, deadline)
+        return movement, payment, is_new
+
+    def _execute_and_promise(
+        self, movement: Movement, payment: Payment, deadline: Deadline
+    ) -> tuple[Movement, Payment]:
+        """The caller's own call: what is not ended by it is promised by its record."""
+        outcome = self.send(movement, payment, deadline)
+        if outcome.error == KEY_REUSED and self._withdraw(movement, outcome):
+            raise KeyReused("This idempotency key was used before with another request.")
+        after, payment = self.record(movement, payment, outcome, promise=True)
+        is_executed = outcome.kind in (OutcomeKind.SUCCEEDED, OutcomeKind.PENDING)
+        if after.withdrawn or (after is movement and not is_executed):
+            # Withdrawn behind a call that overran its lease, or not written: nothing was promised.
+            raise _acceptance_unknown(payment)
+        # Executed and not written is found in the provider's books, and so is as good as promised.
+        return (after if after is not movement else replace(after, promised=True)), payment
+
+    def _promised(self, movement: Movement, deadline: Deadline) -> Movement:
+        kept = self._store.promise(movement, deadline)
+        if kept is None:
+            raise KeyInFlight("The first call with this idempotency key just ended; send it again.")
+        return kept
+
+    def _withdraw(self, movement: Movement, outcome: Outcome) -> bool:
+        try:
+            return self._store.withdraw(movement, Deadline.after(RECORD_TIMEOUT_S), proof=outcome)
+        except Busy:
+            return False
+
+    def execute(
+        self, movement: Movement, payment: Payment, deadline: Deadline
+    ) -> tuple[Movement, Payment]:
+        """Send a leased movement, and write what it came to; never raises for a fault."""
+        return self.record(movement, payment, self.send(movement, payment, deadline))
+
+    def record(
+        self, movement: Movement, payment: Payment, outcome: Outcome, *, promise: bool = False
+    ) -> tuple[Movement, Payment]:
+        """Write what a call came to; the very same `movement` where that failed."""
+        found = finding(movement, outcome)
+        status = None
+        due_in_s = next_look_up_s(movement.doubt_age_s)
+        if found is None and movement.status is MovementStatus.SENDING:
+            # Only a first sending can be undone: after a doubt, "not executed" says nothing of it.
+            is_unsent = outcome.kind is OutcomeKind.NOT_EXECUTED
+            status = MovementStatus.ACCEPTED if is_unsent else MovementStatus.UNKNOWN
+            due_in_s = min(due_in_s, UNSENT_WAIT_MAX_S) if is_unsent else due_in_s
+        try:
+            recorded = self._store.record(
+                movement,
+                outcome,
+                found,
+                op=movement.kind.value,
+                due_in_s=due_in_s,
+                status=status,
+                promise=promise,
+            )
+        except Busy as error:
+            # Harmless: the reconciler asks the provider again when the lease ends.
+            log.warning(
+                "%s.outcome_not_recorded",
+                movement.kind.value,
+                extra={"payment_id": payment.id, "outcome": outcome.kind, "error": error.code},
+            )
+            return movement, payment
+        log_movement(recorded[0], payment, outcome)
+        return recorded
+
+    def send(self, movement: Movement, payment: Payment, deadline: Deadline) -> Outcome:
+        """One call to the provider; an answer about another end is looked into at once."""
+        deadline = deadline.within(self._provider_timeout_s)
+        outcome = self._send(movement, payment, deadline)
+        if movement.kind is Kind.REFUND or outcome.error not in _ENDED_ALREADY:
+            return outcome
+        # It carries no metadata of ours: the payment's state is the proof of an earlier call.
+        known = self._provider.look_up(charge_of(payment), deadline)
+        return known if finding(movement, known) is not None else outcome
+
+    def _send(self, movement: Movement, payment: Payment, deadline: Deadline) -> Outcome:
+        if payment.provider != self._provider.name:
+            # It waits for a reconciler that runs with the payment's own provider.
+            return Outcome(OutcomeKind.NOT_EXECUTED, Stage.NOT_SENT, error="other_provider")
+        match movement.kind:
+            case Kind.CAPTURE:
+                return self._provider.capture(
+                    charge_of(payment), movement.amount_minor, movement.provider_key, deadline
+                )
+            case Kind.VOID:
+                return self._provider.cancel(charge_of(payment), movement.provider_key, deadline)
+            case Kind.REFUND:
+                return self._provider.refund(refund_of(movement, payment), deadline)
+
+
+def refund_of(movement: Movement, payment: Payment) -> Refund:
+    """The refund in the provider's terms."""
+    return Refund(
+        refund_id=movement.id,
+        payment_id=payment.id,
+        provider_ref=payment.provider_ref or "",
+        amount_minor=movement.amount_minor,
+        currency=payment.currency,
+        provider_key=movement.provider_key,
+        reason=movement.reason,
+        merchant_id=str(payment.merchant_id),
+        key_digest=movement.key_digest,
+    )
+
+
+def _acceptance_unknown(payment: Payment) -> AcceptanceUnknown:
+    return AcceptanceUnknown(
+        "Whether it was accepted is not known; the same idempotency key tells.",
+        payment_id=payment.id,
+    )
+
+
+def log_movement(movement: Movement, payment: Payment, outcome: Outcome) -> None:
+    """One event a step: `refund.succeeded`, `capture.unknown`, ..."""
+    is_doubt = outcome.kind is OutcomeKind.UNKNOWN
+    log.log(
+        logging.WARNING if is_doubt else logging.INFO,
+        "%s.%s",
+        movement.kind.value,
+        movement.status.value,
+        extra={
+            "payment_id": payment.id,
+            "movement_id": movement.id,
+            "provider": payment.provider,
+            "outcome": outcome.kind.value,
+            "stage": outcome.stage.value,
+            "error": outcome.error,
+            "ms": outcome.ms,
+        },
+    )

@@ -1,0 +1,1 @@
+"""Settles open payments: leases, look-ups, the queue, the sweep, the invariants."""

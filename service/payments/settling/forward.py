@@ -1,0 +1,204 @@
+"""Sends queued payments once the provider takes them again, a few at first, then more."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Protocol, TypeVar
+
+from service.errors import Busy
+from service.observability.metrics import catalogue as metrics
+from service.payments.charge.handler import PaymentHandler
+from service.payments.charge.model import Payment, Status, parse_id
+from service.payments.charge.store import PaymentStore
+from service.payments.settling.parking import park
+from service.payments.settling.provider_books import ProviderBooks
+from service.payments.settling.reconcile import OTHERS_AGAIN_S, REFUSED_AGAIN_S
+from service.payments.settling.store import SettlingStore
+from service.providers.base import OutcomeKind, Provider, ProviderCharge
+from service.resilience.deadline import Deadline
+
+log = logging.getLogger(__name__)
+
+# What the provider takes at once after an outage: doubled while all goes well, so that the queue
+# does not bring it down a second time.
+FIRST_BATCH = 2
+# The fence of a row that nobody took after its claim.
+NEVER_LEASED = 1
+# What expired, and may have been charged before our rows were rolled back, waits for the books.
+EXPIRED_AGAIN_S = 5.0
+
+
+Item = TypeVar("Item")
+
+
+class RunAll(Protocol):
+    """Runs a call for each payment (or other item), side by side, and gives back the results in any order."""
+
+    def __call__(self, call: Callable[[Item], bool], payments: Iterable[Item]) -> list[bool]: ...
+
+
+class Forwarder:
+    """Drains the queue with slow start. One in a process; leases keep many processes apart."""
+
+    def __init__(
+        self,
+        store: PaymentStore,
+        settling: SettlingStore,
+        handler: PaymentHandler,
+        provider: Provider,
+        *,
+        send_timeout_s: float,
+        # As many as are sent at once: what waits for a thread under its lease could outlive it.
+        batch_max: int,
+        # Our rows may be older than the provider's: nothing is sent before they were compared.
+        is_recovering: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._store = store
+        self._settling = settling
+        self._handler = handler
+        self._provider = provider
+        self._send_timeout_s = send_timeout_s
+        self._batch_max = batch_max
+        self._batch = FIRST_BATCH
+        self._is_recovering = is_recovering
+        self._books = ProviderBooks(provider)
+
+    def drain(self, run_all: RunAll, deadline: Deadline) -> int:
+        """Send one batch; the number of payments that were due. Raises Busy without a database.
+
+        While the provider is down only what has waited too long is taken, to be ended on time.
+        """
+        if self._is_recovering():
+            # Our rows may be older than the provider's books: first a whole sweep compares them.
+            return 0
+        if not self._provider.available:
+            self._batch = FIRST_BATCH
+            expired = self._settling.lease_queued(self._batch_max, deadline, only_expired=True)
+            run_all(self._end_unseen, expired)
+            return len(expired)
+        queued = self._settling.lease_queued(self._batch, deadline)
+        if queued:
+            all_taken = self._read_books(queued) and all(run_all(self._send_or_park, queued))
+            self._batch = min(self._batch * 2, self._batch_max) if all_taken else FIRST_BATCH
+        return len(queued)
+
+    def _read_books(self, queued: list[Payment]) -> bool:
+        """Know what the provider has of these; False: it cannot be had, and all are given back."""
+        unseen = [payment for payment in queued if self._needs_books(payment)]
+        try:
+            if unseen:
+                self._books.refresh(unseen)
+        except Busy as error:
+            log.warning("queue.books_not_read", extra={"detail": error.detail})
+            deadline = Deadline.after(self._send_timeout_s)
+            for payment in queued:
+                self._settling.postpone(payment, REFUSED_AGAIN_S, deadline)
+            return False
+        return True
+
+    def _needs_books(self, payment: Payment) -> bool:
+        """What is confirmed by the reference that it has cannot be charged twice."""
+        is_to_be_confirmed = payment.promised and not payment.is_expired
+        has_reference = payment.provider_ref is not None and is_to_be_confirmed
+        return payment.provider == self._provider.name and not has_reference
+
+    def _end_unseen(self, payment: Payment) -> bool:
+        """End what expired while the books cannot be read; not what may have been sent before."""
+        deadline = Deadline.after(self._send_timeout_s)
+        if payment.fence > NEVER_LEASED + 1 or payment.attempts or not payment.promised:
+            self._settling.postpone(payment, EXPIRED_AGAIN_S, deadline)
+        else:
+            self._expire(payment, deadline)
+        return True
+
+    def _send_or_park(self, payment: Payment) -> bool:
+        """As `_send`; a payment that cannot be handled as it is waits without stopping the rest."""
+        try:
+            return self._send(payment)
+        except Busy:
+            raise
+        except Exception as error:  # noqa: BLE001 - told of by `park`
+            pause_s = park(error, payment.doubt_age_s, payment_id=payment.id)
+            self._settling.postpone(payment, pause_s, Deadline.after(self._send_timeout_s))
+            return True
+
+    def _send(self, payment: Payment) -> bool:
+        """One queued payment under its lease; False where the provider did not take it."""
+        deadline = Deadline.after(self._send_timeout_s)
+        if payment.provider != self._provider.name:
+            return self._leave_to_others(payment, deadline)
+        found = self._found(payment, deadline)
+        if found is not None and (
+            found.outcome.kind is not OutcomeKind.NOT_EXECUTED
+            or found.outcome.error is not None
+            or payment.is_expired
+            or not payment.promised
+        ):
+            return self._adopt(payment, found, deadline)
+        if not payment.promised:
+            self._withdraw(payment, deadline)
+            return True
+        if payment.is_expired:
+            self._expire(payment, deadline)
+            return True
+        if found is not None:
+            # Unconfirmed, as the provider says: the very one to confirm.
+            payment = replace(payment, provider_ref=found.provider_ref)
+        elif payment.is_spent:
+            # The saved answer to its key is an error, and the books lack it: nothing can move.
+            again = self._store.begin_series(payment, deadline)
+            if again is None:
+                return True
+            payment = again
+        sent, outcome = self._handler.execute(payment, deadline)
+        if sent.is_terminal or sent.status is Status.REQUIRES_CAPTURE:
+            metrics.reconcile_settled_total.labels(outcome=sent.status.value).inc()
+        return outcome.kind not in (OutcomeKind.NOT_EXECUTED, OutcomeKind.UNKNOWN)
+
+    def _found(self, payment: Payment, deadline: Deadline) -> ProviderCharge | None:
+        """What the books have of it; of an earlier payment under the same key only what moved."""
+        found = self._books.find(payment)
+        if found is None or found.payment_id == payment.id:
+            return found
+        if found.outcome.kind is not OutcomeKind.NOT_EXECUTED:
+            return found
+        earlier = parse_id(found.payment_id or "", "pay_")
+        is_here = earlier and self._store.get(payment.merchant_id, earlier, deadline)
+        return None if is_here else found
+
+    def _leave_to_others(self, payment: Payment, deadline: Deadline) -> bool:
+        if payment.is_expired:
+            self._expire(payment, deadline)
+            return True
+        self._settling.postpone(payment, OTHERS_AGAIN_S, deadline)
+        log.warning("payment.of_another_provider", extra={"payment_id": payment.id})
+        return True
+
+    def _adopt(self, payment: Payment, found: ProviderCharge, deadline: Deadline) -> bool:
+        """Our note of this charge is lost: the reconciler finds out at once what became of it."""
+        adopted = self._store.adopt(payment, found, deadline)
+        if adopted is None:
+            # Another payment has it: two of ours claim one charge, and none is sent again.
+            self._settling.postpone(payment, OTHERS_AGAIN_S, deadline)
+        log.error(
+            "payment.found_in_books",
+            extra={
+                "payment_id": payment.id,
+                "provider_ref": found.provider_ref,
+                "adopted": adopted is not None,
+            },
+        )
+        return True
+
+    def _withdraw(self, payment: Payment, deadline: Deadline) -> None:
+        """Its caller was promised nothing: it ends, and its key begins anew."""
+        self._store.withdraw(
+            payment, "promised to nobody", deadline, spent=self._provider.two_phase
+        )
+        log.warning("payment.withdrawn", extra={"payment_id": payment.id})
+
+    def _expire(self, payment: Payment, deadline: Deadline) -> None:
+        self._store.give_up(payment, Status.EXPIRED, "not sent before expires_at", deadline)
+        log.warning("payment.expired", extra={"payment_id": payment.id})

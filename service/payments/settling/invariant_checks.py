@@ -1,0 +1,199 @@
+"""Keeps the rules about money checked: a slice at a time, each rule by itself, with its age.
+
+Two passes over each rule. The quick one reads what has changed since a little before the last quick
+one; the whole one reads the window in slices, over as many turns as it takes. Where each is stands
+in the database, so that processes share the work and a crash loses one slice.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from time import monotonic
+from typing import Any
+
+from service.database.pool.pool import ConnectionPool, Statement
+from service.errors import Busy
+from service.observability.metrics import catalogue as metrics
+from service.payments.settling.invariants import (
+    RULES,
+    SLICE_ROWS,
+    WINDOW,
+    WITHOUT_TIME,
+    Place,
+    check_slice,
+)
+from service.payments.settling.store import Run, SettlingStore
+from service.resilience.deadline import Deadline
+
+log = logging.getLogger(__name__)
+
+# How often a rule has a turn, and how long one turn and one statement may last.
+EVERY_S = 60.0
+TURN_S = 5.0
+SLICE_TIMEOUT_S = 2.0
+LEASE_S = 30.0
+# Commits are late, and clocks differ.
+OVERLAP = timedelta(minutes=2)
+# After a pause the whole pass reads what is older.
+QUICK_WINDOW = timedelta(minutes=10)
+LOOK_EVERY_S = 5.0
+SLICE_ROWS_MIN = 100
+
+_SAVE = Statement(
+    "invariant_save",
+    """
+    UPDATE background_runs SET detail = %(detail)s::jsonb, last_run_at = now(),
+        leased_until = now()
+    WHERE name = %(name)s::text AND fence = %(fence)s::bigint
+    RETURNING 1
+    """,
+)
+_ALL = Statement(
+    "invariant_all",
+    "SELECT name, detail FROM background_runs WHERE name = ANY(%(names)s::text[])",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class RuleState:
+    """What is known of one rule: how many rows broke it, and as of when all were read."""
+
+    violations: int
+    checked_at: datetime | None
+
+
+class InvariantChecks:
+    """Gives each rule that is due a turn; any number of processes may."""
+
+    def __init__(
+        self, pool: ConnectionPool, settling: SettlingStore, *, turn_s: float = TURN_S
+    ) -> None:
+        self._pool = pool
+        self._settling = settling
+        self._turn_s = turn_s
+        # Where a rule has never been checked, its age grows from here.
+        self._began = datetime.now(UTC)
+        self._look_at_s = 0.0
+
+    def run(self, deadline: Deadline) -> int:
+        """One turn for each rule that is due, the cheapest first; how many there were."""
+        if monotonic() < self._look_at_s:
+            return 0
+        self._look_at_s = monotonic() + LOOK_EVERY_S
+        return sum(self._turn(rule, deadline) for rule in RULES)
+
+    def show(self, deadline: Deadline) -> None:
+        """Set the gauges from what all processes have found."""
+        states = self.states(deadline)
+        for rule, state in states.items():
+            metrics.invariant_violations.labels(rule=rule).set(state.violations)
+        oldest = min(state.checked_at or self._began for state in states.values())
+        age_s = max(0.0, (datetime.now(UTC) - oldest).total_seconds())
+        metrics.invariant_age_seconds.set(age_s)
+
+    def states(self, deadline: Deadline) -> Mapping[str, RuleState]:
+        """Every rule, as it was found last."""
+        names = {_name(rule): rule for rule in RULES}
+        rows = self._pool.run(_ALL, {"names": list(names)}, deadline)
+        details = {names[name]: detail for name, detail in rows}
+        return {rule: _state(details.get(rule, {})) for rule in RULES}
+
+    def _turn(self, rule: str, deadline: Deadline) -> bool:
+        run = self._settling.lease_run(
+            _name(rule), every_s=EVERY_S, lease_s=LEASE_S, deadline=deadline
+        )
+        if run is None:
+            return False
+        detail = dict(run.detail)
+        try:
+            self._check(rule, detail, Deadline.after(self._turn_s))
+        except Busy as error:
+            # Its age tells, and the next rule has its own turn; a slice of half the size may do.
+            detail["rows"] = max(int(detail.get("rows", SLICE_ROWS)) // 2, SLICE_ROWS_MIN)
+            log.warning("invariant.not_checked", extra={"rule": rule, "code": error.code})
+        self._save(run, detail)
+        if found := _state(detail).violations:
+            log.error("invariant.violated", extra={"rule": rule, "rows": found})
+        return True
+
+    def _check(self, rule: str, detail: dict[str, Any], turn: Deadline) -> None:
+        """The quick pass, then as much of the whole one as the turn allows; written to `detail`."""
+        began = datetime.now(UTC)
+        rows = int(detail.get("rows", SLICE_ROWS))
+        if rule not in WITHOUT_TIME:
+            quick_at = _moment(detail.get("quick_at")) or began - QUICK_WINDOW
+            since = max(quick_at - OVERLAP, began - QUICK_WINDOW)
+            quick = self._quick(rule, since, turn, rows)
+            if quick is not None:
+                detail["quick"], detail["quick_at"] = quick, began.isoformat()
+        # At least one slice a turn, with time of its own: a short turn is slow, and never stuck.
+        while True:
+            if not detail.get("pass_began"):
+                detail |= {
+                    "pass_began": began.isoformat(),
+                    "since": (began - WINDOW).isoformat(),
+                    "place": None,
+                    "found": 0,
+                }
+            place = Place(*detail["place"]) if detail["place"] else Place()
+            violations, after = check_slice(
+                self._pool,
+                rule,
+                place,
+                Deadline.after(SLICE_TIMEOUT_S),
+                since=_moment(detail["since"]) or began - WINDOW,
+                rows=rows,
+            )
+            detail["found"] += violations
+            if after is None:
+                detail |= {"whole": detail["found"], "checked_at": detail.pop("pass_began")}
+                detail["rows"] = min(2 * rows, SLICE_ROWS)
+                return
+            detail["place"] = [after.merchant_id, after.last_id]
+            if turn.remaining_s() <= 0:
+                return
+
+    def _quick(self, rule: str, since: datetime, turn: Deadline, rows: int) -> int | None:
+        """Violations among what changed lately; None: more than a turn's worth, which the whole pass reads."""
+        place: Place | None = Place()
+        total = 0
+        # At most half of the turn: the whole pass must come on in any case.
+        end = turn.within(self._turn_s / 2)
+        while place is not None:
+            if end.remaining_s() <= 0:
+                return None
+            violations, place = check_slice(
+                self._pool,
+                rule,
+                place,
+                Deadline.after(SLICE_TIMEOUT_S),
+                since=since,
+                rows=rows,
+                of_changes=True,
+            )
+            total += violations
+        return total
+
+    def _save(self, run: Run, detail: Mapping[str, Any]) -> None:
+        parameters = {"name": run.name, "fence": run.fence, "detail": json.dumps(detail)}
+        self._pool.run(_SAVE, parameters, Deadline.after(SLICE_TIMEOUT_S))
+
+
+def _name(rule: str) -> str:
+    return f"invariant {rule}"
+
+
+def _state(detail: Mapping[str, Any]) -> RuleState:
+    # What the running pass has found counts at once; what the last whole one found, until it ends.
+    found = max(int(detail.get(name) or 0) for name in ("whole", "found", "quick"))
+    if not detail.get("pass_began"):
+        found = max(int(detail.get("whole") or 0), int(detail.get("quick") or 0))
+    return RuleState(found, _moment(detail.get("checked_at")))
+
+
+def _moment(text: Any) -> datetime | None:
+    return datetime.fromisoformat(text) if isinstance(text, str) else None

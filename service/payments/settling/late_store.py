@@ -1,0 +1,371 @@
+"""Late facts in PostgreSQL: hints, checks to be done, moves of resting rows, disputes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+import psycopg2
+import psycopg2.errors
+
+from service.database.pool.pool import ConnectionPool, Statement
+from service.payments.charge.model import Payment, Status, new_id
+from service.payments.charge.steps import detail_json
+from service.payments.charge.store import payment_of
+from service.payments.movements.model import Movement, MovementStatus
+from service.payments.settling import late_statements as statements
+from service.payments.settling.late_facts import LATE, late_sources
+from service.providers.base import Outcome, OutcomeKind
+from service.providers.later import ProviderDispute, ProviderEvent, ProviderRefund
+from service.resilience.deadline import Deadline
+
+# What a hint is tried before it is left alone; the last pauses are an hour.
+HINT_TRIES = 24
+_ENDS = {"won": "dispute.won", "lost": "dispute.lost"}
+_CLOSED = frozenset({"warning_closed", "prevented"})
+
+
+class Contradiction(Exception):
+    """A constraint refuses the fact: more than was authorised, more back than was captured."""
+
+
+class AlreadyKnown(Exception):
+    """Another process has written it down."""
+
+
+@dataclass(frozen=True, slots=True)
+class LateCheck:
+    """A resting payment that the caller is to ask the provider about, leased to it."""
+
+    merchant_id: UUID
+    payment_id: UUID
+    closes: bool
+    asked: int
+    tries: int
+
+
+@dataclass(frozen=True, slots=True)
+class Dispute:
+    """One dispute about a payment, as our books have it."""
+
+    payment_id: UUID
+    dispute_ref: str
+    amount_minor: int
+    currency: str
+    reason: str
+    status: str
+    opened_at: datetime
+    updated_at: datetime
+
+
+class LateStore:
+    """Reads and writes what comes after a payment has come to rest. One statement a method."""
+
+    def __init__(
+        self, pool: ConnectionPool, *, lease_s: float, provider: str | None = None
+    ) -> None:
+        self._pool = pool
+        self._lease_s = lease_s
+        self._provider = provider
+
+    # --- Hints ----------------------------------------------------------------------------------
+
+    def unnamed_hints(self, limit: int, deadline: Deadline) -> list[tuple[str, str, str]]:
+        """(provider, event id, charge's reference) of hints that name no payment of ours."""
+        parameters = {"limit": limit, "max_tries": HINT_TRIES}
+        return [
+            (str(provider), str(event_id), str(charge_ref))
+            for provider, event_id, charge_ref in self._pool.run(
+                statements.UNNAMED_HINTS, parameters, deadline
+            )
+        ]
+
+    def name_hint(
+        self,
+        provider: str,
+        event_id: str,
+        ids: tuple[UUID, UUID] | None,
+        deadline: Deadline,
+    ) -> None:
+        """Note which payment a hint is about; None: none of ours, and it is used up."""
+        merchant_id, payment_id = ids or (None, None)
+        self._pool.run(
+            statements.NAME_HINT,
+            {
+                "provider": provider,
+                "event_id": event_id,
+                "merchant_id": _text(merchant_id),
+                "payment_id": _text(payment_id),
+            },
+            deadline,
+        )
+
+    def receive(
+        self,
+        provider: str,
+        events: Sequence[tuple[ProviderEvent, tuple[UUID, UUID] | None]],
+        deadline: Deadline,
+    ) -> int:
+        """Keep events of the provider's feed as if they had come by webhook; how many are new."""
+        if not events:
+            return 0
+        rows = self._pool.run(
+            statements.RECEIVE_MANY,
+            {
+                "provider": provider,
+                "event_ids": [event.event_id for event, _ in events],
+                "types": [event.type for event, _ in events],
+                "provider_refs": [event.charge_ref for event, _ in events],
+                "merchant_ids": [_text(ids[0]) if ids else None for _, ids in events],
+                "payment_ids": [_text(ids[1]) if ids else None for _, ids in events],
+            },
+            deadline,
+        )
+        return len(rows)
+
+    def payments(
+        self, ids: Iterable[tuple[UUID, UUID]], deadline: Deadline
+    ) -> dict[tuple[UUID, UUID], Payment]:
+        """Those payments (merchant, payment) that there are."""
+        wanted = list(set(ids))
+        if not wanted:
+            return {}
+        rows = self._pool.run(
+            statements.PAYMENTS,
+            {
+                "merchant_ids": [str(merchant_id) for merchant_id, _ in wanted],
+                "payment_ids": [str(payment_id) for _, payment_id in wanted],
+            },
+            deadline,
+        )
+        found = [payment_of(row) for row in rows]
+        return {(payment.merchant_id, payment.payment_id): payment for payment in found}
+
+    def by_reference(
+        self, merchant_id: UUID, charge_ref: str, deadline: Deadline
+    ) -> Payment | None:
+        """The payment that has this reference, whatever id the charge's metadata tells: a retry
+        after a lost commit adopts the charge of the row that was lost."""
+        rows = self._pool.run(
+            statements.BY_REFERENCE,
+            {
+                "merchant_id": str(merchant_id),
+                "provider": self._provider,
+                "provider_ref": charge_ref,
+            },
+            deadline,
+        )
+        return payment_of(rows[0]) if rows else None
+
+    def strangers(self, merchant_ids: Iterable[UUID], deadline: Deadline) -> dict[UUID, bool]:
+        """Those merchants that are none of ours; True: people have been told of a charge of theirs."""
+        wanted = [str(merchant_id) for merchant_id in set(merchant_ids)]
+        if not wanted:
+            return {}
+        rows = self._pool.run(statements.STRANGERS, {"merchant_ids": wanted}, deadline)
+        return {UUID(str(merchant_id)): bool(is_told) for merchant_id, is_told in rows}
+
+    def refund_statuses(
+        self, ids: Iterable[tuple[UUID, UUID]], deadline: Deadline
+    ) -> dict[UUID, MovementStatus]:
+        """The statuses of those refunds (merchant, movement) that there are."""
+        wanted = list(set(ids))
+        if not wanted:
+            return {}
+        rows = self._pool.run(
+            statements.REFUND_STATUSES,
+            {
+                "merchant_ids": [str(merchant_id) for merchant_id, _ in wanted],
+                "movement_ids": [str(movement_id) for _, movement_id in wanted],
+            },
+            deadline,
+        )
+        return {UUID(str(movement_id)): MovementStatus(status) for movement_id, status in rows}
+
+    # --- Checks ---------------------------------------------------------------------------------
+
+    def ask(self, payment: Payment, deadline: Deadline) -> None:
+        """Have a resting payment checked at once."""
+        parameters = {**_payment_ids(payment), "provider": payment.provider}
+        self._pool.run(statements.ASK, parameters, deadline)
+
+    def lease_checks(self, limit: int, deadline: Deadline) -> list[LateCheck]:
+        """Take up to `limit` checks that are due, for `lease_s`."""
+        rows = self._pool.run(
+            statements.LEASE_CHECKS,
+            {"limit": limit, "lease_s": self._lease_s, "provider": self._provider},
+            deadline,
+        )
+        return [LateCheck(UUID(str(m)), UUID(str(p)), *rest) for m, p, *rest in rows]
+
+    def end_check(self, check: LateCheck, deadline: Deadline) -> None:
+        """The check is done; without effect where it was asked for again meanwhile."""
+        self._pool.run(statements.END_CHECK, _ids_of(check), deadline)
+
+    def postpone_check(self, check: LateCheck, due_in_s: float, deadline: Deadline) -> None:
+        """Check again in `due_in_s`, unless it was asked for again meanwhile."""
+        parameters = {**_ids_of(check), "due_in_s": due_in_s}
+        self._pool.run(statements.POSTPONE_CHECK, parameters, deadline)
+
+    # --- Moves ----------------------------------------------------------------------------------
+
+    def move(
+        self, payment: Payment, target: Status, outcome: Outcome, deadline: Deadline
+    ) -> Payment | None:
+        """Move a resting payment; raises Contradiction. None where it stands otherwise, or its money is being moved."""
+        rows = self._write(
+            statements.LATE_MOVE,
+            {
+                **_payment_ids(payment),
+                "status": target.value,
+                "sources": late_sources(target),
+                "amount_captured": outcome.amount_received,
+                "event_id": str(new_id()),
+                "detail": detail_json(outcome, op=LATE, was=payment.status.value),
+            },
+            deadline,
+        )
+        return payment_of(rows[0]) if rows else None
+
+    def move_refund(
+        self, movement: Movement, found: ProviderRefund, deadline: Deadline
+    ) -> MovementStatus | None:
+        """End a refund the other way, with the payment's amounts; None where it stands otherwise."""
+        is_success = found.kind is OutcomeKind.SUCCEEDED
+        target = MovementStatus.SUCCEEDED if is_success else MovementStatus.DECLINED
+        decline = found.decline
+        rows = self._write(
+            statements.LATE_REFUND_MOVE,
+            {
+                "merchant_id": str(movement.merchant_id),
+                "movement_id": str(movement.movement_id),
+                "status": target.value,
+                "source": movement.status.value,
+                "provider_ref": found.provider_ref,
+                "decline": None
+                if decline is None
+                else json.dumps({"code": decline.code, "message": decline.message}),
+                "event_id": str(new_id()),
+                "detail": detail_json(
+                    op=LATE, was=movement.status.value, refund_id=movement.movement_id.hex
+                ),
+            },
+            deadline,
+        )
+        return target if rows else None
+
+    def add_refund(
+        self,
+        payment: Payment,
+        found: ProviderRefund,
+        movement_id: UUID,
+        reason: str,
+        deadline: Deadline,
+    ) -> bool:
+        """Write down a refund that succeeded at the provider and has no row; False: it cannot be."""
+        rows = self._write(
+            statements.ADD_REFUND,
+            {
+                **_payment_ids(payment),
+                "movement_id": str(movement_id),
+                "amount": found.amount_minor,
+                "reason": reason,
+                "key_digest": found.key_digest,
+                "provider_ref": found.provider_ref,
+                "event_id": str(new_id()),
+                "detail": detail_json(op=LATE, refund_id=movement_id.hex, reason=reason),
+            },
+            deadline,
+        )
+        return bool(rows)
+
+    def _write(
+        self, statement: Statement, parameters: Mapping[str, Any], deadline: Deadline
+    ) -> list[tuple[Any, ...]]:
+        """Run a move; raises Contradiction or AlreadyKnown where a constraint refuses it."""
+        try:
+            return self._pool.run(statement, parameters, deadline)
+        except psycopg2.errors.UniqueViolation as error:
+            raise AlreadyKnown from error
+        except psycopg2.IntegrityError as error:
+            raise Contradiction from error
+
+    # --- Disputes -------------------------------------------------------------------------------
+
+    def put_dispute(
+        self, payment: Payment, found: ProviderDispute, deadline: Deadline
+    ) -> list[str]:
+        """Write down how a dispute stands; the types of the events that were written with it."""
+        end_type = _ENDS.get(found.status)
+        if found.status in _CLOSED:
+            end_type = "dispute.closed"
+        rows = self._pool.run(
+            statements.PUT_DISPUTE,
+            {
+                **_payment_ids(payment),
+                "provider": payment.provider,
+                "dispute_ref": found.provider_ref,
+                "amount": found.amount_minor,
+                "currency": found.currency,
+                "reason": found.reason,
+                "status": found.status,
+                "opened_at": found.opened_at,
+                "end_type": end_type,
+                "event_id": str(new_id()),
+                "end_event_id": str(new_id()),
+                "detail": detail_json(
+                    op=LATE, dispute=found.provider_ref, status=found.status, reason=found.reason
+                ),
+            },
+            deadline,
+        )
+        return [str(event_type) for (event_type,) in rows]
+
+    def disputes_about(self, payment: Payment, deadline: Deadline) -> Sequence[Dispute]:
+        """The disputes of one payment, oldest first; read only where its money has moved."""
+        if payment.amount_captured_minor == 0:
+            return ()
+        found = self.disputes_of(payment.merchant_id, [payment.payment_id], deadline)
+        return found.get(payment.payment_id, ())
+
+    def disputes_of(
+        self, merchant_id: UUID, payment_ids: Sequence[UUID], deadline: Deadline
+    ) -> Mapping[UUID, list[Dispute]]:
+        """The disputes of those payments, oldest first."""
+        rows = self._pool.run(
+            statements.DISPUTES_OF,
+            {
+                "merchant_id": str(merchant_id),
+                "payment_ids": [str(payment_id) for payment_id in payment_ids],
+            },
+            deadline,
+        )
+        found: dict[UUID, list[Dispute]] = {}
+        for payment_id, *rest in rows:
+            dispute = Dispute(UUID(str(payment_id)), *rest)
+            found.setdefault(dispute.payment_id, []).append(dispute)
+        return found
+
+    def open_disputes(self, deadline: Deadline) -> int:
+        """How many disputes are open, of all merchants."""
+        return int(self._pool.run(statements.OPEN_DISPUTES, {}, deadline)[0][0])
+
+
+def _text(identifier: UUID | None) -> str | None:
+    return None if identifier is None else str(identifier)
+
+
+def _ids_of(check: LateCheck) -> dict[str, Any]:
+    return {
+        "merchant_id": str(check.merchant_id),
+        "payment_id": str(check.payment_id),
+        "asked": check.asked,
+    }
+
+
+def _payment_ids(payment: Payment) -> dict[str, str]:
+    return {"merchant_id": str(payment.merchant_id), "payment_id": str(payment.payment_id)}

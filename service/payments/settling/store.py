@@ -1,0 +1,342 @@
+"""What the reconciler reads and writes in bulk: leases, the webhook inbox, orphans, the figures."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from service.database.pool.pool import ConnectionPool, Statement
+from service.payments.charge.model import Payment
+from service.payments.charge.store import payment_of
+from service.payments.leases.due_rows import pick_due
+from service.payments.leases.fair_share import Due, FairShare
+from service.payments.settling.late_statements import APPLY_HINTS
+from service.payments.settling.lease_statements import (
+    DOUBTFUL,
+    HASTEN,
+    LOOK_UP_IS,
+    OLDEST_EXPIRED,
+    QUEUED_IS,
+    LeaseStatements,
+    lease_statements,
+)
+from service.providers.base import ProviderCharge
+from service.resilience.deadline import Deadline
+
+# One statement's rows when doubtful payments are rescheduled, and how many statements there are.
+HASTENED_AT_ONCE, HASTENED_PAGES = 1000, 20
+HASTENED_WITHIN_S = 2.0
+
+# Nothing was asked, so nothing is told: without an event, and the schedule does not move on.
+_POSTPONE = Statement(
+    "postpone",
+    """
+    UPDATE payments SET leased = false,
+        due_at = now() + %(due_in_s)s::float8 * interval '1 second'
+    WHERE merchant_id = %(merchant_id)s::uuid AND payment_id = %(payment_id)s::uuid
+      AND fence = %(fence)s::bigint AND leased
+    RETURNING 1
+    """,
+)
+
+_RECEIVE_WEBHOOK = Statement(
+    "receive_webhook",
+    """
+    INSERT INTO webhook_inbox
+        (provider, event_id, type, provider_ref, merchant_id, payment_id, due_at)
+    VALUES (%(provider)s::text, %(event_id)s::text, %(type)s::text, %(provider_ref)s::text,
+            %(merchant_id)s::uuid, %(payment_id)s::uuid, now())
+    ON CONFLICT (provider, event_id) DO NOTHING
+    RETURNING 1
+    """,
+)
+
+_ADD_ORPHAN = Statement(
+    "add_orphan",
+    """
+    INSERT INTO orphan_charges
+        (provider, provider_ref, merchant_id, payment_id, amount, currency, reason)
+    VALUES (%(provider)s::text, %(provider_ref)s::text, %(merchant_id)s::uuid,
+            %(payment_id)s::uuid, %(amount)s::bigint, %(currency)s::text, %(reason)s::text)
+    ON CONFLICT (provider, provider_ref) DO NOTHING
+    RETURNING 1
+    """,
+)
+
+_LEASE_RUN = Statement(
+    "lease_run",
+    """
+    INSERT INTO background_runs (name, fence, leased_until)
+    VALUES (%(name)s::text, 1, now() + %(lease_s)s::float8 * interval '1 second')
+    ON CONFLICT (name) DO UPDATE SET
+        fence = background_runs.fence + 1,
+        leased_until = now() + %(lease_s)s::float8 * interval '1 second'
+    WHERE background_runs.leased_until <= now()
+      AND (background_runs.last_run_at IS NULL
+           OR background_runs.last_run_at <= now() - %(every_s)s::float8 * interval '1 second')
+    RETURNING fence, last_run_at, detail
+    """,
+)
+
+_END_RUN = Statement(
+    "end_run",
+    """
+    UPDATE background_runs SET leased_until = now(), last_run_at = now(), detail = %(detail)s::jsonb
+    WHERE name = %(name)s::text AND fence = %(fence)s::bigint
+    RETURNING 1
+    """,
+)
+
+_HEARTBEAT = Statement(
+    "heartbeat",
+    """
+    INSERT INTO background_runs (name, last_run_at) VALUES (%(name)s::text, now())
+    ON CONFLICT (name) DO UPDATE SET last_run_at = now()
+    RETURNING 1
+    """,
+)
+
+_LAST_HEARTBEAT = Statement(
+    "last_heartbeat", "SELECT last_run_at FROM background_runs WHERE name = %(name)s::text"
+)
+
+_OPEN_FIGURES = Statement(
+    "open_figures",
+    """
+    SELECT kind, status, currency, count(*), sum(amount)::bigint,
+           coalesce(max(extract(epoch FROM now() - coalesce(unknown_since, created_at))), 0)::float8,
+           coalesce(max(extract(epoch FROM now() - due_at)) FILTER (WHERE due_at < now()), 0)::float8
+    FROM (
+        SELECT 'payment' AS kind, status, currency, amount, unknown_since, created_at, due_at
+        FROM payments
+        WHERE status NOT IN ('succeeded', 'declined', 'not_executed', 'canceled', 'expired')
+        UNION ALL
+        SELECT m.kind, m.status, p.currency, m.amount, m.unknown_since, m.created_at, m.due_at
+        FROM movements m JOIN payments p USING (merchant_id, payment_id)
+        WHERE m.status NOT IN ('succeeded', 'declined')
+    ) AS open
+    GROUP BY kind, status, currency
+    """,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class OpenFigure:
+    """What is open of one kind, status and currency, as one row of the figures."""
+
+    # payment, capture, void or refund.
+    kind: str
+    status: str
+    currency: str
+    count: int
+    amount_minor: int
+    oldest_age_s: float
+    overdue_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A background run leased to the caller; `fence` ends it."""
+
+    name: str
+    fence: int
+    last_run_at: datetime | None
+    detail: Mapping[str, Any]
+
+
+class SettlingStore:
+    """Leases and bulk reads. A lease is committed before any call to the provider.
+
+    Only what was made with `provider` is leased (None: whatever is due): the rest is left to
+    whoever runs with its own.
+    """
+
+    def __init__(
+        self, pool: ConnectionPool, *, lease_s: float, provider: str | None = None
+    ) -> None:
+        self._pool = pool
+        self._lease_s = lease_s
+        self._provider = provider
+        has_provider = provider is not None
+        self._queued = lease_statements("queued", QUEUED_IS, has_provider=has_provider)
+        self._look_ups = lease_statements("look_ups", LOOK_UP_IS, has_provider=has_provider)
+        self._turn_of_queued, self._turn_of_look_ups = FairShare(), FairShare()
+
+    def lease_look_ups(self, limit: int, deadline: Deadline) -> list[Payment]:
+        """Take up to `limit` payments whose look-up is due, merchants in turn, for `lease_s`."""
+        return self._take(
+            self._look_ups,
+            self._pick(self._look_ups, self._turn_of_look_ups, limit, deadline),
+            deadline,
+        )
+
+    def lease_queued(
+        self, limit: int, deadline: Deadline, *, only_expired: bool = False
+    ) -> list[Payment]:
+        """Take up to `limit` queued payments, merchants in turn, each merchant's oldest first.
+
+        Expired ones have up to half of the places: to end them, nothing is sent.
+        """
+        places = limit if only_expired else (limit + 1) // 2
+        expired = self._pool.run(OLDEST_EXPIRED, {"limit": places}, deadline)
+        picked = [Due((str(merchant_id),), str(payment_id)) for merchant_id, payment_id in expired]
+        if not only_expired and len(picked) < limit:
+            queued = self._pick(self._queued, self._turn_of_queued, limit, deadline)
+            picked = list(dict.fromkeys([*picked, *queued]))[:limit]
+        return self._take(self._queued, picked, deadline)
+
+    def _pick(
+        self, statements: LeaseStatements, turn: FairShare, limit: int, deadline: Deadline
+    ) -> list[Due]:
+        return pick_due(
+            self._pool,
+            turn,
+            oldest=statements.oldest,
+            of_merchants=statements.of_merchants,
+            provider=self._provider,
+            limit=limit,
+            deadline=deadline,
+        )
+
+    def _take(
+        self, statements: LeaseStatements, picked: Sequence[Due], deadline: Deadline
+    ) -> list[Payment]:
+        if not picked:
+            return []
+        values = {
+            "merchant_ids": [due.owner[0] for due in picked],
+            "payment_ids": [due.key for due in picked],
+            "lease_s": self._lease_s,
+        }
+        taken = {
+            str(payment.payment_id): payment
+            for payment in map(payment_of, self._pool.run(statements.take, values, deadline))
+        }
+        return [taken[due.key] for due in picked if due.key in taken]
+
+    def postpone(self, payment: Payment, due_in_s: float, deadline: Deadline) -> None:
+        """Give a lease back unused, to be taken again in `due_in_s`."""
+        self._pool.run(
+            _POSTPONE,
+            {
+                "merchant_id": str(payment.merchant_id),
+                "payment_id": str(payment.payment_id),
+                "fence": payment.fence,
+                "due_in_s": due_in_s,
+            },
+            deadline,
+        )
+
+    def hasten(self, deadline: Deadline) -> int:
+        """Look at doubtful payments within 2 s: the provider is back; how many there were.
+
+        At most HASTENED_PAGES x HASTENED_AT_ONCE; the rest keep their own schedule.
+        """
+        hastened = 0
+        for _ in range(HASTENED_PAGES):
+            rows = self._pool.run(
+                DOUBTFUL, {"limit": HASTENED_AT_ONCE, "within_s": HASTENED_WITHIN_S}, deadline
+            )
+            if rows:
+                values = {
+                    "merchant_ids": [str(merchant_id) for merchant_id, _ in rows],
+                    "payment_ids": [str(payment_id) for _, payment_id in rows],
+                    # Spread, so as not to cause another outage.
+                    "due_in_s": [random.uniform(0, HASTENED_WITHIN_S) for _ in rows],  # noqa: S311
+                }
+                hastened += len(self._pool.run(HASTEN, values, deadline))
+            if len(rows) < HASTENED_AT_ONCE or deadline.expired:
+                break
+        return hastened
+
+    def receive_webhook(
+        self,
+        deadline: Deadline,
+        *,
+        provider: str,
+        event_id: str,
+        type_: str,
+        provider_ref: str | None,
+        merchant_id: UUID | None,
+        payment_id: UUID | None,
+    ) -> bool:
+        """Keep a provider's event durably; False: it was here already."""
+        rows = self._pool.run(
+            _RECEIVE_WEBHOOK,
+            {
+                "provider": provider,
+                "event_id": event_id,
+                "type": type_,
+                "provider_ref": provider_ref,
+                "merchant_id": str(merchant_id) if merchant_id else None,
+                "payment_id": str(payment_id) if payment_id else None,
+            },
+            deadline,
+        )
+        return bool(rows)
+
+    def apply_hints(self, limit: int, deadline: Deadline) -> int:
+        """Bring forward the look-ups that webhooks hint at; the number of hints used up."""
+        rows = self._pool.run(APPLY_HINTS, {"limit": limit, "max_tries": 24}, deadline)
+        return sum(used_up for (used_up,) in rows)
+
+    def add_orphan(
+        self,
+        charge: ProviderCharge,
+        *,
+        provider: str,
+        merchant_id: UUID | None,
+        payment_id: UUID | None,
+        reason: str,
+        deadline: Deadline,
+    ) -> bool:
+        """Keep a charge that our books cannot explain; False: it is kept already."""
+        rows = self._pool.run(
+            _ADD_ORPHAN,
+            {
+                "provider": provider,
+                "provider_ref": charge.provider_ref,
+                "merchant_id": str(merchant_id) if merchant_id else None,
+                "payment_id": str(payment_id) if payment_id else None,
+                "amount": charge.amount_minor,
+                "currency": charge.currency,
+                "reason": reason,
+            },
+            deadline,
+        )
+        return bool(rows)
+
+    def lease_run(
+        self, name: str, *, every_s: float, lease_s: float, deadline: Deadline
+    ) -> Run | None:
+        """The right to do what is done once every `every_s` in all; None: not due, or taken."""
+        rows = self._pool.run(
+            _LEASE_RUN, {"name": name, "every_s": every_s, "lease_s": lease_s}, deadline
+        )
+        return Run(name, *rows[0]) if rows else None
+
+    def end_run(self, run: Run, detail: Mapping[str, Any], deadline: Deadline) -> None:
+        """Note that the run is done; without effect when its lease went to somebody else."""
+        self._pool.run(
+            _END_RUN,
+            {"name": run.name, "fence": run.fence, "detail": json.dumps(dict(detail))},
+            deadline,
+        )
+
+    def heartbeat(self, name: str, deadline: Deadline) -> None:
+        """Say that a background process is alive; health checks read how long ago."""
+        self._pool.run(_HEARTBEAT, {"name": name}, deadline)
+
+    def last_heartbeat(self, name: str, deadline: Deadline) -> datetime | None:
+        """When such a background process last said that it is alive; None: never."""
+        rows = self._pool.run(_LAST_HEARTBEAT, {"name": name}, deadline)
+        return rows[0][0] if rows else None
+
+    def open_figures(self, deadline: Deadline) -> list[OpenFigure]:
+        """Counts, sums and ages of all that is open; reads only that, however much is closed."""
+        return [OpenFigure(*row) for row in self._pool.run(_OPEN_FIGURES, {}, deadline)]

@@ -1,0 +1,337 @@
+"""The reverse sweep: compares the provider's books with ours, and repairs or reports the rest.
+
+A database failover can lose the newest commits; then a charge is known to the provider alone. And
+what happens at the provider after a payment has come to rest is known to it first. Four lists are
+read, oldest slice first: charges, refunds, disputes, and events, which tell of every change.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Literal
+from uuid import UUID
+
+from service.errors import Busy, ProviderUnavailable
+from service.observability.metrics import catalogue as metrics
+from service.payments.charge.model import Payment, Status, fact_status, parse_id
+from service.payments.charge.store import PaymentStore
+from service.payments.movements.model import REFUND_PREFIX
+from service.payments.settling.late import LateFacts, ids_of, parse_ids
+from service.payments.settling.late_facts import (
+    AFTERWARDS,
+    RESTING,
+    contradicts,
+    is_news,
+    late_target,
+)
+from service.payments.settling.late_store import LateStore
+from service.payments.settling.store import Run, SettlingStore
+from service.payments.settling.sweep_progress import Progress, SweepRuns
+from service.providers.base import OutcomeKind, ProviderCharge
+from service.providers.later import (
+    EVENT_SOURCE,
+    Feed,
+    FeedMissing,
+    Item,
+    LaterProvider,
+    ProviderDispute,
+    ProviderEvent,
+    ProviderRefund,
+)
+from service.resilience.deadline import Deadline
+
+log = logging.getLogger(__name__)
+
+EVERY_S = 300.0
+# Of one list, before the next has its turn: a long one keeps no other waiting for longer.
+TURN_S = 20.0
+# One page, its comparison and its checkpoint.
+PAGE_S = 15.0
+# A page and its comparison; the checkpoint after each page renews it.
+LEASE_S = 60.0
+# After a page that could not be had.
+FAILED_AGAIN_S = 10.0
+
+ForeignCharges = Literal["page", "ignore"]
+
+
+class Sweep:
+    """Looks from the provider's side for money that our books do not explain."""
+
+    def __init__(
+        self,
+        store: PaymentStore,
+        settling: SettlingStore,
+        late: LateFacts,
+        late_store: LateStore,
+        runs: SweepRuns,
+        provider: LaterProvider,
+        *,
+        foreign_charges: ForeignCharges = "ignore",
+    ) -> None:
+        self._store = store
+        self._settling = settling
+        self._late = late
+        self._late_store = late_store
+        self._runs = runs
+        self._provider = provider
+        self._foreign_charges = foreign_charges
+        self._compare: Mapping[Feed, Callable[[Sequence[Item], Deadline], None]] = {
+            Feed.CHARGES: self._compare_charges,
+            Feed.REFUNDS: self._compare_refunds,
+            Feed.DISPUTES: self._compare_disputes,
+            Feed.EVENTS: self._compare_events,
+        }
+
+    def run_if_due(self, deadline: Deadline, *, every_s: float = EVERY_S) -> bool:
+        """Give each list that is due a turn; True if one was read. Raises Busy on an outage, and
+        then each list goes on where its last page was compared."""
+        is_swept = False
+        # The same for each list, whatever the ones before it took.
+        turn_s = min(TURN_S, deadline.remaining_s())
+        failure: Busy | None = None
+        for feed in Feed:
+            try:
+                is_swept |= self._sweep(feed, Deadline.after(turn_s), every_s)
+            except Busy as error:
+                # One list that cannot be read keeps no other from being read.
+                failure = failure or error
+        if failure is not None:
+            raise failure
+        return is_swept
+
+    def _sweep(self, feed: Feed, deadline: Deadline, every_s: float) -> bool:
+        name = self._runs.name(feed)
+        run = self._settling.lease_run(
+            name, every_s=every_s, lease_s=LEASE_S, deadline=Deadline.after(PAGE_S)
+        )
+        if run is None:
+            return False
+        progress = Progress.of(run.detail, datetime.now(UTC), feed)
+        try:
+            while not progress.is_done:
+                # Time of its own: the end of a turn is no failure of the page that met it.
+                within = Deadline.after(PAGE_S)
+                page = self._provider.page(feed, progress.slice, within)
+                self._compare[feed](page.items, within)
+                progress = progress.past(page, len(page.items))
+                if progress.is_endless:
+                    raise _endless(feed, progress)
+                if deadline.expired or progress.is_done:
+                    break
+                if not self._runs.save(run, progress, LEASE_S, within):
+                    return True  # The lease went to somebody else, with what we had committed.
+        except FeedMissing:
+            log.warning("sweep.list_missing", extra={"feed": feed.value})
+            return self._end(run, feed, _passed(progress), Deadline.after(PAGE_S))
+        except Busy:
+            if progress.is_endless:
+                progress = progress.again_narrower()
+            progress = progress.with_smaller_pages()
+            self._runs.save(run, progress, FAILED_AGAIN_S, Deadline.after(PAGE_S))
+            raise
+        if progress.is_done:
+            return self._end(run, feed, progress, Deadline.after(PAGE_S))
+        self._runs.save(run, progress, 0.0, Deadline.after(PAGE_S))
+        return True
+
+    def _end(self, run: Run, feed: Feed, progress: Progress, deadline: Deadline) -> bool:
+        self._settling.end_run(run, progress.detail(), deadline)
+        log.info("sweep.done", extra={"feed": feed.value, "compared": progress.compared})
+        return True
+
+    # --- Charges: by creation -------------------------------------------------------------------
+
+    def _compare_charges(self, items: Sequence[Item], deadline: Deadline) -> None:
+        charges = [item for item in items if isinstance(item, ProviderCharge)]
+        moved = [charge for charge in charges if _tells_of_money(charge)]
+        ids = [ids for charge in moved if (ids := ids_of(charge)) is not None]
+        payments = self._late_store.payments(ids, deadline)
+        unknown = {known[0] for known in ids if known not in payments}
+        strangers = self._late_store.strangers(unknown, deadline)
+        for charge in moved:
+            known = ids_of(charge)
+            if known is not None and known[0] in strangers:
+                self._compare_stranger(charge, known[0], strangers, deadline)
+                continue
+            payment = payments.get(known) if known else None
+            if payment is None and known is not None:
+                payment = self._adopted(charge, known[0], deadline)
+            self._compare_charge(charge, payment, deadline)
+
+    def _compare_stranger(
+        self,
+        charge: ProviderCharge,
+        merchant_id: UUID,
+        strangers: dict[UUID, bool],
+        deadline: Deadline,
+    ) -> None:
+        """A charge that another instance has made, or whose merchant was lost with its commit: only
+        a person can tell which, and the first charge of each merchant is enough for that."""
+        if charge.outcome.kind is not OutcomeKind.SUCCEEDED:
+            return
+        if self._foreign_charges == "page" or not strangers[merchant_id]:
+            self._report(charge, "no such merchant here", deadline)
+            strangers[merchant_id] = True
+
+    def _adopted(
+        self, charge: ProviderCharge, merchant_id: UUID, deadline: Deadline
+    ) -> Payment | None:
+        """The payment of a retry that adopted this charge after its own row was lost."""
+        found = self._late_store.by_reference(merchant_id, charge.provider_ref, deadline)
+        is_ours = found is not None and charge.key_digest is not None
+        return found if is_ours and found and found.key_digest == charge.key_digest else None
+
+    def _compare_charge(
+        self, charge: ProviderCharge, payment: Payment | None, deadline: Deadline
+    ) -> None:
+        has_moved = charge.outcome.kind is OutcomeKind.SUCCEEDED
+        if payment is None:
+            if has_moved and not (self._foreign_charges == "ignore" and _is_foreign(charge)):
+                self._report(charge, "no payment here", deadline)
+        elif payment.provider != self._provider.name or payment.provider_ref not in (
+            None,
+            charge.provider_ref,
+        ):
+            if has_moved:
+                self._report(charge, "a second charge", deadline)
+        elif (payment.amount_minor, payment.currency) != (charge.amount_minor, charge.currency):
+            self._report(charge, "another amount", deadline)
+        elif payment.status in RESTING:
+            self._compare_resting(charge, payment, deadline)
+        elif has_moved:
+            self._repair(payment, charge, deadline)
+
+    def _compare_resting(
+        self, charge: ProviderCharge, payment: Payment, deadline: Deadline
+    ) -> None:
+        """The page may be older than the row by now: only a fresh look may move what rests."""
+        outcome = charge.outcome
+        target = late_target(outcome)
+        is_paid_here = payment.status in (Status.SUCCEEDED, Status.REQUIRES_CAPTURE)
+        if target is None or not (is_paid_here or outcome.kind is OutcomeKind.SUCCEEDED):
+            return  # Ended without money, here and there.
+        is_other_amount = (
+            target is payment.status
+            and outcome.amount_capturable == 0
+            and outcome.amount_received != payment.amount_captured_minor
+        )
+        if target is payment.status and not is_other_amount:
+            return
+        if payment.provider_ref is None:
+            self._report(charge, f"charged, but {payment.status.value} here", deadline)
+        else:
+            self._late_store.ask(payment, deadline)
+
+    def _repair(self, payment: Payment, charge: ProviderCharge, deadline: Deadline) -> None:
+        repaired = self._store.record(payment, charge.outcome, op="sweep", due_in_s=0.0)
+        if repaired.status is fact_status(charge.outcome):
+            metrics.reconcile_settled_total.labels(outcome=repaired.status.value).inc()
+            log.warning(
+                "sweep.repaired", extra={"payment_id": payment.id, "was": payment.status.value}
+            )
+
+    def _report(self, charge: ProviderCharge, reason: str, deadline: Deadline) -> None:
+        merchant_id, payment_id = _ids_told(charge)
+        self._late.report_charge(charge, merchant_id, payment_id, reason, deadline)
+
+    # --- Refunds: by creation -------------------------------------------------------------------
+
+    def _compare_refunds(self, items: Sequence[Item], deadline: Deadline) -> None:
+        """Ours are compared by their id; those by hand are hints about the charge they name."""
+        refunds = [item for item in items if isinstance(item, ProviderRefund)]
+        ours = {refund.provider_ref: ids for refund in refunds if (ids := _refund_ids(refund))}
+        statuses = self._late_store.refund_statuses(ours.values(), deadline)
+        hints: list[tuple[ProviderEvent, tuple[UUID, UUID] | None]] = []
+        for refund in refunds:
+            known = ours.get(refund.provider_ref)
+            status = statuses.get(known[1]) if known else None
+            if status is not None and not contradicts(refund, status):
+                continue
+            if known is None and refund.kind is OutcomeKind.DECLINED:
+                continue  # By hand, and it failed: no money went back.
+            ids = parse_ids(refund.merchant_id, refund.payment_id)
+            hints.append((_as_event(refund), ids))
+        self._late_store.receive(EVENT_SOURCE, hints, deadline)
+
+    # --- Disputes: by creation ------------------------------------------------------------------
+
+    def _compare_disputes(self, items: Sequence[Item], deadline: Deadline) -> None:
+        """Each state of each is a hint about the charge that it names."""
+        disputes = [item for item in items if isinstance(item, ProviderDispute)]
+        hints = [(_as_event_of(dispute), None) for dispute in disputes if dispute.charge_ref]
+        self._late_store.receive(EVENT_SOURCE, hints, deadline)
+
+    # --- Events: by change ----------------------------------------------------------------------
+
+    def _compare_events(self, items: Sequence[Item], deadline: Deadline) -> None:
+        """Keep what is news, as if it had come by webhook; both are applied in the same way."""
+        events = [item for item in items if isinstance(item, ProviderEvent)]
+        named = [(event, parse_ids(event.merchant_id, event.payment_id)) for event in events]
+        payments = self._late_store.payments([ids for _, ids in named if ids], deadline)
+        kept = []
+        for event, ids in named:
+            payment = payments.get(ids) if ids else None
+            # Without our metadata only what is made beside the charge can be about one of ours.
+            is_possible = ids is not None or event.type in AFTERWARDS
+            if is_possible and is_news(event.type, payment.status if payment else None):
+                kept.append((event, ids))
+        self._late_store.receive(EVENT_SOURCE, kept, deadline)
+
+
+def _endless(feed: Feed, progress: Progress) -> ProviderUnavailable:
+    log.error("sweep.endless", extra={"feed": feed.value, "read": progress.in_slice})
+    return ProviderUnavailable("The provider's list does not end.")
+
+
+def _passed(progress: Progress) -> Progress:
+    """A list that this provider does not have holds nothing that could be missed."""
+    return Progress(progress.began, progress.began, swept_to=progress.began)
+
+
+def _tells_of_money(charge: ProviderCharge) -> bool:
+    return charge.outcome.kind in (OutcomeKind.SUCCEEDED, OutcomeKind.NOT_EXECUTED)
+
+
+def _is_foreign(charge: ProviderCharge) -> bool:
+    """Whether nothing in its metadata is of our making: another program's, on the same account."""
+    return _ids_told(charge) == (None, None)
+
+
+def _ids_told(charge: ProviderCharge) -> tuple[UUID | None, UUID | None]:
+    """Merchant and payment as our metadata names them; None where it is not ours."""
+    try:
+        merchant_id = UUID(charge.merchant_id) if charge.merchant_id else None
+    except ValueError:
+        merchant_id = None
+    return merchant_id, parse_id(charge.payment_id or "", "pay_")
+
+
+def _refund_ids(refund: ProviderRefund) -> tuple[UUID, UUID] | None:
+    """(merchant, movement) of a refund that we made."""
+    ids = parse_ids(refund.merchant_id, refund.payment_id)
+    movement_id = parse_id(refund.refund_id or "", REFUND_PREFIX)
+    return None if ids is None or movement_id is None else (ids[0], movement_id)
+
+
+def _as_event(refund: ProviderRefund) -> ProviderEvent:
+    """A hint with a name of its own for each thing that the list tells of the refund."""
+    return ProviderEvent(
+        event_id=f"sweep.{refund.provider_ref}.{refund.kind.value}",
+        type="refund.updated",
+        charge_ref=refund.charge_ref,
+        payment_id=refund.payment_id,
+        merchant_id=refund.merchant_id,
+    )
+
+
+def _as_event_of(dispute: ProviderDispute) -> ProviderEvent:
+    return ProviderEvent(
+        event_id=f"sweep.{dispute.provider_ref}.{dispute.status}",
+        type="charge.dispute.updated",
+        charge_ref=dispute.charge_ref,
+        payment_id=None,
+        merchant_id=None,
+    )

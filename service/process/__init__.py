@@ -1,0 +1,1 @@
+"""Processes that this process starts and ends, and what they are given."""

@@ -1,0 +1,1 @@
+"""The adapter of Stripe: its API, its answers and its lists."""

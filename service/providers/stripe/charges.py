@@ -1,0 +1,164 @@
+"""Stripe's Charges, its older API: one call makes the charge and moves the money.
+
+A charge cannot be announced without moving money, so the flow is one_shot, and safety depends on
+the idempotency key: use it only with an account (or a compatible provider) that honours keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime
+from functools import partial
+
+from service.providers.base import Charge, Outcome, OutcomeKind, ProviderCharge, Refund, Stage
+from service.providers.http.transport import Answer, Transport
+from service.providers.later import Feed, Page, ProviderDispute, ProviderRefund, Slice
+from service.providers.stripe import answers
+from service.providers.stripe import charge_answers as charges
+from service.providers.stripe import form as stripe_form
+from service.providers.stripe.api import StripeApi, metadata_form
+from service.providers.stripe.books import StripeBooks
+from service.providers.stripe.currencies import STRIPE_AMOUNTS
+from service.providers.stripe.later import StripeLater
+from service.providers.stripe.refunds import REFUNDS, StripeRefunds
+from service.resilience.deadline import Deadline
+
+_CHARGES = "/v1/charges"
+
+
+class StripeChargesProvider:
+    """A Provider on Stripe's Charges, paid with a `source` token. Thread-safe.
+
+    As in StripeProvider, every method answers by its deadline and none raises.
+    """
+
+    name = "stripe_charges"
+    two_phase = False
+    amounts = STRIPE_AMOUNTS
+
+    def __init__(self, transport: Transport, *, api_key: str) -> None:
+        self._api = StripeApi(transport, name=self.name, api_key=api_key)
+        self._books = StripeBooks(
+            self._api,
+            _CHARGES,
+            of_answer=charges.of_answer,
+            of_object=charges.of_charge,
+            of_listed=charges.of_listed,
+        )
+        self._refunds = StripeRefunds(self._api, charge_field="charge")
+        self._later = StripeLater(
+            self._api, _CHARGES, charge_field="charge", of_listed=charges.of_listed
+        )
+
+    @property
+    def available(self) -> bool:
+        """Always True: the guard decides about refusals."""
+        return True
+
+    # --- Charges --------------------------------------------------------------------------------
+
+    def prepare(self, charge: Charge, deadline: Deadline) -> Outcome:
+        """Send nothing: this API has no charge without a movement of money."""
+        return Outcome(OutcomeKind.PENDING, Stage.NOT_SENT, provider_ref=charge.provider_ref)
+
+    def confirm(self, charge: Charge, deadline: Deadline) -> Outcome:
+        """Move or reserve the money, once for each key."""
+
+        def move() -> Outcome:
+            if charge.provider_ref is not None:
+                # The charge was made before: under another key this would be a second one.
+                return self._books.retrieve("confirm", charge, deadline)
+            answer = self._create("confirm", charge, deadline)
+            return charges.of_answer(answer, charge, is_first=not charge.is_repeat)
+
+        return self._api.outcome("confirm", move)
+
+    def look_up(self, charge: Charge, deadline: Deadline) -> Outcome:
+        """Find the charge by its reference, by its key, or in the list of charges."""
+        again = partial(self._create, "look_up", charge, deadline)
+        return self._api.look_up(lambda: self._books.look_up(charge, deadline, send_again=again))
+
+    def _create(self, operation: str, charge: Charge, deadline: Deadline) -> Answer:
+        return self._api.post(operation, _CHARGES, _creation(charge), charge.provider_key, deadline)
+
+    def capture(self, charge: Charge, amount_minor: int, key: str, deadline: Deadline) -> Outcome:
+        """Capture the reserved money, or a part of it (the rest is released); once for each key."""
+
+        def take() -> Outcome:
+            path = f"{_CHARGES}/{charge.provider_ref}/capture"
+            form = {"amount": stripe_form.amount(amount_minor, charge.currency)}
+            answer = self._api.post("capture", path, form, key, deadline)
+            if answer.status == 200:
+                return charges.of_captured(answers.parse(answer), charge, amount_minor)
+            return self._books.of_refused_capture(answer, charge, deadline)
+
+        return self._api.outcome("capture", take)
+
+    def cancel(self, charge: Charge, key: str, deadline: Deadline) -> Outcome:
+        """Release the reserved money: `not_executed` with error "canceled" is the success.
+
+        Here a release is a refund of the whole, uncaptured charge. For a captured charge it would
+        give earned money back, so the charge is read first and refunded only while it is reserved.
+        """
+
+        def release() -> Outcome:
+            now = self._books.retrieve("cancel", charge, deadline)
+            if now.kind is not OutcomeKind.SUCCEEDED or now.amount_capturable == 0:
+                return now
+            form = {
+                "charge": str(charge.provider_ref),
+                # The whole amount: Stripe refuses it when a part was captured after our read.
+                "amount": stripe_form.amount(charge.amount_minor, charge.currency),
+                **metadata_form(charge),
+            }
+            answer = self._api.post("cancel", REFUNDS, form, key, deadline)
+            if answer.status == 200:
+                return charges.of_released(answers.parse(answer), charge)
+            return charges.of_answer(answer, charge)
+
+        return self._api.outcome("cancel", release)
+
+    # --- Refunds and the provider's books -------------------------------------------------------
+
+    def refund(self, refund: Refund, deadline: Deadline) -> Outcome:
+        """Give money back. A refusal is believed only when the books do not show the refund."""
+        return self._refunds.refund(refund, deadline)
+
+    def look_up_refund(self, refund: Refund, deadline: Deadline) -> Outcome:
+        """Find the state of the refund; moves no money. `not_executed` when the books lack it."""
+        return self._refunds.look_up(refund, deadline)
+
+    def list_since(self, since: datetime, deadline: Deadline) -> Iterator[ProviderCharge]:
+        """All charges made since, without those of PaymentIntents; raises ProviderUnavailable."""
+        return self._books.list_since(since, deadline)
+
+    # --- Records about existing charges ---------------------------------------------------------
+
+    def page(self, feed: Feed, part: Slice, deadline: Deadline) -> Page:
+        """One page of a list, for the sweep; raises ProviderUnavailable, FeedMissing."""
+        return self._later.page(feed, part, deadline)
+
+    def refunds_of(self, charge_ref: str, deadline: Deadline) -> list[ProviderRefund]:
+        """All refunds of a charge, made by us or by others; raises ProviderUnavailable."""
+        return self._later.refunds_of(charge_ref, deadline)
+
+    def disputes_of(self, charge_ref: str, deadline: Deadline) -> list[ProviderDispute]:
+        """All disputes about a charge; raises ProviderUnavailable."""
+        return self._later.disputes_of(charge_ref, deadline)
+
+    def identify(self, charge_ref: str, deadline: Deadline) -> ProviderCharge | None:
+        """The charge with that reference; raises ProviderUnavailable."""
+        return self._later.identify(charge_ref, deadline)
+
+
+def _creation(charge: Charge) -> dict[str, str]:
+    """The form of a new charge: always the same for one charge, because its key requires it."""
+    form = {
+        "amount": stripe_form.amount(charge.amount_minor, charge.currency),
+        "currency": charge.currency,
+        "source": charge.payment_method,
+        "capture": "true" if charge.capture_automatically else "false",
+    }
+    if charge.customer is not None:
+        form["customer"] = charge.customer
+    return form | metadata_form(charge)

@@ -1,0 +1,276 @@
+"""Stripe's records about existing charges: pages of lists, refunds, disputes, events."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any, Literal
+from urllib.parse import urlencode
+
+from service.errors import ProviderUnavailable
+from service.observability.metrics import catalogue as metrics
+from service.providers.base import Decline, OutcomeKind, ProviderCharge
+from service.providers.http.transport import SentUnknown, TransportError
+from service.providers.later import (
+    Feed,
+    FeedMissing,
+    Item,
+    Page,
+    ProviderDispute,
+    ProviderEvent,
+    ProviderRefund,
+    Slice,
+)
+from service.providers.stripe import answers
+from service.providers.stripe.answers import Garbage, Object
+from service.providers.stripe.api import PAGE_SIZES, StripeApi
+from service.resilience.deadline import Deadline
+
+log = logging.getLogger(__name__)
+
+REFUNDS = "/v1/refunds"
+DISPUTES = "/v1/disputes"
+EVENTS = "/v1/events"
+
+# At most 20, Stripe's limit; each can be about a payment with a final status.
+EVENT_TYPES = (
+    *("payment_intent.succeeded", "payment_intent.amount_capturable_updated"),
+    *("payment_intent.canceled", "charge.captured", "charge.expired"),
+    *("charge.refunded", "charge.refund.updated"),
+    *("refund.created", "refund.updated", "refund.failed"),
+    *("charge.dispute.created", "charge.dispute.updated", "charge.dispute.closed"),
+    *("charge.dispute.funds_reinstated", "charge.dispute.funds_withdrawn"),
+)
+# Of one charge; Stripe itself allows fewer refunds than that.
+_MOST_OF_ONE = 1000
+
+_REFUND_KINDS = {
+    "succeeded": OutcomeKind.SUCCEEDED,
+    "pending": OutcomeKind.PENDING,
+    "requires_action": OutcomeKind.PENDING,
+    "failed": OutcomeKind.DECLINED,
+    "canceled": OutcomeKind.DECLINED,
+}
+
+
+class StripeLater:
+    """The lists of one account: charges below `path`, named by `charge_field` in other objects."""
+
+    def __init__(
+        self,
+        api: StripeApi,
+        path: str,
+        *,
+        charge_field: Literal["payment_intent", "charge"],
+        of_listed: Callable[[Object], ProviderCharge | None],
+    ) -> None:
+        self._api = api
+        self._path = path
+        self._charge_field = charge_field
+        self._of_listed = of_listed
+
+    def page(self, feed: Feed, part: Slice, deadline: Deadline) -> Page:
+        """One page of a feed; raises ProviderUnavailable, FeedMissing."""
+        path, of_item, more = {
+            Feed.CHARGES: (self._path, self._of_listed, []),
+            Feed.REFUNDS: (REFUNDS, self._refund, []),
+            Feed.DISPUTES: (DISPUTES, self._dispute, []),
+            Feed.EVENTS: (EVENTS, self._event, [("types[]", name) for name in EVENT_TYPES]),
+        }[feed]
+        query = [
+            ("created[gte]", str(int(part.since.timestamp()))),
+            ("created[lt]", str(int(part.until.timestamp()))),
+            *more,
+        ]
+        if part.after is not None:
+            query.append(("starting_after", part.after))
+        with _read():
+            found, size = self._fetch(path, query, part.page_size, deadline)
+            items, after = _items_of(found, part.after)
+            read = [item for one in items if (item := _readable(feed, of_item, one)) is not None]
+        return Page(read, after, size)
+
+    def refunds_of(self, charge_ref: str, deadline: Deadline) -> list[ProviderRefund]:
+        """All refunds of a charge."""
+        return [self._refund(one) for one in self._of_charge(REFUNDS, charge_ref, deadline)]
+
+    def disputes_of(self, charge_ref: str, deadline: Deadline) -> list[ProviderDispute]:
+        """All disputes about a charge."""
+        return [self._dispute(one) for one in self._of_charge(DISPUTES, charge_ref, deadline)]
+
+    def identify(self, charge_ref: str, deadline: Deadline) -> ProviderCharge | None:
+        """The charge behind an event's reference; None: no charge of this kind exists."""
+        if not answers.is_reference(charge_ref):
+            return None
+        with _read():
+            answer = self._api.get("look_up", f"{self._path}/{charge_ref}", deadline)
+            if answer.status == 404:
+                return None
+            if answer.status != 200:
+                raise Garbage(f"a charge with status {answer.status}")
+            return self._of_listed(answers.parse(answer))
+
+    def _of_charge(self, path: str, charge_ref: str, deadline: Deadline) -> list[Object]:
+        with _read():
+            found: list[Object] = []
+            query: dict[str, str] = {self._charge_field: charge_ref}
+            for one in self._api.listed("list", path, query, deadline):
+                found.append(one)
+                if len(found) > _MOST_OF_ONE:
+                    raise Garbage("more refunds or disputes than one charge can have")
+            # A provider that ignores the filter lists the objects of all charges.
+            return [one for one in found if one.get(self._charge_field) == charge_ref]
+
+    def _fetch(
+        self, path: str, query: list[tuple[str, str]], size: int, deadline: Deadline
+    ) -> tuple[Object, int]:
+        """The page, and the size that the provider could send."""
+        for limit in (size, *(smaller for smaller in PAGE_SIZES if smaller < size)):
+            address = f"{path}?{urlencode([('limit', str(limit)), *query])}"
+            try:
+                answer = self._api.get("list", address, deadline)
+            except SentUnknown as failure:
+                if failure.kind == "too_large" and limit > 1:
+                    continue
+                raise
+            if answer.status == 404:
+                raise FeedMissing(path)
+            if answer.status != 200:
+                raise Garbage(f"a list with status {answer.status}")
+            return answers.parse(answer), limit
+        raise AssertionError("The last page size returns or raises.")
+
+    # --- Readings -------------------------------------------------------------------------------
+
+    def _refund(self, found: Object) -> ProviderRefund:
+        amount, kind = found.get("amount"), _REFUND_KINDS.get(str(found.get("status")))
+        if not answers.is_reference(found.get("id")) or type(amount) is not int or kind is None:
+            raise Garbage("a listed refund without id, amount or status")
+        metadata = _metadata(found)
+        failure = None
+        if kind is OutcomeKind.DECLINED:
+            code = answers.word(found.get("failure_reason") or found["status"])
+            failure = Decline(code, "The refund failed.")
+        return ProviderRefund(
+            provider_ref=found["id"],
+            charge_ref=_reference(found.get(self._charge_field)),
+            amount_minor=amount,
+            currency=answers.word(found.get("currency")),
+            kind=kind,
+            decline=failure,
+            created_at=_moment(found),
+            refund_id=metadata.get("refund_id"),
+            payment_id=metadata.get("payment_id"),
+            merchant_id=metadata.get("merchant_id"),
+            key_digest=_digest(metadata.get("key_digest")),
+        )
+
+    def _dispute(self, found: Object) -> ProviderDispute:
+        amount = found.get("amount")
+        if not answers.is_reference(found.get("id")) or type(amount) is not int or amount < 1:
+            raise Garbage("a dispute without id or amount")
+        return ProviderDispute(
+            provider_ref=found["id"],
+            amount_minor=amount,
+            currency=answers.word(found.get("currency")),
+            reason=answers.word(found.get("reason")),
+            status=answers.word(found.get("status")),
+            opened_at=_moment(found),
+            charge_ref=_reference(found.get(self._charge_field)),
+        )
+
+    def _event(self, found: Object) -> ProviderEvent | None:
+        """The event; None: it is about an object that we cannot look up."""
+        data = found.get("data")
+        about = data.get("object") if isinstance(data, dict) else None
+        event_id, event_type = found.get("id"), found.get("type")
+        if not isinstance(event_id, str) or not isinstance(event_type, str):
+            raise Garbage("a listed event without id or type")
+        if not isinstance(about, dict) or event_type not in EVENT_TYPES:
+            return None
+        metadata = _metadata(about)
+        return ProviderEvent(
+            event_id=event_id[:255],
+            type=event_type,
+            charge_ref=_reference(about.get(self._charge_field)) or _reference(about.get("id")),
+            payment_id=metadata.get("payment_id"),
+            merchant_id=metadata.get("merchant_id"),
+        )
+
+
+def _readable(feed: Feed, of_item: Callable[[Object], Item | None], found: Object) -> Item | None:
+    """The item; None where it is unreadable and not made by us.
+
+    One odd object of another program must not block the list without end. An object of ours must
+    block it: otherwise its money would count as compared.
+    """
+    try:
+        return of_item(found)
+    except Garbage as error:
+        if "payment_id" in _metadata(found):
+            raise
+        if feed is not Feed.CHARGES:
+            # An object made by hand has no metadata of ours and may be about our charges: page a person.
+            metrics.rows_parked_total.inc()
+        log.error(
+            "sweep.item_unreadable",
+            extra={
+                "feed": feed.value,
+                "provider_ref": _reference(found.get("id")),
+                "reason": str(error),
+            },
+        )
+        return None
+
+
+def _items_of(page: Object, after: str | None) -> tuple[list[Object], str | None]:
+    """The objects of a page, and the item after which the next page begins."""
+    items = page.get("data")
+    if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+        raise Garbage("a list without its items")
+    if page.get("has_more") is not True:
+        return items, None
+    last = _reference(items[-1].get("id")) if items else None
+    if last is None or last == after:
+        raise Garbage("a list that does not end")
+    return items, last
+
+
+def _metadata(found: Object) -> Mapping[str, str]:
+    metadata = found.get("metadata")
+    if not isinstance(metadata, dict):
+        return {}
+    return {key: value for key, value in metadata.items() if isinstance(value, str)}
+
+
+def _digest(found: str | None) -> str | None:
+    # A person can write any text into the metadata.
+    return found if found is not None and re.fullmatch(r"[0-9a-f]{64}", found) else None
+
+
+def _reference(found: Any) -> str | None:
+    # An expanded field contains the object instead of its id.
+    named = found.get("id") if isinstance(found, dict) else found
+    return named if answers.is_reference(named) else None
+
+
+def _moment(found: Object) -> datetime:
+    created = found.get("created")
+    try:
+        if type(created) is int:
+            return datetime.fromtimestamp(created, UTC)
+    except (OverflowError, ValueError, OSError):
+        pass
+    raise Garbage("an object without its time")
+
+
+@contextmanager
+def _read() -> Iterator[None]:
+    """Translate errors of the transport and of the parsing into ProviderUnavailable."""
+    try:
+        yield
+    except (TransportError, Garbage) as error:
+        raise ProviderUnavailable("The provider's books could not be read.") from error

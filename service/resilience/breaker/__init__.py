@@ -1,0 +1,1 @@
+"""The circuit breaker, shared by the processes of a host."""

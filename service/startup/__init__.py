@@ -1,0 +1,1 @@
+"""Checks and steps of a plane before it serves."""

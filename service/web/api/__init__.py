@@ -1,0 +1,1 @@
+"""The REST resources of the data plane: one module each, with their schemas."""

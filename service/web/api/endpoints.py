@@ -1,0 +1,330 @@
+"""A merchant's webhook endpoints over REST: addresses, secrets, redelivery."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+from flask import Blueprint, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from service.errors import NotFound, ValidationFailed, WrongState
+from service.payments.charge.model import parse_id
+from service.payments.events.endpoints import Endpoint, EndpointStore, endpoint_id_text
+from service.payments.events.outbox import TOLD
+from service.web.api.payments import json_answer
+from service.web.api.schemas import PLAIN, shown_time
+from service.web.http.auth import Authenticator
+from service.web.http.bodies import parse_object, read_body, validated
+from service.web.http.request_scope import request_deadline
+from service.web.openapi.operation import Operation, documented
+
+_NAME = r"(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.)+[A-Za-z]{2,63}"
+_OCTET = r"(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
+_URL_PATTERN = (
+    rf"^https?://(?:{_NAME}|{_OCTET}(?:\.{_OCTET}){{3}})"
+    r"(?::(?:443|[1-5][0-9]{4}|[2-9][0-9]{3}))?(?:[/?][!\"$-~]*)?$"
+)
+_Url = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=2048,
+        description="https, on the public internet; redirects are not followed.",
+        examples=["https://shop.example/webhooks"],
+        # Documented, not enforced: the refusal explains what is wrong with an address.
+        json_schema_extra={"pattern": _URL_PATTERN},
+    ),
+]
+_EventTypes = Annotated[
+    list[
+        Annotated[
+            str, Field(max_length=64, pattern=rf"^(?:\*|[a-z_]{{1,32}}\.(?:{'|'.join(TOLD)}))$")
+        ]
+    ],
+    Field(
+        min_length=1,
+        max_length=64,
+        description="Event types to deliver, like `payment.succeeded`; `*`: all of them.",
+    ),
+]
+_Description = Annotated[str, Field(max_length=255, pattern=PLAIN)]
+
+
+class CreateEndpoint(BaseModel):
+    """A webhook endpoint to create."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", hide_input_in_errors=True)
+
+    url: _Url
+    event_types: _EventTypes = Field(default_factory=lambda: ["*"])
+    description: _Description | None = None
+
+
+class ChangeEndpoint(BaseModel):
+    """The changes; omitted fields stay as they are. `enabled` sends the waiting events at once."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", hide_input_in_errors=True)
+
+    url: _Url | None = None
+    event_types: _EventTypes | None = None
+    description: _Description | None = None
+    status: Literal["enabled", "paused"] | None = None
+
+
+class EndpointDocument(BaseModel):
+    """The current state of an endpoint; while it fails, with the time and the reason."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    id: Annotated[str, Field(pattern="^we_[0-9a-f]{32}$")]
+    object: Literal["webhook_endpoint"]
+    url: str
+    description: str | None
+    event_types: list[str]
+    status: Literal["enabled", "paused"]
+    paused_reason: Annotated[
+        Literal["failing", "gone", "asked"] | None,
+        Field(
+            description="`failing`: deliveries failed for days; `gone`: it answered 410; `asked`: by you."
+        ),
+    ]
+    failures: int
+    failing_since: datetime | None
+    last_error: str | None
+    last_delivered_at: datetime | None
+    pending: Annotated[int, Field(description="Events still to be delivered; 10000: at least.")]
+    given_up: Annotated[
+        int, Field(description="Events whose deliveries all failed; request each one again.")
+    ]
+    created_at: datetime
+
+
+class EndpointWithSecret(EndpointDocument):
+    """The endpoint with its secret, which is shown this once."""
+
+    secret: Annotated[str, Field(pattern="^whsec_")]
+
+
+class EndpointList(BaseModel):
+    """All endpoints of the merchant."""
+
+    data: list[EndpointDocument]
+
+
+class Redelivery(BaseModel):
+    """The endpoints that will receive the event again."""
+
+    event_id: str
+    type: str
+    endpoints: list[str]
+
+
+def webhook_endpoints_blueprint(
+    *,
+    endpoints: EndpointStore,
+    authenticate: Authenticator,
+    refusal_of: Callable[[str], str | None],
+) -> Blueprint:
+    """/v1/webhook_endpoints and POST /v1/events/{id}/redeliver.
+
+    `refusal_of` gives the reason why an address is never called, as far as its text shows.
+    """
+    blueprint = Blueprint("webhook_endpoints", __name__)
+
+    def check(url: str | None) -> None:
+        reason = None if url is None else refusal_of(url)
+        if reason is not None:
+            raise ValidationFailed("Refused: url.", fields=[{"field": "url", "reason": reason}])
+
+    @blueprint.post("/v1/webhook_endpoints")
+    @documented(_CREATE)
+    def create_endpoint() -> Response:
+        deadline = request_deadline()
+        caller = authenticate("operator", deadline)
+        asked = validated(CreateEndpoint, parse_object(read_body()))
+        check(asked.url)
+        endpoint, secret = endpoints.create(
+            caller.merchant_id,
+            deadline,
+            url=asked.url,
+            event_types=asked.event_types,
+            description=asked.description,
+            actor=caller.actor(),
+        )
+        answer = json_answer({**present_endpoint(endpoint), "secret": secret}, 201)
+        answer.headers["Location"] = _path(endpoint)
+        return answer
+
+    @blueprint.get("/v1/webhook_endpoints")
+    @documented(_LIST)
+    def list_endpoints() -> Response:
+        deadline = request_deadline()
+        caller = authenticate("read", deadline)
+        found = endpoints.of_merchant(caller.merchant_id, deadline)
+        return json_answer({"data": [present_endpoint(endpoint) for endpoint in found]})
+
+    @blueprint.get("/v1/webhook_endpoints/<endpoint_id>")
+    @documented(_GET)
+    def get_endpoint(endpoint_id: str) -> Response:
+        deadline = request_deadline()
+        caller = authenticate("read", deadline)
+        found = endpoints.get(caller.merchant_id, _parse(endpoint_id), deadline)
+        return json_answer(present_endpoint(_found(found)))
+
+    @blueprint.patch("/v1/webhook_endpoints/<endpoint_id>")
+    @documented(_CHANGE)
+    def change_endpoint(endpoint_id: str) -> Response:
+        deadline = request_deadline()
+        caller = authenticate("operator", deadline)
+        asked = validated(ChangeEndpoint, parse_object(read_body()))
+        check(asked.url)
+        changed = endpoints.change(
+            caller.merchant_id,
+            _parse(endpoint_id),
+            deadline,
+            url=asked.url,
+            event_types=asked.event_types,
+            description=asked.description,
+            status=asked.status,
+            actor=caller.actor(),
+        )
+        return json_answer(present_endpoint(_found(changed)))
+
+    @blueprint.delete("/v1/webhook_endpoints/<endpoint_id>")
+    @documented(_DELETE)
+    def delete_endpoint(endpoint_id: str) -> Response:
+        deadline = request_deadline()
+        caller = authenticate("operator", deadline)
+        identifier = _parse(endpoint_id)
+        if not endpoints.delete(caller.merchant_id, identifier, deadline, actor=caller.actor()):
+            raise _no_such_endpoint()
+        return Response(status=204)
+
+    @blueprint.post("/v1/webhook_endpoints/<endpoint_id>/rotate_secret")
+    @documented(_ROTATE)
+    def rotate_secret(endpoint_id: str) -> Response:
+        deadline = request_deadline()
+        caller = authenticate("operator", deadline)
+        identifier = _parse(endpoint_id)
+        rotated = endpoints.rotate(caller.merchant_id, identifier, deadline, actor=caller.actor())
+        if rotated is None:
+            raise _no_such_endpoint()
+        return json_answer({**present_endpoint(rotated[0]), "secret": rotated[1]})
+
+    @blueprint.post("/v1/events/<event_id>/redeliver")
+    @documented(_REDELIVER)
+    def redeliver_event(event_id: str) -> Response:
+        deadline = request_deadline()
+        caller = authenticate("operator", deadline)
+        identifier = parse_id(event_id, "evt_")
+        again = (
+            endpoints.redeliver(caller.merchant_id, identifier, deadline, actor=caller.actor())
+            if identifier
+            else None
+        )
+        if again is None:
+            raise NotFound("There is no such event.")
+        type_, told = again
+        if not told:
+            raise WrongState("No enabled endpoint hears of events of this type.")
+        return json_answer(
+            {
+                "event_id": event_id,
+                "type": type_,
+                "endpoints": [endpoint_id_text(endpoint) for endpoint in told],
+            },
+            202,
+        )
+
+    return blueprint
+
+
+def present_endpoint(endpoint: Endpoint) -> dict[str, Any]:
+    """The endpoint in the form of EndpointDocument."""
+    return {
+        "id": endpoint_id_text(endpoint.endpoint_id),
+        "object": "webhook_endpoint",
+        "url": endpoint.url,
+        "description": endpoint.description,
+        "event_types": endpoint.event_types,
+        "status": endpoint.status,
+        "paused_reason": endpoint.paused_reason,
+        "failures": endpoint.failures,
+        "failing_since": shown_time(endpoint.failing_since),
+        "last_error": endpoint.last_error,
+        "last_delivered_at": shown_time(endpoint.last_delivered_at),
+        "pending": endpoint.pending,
+        "given_up": endpoint.given_up,
+        "created_at": shown_time(endpoint.created_at),
+    }
+
+
+def _path(endpoint: Endpoint) -> str:
+    return f"/v1/webhook_endpoints/{endpoint_id_text(endpoint.endpoint_id)}"
+
+
+def _parse(text: str) -> UUID:
+    endpoint_id = parse_id(text, "we_")
+    if endpoint_id is None:
+        raise _no_such_endpoint()
+    return endpoint_id
+
+
+def _found(endpoint: Endpoint | None) -> Endpoint:
+    if endpoint is None:
+        raise _no_such_endpoint()
+    return endpoint
+
+
+def _no_such_endpoint() -> NotFound:
+    return NotFound("There is no such webhook endpoint.")
+
+
+_CREATE = Operation(
+    summary="Create a webhook endpoint",
+    scope="operator",
+    body=CreateEndpoint,
+    answers={201: ("Made; the secret is shown this once", EndpointWithSecret)},
+    example={
+        "url": "https://shop.example/webhooks",
+        "event_types": ["payment.succeeded", "payment.declined"],
+    },
+    sends={201: ("Location",)},
+    problems=("wrong_state",),
+)
+_LIST = Operation(
+    summary="List webhook endpoints",
+    scope="read",
+    answers={200: ("All of them, oldest first", EndpointList)},
+)
+_GET = Operation(
+    summary="Read a webhook endpoint",
+    scope="read",
+    answers={200: ("The endpoint as it stands", EndpointDocument)},
+)
+_CHANGE = Operation(
+    summary="Change, pause or enable a webhook endpoint",
+    scope="operator",
+    body=ChangeEndpoint,
+    answers={200: ("The endpoint as it now stands", EndpointDocument)},
+    example={"status": "paused"},
+)
+_DELETE = Operation(
+    summary="Delete a webhook endpoint, with its pending deliveries",
+    scope="operator",
+    answers={204: ("It is gone", None)},
+)
+_ROTATE = Operation(
+    summary="Replace an endpoint's secret; for three days both secrets sign",
+    scope="operator",
+    answers={200: ("The new secret, shown this once", EndpointWithSecret)},
+)
+_REDELIVER = Operation(
+    summary="Deliver an event to its endpoints again",
+    scope="operator",
+    answers={202: ("It is sent again, with the same webhook-id", Redelivery)},
+    problems=("wrong_state",),
+)

@@ -1,0 +1,92 @@
+"""/healthz (this process runs) and /readyz (payments can be stored here)."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections.abc import Callable
+from time import monotonic
+
+from flask import Blueprint, Response
+
+from service.errors import Busy
+from service.resilience.deadline import Deadline
+from service.web.api.schemas import Health
+from service.web.openapi.operation import Operation, documented
+
+log = logging.getLogger(__name__)
+
+# Without an answer within this time we are not ready; a balancer's timeout is rarely shorter.
+CHECK_TIMEOUT_S = 0.8
+# Probes come from many balancers at once; this limits the queries to the database.
+CHECK_EVERY_S = 0.5
+_MEDIA_TYPE = "application/health+json"
+
+
+def health_blueprint(
+    *, check_ready: Callable[[Deadline], str | None], is_stopping: Callable[[], bool]
+) -> Blueprint:
+    """`check_ready` names the missing part (database, migrations), None when payments can be stored.
+
+    The payment provider does not count: while it is down payments are stored and sent later.
+    """
+    blueprint = Blueprint("health", __name__)
+    readiness = _Readiness(check_ready)
+
+    @blueprint.get("/healthz")
+    @documented(
+        Operation(
+            summary="This process runs", answers={200: ("It runs", Health)}, media_type=_MEDIA_TYPE
+        )
+    )
+    def healthz() -> Response:
+        return _answer(None)
+
+    @blueprint.get("/readyz")
+    @documented(
+        Operation(
+            summary="Payments can be stored here",
+            answers={200: ("Ready", Health), 503: ("Not ready; `reason` says why", Health)},
+            media_type=_MEDIA_TYPE,
+        )
+    )
+    def readyz() -> Response:
+        return _answer("stopping" if is_stopping() else readiness.reason())
+
+    return blueprint
+
+
+class _Readiness:
+    """The newest result of the check; one thread at a time checks, the others use the last result."""
+
+    def __init__(self, check_ready: Callable[[Deadline], str | None]) -> None:
+        self._check_ready = check_ready
+        self._checking = threading.Lock()
+        self._reason: str | None = "not checked yet"
+        self._until_s = 0.0
+
+    def reason(self) -> str | None:
+        if monotonic() >= self._until_s and self._checking.acquire(blocking=self._until_s == 0.0):
+            try:
+                self._reason = self._check()
+                self._until_s = monotonic() + CHECK_EVERY_S
+            finally:
+                self._checking.release()
+        return self._reason
+
+    def _check(self) -> str | None:
+        try:
+            return self._check_ready(Deadline.after(CHECK_TIMEOUT_S))
+        except Busy as error:
+            log.warning("health.not_ready", extra={"code": error.code, "detail": error.detail})
+            return error.code
+
+
+def _answer(reason: str | None) -> Response:
+    document = {"status": "pass" if reason is None else "fail", "reason": reason}
+    return Response(
+        json.dumps(document) + "\n",
+        200 if reason is None else 503,
+        content_type=_MEDIA_TYPE,
+    )

@@ -1,0 +1,318 @@
+"""Payments over REST: parses, authenticates, calls `process_payment`, answers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+from flask import Blueprint, Response, request
+
+from service.errors import KeyInFlight, KeyReused, NotFound, RateLimited
+from service.observability.metrics import catalogue as metrics
+from service.payments.charge.handler import PaymentHandler
+from service.payments.charge.model import (
+    UNSETTLED,
+    ChargeRequest,
+    Payment,
+    Status,
+    fingerprint,
+    parse_id,
+)
+from service.payments.charge.store import PaymentStore
+from service.payments.settling.late_store import Dispute, LateStore
+from service.providers.base import PayerAction
+from service.resilience.deadline import Deadline
+from service.web.api.schemas import (
+    CreatedPayment,
+    CreatePayment,
+    PaymentDocument,
+    PaymentPage,
+    PaymentQuery,
+    Timeline,
+    present,
+    present_created,
+    present_event,
+)
+from service.web.http.auth import Authenticator, Caller
+from service.web.http.bodies import parse_object, read_body, validated
+from service.web.http.idempotency import read_idempotency_key
+from service.web.http.preferences import Waiting, prefers_async
+from service.web.http.problems import declined
+from service.web.http.queries import read_query
+from service.web.http.request_scope import request_deadline
+from service.web.openapi.operation import (
+    IDEMPOTENCY_KEY,
+    IF_NONE_MATCH,
+    PREFER_ASYNC,
+    PREFER_WAIT,
+    Operation,
+    documented,
+)
+
+# Retry-After of an open payment; the reconciler's first look-up is then over.
+ASK_AGAIN_S = "2"
+# Open payments are counted every 5 s.
+TOO_MANY_OPEN_RETRY_S = 5.0
+# Threads of a worker that may wait in `Prefer: wait=N` at once; the others keep serving.
+WAITERS = 2
+
+
+Disputes = Mapping[UUID, Sequence[Dispute]]
+
+
+def payments_blueprint(
+    *,
+    handler: PaymentHandler,
+    store: PaymentStore,
+    late: LateStore,
+    authenticate: Authenticator,
+) -> Blueprint:
+    """POST and GET /v1/payments, one payment, and its timeline."""
+    blueprint = Blueprint("payment", __name__)
+    waiting = Waiting(waiters=WAITERS)
+
+    def disputes_of(payments: Sequence[Payment], deadline: Deadline) -> Disputes:
+        """Only for payments with moved money: no other can have one."""
+        paid = [one for one in payments if one.amount_captured_minor > 0]
+        if not paid:
+            return {}
+        ids = [payment.payment_id for payment in paid]
+        return late.disputes_of(paid[0].merchant_id, ids, deadline)
+
+    @blueprint.post("/v1/payments")
+    @documented(_CREATE)
+    def create_payment() -> Response:
+        deadline = request_deadline()
+        caller = authenticate("payments", deadline)
+        if caller.has_too_many_open:
+            raise RateLimited(
+                "Your account has too many open payments; nothing was stored.",
+                retry_after_s=TOO_MANY_OPEN_RETRY_S,
+            )
+        charge = _read_charge(caller)
+        try:
+            payment, is_new = handler.process_payment(charge, deadline)
+        except KeyInFlight:
+            metrics.idempotent_requests_total.labels("in_flight").inc()
+            raise
+        except KeyReused:
+            metrics.idempotent_requests_total.labels("mismatch").inc()
+            raise
+        metrics.idempotent_requests_total.labels("new" if is_new else "replayed").inc()
+        disputes = () if is_new else late.disputes_about(payment, deadline)
+        return _created(
+            payment,
+            handler.payer_action(payment, deadline),
+            disputes,
+            is_new=is_new,
+        )
+
+    @blueprint.get("/v1/payments")
+    @documented(_LIST)
+    def list_payments() -> Response:
+        deadline = request_deadline()
+        caller = authenticate("read", deadline)
+        query = read_query(PaymentQuery)
+        # One more than the limit shows whether there is another page.
+        payments = store.list(
+            caller.merchant_id,
+            deadline,
+            statuses=query.statuses,
+            reference=query.reference,
+            created_gte=query.created_gte,
+            before=parse_cursor(query.cursor),
+            limit=query.limit + 1,
+        )
+        page = payments[: query.limit]
+        has_more = len(payments) > query.limit
+        disputes = disputes_of(page, deadline)
+        return json_answer(
+            {
+                "data": [present(one, disputes.get(one.payment_id, ())) for one in page],
+                "has_more": has_more,
+                "next_cursor": cursor_after(page[-1]) if has_more else None,
+            }
+        )
+
+    @blueprint.get("/v1/payments/<payment_id>")
+    @documented(_GET)
+    def get_payment(payment_id: str) -> Response:
+        deadline = request_deadline()
+        caller = authenticate("read", deadline)
+        identifier = _parse_payment_id(payment_id)
+
+        def look(deadline: Deadline) -> Payment | None:
+            return store.get(caller.merchant_id, identifier, deadline)
+
+        payment, has_waited = waiting.until_settled(look, deadline)
+        if payment is None:
+            raise _no_such_payment()
+        disputes = late.disputes_about(payment, deadline)
+        answer = _with_etag(json_answer(present(payment, disputes)))
+        if payment.status in UNSETTLED:
+            # A caller is interested: look it up soon, ahead of the schedule.
+            store.nudge(caller.merchant_id, identifier, deadline)
+            answer.headers["Retry-After"] = ASK_AGAIN_S
+        if has_waited:
+            answer.headers["Preference-Applied"] = "wait"
+        return answer
+
+    @blueprint.get("/v1/payments/<payment_id>/timeline")
+    @documented(_TIMELINE)
+    def get_timeline(payment_id: str) -> Response:
+        deadline = request_deadline()
+        caller = authenticate("read", deadline)
+        events = store.timeline(caller.merchant_id, _parse_payment_id(payment_id), deadline)
+        if not events:
+            # Every payment has an event from its creation.
+            raise _no_such_payment()
+        return json_answer({"data": [present_event(event) for event in events]})
+
+    return blueprint
+
+
+def _read_charge(caller: Caller) -> ChargeRequest:
+    idempotency_key = read_idempotency_key()
+    body = validated(CreatePayment, parse_object(read_body()))
+    return ChargeRequest(
+        merchant_id=caller.merchant_id,
+        idempotency_key=idempotency_key,
+        # Without fields at their default: a field of a later version must not make the retry of an
+        # earlier request look like another request.
+        fingerprint=fingerprint(
+            "POST", "/v1/payments", body.model_dump(mode="json", exclude_defaults=True)
+        ),
+        amount_minor=body.amount,
+        currency=body.currency,
+        payment_method=body.payment_method,
+        reference=body.reference,
+        capture_method=body.capture_method,
+        customer=body.customer,
+        metadata=body.metadata,
+        on_outage=body.on_outage,
+        expires_at=body.expires_at,
+        respond_async=prefers_async(),
+    )
+
+
+def _created(
+    payment: Payment, action: PayerAction | None, disputes: Sequence[Dispute], *, is_new: bool
+) -> Response:
+    """The current representation; the status is the promise that goes with it."""
+    if payment.status is Status.DECLINED:
+        answer = declined(payment)
+    else:
+        answer = json_answer(present_created(payment, action, disputes), _promise(payment))
+        answer.headers["Location"] = f"/v1/payments/{payment.id}"
+    if payment.status in UNSETTLED:
+        answer.headers["Retry-After"] = ASK_AGAIN_S
+    if not is_new:
+        answer.headers["Idempotent-Replayed"] = "true"
+    return answer
+
+
+def _promise(payment: Payment) -> int:
+    if payment.status in UNSETTLED:
+        return 202
+    # A final payment without moved money is no failure of the call: 200, with the status.
+    return 200 if payment.is_terminal and payment.status is not Status.SUCCEEDED else 201
+
+
+def cursor_after(payment: Payment) -> str:
+    """The cursor of the page after this payment."""
+    since_epoch = payment.created_at - _EPOCH
+    micros = (since_epoch.days * 86400 + since_epoch.seconds) * 10**6 + since_epoch.microseconds
+    return f"{micros}-{payment.payment_id.hex}"
+
+
+def parse_cursor(cursor: str | None) -> tuple[datetime, UUID] | None:
+    """The position in the list that `next_cursor` encodes."""
+    if cursor is None:
+        return None
+    micros, _, digits = cursor.partition("-")
+    seconds, micros_left = divmod(int(micros), 10**6)
+    moment = datetime.fromtimestamp(seconds, UTC).replace(microsecond=micros_left)
+    return moment, UUID(hex=digits)
+
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def _parse_payment_id(text: str) -> UUID:
+    payment_id = parse_id(text, "pay_")
+    if payment_id is None:
+        raise _no_such_payment()
+    return payment_id
+
+
+def _no_such_payment() -> NotFound:
+    return NotFound("There is no such payment.")
+
+
+def json_answer(document: dict[str, Any], status: int = 200) -> Response:
+    """The answer with a document, in the common form of this API."""
+    body = json.dumps(document).encode() + b"\n"
+    return Response(body, status, content_type="application/json")
+
+
+def _with_etag(answer: Response) -> Response:
+    """Add the payment's ETag; 304 without a body when the caller has this state already."""
+    etag = hashlib.blake2b(answer.get_data(), digest_size=12).hexdigest()
+    answer.set_etag(etag)
+    if "If-None-Match" in request.headers and etag in request.if_none_match:
+        answer.status_code = 304
+        answer.set_data(b"")
+    return answer
+
+
+_CREATE = Operation(
+    summary="Create a payment, once for each idempotency key",
+    scope="payments",
+    body=CreatePayment,
+    example={"amount": 2599, "currency": "usd", "payment_method": "pm_card_visa"},
+    headers=(IDEMPOTENCY_KEY, PREFER_ASYNC),
+    sends={
+        200: ("Location",),
+        201: ("Location",),
+        202: ("Location", "Retry-After"),
+        402: ("Location",),
+    },
+    answers={
+        200: (
+            "Ended without moving money: expired before it could be sent; in a replay also "
+            "canceled or not_executed.",
+            CreatedPayment,
+        ),
+        201: ("Charged, reserved, or waiting for the payer's action.", CreatedPayment),
+        202: ("Durably accepted; we own it: queued, processing or unknown.", CreatedPayment),
+    },
+    problems=(
+        *("card_declined", "request_refused", "amount_not_representable"),
+        *("provider_unavailable", "bulkhead_full", "acceptance_unknown"),
+    ),
+)
+_LIST = Operation(
+    summary="List payments, newest first",
+    scope="read",
+    query=PaymentQuery,
+    answers={200: ("A page of payments", PaymentPage)},
+)
+_GET = Operation(
+    summary="Read a payment",
+    scope="read",
+    headers=(PREFER_WAIT, IF_NONE_MATCH),
+    sends={200: ("ETag",), 304: ("ETag",)},
+    answers={
+        200: ("The current state of the payment, with its ETag", PaymentDocument),
+        304: ("Unchanged.", None),
+    },
+)
+_TIMELINE = Operation(
+    summary="Every step of a payment",
+    scope="read",
+    answers={200: ("The steps, oldest first", Timeline)},
+)

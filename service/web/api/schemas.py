@@ -1,0 +1,509 @@
+"""Requests and answers over REST as pydantic models: checked on arrival, shown in OpenAPI."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal
+
+from iso4217 import Currency
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+    model_validator,
+)
+
+from service.payments.charge.model import UNSETTLED as UNSETTLED
+from service.payments.charge.model import Event, Payment, Status
+from service.payments.settling.late_store import Dispute
+from service.providers.base import PayerAction
+
+# Twelve digits: the providers' maximum, and far inside a bigint even as the sum of a year.
+MAX_AMOUNT_MINOR = 999_999_999_999
+# Funds, metals and test codes have no minor unit, so an amount in them has no meaning.
+CURRENCIES = frozenset(
+    currency.code.lower() for currency in Currency if currency.exponent is not None
+)
+# Providers accept 50 in all; three are ours.
+MAX_METADATA_ENTRIES = 47
+# The names of our own entries, which link the provider's records to ours.
+RESERVED_METADATA = frozenset(
+    {"payment_id", "merchant_id", "reference", "key_digest", "refund_id", "reason"}
+)
+RESERVED_METADATA_PREFIX = "holdfast"
+
+# The database's `accepted` and `sending` have these names for callers.
+_SHOWN_STATUS = {Status.ACCEPTED: "queued", Status.SENDING: "processing"}
+_OUTCOMES = {
+    Status.SUCCEEDED: "succeeded",
+    Status.REQUIRES_CAPTURE: "succeeded",
+    Status.ACCEPTED: "pending",
+    Status.SENDING: "pending",
+    Status.REQUIRES_ACTION: "pending",
+    Status.DECLINED: "declined",
+    Status.UNKNOWN: "unknown",
+    Status.NEEDS_REVIEW: "unknown",
+    Status.NOT_EXECUTED: "not_executed",
+    Status.CANCELED: "not_executed",
+    Status.EXPIRED: "not_executed",
+}
+
+PaymentStatus = Literal[
+    "queued",
+    "processing",
+    "succeeded",
+    "requires_capture",
+    "requires_action",
+    "declined",
+    "unknown",
+    "not_executed",
+    "needs_review",
+    "canceled",
+    "expired",
+]
+
+
+def _known_currency(code: str) -> str:
+    if code not in CURRENCIES:
+        raise ValueError("must be a lower-case ISO 4217 code of a currency with minor units")
+    return code
+
+
+def _moment(value: object) -> datetime:
+    """RFC 3339 with a time zone: a time without one would be ambiguous."""
+    if not isinstance(value, str):
+        raise ValueError("must be a time as text, like 2026-01-31T12:00:00Z")
+    try:
+        moment = datetime.fromisoformat(value)
+    except ValueError:
+        raise ValueError("must look like 2026-01-31T12:00:00Z") from None
+    if moment.tzinfo is None or moment.utcoffset() is None:
+        raise ValueError("must carry its zone, like 2026-01-31T12:00:00Z")
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("is out of range") from None
+
+
+Moment = Annotated[
+    datetime, BeforeValidator(_moment), WithJsonSchema({"type": "string", "format": "date-time"})
+]
+CurrencyCode = Annotated[
+    str,
+    AfterValidator(_known_currency),
+    WithJsonSchema(
+        {
+            "type": "string",
+            "enum": sorted(CURRENCIES),
+            "description": "ISO 4217, lower case",
+            "examples": ["usd"],
+        }
+    ),
+]
+AmountMinor = Annotated[
+    int,
+    Field(
+        ge=1,
+        le=MAX_AMOUNT_MINOR,
+        description=(
+            "Integer, in the minor units of ISO 4217: 2599 is 25.99 USD, or 2599 JPY. An amount"
+            " that the payment provider cannot charge (below its minimum, above its maximum, or"
+            " 5.124 KWD: its last digit must be 0) is 422 `amount_not_representable`."
+        ),
+        examples=[2599],
+    ),
+]
+# Controls forge log lines, and NUL cannot be stored; bodies.py checks every text for them, and
+# this pattern documents it.
+PLAIN = r"^[^\x00-\x1f\x7f]*$"
+_Token = Annotated[str, Field(min_length=1, max_length=255, pattern=r"^[\x21-\x7e]+$")]
+# Square brackets are syntax of the forms that carry metadata to a provider.
+_METADATA_KEY = r"^[^\x00-\x1f\x7f\[\]]*$"
+
+
+def _unreserved(name: str) -> str:
+    if name in RESERVED_METADATA or name.startswith(RESERVED_METADATA_PREFIX):
+        raise ValueError("has a key that is ours: payment_id, merchant_id, reference and others")
+    return name
+
+
+_Metadata = Annotated[
+    dict[
+        Annotated[
+            str,
+            Field(min_length=1, max_length=40, pattern=_METADATA_KEY),
+            AfterValidator(_unreserved),
+        ],
+        # A provider drops an entry with an empty value.
+        Annotated[str, Field(min_length=1, max_length=500)],
+    ],
+    Field(max_length=MAX_METADATA_ENTRIES),
+    WithJsonSchema(
+        {
+            "type": "object",
+            "maxProperties": MAX_METADATA_ENTRIES,
+            "propertyNames": {
+                "minLength": 1,
+                "maxLength": 40,
+                "pattern": _METADATA_KEY,
+                "not": {
+                    "anyOf": [
+                        {"enum": sorted(RESERVED_METADATA)},
+                        {"pattern": f"^{RESERVED_METADATA_PREFIX}"},
+                    ]
+                },
+            },
+            "additionalProperties": {
+                "type": "string",
+                "minLength": 1,
+                "maxLength": 500,
+                "pattern": PLAIN,
+            },
+            "examples": [{"order": "123"}],
+        }
+    ),
+]
+
+
+class CreatePayment(BaseModel):
+    """A payment to create."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", hide_input_in_errors=True)
+
+    amount: AmountMinor
+    currency: CurrencyCode
+    payment_method: Annotated[_Token, Field(examples=["pm_card_visa"])]
+    reference: Annotated[
+        str | None,
+        Field(
+            min_length=1,
+            max_length=255,
+            pattern=PLAIN,
+            description="Your own reference; the list can be filtered by it.",
+        ),
+    ] = None
+    capture_method: Annotated[
+        Literal["automatic", "manual"],
+        Field(description="`manual` only reserves the money until a capture or a void."),
+    ] = "automatic"
+    customer: _Token | None = None
+    metadata: _Metadata = Field(default_factory=dict)
+    on_outage: Annotated[
+        Literal["queue", "reject"],
+        Field(
+            description="While the provider is down: store the payment and send it later, or refuse it."
+        ),
+    ] = "queue"
+    expires_at: Annotated[
+        Moment | None, Field(description="A payment still queued at this time expires unsent.")
+    ] = None
+
+
+class PaymentQuery(BaseModel):
+    """The filter and the page of the payments to list."""
+
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+
+    status: PaymentStatus | None = None
+    reference: Annotated[str | None, Field(min_length=1, max_length=255, pattern=PLAIN)] = None
+    created_gte: Moment | None = None
+    cursor: Annotated[
+        str | None,
+        Field(
+            pattern=r"^[0-9]{1,17}-[0-9a-f]{32}$", description="`next_cursor` of the previous page"
+        ),
+    ] = None
+    limit: Annotated[int, Field(ge=1, le=100)] = 20
+
+    @property
+    def statuses(self) -> list[Status] | None:
+        """The stored statuses that are shown as the requested one."""
+        if self.status is None:
+            return None
+        return [status for status in Status if shown_status(status) == self.status]
+
+
+class Decline(BaseModel):
+    """The provider's reason for a refusal; `code` is the provider's own."""
+
+    code: str
+    message: str
+    type: Annotated[
+        Literal["card", "request"] | None,
+        Field(description="`request`: the provider refused the request itself and asked no bank."),
+    ] = None
+    field: Annotated[
+        str | None, Field(description="Your field that the provider refused, if it named one.")
+    ] = None
+
+
+class Attempt(BaseModel):
+    """One call to the provider."""
+
+    n: int
+    op: str
+    stage: Literal["not_sent", "sent_unknown", "answered"]
+    error: str | None
+    ms: int
+
+
+class Links(BaseModel):
+    """Addresses of related resources."""
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    itself: Annotated[str, Field(alias="self")]
+    timeline: str
+
+
+class DisputeDocument(BaseModel):
+    """A payer's complaint to their bank, which holds the money until its decision."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    id: Annotated[str, Field(description="The provider's own reference.")]
+    object: Literal["dispute"]
+    amount: int
+    currency: str
+    reason: Annotated[str, Field(description="The provider's word: fraudulent, duplicate ..")]
+    status: Annotated[
+        str,
+        Field(description="The provider's word: needs_response, under_review, won, lost .."),
+    ]
+    opened_at: datetime
+    updated_at: datetime
+
+
+class PaymentDocument(BaseModel):
+    """The current state of a payment."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    id: Annotated[str, Field(pattern="^pay_[0-9a-f]{32}$")]
+    object: Literal["payment"]
+    status: PaymentStatus
+    outcome: Annotated[
+        Literal["succeeded", "pending", "declined", "not_executed", "unknown"],
+        Field(description="The known state of the money; `unknown`: a look-up is in progress."),
+    ]
+    amount: int
+    currency: str
+    amount_captured: int
+    amount_refunded: int
+    disputes: Annotated[
+        list[DisputeDocument],
+        Field(description="Oldest first. A payment stays `succeeded` after any refund."),
+    ]
+    payment_method: str
+    capture_method: Literal["automatic", "manual"]
+    customer: str | None
+    metadata: dict[str, str]
+    on_outage: Literal["queue", "reject"]
+    expires_at: datetime | None
+    provider: str
+    provider_ref: str | None
+    reference: str | None
+    decline: Decline | None
+    next_action: Annotated[
+        dict[str, Any] | None,
+        Field(
+            description=(
+                "The payer's next action. Complete only in the answer of `POST /v1/payments`;"
+                " elsewhere `hidden` replaces its secrets."
+            )
+        ),
+    ]
+    next_check_at: datetime | None
+    attempts: list[Attempt]
+    created_at: datetime
+    updated_at: datetime
+    links: Links
+
+
+class CreatedPayment(PaymentDocument):
+    """A payment in the answer to its creator, also for a repeat of the same key."""
+
+    client_secret: Annotated[
+        str | None,
+        Field(
+            description=(
+                "Finishes 3-D Secure in the payer's browser: present while the payment is"
+                " `requires_action`, only in this answer, and never stored. Null: the provider"
+                " gave no answer; send the same key again."
+            )
+        ),
+    ] = None
+
+
+class PaymentPage(BaseModel):
+    """Payments, newest first."""
+
+    data: list[PaymentDocument]
+    has_more: bool
+    next_cursor: str | None
+
+
+class StepDetail(BaseModel):
+    """The duration and result of a step; a step has only the fields that apply to it, and may have more."""
+
+    model_config = ConfigDict(extra="allow")
+
+    op: Annotated[str | None, Field(description="The call: prepare, confirm, look_up ...")] = None
+    attempt: Annotated[
+        int | None, Field(description="The number of the try; `n` in `attempts`.")
+    ] = None
+    stage: Literal["not_sent", "sent_unknown", "answered"] | None = None
+    outcome: str | None = None
+    error: Annotated[str | None, Field(description="The kind of error, in one word.")] = None
+    breaker: Annotated[
+        str | None, Field(description="The breaker's state at the time of the call.")
+    ] = None
+    ms: Annotated[int | None, Field(description="The duration of the provider's call.")] = None
+    pool_wait_ms: Annotated[
+        float | None, Field(description="The wait for a database connection.")
+    ] = None
+
+
+class TimelineEvent(BaseModel):
+    """One step of a payment."""
+
+    id: str
+    object: Literal["event"]
+    type: str
+    payment_id: str
+    created_at: datetime
+    detail: StepDetail
+
+
+class Timeline(BaseModel):
+    """Every step of a payment, oldest first."""
+
+    data: list[TimelineEvent]
+
+
+class WrongField(BaseModel):
+    """A field that was refused; its value is never shown."""
+
+    field: str
+    reason: str
+
+
+class Problem(BaseModel):
+    """RFC 9457, with two facts for a payment's caller: whether the same key is safe, and the stage."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str
+    code: str
+    retry_safe: Annotated[
+        bool, Field(description="True: not accepted; send it again with the same key.")
+    ]
+    stage: Literal["not_sent", "sent_unknown", "answered"]
+    payment_id: str | None
+    request_id: str
+    fields: list[WrongField] | None = None
+    decline: Decline | None = None
+
+    @model_validator(mode="after")
+    def _is_refusal(self) -> Problem:
+        if self.status < 400:
+            raise ValueError("a problem has an error's status")
+        return self
+
+
+class Received(BaseModel):
+    """The webhook is stored."""
+
+    received: Literal[True]
+
+
+class Health(BaseModel):
+    """Whether this process can serve; `reason` says why not."""
+
+    status: Literal["pass", "fail"]
+    reason: str | None = None
+
+
+def shown_status(status: Status) -> str:
+    """The status under its name in the REST contract."""
+    return _SHOWN_STATUS.get(status, status.value)
+
+
+def present(payment: Payment, disputes: Sequence[Dispute]) -> dict[str, Any]:
+    """The payment as callers see it, like PaymentDocument."""
+    path = f"/v1/payments/{payment.id}"
+    return {
+        "id": payment.id,
+        "object": "payment",
+        "status": shown_status(payment.status),
+        "outcome": _OUTCOMES[payment.status],
+        "amount": payment.amount_minor,
+        "currency": payment.currency,
+        "amount_captured": payment.amount_captured_minor,
+        "amount_refunded": payment.amount_refunded_minor,
+        "disputes": [_present_dispute(dispute) for dispute in disputes],
+        "payment_method": payment.payment_method,
+        "capture_method": payment.capture_method,
+        "customer": payment.customer,
+        "metadata": payment.metadata,
+        "on_outage": payment.on_outage,
+        "expires_at": shown_time(payment.expires_at),
+        "provider": payment.provider,
+        "provider_ref": payment.provider_ref,
+        "reference": payment.reference,
+        "decline": payment.decline,
+        "next_action": payment.next_action,
+        "next_check_at": shown_time(payment.next_check_at),
+        "attempts": payment.attempts,
+        "created_at": shown_time(payment.created_at),
+        "updated_at": shown_time(payment.updated_at),
+        "links": {"self": path, "timeline": f"{path}/timeline"},
+    }
+
+
+def _present_dispute(dispute: Dispute) -> dict[str, Any]:
+    return {
+        "id": dispute.dispute_ref,
+        "object": "dispute",
+        "amount": dispute.amount_minor,
+        "currency": dispute.currency,
+        "reason": dispute.reason,
+        "status": dispute.status,
+        "opened_at": shown_time(dispute.opened_at),
+        "updated_at": shown_time(dispute.updated_at),
+    }
+
+
+def present_created(
+    payment: Payment, action: PayerAction | None, disputes: Sequence[Dispute]
+) -> dict[str, Any]:
+    """The payment in the form of CreatedPayment: with the data that the payer needs."""
+    document = present(payment, disputes)
+    if payment.status is Status.REQUIRES_ACTION:
+        document["client_secret"] = None if action is None else action.client_secret
+    if action is not None:
+        document["next_action"] = dict(action.next_action)
+    return document
+
+
+def present_event(event: Event) -> Mapping[str, Any]:
+    """The event in the form of TimelineEvent."""
+    return {
+        "id": f"evt_{event.event_id.hex}",
+        "object": "event",
+        "type": event.type,
+        "payment_id": f"pay_{event.payment_id.hex}",
+        "created_at": shown_time(event.created_at),
+        "detail": event.detail,
+    }
+
+
+def shown_time(moment: datetime | None) -> str | None:
+    """RFC 3339 in UTC."""
+    return None if moment is None else moment.astimezone(UTC).isoformat().replace("+00:00", "Z")

@@ -1,0 +1,1 @@
+"""The OpenAPI document of a plane, built from the operations beside its views."""

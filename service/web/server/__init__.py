@@ -1,0 +1,1 @@
+"""The gunicorn worker: frames requests, refuses overload, stops gracefully."""

@@ -1,0 +1,31 @@
+"""Fixtures of the console tests: an instance, a browser, and the open page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from playwright.sync_api import Browser
+
+from tests.shipped.console.console_browser import Console, ConsoleHouse, chromium, console
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ConsoleHouse]:
+    running = ConsoleHouse(tmp_path_factory.mktemp("console"))
+    yield running
+    running.stop()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture
+def seen(running: ConsoleHouse, browser: Browser) -> Iterator[Console]:
+    """A console in which the browser must not have complained about anything at the end."""
+    with console(browser, running.house) as seen:
+        yield seen
+        assert seen.complaints == []

@@ -1,0 +1,104 @@
+"""Debian's chromium, and the console open in it, for tests and for `make screenshots`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import requests
+from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
+
+from tests.needed_programs import path_of
+from tests.support.stack.running_house import House, free_port, running_house
+
+# The buttons of the page, by their words.
+PAYMENT = "Process a Test Payment"
+TIMEOUT = "Test Payment Timeout (5000ms)"
+POOL = "Test DB Pool Exhaustion"
+CONNECTION = "Test HTTPSConnectionPool Error"
+HEALTH = "Check Service Health"
+BUTTONS = (TIMEOUT, POOL, CONNECTION, HEALTH, PAYMENT)
+FLAGS = (
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+)
+KEY_STORED_AS = "holdfast.operator_key"
+# On a busy machine; every wait ends as soon as its condition is true.
+WAIT_MS = 60_000
+
+
+class ConsoleHouse:
+    """A running Holdfast that can go away and come back at the same addresses."""
+
+    def __init__(self, home: Path) -> None:
+        self._home = home
+        self._bind = f"127.0.0.1:{free_port()}"
+        self._ops_bind = f"127.0.0.1:{free_port()}"
+        self._stack = ExitStack()
+        self.house = self.start()
+
+    def start(self) -> House:
+        self.house = self._stack.enter_context(
+            running_house(self._home, HOLDFAST_BIND=self._bind, HOLDFAST_OPS_BIND=self._ops_bind)
+        )
+        return self.house
+
+    def stop(self) -> None:
+        self._stack.close()
+
+
+class Console:
+    """The page as somebody sees it, and everything that the browser complained about."""
+
+    def __init__(self, page: Page, house: House) -> None:
+        self.page = page
+        self.house = house
+        self.complaints: list[str] = []
+        page.set_default_timeout(WAIT_MS)
+        page.on("console", self._note)
+        page.on("pageerror", lambda error: self.complaints.append(f"uncaught: {error}"))
+
+    def open(self, *, with_key: bool = True) -> Page:
+        """Load the page and wait until it is live."""
+        if with_key:
+            self.page.add_init_script(
+                f"sessionStorage.setItem('{KEY_STORED_AS}', '{self.house.api_key}')"
+            )
+        self.page.goto(self.house.ops_url + "/")
+        expect(self.page.locator("#updated")).to_have_text("Live", timeout=WAIT_MS)
+        return self.page
+
+    def press(self, name: str) -> None:
+        self.page.get_by_role("button", name=name, exact=True).click()
+
+    def _note(self, message: ConsoleMessage) -> None:
+        if message.type in ("error", "warning"):
+            self.complaints.append(message.text)
+
+
+@contextmanager
+def chromium() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path_of("chromium"), args=list(FLAGS))
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+@contextmanager
+def console(browser: Browser, house: House, **context: Any) -> Iterator[Console]:
+    """A console in a context of its own: no key, no theme, nothing remembered."""
+    opened = browser.new_context(**{"viewport": {"width": 1440, "height": 900}, **context})
+    expect.set_options(timeout=WAIT_MS)
+    try:
+        yield Console(opened.new_page(), house)
+    finally:
+        opened.close()
+
+
+def drill_titles(running: ConsoleHouse) -> list[str]:
+    listed = requests.get(running.house.ops_url + "/drills", timeout=10).json()
+    return [drill["title"] for drill in listed["drills"]]

@@ -1,0 +1,420 @@
+"""The console in a real Chromium, on a real Holdfast: what people see, press and are kept from."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+from playwright.sync_api import Browser, Error, Page, expect
+
+from tests.shipped.console.console_browser import (
+    BUTTONS,
+    HEALTH,
+    PAYMENT,
+    Console,
+    ConsoleHouse,
+    console,
+    drill_titles,
+)
+from tests.support.stack.running_house import wait_for
+
+pytestmark = pytest.mark.needs("chromium")
+
+HERE = Path(__file__).parent
+
+
+# --- Loading ---------------------------------------------------------------------------------
+
+
+@pytest.mark.measures
+def test_the_page_is_small_and_painted_within_a_second(
+    seen: Console, running: ConsoleHouse, browser: Browser
+):
+    page = seen.open(with_key=False)
+    # The best of some, each in a browser that knows nothing of it: the machine may be busy.
+    paint_ms = _paint_ms(page)
+    for _ in range(4):
+        with console(browser, running.house) as again:
+            paint_ms = min(paint_ms, _paint_ms(again.open(with_key=False)))
+
+    # The page, its files and the first answers: with their headers, as they are sent.
+    loaded = page.evaluate(
+        "[...performance.getEntriesByType('navigation'), ...performance.getEntriesByType('resource')]"
+        ".map(e => [e.name, e.transferSize])"
+    )
+
+    assert paint_ms < 1000
+    assert sum(size for _, size in loaded) < 150_000, loaded
+
+
+def test_everything_comes_from_the_ops_plane_itself(seen: Console):
+    asked: list[str] = []
+    seen.page.on("request", lambda request: asked.append(request.url))
+
+    seen.open()
+
+    assert asked
+    assert all(url.startswith(seen.house.ops_url) for url in asked)
+
+
+def test_a_file_is_sent_compressed_to_who_takes_it_and_plain_to_who_does_not(
+    running: ConsoleHouse,
+):
+    url = running.house.ops_url + "/console/static/app.js"
+
+    packed, plain = (
+        requests.get(url, headers={"Accept-Encoding": wanted}, timeout=10)
+        for wanted in ("gzip", "identity")
+    )
+
+    assert packed.headers["Content-Encoding"] == "gzip"
+    assert "Content-Encoding" not in plain.headers
+    assert packed.text == plain.text
+    assert int(packed.headers["Content-Length"]) < int(plain.headers["Content-Length"]) / 2
+
+
+@pytest.mark.parametrize(
+    "planted",
+    [
+        "document.body.innerHTML = '<b>text</b>'",
+        "document.body.setAttribute('onclick', 'window.ran = true')",
+        "document.body.append(Object.assign(document.createElement('script'), {text: '1'}))",
+    ],
+)
+def test_text_can_become_neither_markup_nor_code(
+    running: ConsoleHouse, browser: Browser, planted: str
+):
+    with console(browser, running.house) as seen:
+        page = seen.open(with_key=False)
+
+        with pytest.raises(Error, match="Trusted"):
+            page.evaluate(planted)
+
+
+def test_markup_in_a_payments_own_words_stays_text(running: ConsoleHouse, seen: Console):
+    markup = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>"
+    running.house.pay(reference=markup, metadata={markup[:40]: markup})
+    page = seen.open()
+
+    page.get_by_role("cell", name=markup).first.click()
+
+    expect(page.get_by_text(markup).first).to_be_visible()
+    assert page.locator("img[src=x]").count() == 0
+    assert page.title() != "owned"
+
+
+def test_the_page_may_not_be_framed_stored_or_sniffed(running: ConsoleHouse):
+    answer = requests.get(running.house.ops_url + "/", timeout=10)
+
+    policy = answer.headers["Content-Security-Policy"]
+    for part in ("default-src 'none'", "frame-ancestors 'none'", "require-trusted-types-for"):
+        assert part in policy
+    assert "unsafe" not in policy
+    assert answer.headers["Cache-Control"] == "no-store"
+    assert answer.headers["X-Content-Type-Options"] == "nosniff"
+
+
+# --- The key ---------------------------------------------------------------------------------
+
+
+def test_payments_are_shown_to_nobody_without_an_operators_key(running: ConsoleHouse):
+    for method, path in (("GET", "/console/payments"), ("POST", "/console/payments")):
+        answer = requests.request(method, running.house.ops_url + path, timeout=10)
+
+        assert answer.status_code == 401
+
+
+def test_a_wrong_key_is_refused_in_words_and_the_right_one_goes_on(
+    running: ConsoleHouse, browser: Browser
+):
+    with console(browser, running.house) as seen:
+        page = seen.open(with_key=False)
+        seen.press(PAYMENT)
+        page.get_by_label("API key", exact=True).fill("hf_test_wrong")
+        seen.press("Use this key")
+        expect(page.locator("#key-error")).to_contain_text("not known here")
+
+        page.get_by_label("API key", exact=True).fill(running.house.api_key)
+        seen.press("Use this key")
+
+        # What the key was asked for is done without being asked for again.
+        expect(page.locator("#stage .chip").first).to_have_text("succeeded")
+        expect(page.locator("#key-dialog")).to_be_hidden()
+        # The browser itself reports the 401, and nothing else is wrong.
+        assert all("401" in complaint for complaint in seen.complaints)
+
+
+def test_a_key_that_was_revoked_is_forgotten_and_asked_for(running: ConsoleHouse, browser: Browser):
+    with console(browser, running.house) as seen:
+        seen.page.add_init_script("sessionStorage.setItem('holdfast.operator_key', 'hf_test_old')")
+        page = seen.open(with_key=False)
+
+        expect(page.locator("#key-error")).to_have_text("That key is no longer taken.")
+
+        assert page.evaluate("sessionStorage.getItem('holdfast.operator_key')") is None
+
+
+# --- The buttons -----------------------------------------------------------------------------
+
+
+def test_a_test_payment_goes_through_the_front_door_and_shows_its_timeline(seen: Console):
+    page = seen.open()
+
+    seen.press(PAYMENT)
+
+    expect(page.locator("#stage .steps li")).to_have_count(3)
+    expect(page.locator("#stage .steps li").last).to_contain_text("succeeded")
+    payment = page.locator("#stage dd").nth(1).inner_text()
+    assert seen.house.get(f"/v1/payments/{payment}").json()["status"] == "succeeded"
+    expect(page.locator("#payments tr").first).to_contain_text("USD 1.00")
+
+
+def test_the_health_button_checks_every_component_now(seen: Console):
+    page = seen.open()
+
+    seen.press(HEALTH)
+
+    expect(page.locator("#stage .marks li")).to_have_count(6)
+    expect(page.locator("#stage .marks")).to_contain_text("database pass")
+
+
+# --- What moves ------------------------------------------------------------------------------
+
+
+def test_the_charts_move_with_the_payments_of_all_workers(seen: Console):
+    page = seen.open()
+    rate = page.locator("figure", has_text="Payments by outcome")
+    before = rate.locator("canvas").evaluate("canvas => canvas.toDataURL()")
+
+    for number in range(12):
+        assert seen.house.pay(f"charted-{number}").status_code == 201
+
+    expect(rate.locator("li").first).not_to_have_text(re.compile(r"Succeeded 0/s"))
+    page.wait_for_function(
+        "before => [...document.querySelectorAll('figure')]"
+        ".find(figure => figure.textContent.includes('Payments by outcome'))"
+        ".querySelector('canvas').toDataURL() !== before",
+        arg=before,
+    )
+
+
+def test_a_page_opened_later_shows_what_was_before(running: ConsoleHouse):
+    def rows(**since: Any) -> list[list[Any]]:
+        answer = requests.get(running.house.ops_url + "/console/state", since, timeout=10).json()
+        return list(answer["history"]["rows"])
+
+    shown = wait_for(lambda: found if len(found := rows()) > 5 else None)
+    newest = shown[-1][0]
+    later = wait_for(lambda: rows(boot=_boot(running), after=newest))
+
+    assert all(row[0] > newest for row in later)
+
+
+def test_a_payment_opens_in_place_and_stays_open_while_others_come(seen: Console):
+    first = seen.house.pay(reference="opened").json()["id"]
+    page = seen.open()
+    page.locator(f'#payments button[title="{first}"]').click()
+    expect(page.locator(f"#steps-{first} .steps li")).to_have_count(3)
+
+    second = seen.house.pay().json()["id"]
+
+    expect(page.locator(f'#payments button[title="{second}"]')).to_be_visible()
+    expect(page.locator(f"#steps-{first} .steps li")).to_have_count(3)
+
+
+def test_what_a_caller_wrote_is_shown_as_text(seen: Console):
+    seen.house.pay(reference="<img src=x onerror=alert(1)>")
+
+    page = seen.open()
+
+    expect(page.locator("#payments")).to_contain_text("<img src=x onerror=alert(1)>")
+
+
+def test_the_drills_are_listed_with_a_button_each(seen: Console, running: ConsoleHouse):
+    page = seen.open()
+
+    drills = page.locator("#drills tr")
+    expect(drills.first).to_be_visible()
+    names = drill_titles(running)
+    assert drills.count() == len(names)
+    expect(page.get_by_role("button", name=f"Run the drill {names[0]}")).to_be_visible()
+
+
+# --- For everybody ---------------------------------------------------------------------------
+
+
+def test_a_phone_shows_everything_without_scrolling_sideways(
+    running: ConsoleHouse, browser: Browser
+):
+    with console(browser, running.house, viewport={"width": 360, "height": 740}) as seen:
+        page = seen.open()
+        seen.press(PAYMENT)
+        expect(page.locator("#stage .steps li")).to_have_count(3)
+
+        width = page.evaluate("document.documentElement.scrollWidth")
+
+        assert width == 360
+        buttons = [page.get_by_role("button", name=name, exact=True) for name in BUTTONS]
+        for button in (*buttons, page.locator("#drills button").first):
+            box = button.bounding_box()
+            assert box is not None
+            assert box["x"] >= 0
+            assert box["x"] + box["width"] <= 360
+        assert seen.complaints == []
+
+
+def test_everything_can_be_done_with_the_keyboard_alone(seen: Console):
+    page = seen.open(with_key=False)
+    page.keyboard.press("Tab")
+    expect(page.get_by_role("link", name="Skip to the content")).to_be_focused()
+    page.keyboard.press("Enter")
+
+    _tab_to(page, PAYMENT)
+    page.keyboard.press("Enter")
+    page.keyboard.type(seen.house.api_key)
+    page.keyboard.press("Enter")
+
+    expect(page.locator("#stage .chip").first).to_have_text("succeeded")
+    # Back where the work was, not at the top of the page.
+    expect(page.get_by_role("button", name=PAYMENT, exact=True)).to_be_focused()
+    _tab_to(page, re.compile("pay_"))
+    page.keyboard.press("Enter")
+    expect(page.locator("#payments .steps li").first).to_be_visible()
+    expect(page.locator("#payments button").first).to_be_focused()
+
+
+def test_dark_is_what_the_system_asks_for_and_a_choice_is_remembered(
+    running: ConsoleHouse, browser: Browser
+):
+    with console(browser, running.house, color_scheme="dark") as seen:
+        page = seen.open()
+        assert _background(page) == "rgb(13, 17, 23)"
+
+        seen.press("Use light colours")
+        page.reload()
+        expect(page.locator("#updated")).to_have_text("Live")
+
+        assert _background(page) == "rgb(244, 246, 248)"
+        assert seen.complaints == []
+
+
+@pytest.mark.parametrize(
+    ("scheme", "width"), [("light", 1440), ("dark", 1440), ("light", 360), ("dark", 360)]
+)
+def test_axe_finds_nothing(running: ConsoleHouse, browser: Browser, scheme: str, width: int):
+    looks = {"color_scheme": scheme, "viewport": {"width": width, "height": 800}}
+    # axe itself writes markup, which the page's own policy would not let it.
+    with console(browser, running.house, **looks, bypass_csp=True) as seen:
+        page = seen.open()
+        seen.press(PAYMENT)
+        expect(page.locator("#stage .steps li")).to_have_count(3)
+        seen.press(HEALTH)
+        expect(page.locator("#stage .marks li")).to_have_count(6)
+        page.locator("#payments button").first.click()
+        expect(page.locator("#payments .steps li").first).to_be_visible()
+        _show_a_finished_run(page, running)
+        page.evaluate((HERE / "vendor" / "axe.min.js").read_text())
+
+        assert _axe_findings(page) == []
+
+        page.locator("#key-button").click()
+        assert _axe_findings(page) == []
+
+
+# --- Left open, and left alone ---------------------------------------------------------------
+
+
+def test_a_page_left_open_does_not_grow(seen: Console):
+    page = seen.open()
+    page.clock.install()
+    page.reload()
+    expect(page.locator("#updated")).to_have_text("Live")
+    devtools = page.context.new_cdp_session(page)
+    devtools.send("Performance.enable")
+
+    _let_pass(page, polls=10)
+    before = _held(devtools)
+    _let_pass(page, polls=40)
+    after = _held(devtools)
+
+    assert after["JSEventListeners"] <= before["JSEventListeners"] + 5
+    assert after["Nodes"] <= before["Nodes"] + 100
+    assert after["JSHeapUsedSize"] <= before["JSHeapUsedSize"] + 1_000_000
+
+
+def test_the_page_says_when_nobody_answers_and_recovers_by_itself(
+    running: ConsoleHouse, browser: Browser
+):
+    with console(browser, running.house) as seen:
+        page = seen.open()
+        running.stop()
+
+        expect(page.locator("#stale")).to_contain_text("does not answer")
+        expect(page.locator("#state")).to_have_text("Not known whether money is safe")
+        expect(page.locator("#updated")).to_contain_text("As of")
+
+        running.start()
+
+        expect(page.locator("#stale")).to_be_hidden()
+        expect(page.locator("#updated")).to_have_text("Live")
+        expect(page.locator("#state")).not_to_have_text("Not known whether money is safe")
+        assert all("ERR_CONNECTION" in complaint for complaint in seen.complaints)
+
+
+def _paint_ms(page: Page) -> float:
+    """How long after it was asked for the page was first painted."""
+    return float(page.evaluate("performance.getEntriesByType('paint')[0].startTime"))
+
+
+def _boot(running: ConsoleHouse) -> str:
+    return str(requests.get(running.house.ops_url + "/console/state", timeout=10).json()["boot"])
+
+
+def _tab_to(page: Page, name: str | re.Pattern[str]) -> None:
+    wanted = page.get_by_role("button", name=name, exact=True).first
+    for _ in range(80):
+        if wanted.evaluate("element => element === document.activeElement"):
+            return
+        page.keyboard.press("Tab")
+    raise AssertionError(f"{name} cannot be reached with Tab")
+
+
+def _background(page: Page) -> str:
+    return str(page.evaluate("getComputedStyle(document.body).backgroundColor"))
+
+
+def _show_a_finished_run(page: Page, running: ConsoleHouse) -> None:
+    """A simulation that ends at once, so that its evidence is on the page too."""
+    headers = {"Authorization": f"Bearer {running.house.api_key}"}
+    began = requests.post(
+        running.house.ops_url + "/simulate/connection-error", json={}, headers=headers, timeout=10
+    )
+    assert began.status_code == 202, began.text
+    expect(page.locator("#stage .log li").first).to_be_visible()
+    page.locator("#stop-all").click()
+    expect(page.locator("#simulation")).to_be_hidden(timeout=40_000)
+
+
+def _axe_findings(page: Page) -> list[str]:
+    found: dict[str, Any] = page.evaluate("axe.run(document, {resultTypes: ['violations']})")
+    return [
+        f"{one['id']}: {json.dumps([node['target'] for node in one['nodes']])}"
+        for one in found["violations"]
+    ]
+
+
+def _let_pass(page: Page, *, polls: int) -> None:
+    """Let the page's clock run, waiting for the answer of each poll."""
+    for _ in range(polls):
+        with page.expect_response(re.compile("/console/state")):
+            page.clock.run_for(2100)
+
+
+def _held(devtools: Any) -> dict[str, float]:
+    devtools.send("HeapProfiler.collectGarbage")
+    held = devtools.send("Performance.getMetrics")["metrics"]
+    return {one["name"]: one["value"] for one in held}

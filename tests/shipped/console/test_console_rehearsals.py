@@ -1,0 +1,169 @@
+"""Simulations and drills from the console in a real Chromium: their course, their evidence, and their end."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from tests.shipped.console.console_browser import (
+    CONNECTION,
+    POOL,
+    TIMEOUT,
+    Console,
+    ConsoleHouse,
+    console,
+    drill_titles,
+)
+from tests.support.stack.rehearsing import come_to_rest
+
+pytestmark = pytest.mark.needs("chromium")
+
+
+@pytest.fixture(autouse=True)
+def _at_rest(running: ConsoleHouse) -> Iterator[None]:
+    """Lend out the one instance without a rehearsal, however the last test ended."""
+    yield
+    come_to_rest(running.house)
+
+
+def test_a_payment_timeout_shows_what_happens_and_then_the_evidence(seen: Console):
+    page = seen.open()
+    page.get_by_label("Fault lasts").select_option("10")
+
+    seen.press(TIMEOUT)
+
+    expect(page.locator("#simulation")).to_contain_text("Simulation running")
+    expect(page.locator("#stage .log li").first).to_be_visible()
+    # The others say why they do nothing meanwhile.
+    button = page.get_by_role("button", name=POOL, exact=True)
+    expect(button).to_have_attribute("aria-disabled", "true")
+    expect(page.locator("#rehearsal-note")).to_contain_text("A rehearsal is running")
+    verdict = page.locator("#stage .run-head .chip")
+    expect(verdict).to_have_text("SHOWN", timeout=90_000)
+    evidence = page.locator("#stage .evidence")
+    expect(evidence).to_contain_text("Payment service connection failed - timeout after 5000ms")
+    expect(evidence).to_contain_text("HTTPSConnectionPool(")
+    expect(evidence).to_contain_text("holdfast_provider_timeouts_total")
+    expect(evidence).to_contain_text("callers got")
+    expect(page.locator("#simulation")).to_be_hidden()
+    # The live figures of the same moments moved with it.
+    expect(page.locator("#errors tr").first.locator("td").nth(1)).not_to_have_text("0")
+
+
+@pytest.mark.parametrize(
+    ("button", "words", "counter"),
+    [
+        (
+            CONNECTION,
+            "ConnectionError: HTTPSConnectionPool timeout",
+            "holdfast_provider_connection_errors_total",
+        ),
+        (POOL, "connection pool exhausted", "holdfast_db_pool_timeouts_total"),
+    ],
+)
+def test_the_other_two_errors_show_their_words_and_figures_too(
+    seen: Console, button: str, words: str, counter: str
+):
+    page = seen.open()
+    page.get_by_label("Fault lasts").select_option("10")
+
+    seen.press(button)
+
+    expect(page.locator("#stage .run-head .chip")).to_have_text("SHOWN", timeout=90_000)
+    expect(page.locator("#stage .incident")).to_contain_text(words)
+    expect(page.locator("#stage .evidence")).to_contain_text(counter)
+    expect(page.locator("#stage .evidence")).to_contain_text("callers got")
+
+
+def test_an_outage_is_seen_in_every_chart_and_so_is_its_end(seen: Console):
+    page = seen.open()
+    # The longest fault: it ends when the page has shown everything, however slow the machine is.
+    page.get_by_label("Fault lasts").select_option("60")
+
+    seen.press(TIMEOUT)
+
+    # Answers take the whole timeout, the breaker opens, payments queue.
+    expect(legend(page, "Answer times")).to_contain_text(re.compile(r"p99 [2-9]\d{3}"))
+    expect(legend(page, "Circuit breaker")).to_contain_text("open")
+    expect(legend(page, "Queue and doubt")).not_to_contain_text("Queued 0")
+    expect(legend(page, "Payments by outcome")).not_to_contain_text("Queued 0/s")
+    expect(page.locator("#state")).not_to_have_text("Money is safe")
+
+    page.locator("#stop-all").click()
+
+    expect(page.locator("#stage .run-head .chip")).to_have_text("ABORTED", timeout=90_000)
+    expect(legend(page, "Circuit breaker")).to_contain_text("closed")
+    expect(legend(page, "Queue and doubt")).to_contain_text("Queued 0")
+
+
+def test_a_fault_can_be_put_on_two_copies_and_the_page_shows_both(seen: Console):
+    page = seen.open()
+    page.get_by_role("combobox", name="On", exact=True).select_option("pair")
+    page.get_by_label("Fault lasts").select_option("10")
+
+    seen.press(CONNECTION)
+
+    expect(page.locator("#simulation")).to_contain_text("scope pair")
+    expect(page.locator("#stage .run-head .chip")).to_have_text("SHOWN", timeout=120_000)
+    sides = page.locator("#stage .side h4")
+    expect(sides).to_have_text(["Evidence: experiment", "Evidence: control"])
+    expect(page.locator("#stage .side").nth(1).locator(".incident")).to_have_count(0)
+
+
+def test_a_drill_can_be_run_and_stopped_and_its_verdict_stays_in_the_table(
+    seen: Console, running: ConsoleHouse
+):
+    page = seen.open()
+    title = drill_titles(running)[0]
+
+    page.get_by_role("button", name=f"Run the drill {title}").click()
+
+    expect(page.locator("#simulation")).to_contain_text(f"Drill running: {title}")
+    page.locator("#stop-all").click()
+    expect(page.locator("#stage .run-head .chip")).to_have_text("ABORTED", timeout=90_000)
+    row = page.locator("#drills tr", has_text=title).first
+    expect(row.locator(".chip")).to_have_text("ABORTED")
+    expect(row.locator(".dots i")).not_to_have_count(0)
+    expect(row.get_by_role("link")).to_have_attribute("href", re.compile(r"/drills/run_\w+\?"))
+
+
+def test_stop_everything_ends_a_simulation_and_keeps_what_it_showed(seen: Console):
+    page = seen.open()
+    page.get_by_label("Fault lasts").select_option("60")
+    seen.press(CONNECTION)
+    expect(page.locator("#stage .phases [aria-current]")).to_have_text("fault")
+    expect(page.locator("#errors [data-some]").first).to_be_visible()
+
+    page.locator("#stop-all").click()
+
+    expect(page.locator("#stage .run-head .chip")).to_have_text("ABORTED", timeout=90_000)
+    expect(page.locator("#simulation")).to_be_hidden()
+    expect(page.locator("#stage .evidence")).to_contain_text(
+        "ConnectionError: HTTPSConnectionPool timeout"
+    )
+
+
+def test_a_second_page_sees_the_same_simulation_without_having_started_it(
+    seen: Console, running: ConsoleHouse, browser: Browser
+):
+    # The longest fault: the second page must be open before it ends.
+    seen.open().get_by_label("Fault lasts").select_option("60")
+    seen.press(CONNECTION)
+    expect(seen.page.locator("#simulation")).to_contain_text("Simulation running")
+
+    with console(browser, running.house) as other:
+        page = other.open(with_key=False)
+
+        expect(page.locator("#simulation")).to_contain_text("Simulation running")
+        expect(page.locator("#stage .log li").first).to_be_visible()
+    seen.page.locator("#stop-all").click()
+    expect(seen.page.locator("#simulation")).to_be_hidden()
+
+
+def legend(page: Page, title: str) -> Any:
+    """What a chart says in words of its newest row."""
+    return page.locator("figure", has=page.locator("figcaption", has_text=title)).locator(".legend")

@@ -1,0 +1,95 @@
+"""A service on a scripted provider whose newest commits can be lost, as a failover loses them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from service.database.pool.pool import ConnectionPool, Statement
+from service.payments.charge.model import ChargeRequest, Payment
+from tests.support.providers.scripted_provider import ScriptedProvider
+from tests.support.stack.pools import open_pool_of
+from tests.support.stack.settling import Service, soon
+
+# As the claim's own commit left it: whatever came after is lost.
+_SET_BACK = """
+    UPDATE payments SET status = 'accepted', provider_ref = NULL, amount_captured = 0,
+        attempts = '[]', sent_at = NULL, unknown_since = NULL, look_ups = 0, key_series = 1,
+        spent_series = NULL, fence = 1, leased = %(leased)s::boolean, due_at = now(),
+        promised = NOT %(leased)s::boolean
+    RETURNING 1
+"""
+_LOSE = """
+    WITH p AS (DELETE FROM payments RETURNING 1), k AS (DELETE FROM idempotency_keys)
+    SELECT 1 FROM p
+"""
+# The key then leads to the one that is left, as it did before.
+_LOSE_OTHERS = """
+    WITH p AS (DELETE FROM payments WHERE payment_id <> %(payment_id)s::uuid),
+         k AS (UPDATE idempotency_keys SET payment_id = %(payment_id)s::uuid)
+    SELECT 1
+"""
+FLOWS = {
+    "two_phase": ("stripe", "two_phase", True),
+    "two_phase, keys ignored": ("stripe", "two_phase", False),
+    "one_shot": ("stripe", "one_shot", True),
+    "one_shot, keys ignored": ("stripe", "one_shot", False),
+    "charges": ("stripe_charges", "one_shot", True),
+}
+
+
+@dataclass
+class Rig:
+    """A service on a scripted provider, and the database's owner who plays the failover."""
+
+    service: Service
+    scripted: ScriptedProvider
+    owner: ConnectionPool
+
+    def set_back(self, *, leased: bool = False) -> None:
+        self._run(_SET_BACK, {"leased": leased})
+
+    def lose(self) -> None:
+        self._run(_LOSE, {})
+
+    def lose_all_but(self, payment: Payment, **columns: object) -> None:
+        """Back to when `payment` alone was here, with these values in its row."""
+        self._run(_LOSE_OTHERS, {"payment_id": str(payment.payment_id)})
+        for name, value in columns.items():
+            # The columns are named by the tests themselves.
+            sql = f"UPDATE payments SET {name} = %(value)s RETURNING 1"  # noqa: S608
+            self._run(sql, {"value": value})
+
+    def _run(self, sql: str, params: dict[str, Any]) -> None:
+        self.owner.run(Statement("failover", sql), params, soon())
+
+    def pay(self, request: ChargeRequest) -> Payment:
+        return self.service.handler.process_payment(request, soon())[0]
+
+    def work(self, rounds: int = 4) -> None:
+        """The background's rounds, with everything due."""
+        for _ in range(rounds):
+            self.service.make_due()
+            self.service.drain()
+            self.service.settle()
+
+    @property
+    def charges(self) -> int:
+        return len(self.scripted.movements(None, "charge"))
+
+
+@contextmanager
+def lossy_rigs(running: ScriptedProvider, pool: ConnectionPool, owner_url: str) -> Iterator[Any]:
+    """A function from a flow's name to a Rig, on books without any charge."""
+    running.clear(books=True)
+    with open_pool_of(1, owner_url) as owner, ExitStack() as adapters:
+
+        def of(flow: str, **more: Any) -> Rig:
+            kind, shape, honours = FLOWS[flow]
+            running.honour_keys(honours)
+            provider = adapters.enter_context(running.adapter(kind, flow=shape))
+            return Rig(Service(pool, provider, **more), running, owner)
+
+        yield of
