@@ -179,7 +179,7 @@ class PreflightRefused(Rejected):
     code = "preflight_refused"
 
     def __init__(self, reasons: list[str]) -> None:
-        super().__init__(f"The rehearsal may not begin: {' '.join(reasons)}")
+        super().__init__(f"The drill cannot start: {' '.join(reasons)}")
         self.reasons = reasons
 
 

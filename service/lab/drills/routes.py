@@ -39,7 +39,7 @@ class _Body(BaseModel):
 
 
 class SimulationWish(_Body):
-    """What a simulation's caller may say; nothing need be said."""
+    """The options of a simulation; all are optional."""
 
     ttl_s: Annotated[int, Field(ge=1, le=TTL_MAX_S)] = TTL_S
     load_rps: Annotated[int | None, Field(ge=1, le=LOAD_PER_S_MAX)] = None
@@ -48,7 +48,7 @@ class SimulationWish(_Body):
 
 
 class DrillWish(_Body):
-    """Which drill, and how."""
+    """The drill to run and its options."""
 
     drill: Annotated[str, Field(max_length=40)]
     scope: Scope | None = None
@@ -60,14 +60,14 @@ class DrillWish(_Body):
 
 
 class Lever(_Body):
-    """Rehearsals off, or possible again."""
+    """Set or release the kill switch."""
 
     engaged: bool
     reason: _Reason = ""
 
 
 class Answer(_Body):
-    """What somebody takes the fault of a blind game day for."""
+    """A guess at the fault of a blind game day."""
 
     name: Annotated[str, Field(max_length=40)]
 
@@ -87,11 +87,11 @@ def simulation_blueprint(
     @blueprint.post("/simulate/<name>")
     @documented(
         Operation(
-            summary="Cause one of the incident's errors; `?wait=1` answers when it is over",
+            summary="Inject one of the incident's faults; `?wait=1` answers at its end",
             scope="platform",
             body=SimulationWish,
             example={"ttl_s": 10, "load_rps": 5, "reason": "rehearsal"},
-            answers={200: ("It is over: the evidence", None), 202: ("It has begun", None)},
+            answers={200: ("Ended, with the evidence", None), 202: ("Started", None)},
             sends={202: ("Location", "Retry-After")},
             problems=("preflight_refused",),
         )
@@ -119,8 +119,8 @@ def simulation_blueprint(
     @blueprint.get("/simulate")
     @documented(
         Operation(
-            summary="What runs, what ran, the lever and the links",
-            answers={200: ("As it stands", None)},
+            summary="The current and recent runs, the kill switch and the links",
+            answers={200: ("The current state", None)},
             problems=("forbidden",),
         )
     )
@@ -143,7 +143,7 @@ def simulation_blueprint(
     @documented(
         Operation(
             summary="One simulation, with its evidence",
-            answers={200: ("As it stands", None)},
+            answers={200: ("The current state", None)},
             problems=("forbidden",),
         )
     )
@@ -153,7 +153,7 @@ def simulation_blueprint(
     @blueprint.delete("/simulate")
     @documented(
         Operation(
-            summary="Stop everything", scope="platform", answers={200: ("What was stopped", None)}
+            summary="Stop everything", scope="platform", answers={200: ("The stopped runs", None)}
         )
     )
     def stop_everything() -> Response:
@@ -163,11 +163,11 @@ def simulation_blueprint(
     @blueprint.put("/simulate/lever")
     @documented(
         Operation(
-            summary="Forbid rehearsals, or allow them again",
+            summary="Set the kill switch, or release it",
             scope="platform",
             body=Lever,
             example={"engaged": True, "reason": "an incident of our own"},
-            answers={200: ("The lever as it now stands", None)},
+            answers={200: ("The kill switch's state", None)},
         )
     )
     def set_kill_switch() -> Response:
@@ -188,7 +188,7 @@ def simulation_blueprint(
     @documented(
         Operation(
             summary="The catalogue, with each drill's last verdict",
-            answers={200: ("As it stands", None)},
+            answers={200: ("The current state", None)},
             problems=("forbidden",),
         )
     )
@@ -215,11 +215,11 @@ def simulation_blueprint(
     @blueprint.post("/drills")
     @documented(
         Operation(
-            summary="Rehearse, with a verdict; `dry_run` only says what stands against it",
+            summary="Run a drill with a verdict; `dry_run` only runs the preflight checks",
             scope="platform",
             body=DrillWish,
             example={"drill": "payment-timeout", "dry_run": True},
-            answers={200: ("What a dry run found", None), 202: ("It has begun", None)},
+            answers={200: ("The results of a dry run", None), 202: ("Started", None)},
             sends={202: ("Location", "Retry-After")},
             problems=("preflight_refused",),
         )
@@ -272,7 +272,9 @@ def simulation_blueprint(
 
     @blueprint.delete("/drills/<run_id>")
     @documented(
-        Operation(summary="Stop a drill", scope="platform", answers={200: ("As it ended", None)})
+        Operation(
+            summary="Stop a drill", scope="platform", answers={200: ("Its final state", None)}
+        )
     )
     def stop_drill(run_id: str) -> Response:
         by = require_platform()
@@ -284,11 +286,11 @@ def simulation_blueprint(
     @blueprint.post("/drills/<run_id>/answer")
     @documented(
         Operation(
-            summary="Say which fault a blind game day is thought to be",
+            summary="Guess the fault of a blind game day",
             scope="platform",
             body=Answer,
             example={"name": "payment-timeout"},
-            answers={200: ("Right or not, and how long it took", None)},
+            answers={200: ("Whether the guess is right, and its time", None)},
         )
     )
     def name_fault(run_id: str) -> Response:

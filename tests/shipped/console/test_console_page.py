@@ -153,7 +153,7 @@ def test_a_key_that_was_revoked_is_forgotten_and_asked_for(running: ConsoleHouse
         seen.page.add_init_script("sessionStorage.setItem('holdfast.operator_key', 'hf_test_old')")
         page = seen.open(with_key=False)
 
-        expect(page.locator("#key-error")).to_have_text("That key is no longer taken.")
+        expect(page.locator("#key-error")).to_have_text("That key is no longer valid.")
 
         assert page.evaluate("sessionStorage.getItem('holdfast.operator_key')") is None
 

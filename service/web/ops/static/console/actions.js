@@ -7,11 +7,11 @@ import { start } from "./rehearsal.js";
 import { drawStage, tell } from "./stage.js";
 import { chip, refreshPayments, timeline } from "./tables.js";
 
-const OFF = "Simulation is off on this instance (HOLDFAST_SIMULATION_ENABLED), so no fault can be made here.";
-const BUSY = "A rehearsal is running; the next can begin when it has ended.";
+const OFF = "Simulation is off on this instance (HOLDFAST_SIMULATION_ENABLED), so no fault can be injected here.";
+const BUSY = "A drill or simulation is running; start the next one after its end.";
 
 const BUTTONS = [
-  { name: "Test Payment Timeout (5000ms)", hint: "The provider takes the request and does not answer.", path: "/simulate/payment-timeout", icon: "M12 3a9 9 0 1 0 .01 0M12 7v5l3 2" },
+  { name: "Test Payment Timeout (5000ms)", hint: "The provider accepts the request and does not answer.", path: "/simulate/payment-timeout", icon: "M12 3a9 9 0 1 0 .01 0M12 7v5l3 2" },
   { name: "Test DB Pool Exhaustion", hint: "The database stalls until no connection is free.", path: "/simulate/pool-exhaustion", icon: "M6 8c0-3 12-3 12 0s-12 3-12 0v8c0 3 12 3 12 0V8" },
   { name: "Test HTTPSConnectionPool Error", hint: "The provider cannot be reached at all.", path: "/simulate/connection-error", icon: "M12 3a9 9 0 1 0 .01 0M9 9l6 6M15 9l-6 6" },
   { name: "Check Service Health", hint: "Checks every component now.", act: checkHealth, icon: "M4 13h4l2-6 4 10 2-4h4" },
@@ -30,19 +30,19 @@ export function startActions() {
 
 const SCOPES = { instance: "this instance", pair: "two copies" };
 
-/** What a fault may be put on here; the service's own default is chosen first. */
+/** The targets of a fault here; the service's own default is selected first. */
 export function offerScopes(scopes, chosen) {
   const select = byId("scope");
   whenChanged(select, scopes, () => select.replaceChildren(...scopes.map((scope) =>
     h("option", { value: scope, selected: scope === chosen }, SCOPES[scope] ?? scope))));
 }
 
-/** Whether faults can be made now, and the sentence why not. */
+/** Whether faults can be injected now, and the reason if not. */
 export function allowFaults({ isOn, running, lever }) {
-  const why = !isOn ? OFF : running ? BUSY : lever?.engaged ? `Rehearsals are blocked: ${lever.reason ?? "the lever is engaged"}.` : "";
+  const why = !isOn ? OFF : running ? BUSY : lever?.engaged ? `Faults are blocked: ${lever.reason ?? "the kill switch is on"}.` : "";
   setText(byId("rehearsal-note"), why);
   for (const { button, path } of buttons) if (path) {
-    // Not `disabled`: who uses the keyboard must find the button and hear why it does nothing.
+    // Not `disabled`: keyboard users must reach the button and hear the reason.
     button.setAttribute("aria-disabled", why ? "true" : "false");
     button.title = why;
   }

@@ -1,4 +1,4 @@
-/** Calls to the ops plane. An answer is a value, whatever it says; only no answer is an error. */
+/** Calls to the ops plane. Any answer is a value; only a missing answer is an error. */
 
 const KEY = "holdfast.operator_key";
 const WAIT_MS = 5000;
@@ -38,7 +38,7 @@ function parsed(text) {
   }
 }
 
-/** Why a call was refused, in the words of its problem document. */
+/** The reason of a refused call, from its problem document. */
 export function refusal(answer) {
   const { detail, title, reasons } = answer.body ?? {};
   const why = reasons?.length ? reasons.join(" ") : detail ?? title ?? "";

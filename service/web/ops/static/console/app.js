@@ -1,4 +1,4 @@
-/** Polls the ops plane and hands what it says to the parts of the page. */
+/** Polls the ops plane and passes the state to the parts of the page. */
 import { allowFaults, offerScopes, startActions } from "./actions.js";
 import { NoAnswer, call } from "./api.js";
 import { addRows, redrawCharts, startCharts } from "./charts.js";
@@ -55,7 +55,7 @@ function show(state) {
 function showStale(why) {
   const banner = byId("stale");
   document.body.dataset.stale = "true";
-  const since = answeredAt ? `Everything below is as it was at ${clock(answeredAt)}.` : "Nothing could be read yet.";
+  const since = answeredAt ? `Everything below is as it was at ${clock(answeredAt)}.` : "No data yet.";
   const text = `The ops plane does not answer: ${why}. ${since} Trying again.`;
   if (banner.hidden) {
     banner.replaceChildren(h("span", {}, text));

@@ -1,4 +1,4 @@
-/** The live charts: one uPlot each, on one shared cursor, over rows that never number more than 300. */
+/** The live charts: one uPlot each, on one shared cursor, over at most 300 rows. */
 import { byId, h, setText } from "./dom.js";
 import { UNKNOWN, clock, count, duration, ms, rate } from "./format.js";
 
@@ -29,14 +29,14 @@ export function startCharts() {
       series: [line("State", "breaker", "soft", { hidden: true })] }),
   );
   let waiting = 0;
-  // One observer for all, and one resize a frame however many boxes changed.
+  // One observer for all charts, and one resize a frame for all changed boxes.
   new ResizeObserver(() => {
     cancelAnimationFrame(waiting);
     waiting = requestAnimationFrame(() => charts.forEach((chart) => chart.resize()));
   }).observe(box);
 }
 
-/** Add the newest rows; `isNew` forgets what another process had counted. */
+/** Add the newest rows; `isNew` drops the rows of an earlier process. */
 export function addRows(history, isNew) {
   if (isNew) rows = [];
   columns = history.columns;
@@ -86,7 +86,7 @@ export class Chart {
     this.canvas = h("div", { class: "canvas" });
     this.figure = h("figure", { class: `card chart${wide ? " wide" : ""}`, "aria-label": title },
       h("figcaption", {}, title, this.when), this.canvas, this.legend);
-    // Room is kept from the start, so that nothing moves when the first row comes.
+    // The space is reserved from the start, so that the first row moves no element.
     this.canvas.dataset.wide = wide;
     box.append(this.figure);
     this.build();
@@ -155,7 +155,7 @@ function short(value, unit) {
   return unit === ms && value >= 1000 ? `${value / 1000} s` : unit === ms ? `${value} ms` : count(value);
 }
 
-/** A band for each reading; an opening shorter than a reading still leaves its mark. */
+/** A band for each reading; an opening shorter than a reading is still visible. */
 function drawBreaker(plot, rows) {
   const { ctx } = plot, { left, top, width, height } = plot.bbox;
   ctx.save();
@@ -173,7 +173,7 @@ function drawBreaker(plot, rows) {
   ctx.restore();
 }
 
-/** Colours as numbers: a canvas knows nothing of the page's variables. */
+/** Colours as numbers: a canvas cannot read the page's CSS variables. */
 function readPalette() {
   const probe = h("span", { class: "unseen" });
   document.body.append(probe);

@@ -1,4 +1,4 @@
-/** Makes and changes elements; text is only ever text, so nothing can become markup. */
+/** Creates and changes elements; text is always set as text and never becomes markup. */
 
 /** An element with attributes (`on…` is a listener) and children; null children are left out. */
 export function h(tag, attributes = {}, ...children) {
@@ -16,7 +16,7 @@ export const byId = (id) => document.getElementById(id);
 
 const shown = new WeakMap();
 
-/** Run `draw` on the element only when what it shows has changed. */
+/** Run `draw` on the element only when its data has changed. */
 export function whenChanged(element, value, draw) {
   const key = JSON.stringify(value);
   if (shown.get(element) === key) return;
@@ -24,12 +24,12 @@ export function whenChanged(element, value, draw) {
   draw(element, value);
 }
 
-/** Text, set only when another: a live region then speaks only of news. */
+/** Set text only when it differs, so that a live region announces only changes. */
 export function setText(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
 
-/** Rows that stay the same element while their item stays the same, so that focus is kept. */
+/** Rows keep their element while their item is the same, so that focus is kept. */
 export function keyedRows(body, items, keyOf, draw) {
   const before = new Map([...body.children].map((row) => [row.dataset.key, row]));
   const rows = items.map((item) => {

@@ -1,4 +1,4 @@
-/** One simulation or drill: what happens while it runs, then the evidence. */
+/** One simulation or drill: its progress while it runs, then the evidence. */
 import { Chart, line } from "./charts.js";
 import { h, setText, whenChanged } from "./dom.js";
 import { UNKNOWN, count, duration, money, ms, words } from "./format.js";
@@ -21,13 +21,13 @@ export class RunCard {
     this.told = 0;
   }
 
-  /** Draw the run as it now is; sections that did not change stay as they are, opened ones open. */
+  /** Draw the run's current state; unchanged sections keep their elements and stay open. */
   show(run) {
     const isOver = run.status === "ended";
     this.run = run;
     whenChanged(this.head, [run.id, run.verdict, run.summary, run.status], () => this.head.replaceChildren(...head(run, isOver ? null : this.stop)));
     whenChanged(this.phases, [run.phase, run.fault_began_at], () => this.phases.replaceChildren(...phases(run)));
-    setText(this.left, isOver ? `Took ${duration(run.elapsed_s)}.` : run.fault_left_s > 0 ? `The fault ends by itself in ${duration(run.fault_left_s)}.` : `Running for ${duration(run.elapsed_s)}.`);
+    setText(this.left, isOver ? `Took ${duration(run.elapsed_s)}.` : run.fault_left_s > 0 ? `The fault ends automatically in ${duration(run.fault_left_s)}.` : `Running for ${duration(run.elapsed_s)}.`);
     if (run.progress.length < this.told) this.log.replaceChildren(), (this.told = 0);
     for (const step of run.progress.slice(this.told)) {
       this.log.append(h("li", {}, h("span", { class: "at" }, `+${step.at_s.toFixed(1)} s`), " ", step.text));
@@ -84,8 +84,8 @@ function evidence(run) {
   const isDrill = run.kind === "drill";
   return [
     (run.preflight ?? []).some((check) => !check.ok) ? list("Preflight", run.preflight.map((check) => mark(check.ok, `${words(check.name)}: ${check.detail}`))) : null,
-    isDrill && run.bite?.length ? expectations("Did the fault bite", run.bite) : null,
-    run.expectations?.length ? expectations(isDrill ? "What must hold" : "Expectations", run.expectations) : null,
+    isDrill && run.bite?.length ? expectations("Fault proof", run.bite) : null,
+    run.expectations?.length ? expectations(isDrill ? "Promises" : "Expectations", run.expectations) : null,
     run.invariants?.length ? list("Both books", run.invariants.map((one) => mark(one.ok, `${words(one.rule)} (${one.book}): ${one.violations === null ? "not checked" : `${count(one.violations)} violations`}`))) : null,
     run.parts?.length ? list("Parts", run.parts.map((part) => h("li", {}, chip(part.verdict ?? part.status, VERDICTS[part.verdict]), ` ${part.title}`))) : null,
     ...(run.sides ?? []).map((one) => side(one, run.sides.length > 1)),

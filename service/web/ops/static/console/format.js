@@ -1,4 +1,4 @@
-/** Numbers, money and times as people read them. What is not known is a dash, never a 0. */
+/** Numbers, money and times for people. An unknown value is a dash, never a 0. */
 import { h } from "./dom.js";
 
 export const UNKNOWN = "–";
@@ -18,7 +18,7 @@ export function ms(value) {
   return value >= 100 ? `${Math.round(value)} ms` : `${Number(value.toFixed(1))} ms`;
 }
 
-/** Minor units as money: the currency itself knows how many digits it has. */
+/** Minor units as money, with the currency's own number of digits. */
 export function money(minor, currency) {
   if (!known(minor)) return UNKNOWN;
   const format = new Intl.NumberFormat("en", { style: "currency", currency: currency.toUpperCase(), currencyDisplay: "code" });
@@ -40,13 +40,13 @@ export function ago(moment, now = Date.now()) {
 
 export const clock = (moment) => new Date(moment).toLocaleTimeString("en-GB");
 
-/** A time that goes on telling how long ago it is. */
+/** A time whose age is updated. */
 export function since(moment) {
   if (!moment) return UNKNOWN;
   return h("time", { datetime: moment, title: new Date(moment).toLocaleString("en-GB"), "data-ago": true }, ago(moment));
 }
 
-/** Once a second, for all of them. */
+/** Update all ages once a second. */
 export function refreshTimes() {
   for (const element of document.querySelectorAll("time[data-ago]")) {
     const text = ago(element.dateTime);

@@ -1,4 +1,4 @@
-/** The first thing seen: is money safe, how much is at risk, and what is left of the budget. */
+/** The first view: whether money is safe, the amount at risk, and the remaining error budget. */
 import { byId, h, setText, whenChanged } from "./dom.js";
 import { UNKNOWN, count, duration, money, percent, rate, words } from "./format.js";
 
@@ -18,20 +18,20 @@ export function showGlance(state) {
   whenChanged(byId("tiles"), wanted, (list) => list.replaceChildren(...wanted.map(tile)));
 }
 
-/** While nobody answers nothing is known, whatever was true before. */
+/** Without an answer the state is unknown, even if it was good before. */
 export function showNotKnown() {
   const glance = { state: "not_known", title: "Not known whether money is safe", reasons: [] };
   whenChanged(byId("verdict"), glance, (verdict) => {
     verdict.dataset.state = "not_known";
     setText(byId("state"), glance.title);
-    byId("reasons").replaceChildren(h("li", {}, "The ops plane does not answer. Payments may well go on: look at the data plane."));
+    byId("reasons").replaceChildren(h("li", {}, "The ops plane does not answer. Payments may still succeed: check the data plane."));
     document.title = `No answer · Holdfast`;
     document.querySelector("link[rel=icon]").href = `${ICONS}not_known.svg`;
   });
 }
 
 function reasons(glance) {
-  if (!glance.reasons.length) return [h("li", {}, "No payment in doubt, no promise broken, every component well.")];
+  if (!glance.reasons.length) return [h("li", {}, "No payment in doubt, no promise broken, every component healthy.")];
   return glance.reasons.slice(0, 5).map((reason) =>
     h("li", { "data-level": reason.level }, reason.text, " ",
       h("span", { class: "runbook", title: `docs/runbooks/${reason.runbook}.md` }, reason.runbook)));
@@ -49,7 +49,7 @@ function tiles({ now, budgets, windows }) {
       value: risk.length ? risk.map(([currency, minor]) => money(minor, currency)).join(", ") : isCounted ? "none" : UNKNOWN,
       note: isCounted ? `${count(unknown)} unknown, ${count(sending)} being sent` : "not counted",
       tone: !isCounted ? "none" : unknown || now.queue.needs_review ? "doubt" : "good",
-      tip: "Sum of payments whose money may have moved without our knowing.",
+      tip: "Sum of the payments in doubt: their money may have moved.",
     },
     {
       name: "SLO budget left",
@@ -77,7 +77,7 @@ function tiles({ now, budgets, windows }) {
       value: `${count(now.pool.in_use)} of ${count(now.pool.size)}`,
       note: now.pool.waiting ? `${count(now.pool.waiting)} waiting` : "nobody waits",
       tone: now.pool.waiting ? "bad" : "good",
-      tip: "Connections lent, over all processes.",
+      tip: "Connections checked out, over all processes.",
     },
     {
       name: "Workers",

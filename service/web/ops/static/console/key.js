@@ -1,4 +1,4 @@
-/** The operator's API key: asked for once, kept in this tab, thrown away when it is wrong. */
+/** The operator's API key: entered once, kept in this tab, dropped when it is invalid. */
 import { NoAnswer, call, key, refusal } from "./api.js";
 import { byId, setText } from "./dom.js";
 
@@ -42,18 +42,18 @@ export function startKey(onChange) {
   show();
 }
 
-/** True once there is a key; false when the dialog was left without one. */
+/** True with a key; false when the dialog was closed without one. */
 export function needKey() {
   return key.get() ? Promise.resolve(true) : ask();
 }
 
-/** The key that was kept is no longer taken: say so, and ask again. */
+/** The stored key is no longer valid: show this and open the dialog. */
 export function refuseKey(answer) {
   if (answer.status !== 401 && answer.status !== 403) return false;
   key.forget();
   show();
   ask();
-  setText(wrong, answer.status === 403 ? "That key lacks the scope operator, or platform for what acts on the instance." : "That key is no longer taken.");
+  setText(wrong, answer.status === 403 ? "That key lacks the scope operator, or platform for actions on the instance." : "That key is no longer valid.");
   return true;
 }
 
@@ -67,12 +67,12 @@ function ask() {
 }
 
 async function check(text) {
-  if (!/^[\x21-\x7e]+$/.test(text)) return "That is not an API key: it holds no spaces and only plain letters.";
+  if (!/^[\x21-\x7e]+$/.test(text)) return "That is not an API key: a key has only plain letters, without spaces.";
   try {
     const answer = await call("GET", "/console/operator", { operator: text });
     if (answer.ok) return null;
-    if (answer.status === 401) return "That key is not known here, or it was revoked.";
-    if (answer.status === 403) return "That key is good, but it lacks the scope operator.";
+    if (answer.status === 401) return "That key is unknown, or it was revoked.";
+    if (answer.status === 403) return "That key is valid, but it lacks the scope operator.";
     return refusal(answer);
   } catch (error) {
     if (error instanceof NoAnswer) return `The key could not be checked: ${error.message}.`;

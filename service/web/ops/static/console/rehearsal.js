@@ -1,4 +1,4 @@
-/** Simulations and drills as the service runs them: what is on, the banner, stopping, following one. */
+/** Simulations and drills: the current run, the banner, the stop button, and the progress of one. */
 import { NoAnswer, call, refusal } from "./api.js";
 import { byId, h, whenChanged } from "./dom.js";
 import { RunCard } from "./evidence.js";
@@ -14,7 +14,7 @@ export function startRehearsals(onChange) {
   told = onChange;
 }
 
-/** What the service says about itself with each state: whether there are rehearsals at all. */
+/** The service reports in each state whether simulations and drills are enabled. */
 export function setRehearsals(has) {
   if (has === isOn && timer) return;
   isOn = has;
@@ -25,13 +25,13 @@ export function setRehearsals(has) {
   else told({ isOn, running: null, drillsChanged: true });
 }
 
-/** Start one; resolves when it was taken or refused. */
+/** Start one; resolves when it was accepted or refused. */
 export async function start(path, body, title) {
   if (!(await needKey())) return;
-  tell("run", title, "Asking the service to begin.");
+  tell("run", title, "Starting.");
   try {
     const answer = await call("POST", path, { body });
-    if (refuseKey(answer)) return tell("run", title, "It was not begun: the key was refused.", "bad");
+    if (refuseKey(answer)) return tell("run", title, "Not started: the key was refused.", "bad");
     if (!answer.ok) return tell("run", title, refusal(answer), "bad");
     if (answer.body.status === "ended") return show(answer.body);
     show(answer.body);
@@ -49,7 +49,7 @@ export async function stopEverything() {
     if (!refuseKey(answer) && !answer.ok) tell("run", "Stop everything", refusal(answer), "bad");
   } catch (error) {
     if (!(error instanceof NoAnswer)) throw error;
-    tell("run", "Stop everything", `No answer: ${error.message}. The fault ends by itself at its time.`, "bad");
+    tell("run", "Stop everything", `No answer: ${error.message}. The fault ends automatically at its time.`, "bad");
   }
   await look();
 }
@@ -103,7 +103,7 @@ function drawBanner({ running: run, lever, links }) {
     banner.hidden = !run && !faults.length && !lever?.engaged;
     if (banner.hidden) return banner.replaceChildren();
     const what = run ? `${run.kind === "drill" ? "Drill" : "Simulation"} running: ${run.title ?? run.name} (${run.phase}, scope ${run.scope}).`
-      : faults.length ? "A fault is on the links." : `Rehearsals are blocked: ${lever.reason ?? "no reason given"}.`;
+      : faults.length ? "A fault is on the links." : `Faults are blocked: ${lever.reason ?? "no reason given"}.`;
     const links = faults.map(([name, link]) => ` ${name}: ${words(link.mode)}.`).join("");
     banner.replaceChildren(h("span", {}, h("strong", {}, what), links),
       run || faults.length ? h("button", { type: "button", class: "danger", id: "stop-all", onclick: stopEverything }, "Stop everything") : null);

@@ -16,7 +16,7 @@ export function showHealth(health) {
   const checks = Object.entries(health.checks).map(([name, [check]]) => ({ name, ...check, time: null }));
   keyedRows(byId("health"), checks, (check) => check.name, (check) =>
     h("tr", {},
-      h("th", { scope: "row" }, check.name, check.critical ? h("span", { class: "soft", title: "Without it nothing is accepted" }, " critical") : null),
+      h("th", { scope: "row" }, check.name, check.critical ? h("span", { class: "soft", title: "Payments need it" }, " critical") : null),
       h("td", {}, chip(check.status)),
       h("td", {}, since(check.since)),
       h("td", { class: "number" }, ms(check.latency_ms)),
@@ -30,7 +30,7 @@ function history(changes) {
     changes.slice(-12).map((change) => h("i", { "data-tone": TONES[change.status] })));
 }
 
-/** The incident's three are always told; the others where there was one. */
+/** The incident's three errors are always shown; others only after they occurred. */
 export function showErrors(windows) {
   const spans = ["1m", "5m", "1h"].map((name) => categories(windows[name].errors));
   const names = Object.keys(spans[2]).filter((name) => ALWAYS.has(name) || spans.some((span) => span[name]));
@@ -103,7 +103,7 @@ function drawPayment(payment) {
 async function togglePayment(payment) {
   if (opened.has(payment.id)) opened.delete(payment.id);
   else {
-    // At most a few stay open, so that a page left alone does not ask for ever more.
+    // At most a few rows stay open, so that an unattended page does not send more and more requests.
     if (opened.size >= 5) opened.delete(opened.keys().next().value);
     opened.set(payment.id, { at: null, events: null });
   }
@@ -123,7 +123,7 @@ async function loadTimeline(payment) {
 }
 
 function ignoreNoAnswer(error) {
-  // The poll that follows tells that nobody answers.
+  // The next poll shows the missing answer.
   if (!(error instanceof NoAnswer)) throw error;
 }
 
