@@ -17,11 +17,17 @@ from service.payments.charge.open_limit import EVERY_S as OPEN_LIMIT_EVERY_S
 from service.payments.charge.open_limit import OpenLimit
 from service.payments.charge.store import RECORD_TIMEOUT_S
 from service.payments.events.deliveries import Deliverer
+from service.payments.leases.run_all import (
+    Item,
+    RunAll,
+)
 from service.payments.movements.model import Movement
 from service.payments.movements.store import MovementStore
 from service.payments.retention import Retention
 from service.payments.settling.figures import OpenFigures
-from service.payments.settling.forward import Forwarder, Item, RunAll
+from service.payments.settling.forward import (
+    Forwarder,
+)
 from service.payments.settling.invariant_checks import InvariantChecks
 from service.payments.settling.late import LateFacts
 from service.payments.settling.late_store import LateCheck, LateStore

@@ -161,7 +161,9 @@ def _resolve(
 
 
 def _find(store: PaymentStore, merchant_id: UUID, arguments: argparse.Namespace) -> Payment:
-    from service.payments.charge.model import parse_id
+    from service.ids import (
+        parse_id,
+    )
 
     payment_id = parse_id(arguments.payment, "pay_")
     payment = store.get(merchant_id, payment_id, local.soon()) if payment_id else None

@@ -16,7 +16,9 @@ from uuid import UUID
 from service.database.pool.pool import Checkout, ConnectionPool, Statement
 from service.database.pool.statements import Params, Row, is_collision
 from service.errors import DatabaseUnavailable
-from service.payments.charge.model import new_id
+from service.ids import (
+    new_id,
+)
 from service.resilience.deadline import Deadline
 
 T = TypeVar("T")

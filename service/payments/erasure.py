@@ -12,8 +12,13 @@ from typing import Any, Literal
 from uuid import UUID
 
 from service.database.pool.pool import Checkout, ConnectionPool, Statement
+from service.ids import (
+    payment_id_text,
+)
 from service.payments.audit import Actor, Entry, in_transaction, write
-from service.payments.charge.model import TERMINAL, payment_id_text
+from service.payments.charge.model import (
+    TERMINAL,
+)
 from service.resilience.deadline import Deadline
 
 # Payments in a transaction: each has a few events, and a lock on all of them for a moment.

@@ -8,8 +8,14 @@ from typing import Any
 from uuid import UUID
 
 from service.database.pool.pool import ConnectionPool
+from service.ids import (
+    payment_id_text,
+)
 from service.lab.drills.load import AMOUNT_MINOR, CURRENCY, Call
-from service.payments.charge.model import TERMINAL, Status, payment_id_text
+from service.payments.charge.model import (
+    TERMINAL,
+    Status,
+)
 from service.payments.settling.invariants import try_invariants
 from service.providers.base import OutcomeKind, ProviderCharge
 from service.resilience.deadline import Deadline

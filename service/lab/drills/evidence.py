@@ -6,12 +6,14 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from service.ids import (
+    payment_id_text,
+)
 from service.lab.drills.books import Charges, Row
 from service.lab.drills.expectations import Samples
 from service.lab.drills.load import Call
 from service.lab.drills.targets import LogTail
 from service.observability.metrics.catalogue import NAMESPACE
-from service.payments.charge.model import payment_id_text
 
 # Enough to read; the counts beside the events are complete.
 EVENTS_MAX = 40

@@ -11,11 +11,13 @@ from uuid import UUID
 import requests
 
 from service.database.direct import Unreachable
+from service.ids import (
+    parse_id,
+)
 from service.lab.drills.load import AMOUNT_MINOR, ANSWER_TIMEOUT_S, CURRENCY, Call
 from service.lab.drills.losses import LocalDatabase, Losses
 from service.lab.drills.run import Run
 from service.lab.drills.sandbox import Sandbox
-from service.payments.charge.model import parse_id
 
 # More than half of the payment: the provider itself would refuse to refund it twice.
 MOVED_MINOR = AMOUNT_MINOR

@@ -9,9 +9,11 @@ from typing import Any
 from uuid import UUID
 
 from service.database.pool.pool import ConnectionPool, Statement
+from service.ids import (
+    new_id,
+)
 from service.payments import audit
 from service.payments.audit import Actor, AuditLog, Entry
-from service.payments.charge.model import new_id
 from service.payments.merchants import DRILL_MERCHANT_ID
 from service.resilience.deadline import Deadline
 

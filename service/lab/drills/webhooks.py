@@ -12,8 +12,10 @@ from uuid import uuid4
 
 import requests
 
+from service.ids import (
+    payment_id_text,
+)
 from service.lab.drills.books import Row
-from service.payments.charge.model import payment_id_text
 from service.payments.merchants import DRILL_MERCHANT_ID
 from service.resilience.deadline import Deadline
 

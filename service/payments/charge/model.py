@@ -11,8 +11,7 @@ from enum import StrEnum
 from typing import Any, Literal
 from uuid import UUID
 
-from uuid_utils.compat import uuid7
-
+from service.ids import payment_id_text
 from service.payments.charge.provider_keys import provider_key
 from service.providers.base import KEY_USED, Outcome, OutcomeKind, Stage
 
@@ -258,30 +257,6 @@ class Event:
     type: str
     detail: Mapping[str, Any]
     created_at: datetime
-
-
-def new_id() -> UUID:
-    """A version 7 UUID (RFC 9562): made by us, ordered by time."""
-    return uuid7()
-
-
-def payment_id_text(payment_id: UUID) -> str:
-    return f"pay_{payment_id.hex}"
-
-
-def event_id_text(event_id: UUID) -> str:
-    return f"evt_{event_id.hex}"
-
-
-def parse_id(text: str, prefix: str) -> UUID | None:
-    """The UUID behind `pay_…`, `evt_…`; None for anything that we cannot have made."""
-    digits = text.removeprefix(prefix)
-    if len(digits) != 32 or len(text) != 32 + len(prefix) or not set(digits) <= _HEX:
-        return None
-    return UUID(hex=digits)
-
-
-_HEX = frozenset("0123456789abcdef")
 
 
 def fingerprint(method: str, route: str, body: Mapping[str, Any]) -> bytes:

@@ -19,6 +19,9 @@ import psycopg2
 from service.database.pool.pool import Checkout, ConnectionPool, Statement
 from service.database.pool.statements import UNWRITABLE, refused_by
 from service.errors import AcceptanceUnknown, DatabaseUnavailable, KeyInFlight, KeyReused
+from service.ids import (
+    new_id,
+)
 from service.observability.metrics import catalogue as metrics
 from service.payments import audit
 from service.payments.audit import Actor, Entry
@@ -30,7 +33,6 @@ from service.payments.charge.model import (
     Payment,
     Status,
     fact_status,
-    new_id,
     sources_of,
 )
 from service.payments.charge.provider_keys import key_digest

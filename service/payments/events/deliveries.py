@@ -16,11 +16,17 @@ from typing import Any
 from uuid import UUID
 
 from service.database.pool.pool import ConnectionPool, Statement
+from service.ids import (
+    event_id_text,
+    new_id,
+    payment_id_text,
+)
 from service.observability.metrics import catalogue as metrics
-from service.payments.charge.model import event_id_text, new_id, payment_id_text
 from service.payments.events.endpoints import endpoint_id_text
 from service.payments.leases.fair_share import NO_OWNER, Due, FairShare
-from service.payments.settling.forward import RunAll
+from service.payments.leases.run_all import (
+    RunAll,
+)
 from service.providers.http.transport import TransportError
 from service.providers.http.webhook_sender import Receipt, WebhookSender
 from service.resilience.deadline import Deadline

@@ -12,9 +12,12 @@ from uuid import UUID
 
 from service.database.pool.pool import Checkout, ConnectionPool, Statement
 from service.errors import WrongState
+from service.ids import (
+    event_id_text,
+    new_id,
+)
 from service.payments import audit
 from service.payments.audit import Actor, Entry
-from service.payments.charge.model import event_id_text, new_id
 from service.payments.events.outbox import TOLD
 from service.resilience.deadline import Deadline
 

@@ -28,10 +28,17 @@ from service.errors import (
     ValidationFailed,
     WrongState,
 )
+from service.ids import (
+    new_id,
+)
 from service.observability.metrics import catalogue as metrics
 from service.payments import audit
 from service.payments.audit import Actor, Entry
-from service.payments.charge.model import Payment, Status, new_id, sources_of
+from service.payments.charge.model import (
+    Payment,
+    Status,
+    sources_of,
+)
 from service.payments.charge.steps import attempts_json, detail_json, next_attempt
 from service.payments.charge.store import RECORD_TIMEOUT_S, payment_of
 from service.payments.leases.due_rows import pick_due

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Protocol, TypeVar
 
 from service.errors import Busy
+from service.ids import (
+    parse_id,
+)
 from service.observability.metrics import catalogue as metrics
 from service.payments.charge.handler import PaymentHandler
-from service.payments.charge.model import Payment, Status, parse_id
+from service.payments.charge.model import (
+    Payment,
+    Status,
+)
 from service.payments.charge.store import PaymentStore
+from service.payments.leases.run_all import RunAll
 from service.payments.settling.parking import park
 from service.payments.settling.provider_books import ProviderBooks
 from service.payments.settling.reconcile import OTHERS_AGAIN_S, REFUSED_AGAIN_S
@@ -28,15 +34,6 @@ FIRST_BATCH = 2
 NEVER_LEASED = 1
 # What expired, and may have been charged before our rows were rolled back, waits for the books.
 EXPIRED_AGAIN_S = 5.0
-
-
-Item = TypeVar("Item")
-
-
-class RunAll(Protocol):
-    """Runs a call for each payment (or other item), side by side, and gives back the results in any order."""
-
-    def __call__(self, call: Callable[[Item], bool], payments: Iterable[Item]) -> list[bool]: ...
 
 
 class Forwarder:

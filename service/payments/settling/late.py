@@ -10,9 +10,16 @@ import logging
 from uuid import UUID
 
 from service.errors import Busy
+from service.ids import (
+    new_id,
+    parse_id,
+)
 from service.observability.metrics import catalogue as metrics
 from service.payments.charge.handler import charge_of
-from service.payments.charge.model import Payment, Status, new_id, parse_id
+from service.payments.charge.model import (
+    Payment,
+    Status,
+)
 from service.payments.charge.store import PaymentStore
 from service.payments.movements.model import REFUND_PREFIX, Movement
 from service.payments.movements.store import MovementStore

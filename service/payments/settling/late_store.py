@@ -13,7 +13,13 @@ import psycopg2
 import psycopg2.errors
 
 from service.database.pool.pool import ConnectionPool, Statement
-from service.payments.charge.model import Payment, Status, new_id
+from service.ids import (
+    new_id,
+)
+from service.payments.charge.model import (
+    Payment,
+    Status,
+)
 from service.payments.charge.steps import detail_json
 from service.payments.charge.store import payment_of
 from service.payments.movements.model import Movement, MovementStatus

@@ -14,8 +14,15 @@ from typing import Literal
 from uuid import UUID
 
 from service.errors import Busy, ProviderUnavailable
+from service.ids import (
+    parse_id,
+)
 from service.observability.metrics import catalogue as metrics
-from service.payments.charge.model import Payment, Status, fact_status, parse_id
+from service.payments.charge.model import (
+    Payment,
+    Status,
+    fact_status,
+)
 from service.payments.charge.store import PaymentStore
 from service.payments.movements.model import REFUND_PREFIX
 from service.payments.settling.late import LateFacts, ids_of, parse_ids

@@ -11,7 +11,9 @@ from flask import Blueprint, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from service.errors import NotFound, ValidationFailed, WrongState
-from service.payments.charge.model import parse_id
+from service.ids import (
+    parse_id,
+)
 from service.payments.events.endpoints import Endpoint, EndpointStore, endpoint_id_text
 from service.payments.events.outbox import TOLD
 from service.web.api.payments import json_answer

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from flask import Blueprint, Response
 
-from service.payments.charge.model import parse_id
+from service.ids import (
+    parse_id,
+)
 from service.payments.events.feed import EventFeed
 from service.web.api.movement_schemas import EventPage, EventQuery, present_feed_event
 from service.web.api.payments import json_answer

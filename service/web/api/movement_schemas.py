@@ -7,10 +7,24 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.payments.charge.model import Payment, payment_id_text
+from service.ids import (
+    payment_id_text,
+)
+from service.payments.charge.model import (
+    Payment,
+)
 from service.payments.events.feed import FeedEvent
 from service.payments.movements.model import Movement, MovementStatus
-from service.web.api.schemas import PLAIN, AmountMinor, Attempt, Decline, StepDetail, shown_time
+from service.web.api.schemas import (
+    PLAIN,
+    AmountMinor,
+    Attempt,
+    StepDetail,
+    shown_time,
+)
+from service.web.http.problem_schemas import (
+    Decline,
+)
 
 RefundStatus = Literal[
     "queued", "processing", "pending", "succeeded", "declined", "unknown", "needs_review"

@@ -9,8 +9,14 @@ from flask import Response
 from pydantic import BaseModel
 
 from service.errors import KeyInFlight, KeyReused, NotFound
+from service.ids import (
+    parse_id,
+)
 from service.observability.metrics import catalogue as metrics
-from service.payments.charge.model import Payment, fingerprint, parse_id
+from service.payments.charge.model import (
+    Payment,
+    fingerprint,
+)
 from service.payments.movements.handler import MovementHandler
 from service.payments.movements.model import Kind, Movement, MovementRequest, MovementStatus
 from service.resilience.deadline import Deadline

@@ -9,7 +9,13 @@ from flask import Blueprint, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from service.errors import NotFound, WrongState
-from service.payments.charge.model import Payment, Status, parse_id
+from service.ids import (
+    parse_id,
+)
+from service.payments.charge.model import (
+    Payment,
+    Status,
+)
 from service.payments.charge.store import PaymentStore
 from service.payments.movements.store import MovementStore
 from service.payments.settling.late_store import LateStore

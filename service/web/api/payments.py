@@ -12,6 +12,9 @@ from uuid import UUID
 from flask import Blueprint, Response, request
 
 from service.errors import KeyInFlight, KeyReused, NotFound, RateLimited
+from service.ids import (
+    parse_id,
+)
 from service.observability.metrics import catalogue as metrics
 from service.payments.charge.handler import PaymentHandler
 from service.payments.charge.model import (
@@ -20,7 +23,6 @@ from service.payments.charge.model import (
     Payment,
     Status,
     fingerprint,
-    parse_id,
 )
 from service.payments.charge.store import PaymentStore
 from service.payments.settling.late_store import Dispute, LateStore

@@ -7,7 +7,9 @@ from uuid import UUID
 from flask import Blueprint, Response
 
 from service.errors import NotFound
-from service.payments.charge.model import parse_id
+from service.ids import (
+    parse_id,
+)
 from service.payments.charge.store import PaymentStore
 from service.payments.movements.handler import MovementHandler
 from service.payments.movements.model import REFUND_PREFIX, Kind

@@ -14,13 +14,13 @@ from pydantic import (
     ConfigDict,
     Field,
     WithJsonSchema,
-    model_validator,
 )
 
 from service.payments.charge.model import UNSETTLED as UNSETTLED
 from service.payments.charge.model import Event, Payment, Status
 from service.payments.settling.late_store import Dispute
 from service.providers.base import PayerAction
+from service.web.http.problem_schemas import Decline
 
 # Twelve digits: the providers' maximum, and far inside a bigint even as the sum of a year.
 MAX_AMOUNT_MINOR = 999_999_999_999
@@ -227,20 +227,6 @@ class PaymentQuery(BaseModel):
         return [status for status in Status if shown_status(status) == self.status]
 
 
-class Decline(BaseModel):
-    """The provider's reason for a refusal; `code` is the provider's own."""
-
-    code: str
-    message: str
-    type: Annotated[
-        Literal["card", "request"] | None,
-        Field(description="`request`: the provider refused the request itself and asked no bank."),
-    ] = None
-    field: Annotated[
-        str | None, Field(description="Your field that the provider refused, if it named one.")
-    ] = None
-
-
 class Attempt(BaseModel):
     """One call to the provider."""
 
@@ -383,38 +369,6 @@ class Timeline(BaseModel):
     """Every step of a payment, oldest first."""
 
     data: list[TimelineEvent]
-
-
-class WrongField(BaseModel):
-    """A field that was refused; its value is never shown."""
-
-    field: str
-    reason: str
-
-
-class Problem(BaseModel):
-    """RFC 9457, with two facts for a payment's caller: whether the same key is safe, and the stage."""
-
-    type: str
-    title: str
-    status: int
-    detail: str
-    instance: str
-    code: str
-    retry_safe: Annotated[
-        bool, Field(description="True: not accepted; send it again with the same key.")
-    ]
-    stage: Literal["not_sent", "sent_unknown", "answered"]
-    payment_id: str | None
-    request_id: str
-    fields: list[WrongField] | None = None
-    decline: Decline | None = None
-
-    @model_validator(mode="after")
-    def _is_refusal(self) -> Problem:
-        if self.status < 400:
-            raise ValueError("a problem has an error's status")
-        return self
 
 
 class Received(BaseModel):

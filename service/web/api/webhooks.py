@@ -16,8 +16,10 @@ from pydantic import BaseModel, Field
 from pydantic_core import from_json
 
 from service.errors import NotFound, SignatureInvalid
+from service.ids import (
+    parse_id,
+)
 from service.observability.metrics import catalogue as metrics
-from service.payments.charge.model import parse_id
 from service.payments.settling.store import SettlingStore
 from service.web.api.schemas import Received
 from service.web.http.bodies import read_body

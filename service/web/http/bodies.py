@@ -11,7 +11,9 @@ from pydantic import BaseModel, ValidationError
 
 from service.errors import BodyTooLarge, CardDataRefused, InvalidJson, ValidationFailed
 from service.observability.card_numbers import holds_card_number
-from service.web.server.framing import MAX_BODY_BYTES
+from service.web.http.header_rules import (
+    MAX_BODY_BYTES,
+)
 
 # The deepest request of the contract has two levels; callers must not fill the parser's stack.
 MAX_DEPTH = 8

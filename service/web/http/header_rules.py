@@ -6,6 +6,7 @@ import re
 import string
 from dataclasses import dataclass
 
+MAX_BODY_BYTES = 64 * 1024
 MAX_LINE_BYTES = 4094
 MAX_FIELDS = 64
 MAX_FIELD_BYTES = 8190

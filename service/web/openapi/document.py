@@ -10,8 +10,10 @@ from flask import Blueprint, Flask, Response, current_app, render_template
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from service.web.api.schemas import Problem
 from service.web.http import problems
+from service.web.http.problem_schemas import (
+    Problem,
+)
 from service.web.openapi.examples import command
 from service.web.openapi.operation import IDEMPOTENCY_KEY, JSON, TIMEOUT, Operation, documented
 from service.web.openapi.responses import HEADERS_OUT, REF, answers_of, reference

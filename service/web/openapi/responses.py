@@ -6,8 +6,10 @@ from typing import Any, get_args
 
 from pydantic import BaseModel
 
-from service.web.api.schemas import Problem
 from service.web.http import problems
+from service.web.http.problem_schemas import (
+    Problem,
+)
 from service.web.openapi.operation import IDEMPOTENCY_KEY, Operation
 
 REF = "#/components/schemas/{model}"

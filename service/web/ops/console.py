@@ -13,10 +13,15 @@ from uuid import uuid4
 from flask import Blueprint, Response, jsonify, render_template, request
 
 from service.errors import NotFound, WrongState
+from service.ids import (
+    parse_id,
+)
 from service.observability.health.checks import HealthChecks
 from service.observability.metrics.statistics import Statistics, describe_now
 from service.observability.metrics.window import Window
-from service.payments.charge.model import Payment, parse_id
+from service.payments.charge.model import (
+    Payment,
+)
 from service.payments.charge.store import PaymentStore
 from service.payments.merchants import ALL_SCOPES, PLATFORM
 from service.web.api.schemas import Timeline, present, present_event

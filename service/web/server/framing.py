@@ -9,10 +9,9 @@ from __future__ import annotations
 import re
 from enum import Enum, auto
 
-from service.web.http.header_rules import Head, Malformed, check_trailer, read_head
+from service.web.http.header_rules import MAX_BODY_BYTES, Head, Malformed, check_trailer, read_head
 
 MAX_HEAD_BYTES = 32 * 1024
-MAX_BODY_BYTES = 64 * 1024
 # Stripe names no limit for events that it sends by webhook; those that it sends by EventBridge end
 # at 256 KiB. Only malicious requests exceed four times that size.
 MAX_EVENT_BYTES = 1024 * 1024

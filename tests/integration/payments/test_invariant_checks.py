@@ -12,8 +12,10 @@ import pytest
 
 from service.database.direct import cursor_to
 from service.database.pool.pool import ConnectionPool, Statement
+from service.ids import (
+    new_id,
+)
 from service.observability.metrics import catalogue as metrics
-from service.payments.charge.model import new_id
 from service.payments.settling import invariants
 from service.payments.settling.invariant_checks import InvariantChecks
 from service.payments.settling.invariants import (

@@ -10,8 +10,14 @@ from uuid import uuid4
 import pytest
 
 from service.database.pool.pool import ConnectionPool, Statement
+from service.ids import (
+    new_id,
+)
 from service.payments.charge.handler import charge_of
-from service.payments.charge.model import Payment, Status, new_id
+from service.payments.charge.model import (
+    Payment,
+    Status,
+)
 from service.payments.movements.model import MovementStatus
 from service.payments.settling.invariants import check_invariants
 from service.providers.base import Refund

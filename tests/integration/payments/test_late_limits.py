@@ -9,8 +9,10 @@ from uuid import uuid4
 import pytest
 
 from service.database.pool.pool import Statement
+from service.ids import (
+    new_id,
+)
 from service.observability.metrics import catalogue as metrics
-from service.payments.charge.model import new_id
 from service.payments.movements.model import MovementStatus
 from service.payments.settling.invariants import check_invariants
 from service.payments.settling.late import CHECK_TRIES, NEVER_ANSWERED, PENDING_AGAIN_S, RARE_TRIES

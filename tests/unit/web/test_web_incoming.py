@@ -10,9 +10,11 @@ from gunicorn.http.parser import RequestParser
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.web.http.header_rules import STAND_ONCE
-from service.web.server.framing import (
+from service.web.http.header_rules import (
     MAX_BODY_BYTES,
+    STAND_ONCE,
+)
+from service.web.server.framing import (
     MAX_EVENT_BYTES,
     MAX_HEAD_BYTES,
     Arrival,

@@ -11,7 +11,14 @@ from flask import Flask
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
-from service.web.api.schemas import PaymentDocument, PaymentPage, Problem, Timeline
+from service.web.api.schemas import (
+    PaymentDocument,
+    PaymentPage,
+    Timeline,
+)
+from service.web.http.problem_schemas import (
+    Problem,
+)
 from service.web.http.request_scope import ARRIVED_S
 from tests.integration.web.api.conftest import PAYMENT
 from tests.support.providers.booked_provider import BookedProvider, declined, unknown

@@ -12,7 +12,12 @@ from werkzeug.test import TestResponse
 
 from service.providers.base import Decline, Outcome, OutcomeKind, Stage
 from service.providers.stripe.currencies import STRIPE_AMOUNTS
-from service.web.api.schemas import MAX_METADATA_ENTRIES, Problem
+from service.web.api.schemas import (
+    MAX_METADATA_ENTRIES,
+)
+from service.web.http.problem_schemas import (
+    Problem,
+)
 from tests.support.providers.booked_provider import BookedProvider
 
 Ask = Callable[..., TestResponse]

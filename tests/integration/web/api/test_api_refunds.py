@@ -11,7 +11,12 @@ from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
 from service.web.api.movement_schemas import EventPage, RefundDocument, RefundPage
-from service.web.api.schemas import PaymentDocument, Problem
+from service.web.api.schemas import (
+    PaymentDocument,
+)
+from service.web.http.problem_schemas import (
+    Problem,
+)
 from tests.support.providers.booked_provider import BookedProvider, declined, refused, unknown
 
 Ask = Callable[..., TestResponse]

@@ -15,8 +15,10 @@ from werkzeug.test import TestResponse
 
 from service.app.parts import create_app
 from service.settings import Settings
-from service.web.api.schemas import Problem
 from service.web.http import request_scope
+from service.web.http.problem_schemas import (
+    Problem,
+)
 from service.web.http.problems import register_problems
 from service.web.http.request_scope import ARRIVED_S
 from tests.integration.web.api.conftest import PAYMENT
