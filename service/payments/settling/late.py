@@ -27,9 +27,9 @@ from service.payments.settling.late_facts import (
     LATE_MOVES,
     RESTING,
     contradicts,
-    is_ours,
     late_target,
     released_with_capture,
+    row_of,
 )
 from service.payments.settling.late_store import AlreadyKnown, Contradiction, LateCheck, LateStore
 from service.payments.settling.parking import park
@@ -254,7 +254,7 @@ class LateFacts:
         may_make_room = any(not movement.has_ended for movement in known)
         has_room, is_pending = True, False
         for refund in found:
-            movement = next((one for one in known if is_ours(refund, one)), None)
+            movement = row_of(refund, known)
             if movement is not None:
                 is_written = self._compare_refund(payment, movement, refund, deadline)
             elif refund.provider_ref == release or refund.kind is OutcomeKind.DECLINED:

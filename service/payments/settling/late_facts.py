@@ -6,7 +6,7 @@ each move writes an event, so that merchants are told.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from service.payments.charge.model import Status
 from service.payments.movements.model import Movement, MovementStatus
@@ -79,10 +79,20 @@ def late_sources(target: Status) -> list[str]:
     return [source.value for source, targets in LATE_MOVES.items() if target in targets]
 
 
-def is_ours(found: ProviderRefund, movement: Movement) -> bool:
-    """Whether the provider's refund is this row: by its reference, else by the metadata that we give along."""
-    if movement.provider_ref is not None:
-        return movement.provider_ref == found.provider_ref
+def row_of(found: ProviderRefund, known: Sequence[Movement]) -> Movement | None:
+    """The row that the provider's refund is, of a payment's `known` ones; None: none of them.
+
+    The row that holds its reference, whichever row its metadata names. Without such a row the
+    metadata tells: a row that keeps its key comes before one that was withdrawn and freed it,
+    because a retry under the key adopts what the withdrawn call has left behind.
+    """
+    holder = next((one for one in known if one.provider_ref == found.provider_ref), None)
+    named = [one for one in known if one.provider_ref is None and _is_named(found, one)]
+    named.sort(key=lambda movement: movement.withdrawn)
+    return holder or next(iter(named), None)
+
+
+def _is_named(found: ProviderRefund, movement: Movement) -> bool:
     has_our_key = found.key_digest is not None and found.key_digest == movement.key_digest
     return has_our_key or found.refund_id == movement.id
 

@@ -28,14 +28,15 @@ APPLY_HINTS = Statement(
         ORDER BY due_at LIMIT %(limit)s::integer
         FOR UPDATE SKIP LOCKED
     ), named AS (
-        -- A payment that was lost gave its charge to the retry that adopted it. Both shapes of charge
+        -- The row that holds the charge comes first: a payment that was lost, or that ended before its
+        -- call was executed, gave its charge to the retry that adopted it. Both shapes of charge
         -- share an account's events; with the provider the index finds the reference.
         SELECT h.provider, h.event_id, h.type, h.merchant_id, coalesce(
             (SELECT p.payment_id FROM payments p
-             WHERE p.merchant_id = h.merchant_id AND p.payment_id = h.payment_id),
-            (SELECT p.payment_id FROM payments p
              WHERE p.merchant_id = h.merchant_id AND p.provider_ref = h.provider_ref
-               AND p.provider = ANY(ARRAY[h.provider, h.provider || '_charges']) LIMIT 1)
+               AND p.provider = ANY(ARRAY[h.provider, h.provider || '_charges']) LIMIT 1),
+            (SELECT p.payment_id FROM payments p
+             WHERE p.merchant_id = h.merchant_id AND p.payment_id = h.payment_id)
         ) AS payment_id
         FROM hint h
     ), known AS (
@@ -135,12 +136,27 @@ PAYMENTS = Statement(
     """,
 )
 
-BY_REFERENCE = Statement(
-    "late_by_reference",
+# The row that a charge belongs to, whichever row its metadata names: by its reference, else the row
+# of the same client key whose call is under way and has not noted a reference yet. Read only for a
+# charge that the row it names does not hold. Few rows are open; those come last.
+HOLDER = Statement(
+    "late_holder",
     f"""
+    WITH held AS (
+        SELECT payment_id FROM payments
+        WHERE merchant_id = %(merchant_id)s::uuid AND provider = %(provider)s::text
+          AND provider_ref = %(provider_ref)s::text AND key_digest = %(key_digest)s::text
+    ), open AS (
+        SELECT payment_id FROM payments
+        WHERE merchant_id = %(merchant_id)s::uuid AND provider = %(provider)s::text
+          AND status = ANY(%(open)s::text[])
+          AND provider_ref IS NULL AND key_digest = %(key_digest)s::text
+          AND NOT EXISTS (SELECT 1 FROM held)
+        LIMIT 1
+    )
     SELECT {COLUMNS} FROM payments p
-    WHERE p.merchant_id = %(merchant_id)s::uuid AND p.provider_ref = %(provider_ref)s::text
-      AND p.provider = coalesce(%(provider)s::text, p.provider)
+    WHERE p.merchant_id = %(merchant_id)s::uuid
+      AND p.payment_id IN (SELECT payment_id FROM held UNION ALL SELECT payment_id FROM open)
     """,
 )
 

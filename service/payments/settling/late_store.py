@@ -13,19 +13,14 @@ import psycopg2
 import psycopg2.errors
 
 from service.database.pool.pool import ConnectionPool, Statement
-from service.ids import (
-    new_id,
-)
-from service.payments.charge.model import (
-    Payment,
-    Status,
-)
+from service.ids import new_id
+from service.payments.charge.model import OPEN, Payment, Status
 from service.payments.charge.steps import detail_json
 from service.payments.charge.store import payment_of
 from service.payments.movements.model import Movement, MovementStatus
 from service.payments.settling import late_statements as statements
 from service.payments.settling.late_facts import LATE, late_sources
-from service.providers.base import Outcome, OutcomeKind
+from service.providers.base import Outcome, OutcomeKind, ProviderCharge
 from service.providers.later import ProviderDispute, ProviderEvent, ProviderRefund
 from service.resilience.deadline import Deadline
 
@@ -151,17 +146,21 @@ class LateStore:
         found = [payment_of(row) for row in rows]
         return {(payment.merchant_id, payment.payment_id): payment for payment in found}
 
-    def by_reference(
-        self, merchant_id: UUID, charge_ref: str, deadline: Deadline
+    def holder(
+        self, merchant_id: UUID, charge: ProviderCharge, provider: str, deadline: Deadline
     ) -> Payment | None:
-        """The payment that has this reference, whatever id the charge's metadata tells: a retry
-        after a lost commit adopts the charge of the row that was lost."""
+        """The payment that this charge belongs to, whatever payment its metadata names: a retry
+        adopts the charge of a row that was lost, or that ended before its call was executed."""
+        if charge.key_digest is None:
+            return None
         rows = self._pool.run(
-            statements.BY_REFERENCE,
+            statements.HOLDER,
             {
                 "merchant_id": str(merchant_id),
-                "provider": self._provider,
-                "provider_ref": charge_ref,
+                "provider": provider,
+                "provider_ref": charge.provider_ref,
+                "key_digest": charge.key_digest,
+                "open": [status.value for status in OPEN - {Status.REQUIRES_CAPTURE}],
             },
             deadline,
         )

@@ -164,8 +164,8 @@ class Sweep:
                 self._compare_stranger(charge, known[0], strangers, deadline)
                 continue
             payment = payments.get(known) if known else None
-            if payment is None and known is not None:
-                payment = self._adopted(charge, known[0], deadline)
+            if known is not None and not _holds(payment, charge) and not _is_paid(payment):
+                payment = self._holder(charge, known[0], deadline) or payment
             self._compare_charge(charge, payment, deadline)
 
     def _compare_stranger(
@@ -183,13 +183,12 @@ class Sweep:
             self._report(charge, "no such merchant here", deadline)
             strangers[merchant_id] = True
 
-    def _adopted(
+    def _holder(
         self, charge: ProviderCharge, merchant_id: UUID, deadline: Deadline
     ) -> Payment | None:
-        """The payment of a retry that adopted this charge after its own row was lost."""
-        found = self._late_store.by_reference(merchant_id, charge.provider_ref, deadline)
-        is_ours = found is not None and charge.key_digest is not None
-        return found if is_ours and found and found.key_digest == charge.key_digest else None
+        """The payment of a retry under the same client key: one charge, two rows, and the charge
+        names the row that was lost or that ended without it."""
+        return self._late_store.holder(merchant_id, charge, self._provider.name, deadline)
 
     def _compare_charge(
         self, charge: ProviderCharge, payment: Payment | None, deadline: Deadline
@@ -283,7 +282,11 @@ class Sweep:
             payment = payments.get(ids) if ids else None
             # Without our metadata only what is made beside the charge can be about one of ours.
             is_possible = ids is not None or event.type in AFTERWARDS
-            if is_possible and is_news(event.type, payment.status if payment else None):
+            # Another row may hold the charge: the inbox finds that row by the reference.
+            is_its_own = payment is not None and payment.provider_ref == event.charge_ref
+            if is_possible and is_news(
+                event.type, payment.status if is_its_own and payment else None
+            ):
                 kept.append((event, ids))
         self._late_store.receive(EVENT_SOURCE, kept, deadline)
 
@@ -296,6 +299,16 @@ def _endless(feed: Feed, progress: Progress) -> ProviderUnavailable:
 def _passed(progress: Progress) -> Progress:
     """A list that this provider does not have holds nothing that could be missed."""
     return Progress(progress.began, progress.began, swept_to=progress.began)
+
+
+def _holds(payment: Payment | None, charge: ProviderCharge) -> bool:
+    return payment is not None and payment.provider_ref == charge.provider_ref
+
+
+def _is_paid(payment: Payment | None) -> bool:
+    """Whether its money came from a charge of its own: a further charge that names it is too much,
+    whichever row holds that."""
+    return payment is not None and payment.status in (Status.SUCCEEDED, Status.REQUIRES_CAPTURE)
 
 
 def _tells_of_money(charge: ProviderCharge) -> bool:
