@@ -17,7 +17,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Run these tests on two workers; return the output."""
     (tmp_path / "pytest.ini").write_text("[pytest]\n")
     (tmp_path / "conftest.py").write_text(
-        "from tests import cluster_template, order_of_work\n"
+        "from tests import order_of_work\n"
+        "from tests.support.stack import cluster_template\n"
         "order_of_work.SILENT_S = 1.0\n"
         "def pytest_configure(config):\n"
         "    if not hasattr(config, 'workerinput'):\n"

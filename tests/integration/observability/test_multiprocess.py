@@ -260,7 +260,7 @@ def test_a_full_disk_costs_the_numbers_and_not_the_process(tmp_path):
     program = (
         "import os, resource\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
-        "from service.observability import metrics, multiprocess\n"
+        "from service.observability.metrics import catalogue as metrics, slots\n"
         "slots.claim('web')\n"
         "metrics.payments_good_total.inc()\n"
         "print(metrics.payments_good_total._value.get())\n"

@@ -23,7 +23,7 @@ PASS, FAIL = Finding("pass"), Finding("fail", "refused")
 
 def run_worker(directory: Path, code: str) -> None:
     """One life of a worker that counts and ends."""
-    program = f"from service.observability import metrics, multiprocess\nmultiprocess.claim('web')\n{code}"
+    program = f"from service.observability.metrics import catalogue as metrics, slots\nslots.claim('web')\n{code}"
     environ = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(directory)}
     subprocess.run([sys.executable, "-c", program], env=environ, check=True, timeout=30)
 
@@ -161,8 +161,8 @@ def test_statistics_tell_what_happened_since_over_all_workers(tmp_path, client, 
 def test_statistics_show_the_gauges_of_living_processes(tmp_path, client):
     program = (
         "import sys\n"
-        "from service.observability import metrics, multiprocess\n"
-        "multiprocess.claim('web')\n"
+        "from service.observability.metrics import catalogue as metrics, slots\n"
+        "slots.claim('web')\n"
         "metrics.db_pool_in_use.set(8); metrics.db_pool_waiting.set(3)\n"
         "metrics.queued_payments.set(5)\n"
         "for state in metrics.BREAKER_STATES:\n"
@@ -190,8 +190,8 @@ def test_statistics_show_the_gauges_of_living_processes(tmp_path, client):
 
 def test_a_scrape_is_answered_while_a_worker_writes(tmp_path, client):
     program = (
-        "from service.observability import metrics, multiprocess\n"
-        "multiprocess.claim('web')\n"
+        "from service.observability.metrics import catalogue as metrics, slots\n"
+        "slots.claim('web')\n"
         "for number in range(20000):\n"
         "    metrics.db_statement_duration_seconds.labels(f's{number % 200}').observe(0.1)\n"
     )
