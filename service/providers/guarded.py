@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import lru_cache, partial
@@ -27,8 +27,10 @@ from service.providers.base import (
     Stage,
 )
 from service.providers.later import (
+    Answered,
     Feed,
     FeedMissing,
+    Item,
     LaterProvider,
     Page,
     ProviderDispute,
@@ -221,6 +223,11 @@ class GuardedProvider:
         """One page of a list; raises Busy where it cannot be read, FeedMissing."""
         return self._read("list", partial(self._provider.page, feed, part), deadline)
 
+    def read_again(self, feed: Feed, provider_ref: str, deadline: Deadline) -> Sequence[Item]:
+        """One object of a list by itself; raises Busy."""
+        send = partial(self._provider.read_again, feed, provider_ref)
+        return self._read("look_up", send, deadline)
+
     def refunds_of(self, charge_ref: str, deadline: Deadline) -> list[ProviderRefund]:
         """All refunds of a charge; raises Busy."""
         return self._read("list", partial(self._provider.refunds_of, charge_ref), deadline)
@@ -247,6 +254,10 @@ class GuardedProvider:
                 except FeedMissing:
                     result = "not_executed"
                     permit.record(failed=False)
+                    raise
+                except Answered:
+                    # A whole answer is a sign of life: payments do not wait for a list's sake.
+                    permit.record(failed=None)
                     raise
                 except Exception:
                     permit.record(failed=True if is_fair else None)

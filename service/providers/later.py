@@ -8,6 +8,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Protocol
 
+from service.errors import ProviderUnavailable
 from service.providers.base import Decline, OutcomeKind, Provider, ProviderCharge
 from service.resilience.deadline import Deadline
 
@@ -73,6 +74,22 @@ Item = ProviderCharge | ProviderRefund | ProviderDispute | ProviderEvent
 
 
 @dataclass(frozen=True, slots=True)
+class Unreadable:
+    """An object of a list that cannot be read as it is, and that may be ours or about ours."""
+
+    feed: Feed
+    # The same each time it is listed: its id, else a digest of all of it.
+    mark: str
+    # None: it has no readable id, so it cannot be asked for by itself.
+    provider_ref: str | None
+    reason: str
+    # From our metadata, where that can be read.
+    payment_id: str | None = None
+    merchant_id: str | None = None
+    key_digest: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Slice:
     """A part of a feed: from `since` to before `until`, in whole seconds, after the item `after`."""
 
@@ -91,6 +108,20 @@ class Page:
     after: str | None
     # The size that the provider could send; smaller than requested where objects are large.
     page_size: int
+    # Objects that were on the page and are not in `items`.
+    unreadable: Sequence[Unreadable] = ()
+
+
+class Answered(ProviderUnavailable):
+    """The provider gave a whole answer that is not what was asked for: it is not down."""
+
+
+class PageUnreadable(Answered):
+    """The provider serves this page or object, and it cannot be read: the next try may meet it again."""
+
+
+class CursorLost(Answered):
+    """The provider does not know any more after which item the slice was to be read on."""
 
 
 class FeedMissing(Exception):
@@ -102,7 +133,12 @@ class LaterProvider(Provider, Protocol):
     answer; that proves nothing."""
 
     def page(self, feed: Feed, part: Slice, deadline: Deadline) -> Page:
-        """One page; raises FeedMissing where the provider does not know the list."""
+        """One page; raises FeedMissing where the provider does not know the list, PageUnreadable
+        and CursorLost where another slice may be had."""
+
+    def read_again(self, feed: Feed, provider_ref: str, deadline: Deadline) -> Sequence[Item]:
+        """One object that could not be read in its list; empty: it is nothing to be compared.
+        Raises PageUnreadable where it still cannot be read."""
 
     def refunds_of(self, charge_ref: str, deadline: Deadline) -> list[ProviderRefund]:
         """All refunds of a charge, made by us or by others."""

@@ -203,7 +203,7 @@ def of_error(answer: Answer, *, provider_ref: str | None = None, is_first: bool 
         provider_ref=provider_ref,
         error=KEY_USED if is_key_used else _error_word(status),
         error_detail=f"status {status} {named}".strip(),
-        retry_after_s=_retry_after_s(answer),
+        retry_after_s=retry_after_s(answer),
         is_replay=is_replay(answer),
     )
 
@@ -268,7 +268,8 @@ def _error_word(status: int) -> str:
     return "garbage"
 
 
-def _retry_after_s(answer: Answer) -> float | None:
+def retry_after_s(answer: Answer) -> float | None:
+    """The pause that the provider asks for, within bounds."""
     asked = answer.headers.get("Retry-After", "")
     # The other form is a date, and our clock may differ from the provider's.
     return min(float(asked), RETRY_AFTER_MAX_S) if re.fullmatch(r"\d{1,9}", asked) else None

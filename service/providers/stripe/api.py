@@ -99,8 +99,11 @@ class StripeApi:
             items = page.get("data")
             if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
                 raise Garbage("a list without its items")
+            if not isinstance(page.get("has_more"), bool) or (page["has_more"] and not items):
+                # Read as whole, it would prove that what it lacks is absent.
+                raise Garbage("a list that does not say where it goes on")
             yield from items
-            if page.get("has_more") is not True or not items:
+            if not page["has_more"]:
                 return
             last = {"starting_after": str(items[-1].get("id"))}
             if last == after:

@@ -117,8 +117,8 @@ class StripeBooks:
         best: Outcome | None = None
         best_of_key: Outcome | None = None
         for found in self._since("look_up", since, deadline):
-            listed = self._of_listed(found)
-            if listed is None or not answers.is_of(found, charge):
+            listed = self._read_for(found, charge)
+            if listed is None:
                 continue
             outcome = self._of_object(found, charge)
             if listed.payment_id == charge.payment_id:
@@ -134,6 +134,16 @@ class StripeBooks:
         if best_of_key is not None and best_of_key.kind in _MAY_HAVE_MOVED:
             return best_of_key
         return best
+
+    def _read_for(self, found: Object, charge: Charge) -> ProviderCharge | None:
+        """The charge where it is this one; raises Garbage where an unreadable object may be it."""
+        try:
+            listed = self._of_listed(found)
+        except Garbage:
+            if answers.is_of(found, charge) or not isinstance(found.get("metadata"), dict):
+                raise
+            return None
+        return listed if listed is not None and answers.is_of(found, charge) else None
 
     def list_since(self, since: datetime, deadline: Deadline) -> Iterator[ProviderCharge]:
         """All charges made since, newest first; raises ProviderUnavailable where a page fails."""

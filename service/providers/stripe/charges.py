@@ -6,13 +6,13 @@ the idempotency key: use it only with an account (or a compatible provider) that
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from functools import partial
 
 from service.providers.base import Charge, Outcome, OutcomeKind, ProviderCharge, Refund, Stage
 from service.providers.http.transport import Answer, Transport
-from service.providers.later import Feed, Page, ProviderDispute, ProviderRefund, Slice
+from service.providers.later import Feed, Item, Page, ProviderDispute, ProviderRefund, Slice
 from service.providers.stripe import answers
 from service.providers.stripe import charge_answers as charges
 from service.providers.stripe import form as stripe_form
@@ -137,6 +137,10 @@ class StripeChargesProvider:
     def page(self, feed: Feed, part: Slice, deadline: Deadline) -> Page:
         """One page of a list, for the sweep; raises ProviderUnavailable, FeedMissing."""
         return self._later.page(feed, part, deadline)
+
+    def read_again(self, feed: Feed, provider_ref: str, deadline: Deadline) -> Sequence[Item]:
+        """One object of a list by its own address; raises ProviderUnavailable."""
+        return self._later.read_again(feed, provider_ref, deadline)
 
     def refunds_of(self, charge_ref: str, deadline: Deadline) -> list[ProviderRefund]:
         """All refunds of a charge, made by us or by others; raises ProviderUnavailable."""

@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any, Literal
 from urllib.parse import urlencode
 
 from service.errors import ProviderUnavailable
-from service.observability.metrics import catalogue as metrics
 from service.providers.base import Decline, OutcomeKind, ProviderCharge
-from service.providers.http.transport import SentUnknown, TransportError
+from service.providers.http.transport import Answer, SentUnknown, TransportError
 from service.providers.later import (
+    Answered,
+    CursorLost,
     Feed,
     FeedMissing,
     Item,
     Page,
+    PageUnreadable,
     ProviderDispute,
     ProviderEvent,
     ProviderRefund,
     Slice,
+    Unreadable,
 )
 from service.providers.stripe import answers
 from service.providers.stripe.answers import Garbage, Object
@@ -44,6 +49,7 @@ EVENT_TYPES = (
     *("charge.dispute.created", "charge.dispute.updated", "charge.dispute.closed"),
     *("charge.dispute.funds_reinstated", "charge.dispute.funds_withdrawn"),
 )
+_OUR_MARKS = frozenset({"payment_id", "merchant_id", "key_digest"})
 # Of one charge; Stripe itself allows fewer refunds than that.
 _MOST_OF_ONE = 1000
 
@@ -74,12 +80,7 @@ class StripeLater:
 
     def page(self, feed: Feed, part: Slice, deadline: Deadline) -> Page:
         """One page of a feed; raises ProviderUnavailable, FeedMissing."""
-        path, of_item, more = {
-            Feed.CHARGES: (self._path, self._of_listed, []),
-            Feed.REFUNDS: (REFUNDS, self._refund, []),
-            Feed.DISPUTES: (DISPUTES, self._dispute, []),
-            Feed.EVENTS: (EVENTS, self._event, [("types[]", name) for name in EVENT_TYPES]),
-        }[feed]
+        path, of_item, more = self._list(feed)
         query = [
             ("created[gte]", str(int(part.since.timestamp()))),
             ("created[lt]", str(int(part.until.timestamp()))),
@@ -88,10 +89,51 @@ class StripeLater:
         if part.after is not None:
             query.append(("starting_after", part.after))
         with _read():
-            found, size = self._fetch(path, query, part.page_size, deadline)
-            items, after = _items_of(found, part.after)
-            read = [item for one in items if (item := _readable(feed, of_item, one)) is not None]
-        return Page(read, after, size)
+            answer, size = self._fetch(path, query, part.page_size, deadline)
+        if answer.status != 200:
+            raise _refusal(answer, feed, is_first=part.after is None)
+        try:
+            objects, after = _objects_of(answers.parse(answer), part.after)
+        except Garbage as error:
+            raise _unreadable_page(feed, str(error)) from error
+        items: list[Item] = []
+        unreadable: list[Unreadable] = []
+        for found in objects:
+            read = _reading(feed, of_item, found)
+            if isinstance(read, Unreadable):
+                unreadable.append(read)
+            elif read is not None:
+                items.append(read)
+        return Page(items, after, size, unreadable)
+
+    def read_again(self, feed: Feed, provider_ref: str, deadline: Deadline) -> Sequence[Item]:
+        """One object by its own address; raises ProviderUnavailable."""
+        if not answers.is_reference(provider_ref):
+            raise PageUnreadable("The object has no readable id.")
+        path, of_item, _ = self._list(feed)
+        with _read():
+            answer = self._api.get("look_up", f"{path}/{provider_ref}", deadline)
+        if answer.status != 200:
+            # Listed, and unknown by its own address: that is no proof that it moved nothing.
+            raise _refusal(answer, feed, is_first=False)
+        try:
+            item = of_item(answers.parse(answer))
+        except Garbage as error:
+            raise PageUnreadable("The object cannot be read.") from error
+        return [] if item is None else [item]
+
+    def _list(
+        self, feed: Feed
+    ) -> tuple[str, Callable[[Object], Item | None], list[tuple[str, str]]]:
+        """The path of a feed, the reading of one of its objects, and what its query adds."""
+        types = [("types[]", name) for name in EVENT_TYPES]
+        lists: dict[Feed, tuple[str, Callable[[Object], Item | None], list[tuple[str, str]]]] = {
+            Feed.CHARGES: (self._path, self._of_listed, []),
+            Feed.REFUNDS: (REFUNDS, self._refund, []),
+            Feed.DISPUTES: (DISPUTES, self._dispute, []),
+            Feed.EVENTS: (EVENTS, self._event, types),
+        }
+        return lists[feed]
 
     def refunds_of(self, charge_ref: str, deadline: Deadline) -> list[ProviderRefund]:
         """All refunds of a charge."""
@@ -126,22 +168,16 @@ class StripeLater:
 
     def _fetch(
         self, path: str, query: list[tuple[str, str]], size: int, deadline: Deadline
-    ) -> tuple[Object, int]:
-        """The page, and the size that the provider could send."""
+    ) -> tuple[Answer, int]:
+        """The answer, and the page size with which the provider could send it."""
         for limit in (size, *(smaller for smaller in PAGE_SIZES if smaller < size)):
             address = f"{path}?{urlencode([('limit', str(limit)), *query])}"
             try:
-                answer = self._api.get("list", address, deadline)
+                return self._api.get("list", address, deadline), limit
             except SentUnknown as failure:
-                if failure.kind == "too_large" and limit > 1:
-                    continue
-                raise
-            if answer.status == 404:
-                raise FeedMissing(path)
-            if answer.status != 200:
-                raise Garbage(f"a list with status {answer.status}")
-            return answers.parse(answer), limit
-        raise AssertionError("The last page size returns or raises.")
+                if failure.kind != "too_large":
+                    raise
+        raise PageUnreadable("One object alone is larger than what is read.")
 
     # --- Readings -------------------------------------------------------------------------------
 
@@ -201,42 +237,81 @@ class StripeLater:
         )
 
 
-def _readable(feed: Feed, of_item: Callable[[Object], Item | None], found: Object) -> Item | None:
-    """The item; None where it is unreadable and not made by us.
+def _reading(
+    feed: Feed, of_item: Callable[[Object], Item | None], found: Any
+) -> Item | Unreadable | None:
+    """The item; None where it is not to be read and can be no charge of ours.
 
-    One odd object of another program must not block the list without end. An object of ours must
-    block it: otherwise its money would count as compared.
+    One odd object must not hold up the list for ever. An odd charge without our mark in metadata
+    that can be read is another program's; refunds, disputes and events are made by hand as well.
     """
     try:
+        if not isinstance(found, dict):
+            raise Garbage("an item that is no object")
         return of_item(found)
     except Garbage as error:
-        if "payment_id" in _metadata(found):
-            raise
-        if feed is not Feed.CHARGES:
-            # An object made by hand has no metadata of ours and may be about our charges: page a person.
-            metrics.rows_parked_total.inc()
+        unreadable = _unreadable(feed, found, str(error))
         log.error(
             "sweep.item_unreadable",
-            extra={
-                "feed": feed.value,
-                "provider_ref": _reference(found.get("id")),
-                "reason": str(error),
-            },
+            extra={"feed": feed.value, "provider_ref": unreadable.mark, "reason": str(error)},
         )
-        return None
+        is_foreign = feed is Feed.CHARGES and not may_be_ours(found)
+        return None if is_foreign else unreadable
 
 
-def _items_of(page: Object, after: str | None) -> tuple[list[Object], str | None]:
-    """The objects of a page, and the item after which the next page begins."""
-    items = page.get("data")
-    if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+def _unreadable(feed: Feed, found: Any, reason: str) -> Unreadable:
+    whole = found if isinstance(found, dict) else {}
+    reference, metadata = _reference(whole.get("id")), _metadata(whole)
+    text = json.dumps(found, sort_keys=True, default=str)
+    return Unreadable(
+        feed=feed,
+        mark=reference or "sha256_" + hashlib.sha256(text.encode()).hexdigest(),
+        provider_ref=reference,
+        reason=reason,
+        payment_id=metadata.get("payment_id"),
+        merchant_id=metadata.get("merchant_id"),
+        key_digest=_digest(metadata.get("key_digest")),
+    )
+
+
+def _refusal(answer: Answer, feed: Feed, *, is_first: bool) -> Exception:
+    """What an answer other than 200 to a page means."""
+    if answer.status == 404 and is_first and feed is not Feed.CHARGES:
+        return FeedMissing(feed.value)
+    if answer.status in (400, 404) and not is_first:
+        return CursorLost("The provider does not know the place to read on from.")
+    pause_s = answers.retry_after_s(answer) or 1.0
+    refused = f"The provider answers its list with status {answer.status}."
+    kind = ProviderUnavailable if answer.status >= 500 else Answered
+    return kind(refused, retry_after_s=pause_s)
+
+
+def _unreadable_page(feed: Feed, reason: str) -> PageUnreadable:
+    log.error("sweep.page_unreadable", extra={"feed": feed.value, "reason": reason})
+    return PageUnreadable("A page of the provider's list cannot be read.")
+
+
+def _objects_of(page: Object, after: str | None) -> tuple[list[Any], str | None]:
+    """The objects of a page, and where the list is read on; raises Garbage."""
+    items, has_more = page.get("data"), page.get("has_more")
+    if not isinstance(items, list):
         raise Garbage("a list without its items")
-    if page.get("has_more") is not True:
+    if not isinstance(has_more, bool):
+        raise Garbage("a list that does not say whether it goes on")
+    if not has_more:
         return items, None
-    last = _reference(items[-1].get("id")) if items else None
+    # What follows the last readable id is on the next page once more.
+    read = [_reference(item.get("id")) for item in items if isinstance(item, dict)]
+    last = next((name for name in reversed(read) if name is not None), None)
     if last is None or last == after:
         raise Garbage("a list that does not end")
     return items, last
+
+
+def may_be_ours(found: Any) -> bool:
+    """Whether an object that cannot be read may be a charge of ours: ours always have metadata."""
+    metadata = found.get("metadata") if isinstance(found, dict) else None
+    return not isinstance(metadata, dict) or not _OUR_MARKS.isdisjoint(metadata)
 
 
 def _metadata(found: Object) -> Mapping[str, str]:

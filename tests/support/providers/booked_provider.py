@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -19,7 +19,16 @@ from service.providers.base import (
     Refund,
     Stage,
 )
-from service.providers.later import Feed, Page, ProviderDispute, ProviderRefund, Slice
+from service.providers.later import (
+    Feed,
+    Item,
+    Page,
+    PageUnreadable,
+    ProviderDispute,
+    ProviderRefund,
+    Slice,
+    Unreadable,
+)
 from service.resilience.deadline import Deadline
 
 
@@ -85,6 +94,8 @@ class BookedProvider:
         # Beside what was charged.
         self.listed: list[ProviderCharge] = []
         self.books_are_shut = False
+        # Their references -> what the list of charges tells of them instead.
+        self.unreadable: dict[str, Unreadable] = {}
         # operation -> the answers to its next calls; what they say is not in the books.
         self.next_answers: dict[str, list[Outcome]] = defaultdict(list)
         self.during_call = during_call
@@ -166,7 +177,25 @@ class BookedProvider:
         if feed is not Feed.CHARGES:
             return Page([], None, part.page_size)
         self._begin("list")
-        return Page(list(self.listed), None, part.page_size)
+        if self.books_are_shut:
+            raise ProviderUnavailable("The provider's books could not be read.")
+        charged = [self.listed_charge(charge) for charge in list(self.charged.values())]
+        found = [
+            *self.listed,
+            *(one for one in charged if part.since <= one.created_at < part.until),
+        ]
+        unreadable = [self.unreadable[one.provider_ref] for one in found if self._is_odd(one)]
+        read = [one for one in found if not self._is_odd(one)]
+        return Page(read, None, part.page_size, unreadable)
+
+    def _is_odd(self, charge: ProviderCharge) -> bool:
+        return charge.provider_ref in self.unreadable
+
+    def read_again(self, feed: Feed, provider_ref: str, deadline: Deadline) -> Sequence[Item]:
+        self._begin("look_up")
+        if provider_ref in self.unreadable:
+            raise PageUnreadable("The object cannot be read.")
+        return [one for one in self.listed if one.provider_ref == provider_ref]
 
     def refunds_of(self, charge_ref: str, deadline: Deadline) -> list[ProviderRefund]:
         return []

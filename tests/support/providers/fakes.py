@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -16,7 +16,7 @@ from service.providers.base import (
     Refund,
     Stage,
 )
-from service.providers.later import Feed, Page, ProviderDispute, ProviderRefund, Slice
+from service.providers.later import Feed, Item, Page, ProviderDispute, ProviderRefund, Slice
 from service.resilience.deadline import Deadline
 
 SUCCEEDED = Outcome(OutcomeKind.SUCCEEDED, Stage.ANSWERED, provider_ref="pi_1")
@@ -100,6 +100,10 @@ class FakeProvider:
     def page(self, feed: Feed, part: Slice, deadline: Deadline) -> Page:
         self._answer("list", "", deadline)
         return Page(list(self.charges), None, part.page_size)
+
+    def read_again(self, feed: Feed, provider_ref: str, deadline: Deadline) -> Sequence[Item]:
+        self._answer("look_up", "", deadline)
+        return []
 
     def refunds_of(self, charge_ref: str, deadline: Deadline) -> list[ProviderRefund]:
         self._answer("list", "", deadline)
