@@ -135,6 +135,11 @@ class Settings:
         "ignore",
         "charges on the account without our metadata: page where nobody else may charge on it",
     )
+    sweep_first_days: int = _setting(
+        "HOLDFAST_SWEEP_FIRST_DAYS",
+        30,
+        "how far back a database without a sweep reads the provider's lists",
+    )
     provider_flow: Literal["two_phase", "one_shot"] = _setting(
         "HOLDFAST_PROVIDER_FLOW",
         "two_phase",
@@ -322,6 +327,7 @@ class Settings:
     def _check_kept(self) -> None:
         """Shorter times would remove rows that are still needed."""
         for env, kept, least in (
+            ("HOLDFAST_SWEEP_FIRST_DAYS", self.sweep_first_days, 2),
             ("HOLDFAST_KEEP_INBOX_DAYS", self.keep_inbox_days, 7),
             ("HOLDFAST_KEEP_OUTBOX_DAYS", self.keep_outbox_days, 7),
             ("HOLDFAST_KEEP_KEYS_DAYS", self.keep_keys_days, 90),

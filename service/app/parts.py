@@ -6,7 +6,7 @@ import os
 import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -50,6 +50,7 @@ from service.payments.settling.recovery import Recovery
 from service.payments.settling.store import SettlingStore
 from service.payments.settling.sweep import Sweep
 from service.payments.settling.sweep_progress import SweepRuns
+from service.payments.settling.sweep_unread import UnreadStore
 from service.providers.adapters import adapter
 from service.providers.guarded import GuardedProvider
 from service.providers.http.transport import Transport
@@ -366,8 +367,10 @@ def create_background(settings: Settings) -> Background:
             late,
             late_store,
             runs,
+            UnreadStore(parts.pool, parts.provider.name),
             parts.provider,
             foreign_charges=settings.foreign_charges,
+            first_back=timedelta(days=settings.sweep_first_days),
         ),
         late=late,
         late_store=late_store,

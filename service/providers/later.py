@@ -87,6 +87,7 @@ class Unreadable:
     payment_id: str | None = None
     merchant_id: str | None = None
     key_digest: str | None = None
+    created_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,6 +56,7 @@ RIGHTS = {
     "audit_log": "SELECT, INSERT",
     "idempotency_keys": "SELECT, INSERT, UPDATE, DELETE",
     "late_checks": "SELECT, INSERT, UPDATE, DELETE",
+    "unread_objects": "SELECT, INSERT, UPDATE, DELETE",
     "webhook_endpoints": "SELECT, INSERT, UPDATE, DELETE",
     "webhook_outbox": "SELECT, INSERT, UPDATE, DELETE",
     # A background job deletes rows that are past their retention.

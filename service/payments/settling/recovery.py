@@ -18,6 +18,7 @@ import psycopg2
 from service.database.pool.pool import ConnectionPool, Statement
 from service.observability.metrics import catalogue as metrics
 from service.payments.settling.sweep_progress import CLOCKS_DIFFER, run_name
+from service.payments.settling.sweep_unread import UnreadStore
 from service.providers.later import Feed
 from service.resilience.deadline import Deadline
 
@@ -119,6 +120,7 @@ class Recovery:
         self._sweep = run_name(provider, Feed.CHARGES)
         # Of each provider one, since each one's books are compared by a sweep of its own.
         self._name = f"recovery {provider}"
+        self._unread = UnreadStore(pool, provider)
         self._gap_s = gap_s
         self._tells_identity = True
         # Until it is known that they are not, our rows may be old.
@@ -139,6 +141,9 @@ class Recovery:
         detail, age_s = kept[self._name]
         swept_to = kept[self._sweep][0].get("swept_to") if self._sweep in kept else None
         before = _State.of(detail)
+        if before.since is not None and self._unread.counts(deadline)[1]:
+            # What could be any lost charge is unread: the books count as not compared.
+            swept_to = None
         after = self._next(before, identity, age_s or 0.0, swept_to)
         params = {"name": self._name, "detail": after.detail, "before": json.dumps(detail)}
         if not self._pool.run(_SAVE, params, deadline):

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Literal
 from uuid import UUID
 
@@ -36,16 +38,22 @@ from service.payments.settling.late_facts import (
 from service.payments.settling.late_store import LateStore
 from service.payments.settling.store import Run, SettlingStore
 from service.payments.settling.sweep_progress import Progress, SweepRuns
+from service.payments.settling.sweep_unread import Parked, UnreadStore
 from service.providers.base import OutcomeKind, ProviderCharge
 from service.providers.later import (
     EVENT_SOURCE,
+    Answered,
+    CursorLost,
     Feed,
     FeedMissing,
     Item,
     LaterProvider,
+    Page,
+    PageUnreadable,
     ProviderDispute,
     ProviderEvent,
     ProviderRefund,
+    Slice,
 )
 from service.resilience.deadline import Deadline
 
@@ -58,8 +66,17 @@ TURN_S = 20.0
 PAGE_S = 15.0
 # A page and its comparison; the checkpoint after each page renews it.
 LEASE_S = 60.0
-# After a page that could not be had.
+# After a page that could not be had; longer where the provider asks for it.
 FAILED_AGAIN_S = 10.0
+FAILED_AGAIN_MAX_S = 300.0
+# Parts of a list that may stay unread before the list counts as one that cannot be had.
+UNREAD_SLICES_MAX = 100
+# Unread objects that are looked at again in one round.
+LOOKED_AT_AGAIN = 5
+# How far back the first sweep of a list reads.
+FIRST_BACK = timedelta(days=30)
+# A run that is done once.
+NEVER_S = 10 * 365 * 86_400.0
 
 ForeignCharges = Literal["page", "ignore"]
 
@@ -74,9 +91,11 @@ class Sweep:
         late: LateFacts,
         late_store: LateStore,
         runs: SweepRuns,
+        unread: UnreadStore,
         provider: LaterProvider,
         *,
         foreign_charges: ForeignCharges = "ignore",
+        first_back: timedelta = FIRST_BACK,
     ) -> None:
         self._store = store
         self._settling = settling
@@ -84,7 +103,11 @@ class Sweep:
         self._late_store = late_store
         self._runs = runs
         self._provider = provider
+        self._unread = unread
         self._foreign_charges = foreign_charges
+        self._first_back = first_back
+        # Whether this process knows that no list has an older part left to be read.
+        self._is_all_older_read = False
         self._compare: Mapping[Feed, Callable[[Sequence[Item], Deadline], None]] = {
             Feed.CHARGES: self._compare_charges,
             Feed.REFUNDS: self._compare_refunds,
@@ -99,33 +122,53 @@ class Sweep:
         # The same for each list, whatever the ones before it took.
         turn_s = min(TURN_S, deadline.remaining_s())
         failure: Busy | None = None
-        for feed in Feed:
+        turns: list[Callable[[Deadline], bool]] = [
+            *(partial(self._sweep, feed, every_s) for feed in Feed),
+            self._look_again,
+        ]
+        for turn in turns:
             try:
-                is_swept |= self._sweep(feed, Deadline.after(turn_s), every_s)
+                is_swept |= turn(Deadline.after(turn_s))
             except Busy as error:
                 # One list that cannot be read keeps no other from being read.
                 failure = failure or error
         if failure is not None:
             raise failure
-        return is_swept
+        return self._sweep_older(Deadline.after(turn_s)) or is_swept
 
-    def _sweep(self, feed: Feed, deadline: Deadline, every_s: float) -> bool:
-        name = self._runs.name(feed)
-        run = self._settling.lease_run(
-            name, every_s=every_s, lease_s=LEASE_S, deadline=Deadline.after(PAGE_S)
-        )
+    def _sweep(self, feed: Feed, every_s: float, deadline: Deadline) -> bool:
+        run = self._lease(self._runs.name(feed), every_s)
         if run is None:
             return False
         progress = Progress.of(run.detail, datetime.now(UTC), feed)
+        if progress.swept_to is None:
+            self._is_all_older_read = False
+        return self._read(run, feed, progress, deadline)
+
+    def _sweep_older(self, deadline: Deadline) -> bool:
+        """What is older than the first sweep: oldest first, after all lists had their turns."""
+        if self._is_all_older_read:
+            return False
+        ready, is_any_left = self._runs.older(Deadline.after(PAGE_S))
+        self._is_all_older_read = not is_any_left
+        for feed, older_until in ready.items():
+            run = self._lease(self._runs.older_name(feed), NEVER_S)
+            if run is not None:
+                older = Progress.of_older(run.detail, older_until, self._first_back, feed)
+                return self._read(run, feed, older, deadline)
+        return False
+
+    def _lease(self, name: str, every_s: float) -> Run | None:
+        return self._settling.lease_run(
+            name, every_s=every_s, lease_s=LEASE_S, deadline=Deadline.after(PAGE_S)
+        )
+
+    def _read(self, run: Run, feed: Feed, progress: Progress, deadline: Deadline) -> bool:
         try:
             while not progress.is_done:
                 # Time of its own: the end of a turn is no failure of the page that met it.
                 within = Deadline.after(PAGE_S)
-                page = self._provider.page(feed, progress.slice, within)
-                self._compare[feed](page.items, within)
-                progress = progress.past(page, len(page.items))
-                if progress.is_endless:
-                    raise _endless(feed, progress)
+                progress = self._step(feed, progress, within)
                 if deadline.expired or progress.is_done:
                     break
                 if not self._runs.save(run, progress, LEASE_S, within):
@@ -133,11 +176,11 @@ class Sweep:
         except FeedMissing:
             log.warning("sweep.list_missing", extra={"feed": feed.value})
             return self._end(run, feed, _passed(progress), Deadline.after(PAGE_S))
-        except Busy:
-            if progress.is_endless:
-                progress = progress.again_narrower()
-            progress = progress.with_smaller_pages()
-            self._runs.save(run, progress, FAILED_AGAIN_S, Deadline.after(PAGE_S))
+        except Busy as error:
+            if not isinstance(error, Answered):
+                progress = progress.with_smaller_pages()
+            pause_s = min(max(FAILED_AGAIN_S, error.retry_after_s), FAILED_AGAIN_MAX_S)
+            self._runs.save(run, progress, pause_s, Deadline.after(PAGE_S))
             raise
         if progress.is_done:
             return self._end(run, feed, progress, Deadline.after(PAGE_S))
@@ -147,6 +190,76 @@ class Sweep:
     def _end(self, run: Run, feed: Feed, progress: Progress, deadline: Deadline) -> bool:
         self._settling.end_run(run, progress.detail(), deadline)
         log.info("sweep.done", extra={"feed": feed.value, "compared": progress.compared})
+        return True
+
+    # --- Pages, and what of them cannot be read ------------------------------------------------
+
+    def _step(self, feed: Feed, progress: Progress, deadline: Deadline) -> Progress:
+        """Compare one page; where it cannot be read, ask for less, and leave out the least."""
+        try:
+            page = self._provider.page(feed, progress.slice, deadline)
+        except (PageUnreadable, CursorLost) as error:
+            return self._without(feed, progress, error.detail, deadline)
+        self._take_page(feed, page, progress.slice, deadline)
+        after = progress.past(page, len(page.items) + len(page.unreadable))
+        if after.is_endless:
+            log.error("sweep.endless", extra={"feed": feed.value, "read": after.in_slice})
+            return self._without(feed, progress, "The list does not end.", deadline)
+        return after
+
+    def _take_page(self, feed: Feed, page: Page, part: Slice, deadline: Deadline) -> None:
+        """Compare what can be read, and park the rest."""
+        self._compare[feed](page.items, deadline)
+        if page.unreadable:
+            told = [parse_ids(one.merchant_id, one.payment_id) for one in page.unreadable]
+            known = self._late_store.payments([ids for ids in told if ids], deadline)
+            self._unread.park(feed, page.unreadable, part, set(known), deadline)
+
+    def _without(self, feed: Feed, progress: Progress, reason: str, deadline: Deadline) -> Progress:
+        """Half of the slice; its least part is parked, unless the provider reads out nothing."""
+        if not progress.is_narrowest:
+            return progress.again_narrower()
+        if self._unread.slices(feed, deadline) >= UNREAD_SLICES_MAX:
+            raise ProviderUnavailable("Too many parts of the provider's list cannot be read.")
+        # A list that cannot be read at its newest end either is an outage, and no odd object.
+        now = datetime.now(UTC)
+        newest = self._provider.page(feed, Slice(now, now + timedelta(minutes=10)), deadline)
+        if newest.after is not None and not newest.items:
+            raise ProviderUnavailable("The provider's list does not end.")
+        self._unread.park_slice(feed, progress.slice, reason, deadline)
+        return progress.skipped()
+
+    def _look_again(self, _deadline: Deadline) -> bool:
+        """Look again at a few of the objects that could not be read."""
+        parked = self._unread.take(LOOKED_AT_AGAIN, Deadline.after(PAGE_S))
+        for one in parked:
+            within = Deadline.after(PAGE_S)
+            try:
+                is_read = self._is_read(one, within)
+            except Answered:
+                is_read = False
+            if is_read:
+                self._unread.drop(one, Deadline.after(PAGE_S))
+                log.warning("sweep.read_at_last", extra={"feed": one.feed, "mark": one.mark})
+            else:
+                metrics.rows_parked_total.inc()
+        return bool(parked)
+
+    def _is_read(self, parked: Parked, deadline: Deadline) -> bool:
+        """Whether the object, or all of its slice, could be read and compared by now."""
+        if parked.provider_ref is not None:
+            items = self._provider.read_again(parked.feed, parked.provider_ref, deadline)
+            self._compare[parked.feed](items, deadline)
+            return True
+        part: Slice | None = Slice(parked.since, parked.until)
+        while part is not None:
+            page = self._provider.page(parked.feed, part, deadline)
+            self._take_page(parked.feed, page, part, deadline)
+            if any(one.mark == parked.mark for one in page.unreadable):
+                return False
+            part = None if page.after is None else replace(part, after=page.after)
+            if part is not None and deadline.expired:
+                return False
         return True
 
     # --- Charges: by creation -------------------------------------------------------------------
@@ -291,14 +404,9 @@ class Sweep:
         self._late_store.receive(EVENT_SOURCE, kept, deadline)
 
 
-def _endless(feed: Feed, progress: Progress) -> ProviderUnavailable:
-    log.error("sweep.endless", extra={"feed": feed.value, "read": progress.in_slice})
-    return ProviderUnavailable("The provider's list does not end.")
-
-
 def _passed(progress: Progress) -> Progress:
     """A list that this provider does not have holds nothing that could be missed."""
-    return Progress(progress.began, progress.began, swept_to=progress.began)
+    return replace(progress, position=progress.began, swept_to=progress.began)
 
 
 def _holds(payment: Payment | None, charge: ProviderCharge) -> bool:

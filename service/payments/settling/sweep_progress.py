@@ -28,9 +28,12 @@ READ_AGAIN = {Feed.DISPUTES: timedelta(days=120), Feed.EVENTS: OVERLAP}
 READ_AGAIN_ELSE = timedelta(days=30)
 # A slice with more is no slice: a list that repeats itself, or a rush. Half as wide it is tried again.
 SLICE_MOST = 100_000
-# A slice is to hold some pages: few empty reads in the night, small steps in a rush.
+# A slice is to hold some pages: few empty reads in quiet weeks, small steps in a rush.
 WIDTH_FIRST_S = 3600
-WIDTH_MAX_S = 3600
+WIDTH_MAX_S = 7 * 86_400
+# A list that was never swept is first read as far back as providers remember keys: until then a
+# retry may meet its lost charge. What is older follows in a run of its own.
+FIRST_READ = timedelta(days=2)
 _FEW, _MANY = 500, 2000
 PAGE_SIZE_MAX = 100
 PAGE_SIZE_MIN = 10
@@ -73,6 +76,14 @@ class Progress:
     width_s: int = WIDTH_FIRST_S
     page_size: int = PAGE_SIZE_MAX
     compared: int = 0
+    # The end of a slice that could not be read: up to here it is halved until that is cornered.
+    narrow_until: datetime | None = None
+    # The start of the first pass over a list that was never swept before.
+    older_until: datetime | None = None
+    # A place in the slice that is met again where the list goes in a circle, and the pages so far.
+    mark: str | None = None
+    pages: int = 0
+    is_circle: bool = False
 
     @classmethod
     def of(cls, detail: Mapping[str, Any], now: datetime, feed: Feed = Feed.CHARGES) -> Progress:
@@ -93,11 +104,37 @@ class Progress:
                 width_s=width_s,
                 page_size=page_size,
                 compared=int(detail.get("compared", 0)),
+                narrow_until=_moment(detail.get("narrow_until")),
+                older_until=_moment(detail.get("older_until")),
             )
-        paused = now - (swept_to or now)
-        overlap = READ_AGAIN.get(feed, READ_AGAIN_ELSE) if paused > EVENTS_KEPT else OVERLAP
-        start = (swept_to or now) - overlap
-        return cls(now, start, swept_to=swept_to, width_s=width_s, page_size=page_size)
+        if swept_to is None:
+            start = now - FIRST_READ
+            return cls(now, start, older_until=start, width_s=width_s, page_size=page_size)
+        overlap = OVERLAP
+        if now - swept_to > EVENTS_KEPT:
+            overlap = READ_AGAIN.get(feed, READ_AGAIN_ELSE)
+        return cls(
+            now,
+            swept_to - overlap,
+            swept_to=swept_to,
+            older_until=_moment(detail.get("older_until")),
+            width_s=width_s,
+            page_size=page_size,
+        )
+
+    @classmethod
+    def of_older(
+        cls, detail: Mapping[str, Any], older_until: datetime, back: timedelta, feed: Feed
+    ) -> Progress:
+        """The pass over what is older than the first sweep, so far `back` from its start."""
+        position = _moment(detail.get("position"))
+        if position is not None:
+            return cls.of(detail, max(older_until, datetime.now(UTC)), feed)
+        if feed is Feed.DISPUTES:
+            back = max(back, READ_AGAIN[feed])
+        elif feed is Feed.EVENTS:
+            back = min(back, EVENTS_KEPT)
+        return cls(older_until, older_until - back)
 
     @property
     def slice(self) -> Slice:
@@ -125,26 +162,63 @@ class Progress:
             page_size=page.page_size,
         )
         if page.after is not None:
-            return replace(read, after=page.after)
+            return read._within(page.after)
+        width_s = _next_width_s(self.width_s, read.in_slice)
+        if self.narrow_until is not None and self._until < self.narrow_until:
+            # What could not be read is in the rest: its half is next.
+            rest_s = int((self.narrow_until - self._until).total_seconds())
+            width_s = max(min(width_s, rest_s // 2), 1)
+        return replace(
+            read._next_slice(), width_s=width_s, page_size=min(2 * page.page_size, PAGE_SIZE_MAX)
+        )
+
+    def _within(self, after: str) -> Progress:
+        """Read on in the same slice. The mark moves at each power of two, so that a circle of any
+        length meets it (Brent)."""
+        pages = self.pages + 1
+        is_circle = after == self.mark
+        mark = after if pages & (pages - 1) == 0 else self.mark
+        return replace(self, after=after, pages=pages, mark=mark, is_circle=is_circle)
+
+    def _next_slice(self) -> Progress:
         reached = min(self._until, self.began)
         return replace(
-            read,
+            self,
             position=self._until,
             after=None,
             in_slice=0,
+            mark=None,
+            pages=0,
+            is_circle=False,
             swept_to=max(reached, self.swept_to or reached),
-            width_s=_next_width_s(self.width_s, read.in_slice),
-            page_size=min(2 * page.page_size, PAGE_SIZE_MAX),
         )
 
     @property
     def is_endless(self) -> bool:
-        """Whether the present slice holds more than any slice may."""
-        return self.after is not None and self.in_slice > SLICE_MOST
+        """Whether the present slice holds more than any slice may, or goes in a circle."""
+        return self.is_circle or (self.after is not None and self.in_slice > SLICE_MOST)
+
+    @property
+    def is_narrowest(self) -> bool:
+        """Whether no smaller part of the list can be asked for."""
+        return self.width_s == 1
 
     def again_narrower(self) -> Progress:
-        """The present slice from its start, half as wide: a list that repeats itself goes no further."""
-        return replace(self, after=None, in_slice=0, width_s=max(self.width_s // 2, 1))
+        """The present slice from its start, half as wide: what cannot be read there is cornered."""
+        return replace(
+            self,
+            after=None,
+            in_slice=0,
+            mark=None,
+            pages=0,
+            is_circle=False,
+            width_s=max(self.width_s // 2, 1),
+            narrow_until=min(self._until, self.began),
+        )
+
+    def skipped(self) -> Progress:
+        """After the present slice, of which nothing is known."""
+        return self._next_slice()
 
     def with_smaller_pages(self) -> Progress:
         """After a page that did not come in time."""
@@ -157,6 +231,7 @@ class Progress:
             "width_s": self.width_s,
             "page_size": self.page_size,
             "compared": self.compared,
+            "older_until": self.older_until.isoformat() if self.older_until else None,
         }
         if self.is_done:
             return kept
@@ -165,6 +240,7 @@ class Progress:
             "position": self.position.isoformat(),
             "after": self.after,
             "in_slice": self.in_slice,
+            "narrow_until": self.narrow_until.isoformat() if self.narrow_until else None,
         }
 
 
@@ -187,6 +263,28 @@ class SweepRuns:
 
     def name(self, feed: Feed) -> str:
         return self._names[feed]
+
+    def older_name(self, feed: Feed) -> str:
+        """The run over what is older than the first sweep."""
+        return f"older {self._names[feed]}"
+
+    def older(self, deadline: Deadline) -> tuple[dict[Feed, datetime], bool]:
+        """The lists whose older part is to be read now, and where it ends; whether any is left.
+
+        A list comes to its older part after its first pass: what is newest matters first.
+        """
+        names = [*self._names.values(), *map(self.older_name, Feed)]
+        details: dict[str, Any] = dict(self._pool.run(_SWEPT, {"names": names}, deadline))
+        ready, is_any_left = {}, False
+        for feed, name in self._names.items():
+            swept_to = _moment(details.get(name, {}).get("swept_to"))
+            until = _moment(details.get(name, {}).get("older_until"))
+            read_to = _moment(details.get(self.older_name(feed), {}).get("swept_to"))
+            is_left = until is None or read_to is None or read_to < until
+            if until is not None and is_left and swept_to and swept_to >= until + FIRST_READ:
+                ready[feed] = until
+            is_any_left |= is_left if until is not None else swept_to is None
+        return ready, is_any_left
 
     def save(self, run: Run, progress: Progress, lease_s: float, deadline: Deadline) -> bool:
         """Commit how far it is and keep the lease for so long; False: it is somebody else's."""

@@ -7,7 +7,7 @@ import json
 import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any, Literal
 from urllib.parse import urlencode
@@ -262,6 +262,9 @@ def _reading(
 def _unreadable(feed: Feed, found: Any, reason: str) -> Unreadable:
     whole = found if isinstance(found, dict) else {}
     reference, metadata = _reference(whole.get("id")), _metadata(whole)
+    created_at = None
+    with suppress(Garbage):
+        created_at = _moment(whole)
     text = json.dumps(found, sort_keys=True, default=str)
     return Unreadable(
         feed=feed,
@@ -271,6 +274,7 @@ def _unreadable(feed: Feed, found: Any, reason: str) -> Unreadable:
         payment_id=metadata.get("payment_id"),
         merchant_id=metadata.get("merchant_id"),
         key_digest=_digest(metadata.get("key_digest")),
+        created_at=created_at,
     )
 
 

@@ -16,6 +16,7 @@ from service.payments.settling.reconcile import Reconciler
 from service.payments.settling.store import SettlingStore
 from service.payments.settling.sweep import Sweep
 from service.payments.settling.sweep_progress import SweepRuns
+from service.payments.settling.sweep_unread import UnreadStore
 from service.resilience.deadline import Deadline
 from tests.support.charge_requests import charge_request
 from tests.support.providers.booked_provider import BookedProvider
@@ -70,12 +71,14 @@ class Service:
         self.late_store = LateStore(pool, lease_s=10)
         self.late = LateFacts(self.store, self.late_store, self.movements, self.settling, provider)
         self.runs = SweepRuns(pool, provider.name)
+        self.unread = UnreadStore(pool, provider.name)
         self.sweep = Sweep(
             self.store,
             self.settling,
             self.late,
             self.late_store,
             self.runs,
+            self.unread,
             provider,
             foreign_charges=foreign_charges,
         )
