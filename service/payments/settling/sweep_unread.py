@@ -25,7 +25,7 @@ AGAIN_MAX_S = 1800.0
 REASON_LENGTH_MAX = 200
 
 _PARK = Statement(
-    "sweep_park",
+    "late_park_unread",
     """
     INSERT INTO unread_objects (provider, feed, mark, provider_ref, since, until,
         merchant_id, payment_id, key_digest, reason, holds_all, due_at)
@@ -46,7 +46,7 @@ _PARK = Statement(
 
 # Taken and put off in one step: a process that dies over an object costs one look.
 _TAKE = Statement(
-    "sweep_take_unread",
+    "late_take_unread",
     """
     UPDATE unread_objects SET tries = tries + 1,
         due_at = now() + least(%(again_s)s::float8 * 2 ^ least(tries + 1, 20), %(most_s)s::float8)
@@ -60,7 +60,7 @@ _TAKE = Statement(
 )
 
 _DROP = Statement(
-    "sweep_drop_unread",
+    "late_drop_unread",
     """
     DELETE FROM unread_objects
     WHERE provider = %(provider)s::text AND feed = %(feed)s::text AND mark = %(mark)s::text
@@ -69,7 +69,7 @@ _DROP = Statement(
 )
 
 _SLICES = Statement(
-    "sweep_unread_slices",
+    "late_unread_slices",
     """
     SELECT count(*) FROM unread_objects
     WHERE provider = %(provider)s::text AND feed = %(feed)s::text AND provider_ref IS NULL
@@ -78,7 +78,7 @@ _SLICES = Statement(
 )
 
 _COUNTS = Statement(
-    "sweep_unread_counts",
+    "late_unread_counts",
     """
     SELECT count(*), count(*) FILTER (WHERE holds_all) FROM unread_objects
     WHERE provider = %(provider)s::text AND NOT released
@@ -86,7 +86,7 @@ _COUNTS = Statement(
 )
 
 _ABOUT = Statement(
-    "sweep_unread_about",
+    "late_unread_about",
     """
     SELECT provider_ref, payment_id, merchant_id, key_digest, since FROM unread_objects
     WHERE provider = %(provider)s::text AND feed = 'charges' AND NOT released
