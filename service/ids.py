@@ -9,6 +9,10 @@ from uuid_utils.compat import uuid7
 _HEX = frozenset("0123456789abcdef")
 
 
+# Above every id: the place of a list's first page, newest first.
+UUID_MAX = UUID(int=2**128 - 1)
+
+
 def new_id() -> UUID:
     """A version 7 UUID (RFC 9562): made by us, ordered by time."""
     return uuid7()

@@ -183,37 +183,40 @@ PROMISE = Statement(
     """,
 )
 
+# The bounds of a list are always values, never NULL: the same plan, by index, serves a list with and
+# without them, and PostgreSQL may keep it prepared.
+_WITHIN = """
+          AND created_at >= %(created_gte)s::timestamptz
+          AND (created_at, payment_id) < (%(before_at)s::timestamptz, %(before_id)s::uuid)
+"""
 LIST = Statement(
     "list",
     f"""
     SELECT {COLUMNS} FROM payments p
-    WHERE p.merchant_id = %(merchant_id)s::uuid
-      AND (%(statuses)s::text[] IS NULL OR p.status = ANY(%(statuses)s::text[]))
-      AND (%(reference)s::text IS NULL OR p.reference = %(reference)s::text)
-      AND (%(created_gte)s::timestamptz IS NULL OR p.created_at >= %(created_gte)s::timestamptz)
-      AND (%(before_at)s::timestamptz IS NULL
-           OR (p.created_at, p.payment_id) < (%(before_at)s::timestamptz, %(before_id)s::uuid))
+    WHERE p.merchant_id = %(merchant_id)s::uuid {_WITHIN}
     ORDER BY p.created_at DESC, p.payment_id DESC
     LIMIT %(limit)s::integer
     """,
 )
 
 # Of each status the newest rows, from its own part of an index: a merchant with 10^7 payments and none
-# of these statuses is answered at once. NULLS LAST: only the index by status has this order.
-LIST_BY_STATUS = Statement(
-    "list_by_status",
-    f"""
+# of these statuses is answered at once. Only the index that is meant has the order of NULLs.
+_OF_EACH_STATUS = f"""
     SELECT {COLUMNS} FROM unnest(%(statuses)s::text[]) AS wanted (status)
     CROSS JOIN LATERAL (
         SELECT * FROM payments
-        WHERE merchant_id = %(merchant_id)s::uuid AND status = wanted.status
-          AND (%(created_gte)s::timestamptz IS NULL OR created_at >= %(created_gte)s::timestamptz)
-          AND (%(before_at)s::timestamptz IS NULL
-               OR (created_at, payment_id) < (%(before_at)s::timestamptz, %(before_id)s::uuid))
-        ORDER BY created_at DESC NULLS LAST, payment_id DESC NULLS LAST LIMIT %(limit)s::integer
+        WHERE merchant_id = %(merchant_id)s::uuid AND status = wanted.status {{and_more}} {_WITHIN}
+        ORDER BY created_at DESC NULLS LAST, payment_id DESC {{nulls}} LIMIT %(limit)s::integer
     ) AS p
     ORDER BY p.created_at DESC, p.payment_id DESC LIMIT %(limit)s::integer
-    """,
+"""
+LIST_BY_STATUS = Statement(
+    "list_by_status", _OF_EACH_STATUS.format(and_more="", nulls="NULLS LAST")
+)
+# A reference may stand in a million payments, and none of them may have the status.
+LIST_BY_REFERENCE = Statement(
+    "list_by_reference",
+    _OF_EACH_STATUS.format(and_more="AND reference = %(reference)s::text", nulls=""),
 )
 
 TIMELINE = Statement(

@@ -46,6 +46,8 @@ log = logging.getLogger(__name__)
 
 # The write that records moved money has time of its own, however late the request is.
 RECORD_TIMEOUT_S = 2.0
+# The place of the first page of a list: before the newest payment that could be.
+_AFTER_ALL = ("infinity", UUID_MAX)
 
 
 class PaymentStore:
@@ -494,17 +496,19 @@ class PaymentStore:
         limit: int = 20,
     ) -> list[Payment]:
         """Newest first, at most `limit`, after the payment that `before` names."""
-        # A reference has few payments: its own index finds them, whatever their status.
-        by_status = statuses is not None and len(statuses) > 0 and reference is None
+        statement = statements.LIST_BY_STATUS if statuses else statements.LIST
+        if reference is not None:
+            statement = statements.LIST_BY_REFERENCE
+        before_at, before_id = before or _AFTER_ALL
         rows = self._pool.run(
-            statements.LIST_BY_STATUS if by_status else statements.LIST,
+            statement,
             {
                 "merchant_id": str(merchant_id),
-                "statuses": [status.value for status in statuses] if statuses else None,
+                "statuses": [status.value for status in statuses or Status],
                 "reference": reference,
-                "created_gte": created_gte,
-                "before_at": before[0] if before else None,
-                "before_id": str(before[1]) if before else None,
+                "created_gte": created_gte or "-infinity",
+                "before_at": before_at,
+                "before_id": str(before_id),
                 "limit": limit,
             },
             deadline,

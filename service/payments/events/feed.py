@@ -22,7 +22,7 @@ _READ = Statement(
            extract(epoch FROM now())::float8
     FROM events
     WHERE merchant_id = %(merchant_id)s::uuid
-      AND (%(after)s::uuid IS NULL OR event_id > %(after)s::uuid)
+      AND event_id > %(after)s::uuid
     ORDER BY event_id LIMIT %(limit)s::integer
     """,
 )
@@ -67,7 +67,8 @@ class EventFeed:
             _READ,
             {
                 "merchant_id": str(merchant_id),
-                "after": str(after) if after else None,
+                # Always a value, so that one plan by index serves the first page too.
+                "after": str(after or UUID(int=0)),
                 "limit": limit + 1,
             },
             deadline,

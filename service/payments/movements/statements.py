@@ -252,7 +252,7 @@ LIST_REFUNDS = Statement(
     SELECT {MOVEMENT_COLUMNS} FROM movements m
     WHERE m.merchant_id = %(merchant_id)s::uuid AND m.payment_id = %(payment_id)s::uuid
       AND m.kind = 'refund'
-      AND (%(before)s::uuid IS NULL OR m.movement_id < %(before)s::uuid)
+      AND m.movement_id < %(before)s::uuid
     ORDER BY m.movement_id DESC LIMIT %(limit)s::integer
     """,
 )

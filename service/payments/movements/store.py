@@ -311,7 +311,7 @@ class MovementStore:
             {
                 "merchant_id": str(merchant_id),
                 "payment_id": str(payment_id),
-                "before": str(before) if before else None,
+                "before": str(before or UUID_MAX),
                 "limit": limit,
             },
             deadline,

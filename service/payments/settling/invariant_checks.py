@@ -1,8 +1,9 @@
 """Keeps the rules about money checked: a slice at a time, each rule by itself, with its age.
 
-Two passes over each rule. The quick one reads what has changed since a little before the last quick
-one; the whole one reads the window in slices, over as many turns as it takes. Where each is stands
-in the database, so that processes share the work and a crash loses one slice.
+Three passes over each rule. The quick pass reads what has changed since a little before the last
+quick pass; the whole pass reads the window in slices, over as many turns as it takes; the walk reads
+one slice a turn of payments of any age. The position of each pass is stored in the database, so that
+processes share the work and a crash loses one slice.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ from service.payments.settling.invariants import (
     RULES,
     SLICE_ROWS,
     WINDOW,
-    WITHOUT_TIME,
     Place,
     check_slice,
 )
@@ -42,6 +42,8 @@ OVERLAP = timedelta(minutes=2)
 QUICK_WINDOW = timedelta(minutes=10)
 LOOK_EVERY_S = 5.0
 SLICE_ROWS_MIN = 100
+# The walk begins with the first payment there is.
+_EVER = datetime.fromtimestamp(0, UTC)
 
 _SAVE = Statement(
     "invariant_save",
@@ -124,12 +126,12 @@ class InvariantChecks:
         """The quick pass, then as much of the whole one as the turn allows; written to `detail`."""
         began = datetime.now(UTC)
         rows = int(detail.get("rows", SLICE_ROWS))
-        if rule not in WITHOUT_TIME:
-            quick_at = _moment(detail.get("quick_at")) or began - QUICK_WINDOW
-            since = max(quick_at - OVERLAP, began - QUICK_WINDOW)
-            quick = self._quick(rule, since, turn, rows)
-            if quick is not None:
-                detail["quick"], detail["quick_at"] = quick, began.isoformat()
+        quick_at = _moment(detail.get("quick_at")) or began - QUICK_WINDOW
+        since = max(quick_at - OVERLAP, began - QUICK_WINDOW)
+        quick = self._quick(rule, since, turn, rows)
+        if quick is not None:
+            detail["quick"], detail["quick_at"] = quick, began.isoformat()
+        self._walk(rule, detail, rows)
         # At least one slice a turn, with time of its own: a short turn is slow, and never stuck.
         while True:
             if not detail.get("pass_began"):
@@ -178,6 +180,18 @@ class InvariantChecks:
             total += violations
         return total
 
+    def _walk(self, rule: str, detail: dict[str, Any], rows: int) -> None:
+        """One slice of the payments of any age; the walk has no age, and so no alert."""
+        place = Place(*detail["walk_place"]) if detail.get("walk_place") else Place()
+        found, after = check_slice(
+            self._pool, rule, place, Deadline.after(SLICE_TIMEOUT_S), since=_EVER, rows=rows
+        )
+        found += int(detail.get("walk_found") or 0)
+        if after is None:
+            detail |= {"walk": found, "walk_found": 0, "walk_place": None}
+        else:
+            detail |= {"walk_found": found, "walk_place": [after.merchant_id, after.last_id]}
+
     def _save(self, run: Run, detail: Mapping[str, Any]) -> None:
         parameters = {"name": run.name, "fence": run.fence, "detail": json.dumps(detail)}
         self._pool.run(_SAVE, parameters, Deadline.after(SLICE_TIMEOUT_S))
@@ -188,10 +202,11 @@ def _name(rule: str) -> str:
 
 
 def _state(detail: Mapping[str, Any]) -> RuleState:
-    # What the running pass has found counts at once; what the last whole one found, until it ends.
-    found = max(int(detail.get(name) or 0) for name in ("whole", "found", "quick"))
-    if not detail.get("pass_began"):
-        found = max(int(detail.get("whole") or 0), int(detail.get("quick") or 0))
+    # What a running pass has found counts at once; what the last whole one found, until it ends.
+    names = ["whole", "quick", "walk", "walk_found"]
+    if detail.get("pass_began"):
+        names.append("found")
+    found = max(int(detail.get(name) or 0) for name in names)
     return RuleState(found, _moment(detail.get("checked_at")))
 
 
