@@ -38,6 +38,7 @@ FAMILIES = {
         "sweep_",
         "disputes_",
         "invariant_",
+        "event_",
         "queued_",
         "recovering",
         "webhooks_",

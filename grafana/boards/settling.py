@@ -175,6 +175,16 @@ BOARD = Board(
                     "SweepBehind",
                     (largest("recovering"), "recovering"),
                     colour=WAIT,
+                    width=6,
+                ),
+                lines(
+                    "Months without a partition for events",
+                    "short",
+                    "Good is 0; 1 is a month's notice: `python -m service retain` has not run.",
+                    "EventMonthMissing",
+                    (largest("event_months_missing"), "months"),
+                    colour=WAIT,
+                    width=6,
                 ),
                 lines(
                     "Unexplained charges, by the hour",
@@ -182,6 +192,7 @@ BOARD = Board(
                     "Good is 0; the number at the top forgets after 24 h, the time axis does not.",
                     "OrphanCharge",
                     (counted("sweep_orphans_total", over="1h"), "orphans"),
+                    width=6,
                 ),
                 lines(
                     "Old rows removed, by table",
@@ -190,6 +201,7 @@ BOARD = Board(
                     "ReconcilerSilent",
                     (per_second("rows_removed_total", by="table"), "{{table}}"),
                     stacked=True,
+                    width=6,
                 ),
             ],
         ),

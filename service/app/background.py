@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import Any, Protocol
 
-from service.database.pool.pool import ConnectionPool
+from service.database.migrate.partitions import STATE_SQL
+from service.database.pool.pool import ConnectionPool, Statement
 from service.errors import Busy
+from service.observability.metrics import catalogue as metrics
 from service.payments.charge.model import Payment
 from service.payments.charge.open_limit import EVERY_S as OPEN_LIMIT_EVERY_S
 from service.payments.charge.open_limit import OpenLimit
@@ -50,11 +52,13 @@ FIGURES_EVERY_S = 5.0
 HEARTBEAT_EVERY_S = 5.0
 DELIVERIES_TIDIED_EVERY_S = 5.0
 RETENTION_EVERY_S = 15.0
+EVENT_MONTHS_EVERY_S = 60.0
 # All four lists are read within it; then the next round begins.
 SWEEP_TIMEOUT_S = 85.0
 HINTS_AT_ONCE = 100
 # Rare and not urgent: half of a loop's threads.
 LATE_AT_ONCE = 4
+_EVENT_MONTHS = Statement("due_partitions", STATE_SQL)
 
 
 class Work(Protocol):
@@ -181,6 +185,7 @@ class Background:
             self.deliverer.tidy: DELIVERIES_TIDIED_EVERY_S,
             # One process a minute removes rows; the others only check whether removal is due.
             self.retention.run_if_due: RETENTION_EVERY_S,
+            self._count_event_months: EVENT_MONTHS_EVERY_S,
         }
         due_s = dict.fromkeys(every_s, 0.0)
         while not stop.is_set():
@@ -215,6 +220,11 @@ class Background:
         """A separate loop: a rule that reads for seconds delays no other schedule."""
         self.invariants.run(deadline)
         return 0
+
+    def _count_event_months(self, deadline: Deadline) -> None:
+        """Only the owner of the tables can create the missing months; the alert says so."""
+        ((missing, _),) = self.pool.run(_EVENT_MONTHS, {}, deadline)
+        metrics.event_months_missing.set(missing)
 
     def _name_hint(self, hint: tuple[str, str, str]) -> bool:
         self.late.name_hint(hint, Deadline.after(self.send_timeout_s))

@@ -294,12 +294,11 @@ def _partitions(pool: ConnectionPool) -> DoctorResult:
     from service.database.migrate.partitions import STATE_SQL
     from service.database.pool.pool import Statement
 
-    ((has_next_month, has_strays),) = pool.run(
-        Statement("due_partitions", STATE_SQL), {}, local.soon()
-    )
+    ((missing, has_strays),) = pool.run(Statement("due_partitions", STATE_SQL), {}, local.soon())
     todo = "Run `python -m service retain` as the owner, each night: docs/retention.md."
-    if not has_next_month:
-        return DoctorResult("event months", "warn", "next month's partition is missing", todo)
+    if missing:
+        found = f"{missing} of the months from now on have no partition"
+        return DoctorResult("event months", "warn", found, todo)
     if has_strays:
         return DoctorResult("event months", "warn", "the default partition holds events", todo)
     return DoctorResult("event months", "pass", "made ahead")

@@ -19,6 +19,8 @@ from psycopg2 import sql
 log = logging.getLogger(__name__)
 
 MONTHS_AHEAD = 3
+# This month and the next two: a missing one is noticed a month before its first event at least.
+MONTHS_WATCHED = 3
 # Rows that one statement copies out of the default partition, without a lock.
 COPIED_AT_ONCE = 10_000
 # Rows are copied outside of the lock in this many rounds at most; the rest comes under it.
@@ -203,10 +205,16 @@ def today() -> date:
     return datetime.now(UTC).date()
 
 
-# For `doctor`, as the service's role, which may not read a partition by its own name: whether next
-# month has a partition, and whether the default one has any page.
+# Months without a partition among this one and those behind it, and whether the default partition has
+# any page. As the service's role, which may not read a partition by its own name; a table of the right
+# name that is not attached to `events` does not count.
 STATE_SQL = f"""
-    SELECT to_regclass('events_' || to_char(now() AT TIME ZONE 'UTC' + interval '1 month',
-                                            'YYYY_MM')) IS NOT NULL,
+    SELECT (SELECT count(*) FROM generate_series(0, {MONTHS_WATCHED} - 1) AS n (n)
+            WHERE NOT EXISTS (
+                SELECT 1 FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
+                WHERE i.inhparent = 'events'::regclass
+                  AND c.relname = 'events_' || to_char(
+                      date_trunc('month', now() AT TIME ZONE 'UTC') + n * interval '1 month',
+                      'YYYY_MM'))),
            pg_relation_size('{DEFAULT}') > 0
-"""
+"""  # noqa: S608 - only our own constants are put in

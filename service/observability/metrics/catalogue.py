@@ -312,6 +312,11 @@ invariant_age_seconds = _gauge(
     "How long ago the rule about money that was checked longest ago was checked over all its rows.",
     over_workers=_LAST,
 )
+event_months_missing = _gauge(
+    "event_months_missing",
+    "Months without a partition for events, of this month and the next two; 0: none.",
+    over_workers=_LAST,
+)
 queued_payments = _gauge("queued_payments", "Payments stored and not yet sent.", over_workers=_LAST)
 queued_oldest_age_seconds = _gauge(
     "queued_oldest_age_seconds", "Age of the oldest queued payment; 0: none.", over_workers=_LAST

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 from datetime import date
 from uuid import uuid4
 
 import psycopg2
 import pytest
 
+from service.app.background import Background
 from service.database.direct import cursor_to
 from service.database.migrate.partitions import STATE_SQL, months_in_default, move_out_of_default
 from service.database.migrate.retain import maintain
 from service.database.migrate.runner import MigrationError
+from service.database.pool.pool import Statement
+from service.observability.metrics import catalogue as metrics
+from service.payments.charge.model import new_id
+from service.payments.events.feed import EventFeed
+from service.resilience.deadline import Deadline
 
 TODAY = date(2041, 3, 15)
 
@@ -121,13 +128,13 @@ def test_a_dry_run_changes_nothing(owner_url):
 
 
 def test_the_doctor_is_told_of_strays_and_of_missing_months(database_url, owner_url):
-    assert read(database_url, STATE_SQL) == [(True, False)]
+    assert read(database_url, STATE_SQL) == [(0, False)]
     add_events(owner_url, "2041-03-02")
-    assert read(database_url, STATE_SQL) == [(True, True)]
+    assert read(database_url, STATE_SQL) == [(0, True)]
 
     retain(owner_url)
 
-    assert read(database_url, STATE_SQL) == [(True, False)]
+    assert read(database_url, STATE_SQL) == [(0, False)]
 
 
 def test_the_service_role_is_told_to_use_the_owner(database_url, owner_url):
@@ -135,3 +142,61 @@ def test_the_service_role_is_told_to_use_the_owner(database_url, owner_url):
 
     with pytest.raises(MigrationError, match="owner"):
         retain(database_url)
+
+
+def drop_months(url: str, how_many: int) -> None:
+    """Detach the last months that were made ahead, as if nobody had made them; their tables stay."""
+    names = [
+        name
+        for (name,) in read(
+            url,
+            """
+        SELECT c.relname FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
+        WHERE i.inhparent = 'events'::regclass AND c.relname <> 'events_other'
+        ORDER BY c.relname DESC""",
+        )
+    ]
+    with cursor_to(url) as cursor:
+        for name in names[:how_many]:
+            cursor.execute(f"ALTER TABLE events DETACH PARTITION {name}")
+
+
+def test_a_missing_month_counts_a_month_before_its_first_event(database_url, owner_url):
+    # `migrate` makes this month and three: one more than is watched.
+    for dropped, missing in ((1, 0), (2, 1), (4, 3)):
+        drop_months(owner_url, dropped - len(_dropped(owner_url)))
+
+        assert read(database_url, STATE_SQL)[0][0] == missing
+
+
+def test_the_gauge_counts_the_missing_months(pool, owner_url):
+    drop_months(owner_url, 2)
+    fields = {field.name: None for field in dataclasses.fields(Background)}
+    background = Background(**{**fields, "pool": pool})  # type: ignore[arg-type]
+
+    background._count_event_months(Deadline.after(60))
+
+    assert metrics.event_months_missing._value.get() == 1
+
+
+def _dropped(url: str) -> list[tuple]:
+    return read(
+        url,
+        "SELECT 1 FROM pg_class WHERE relname ~ '^events_[0-9_]+$' AND relkind = 'r'"
+        " AND NOT relispartition",
+    )
+
+
+def test_no_event_is_lost_where_no_month_is_left(pool, database_url, owner_url):
+    drop_months(owner_url, 4)
+    merchant, event = uuid4(), new_id()
+    insert = Statement(
+        "audit_test",
+        "INSERT INTO events (merchant_id, event_id, type) VALUES (%(m)s, %(e)s, 'x') RETURNING 1",
+    )
+
+    pool.run(insert, {"m": str(merchant), "e": str(event)}, Deadline.after(60))
+
+    page = EventFeed(pool).read(merchant, Deadline.after(60), after=None, limit=10)
+    assert [found.event_id for found in page.events] == [event]
+    assert read(database_url, STATE_SQL) == [(3, True)]
