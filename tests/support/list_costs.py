@@ -9,8 +9,9 @@ from typing import Any
 from uuid import UUID, uuid4
 
 from service.database.pool.statements import Statement, prepared_form
+from service.ids import UUID_MAX
 from service.payments.charge import statements as payment_statements
-from service.payments.charge.model import UUID_MAX, Status
+from service.payments.charge.model import Status
 from service.payments.events import endpoints, feed
 from service.payments.movements import statements as movement_statements
 

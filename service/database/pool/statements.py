@@ -97,6 +97,7 @@ FAMILIES = frozenset(
         "retain",
         "erase",
         "late",
+        "list",
     }
 )
 

@@ -20,6 +20,7 @@ from service.database.pool.pool import Checkout, ConnectionPool, Statement
 from service.database.pool.statements import UNWRITABLE, refused_by
 from service.errors import AcceptanceUnknown, DatabaseUnavailable, KeyInFlight, KeyReused
 from service.ids import (
+    UUID_MAX,
     new_id,
 )
 from service.observability.metrics import catalogue as metrics

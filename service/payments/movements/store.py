@@ -29,6 +29,7 @@ from service.errors import (
     WrongState,
 )
 from service.ids import (
+    UUID_MAX,
     new_id,
 )
 from service.observability.metrics import catalogue as metrics

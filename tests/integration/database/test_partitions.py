@@ -15,8 +15,8 @@ from service.database.migrate.partitions import STATE_SQL, months_in_default, mo
 from service.database.migrate.retain import maintain
 from service.database.migrate.runner import MigrationError
 from service.database.pool.pool import Statement
+from service.ids import new_id
 from service.observability.metrics import catalogue as metrics
-from service.payments.charge.model import new_id
 from service.payments.events.feed import EventFeed
 from service.resilience.deadline import Deadline
 
