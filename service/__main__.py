@@ -48,11 +48,18 @@ def main(argv: list[str] | None = None) -> int:
         description=command.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    command.add_arguments(parser)
     try:
+        command.add_arguments(parser)
         status: int = command.run(parser.parse_args(words[1:]))
     except SettingsError as error:
         _refuse(str(error))
+    except ModuleNotFoundError as error:
+        if error.name != "service.lab":
+            raise
+        _refuse(
+            f"`{name}` needs service.lab, which this installation leaves out: run it from a checkout,"
+            " or build the image with --build-arg LAB=1."
+        )
     return status
 
 

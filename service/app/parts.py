@@ -408,8 +408,15 @@ def _simulation(
     authenticate: Authenticator,
 ) -> tuple[Blueprint, tuple[str, ...]]:
     """Simulations and drills, with the drills' names: imported here only, and only when enabled."""
-    from service.lab.drills import assembly, plan, routes
-
+    try:
+        from service.lab.drills import assembly, plan, routes
+    except ModuleNotFoundError as error:
+        if error.name != "service.lab":
+            raise
+        raise SettingsError(
+            "HOLDFAST_SIMULATION_ENABLED needs service.lab, which this installation leaves out:"
+            " turn it off, or build the image with --build-arg LAB=1."
+        ) from error
     host, port = reachable(settings.bind)
     try:
         catalogue = plan.read_catalogue(settings.drills_dir)

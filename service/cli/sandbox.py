@@ -9,6 +9,7 @@ example:
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import sys
 
@@ -20,6 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    # An installation without the lab refuses here, in a sentence.
+    importlib.import_module("service.lab")
     # A separate process without imports from the service, because production has no sandbox.
     command = [sys.executable, "-m", "service.lab.sandbox", *arguments.options]
     os.execv(command[0], command)  # noqa: S606

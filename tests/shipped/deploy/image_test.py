@@ -76,7 +76,8 @@ def _ensure_base() -> str:
 
 def _build(base: str, image: str, lock: str) -> None:
     options = ("--isolation=chroot", "--network=host", "--format=docker")
-    arguments = (f"--build-arg=BASE={base}", f"--build-arg=LOCK={lock}")
+    lab = int(lock == IMAGES["holdfast:0.1.0-sandbox"][1])
+    arguments = (f"--build-arg=BASE={base}", f"--build-arg=LOCK={lock}", f"--build-arg=LAB={lab}")
     run("buildah", "bud", "-q", *options, *arguments, "-t", image, "-f", "deploy/Dockerfile", ".")
 
 

@@ -82,8 +82,8 @@ def test_no_file_reaches_for_what_lies_beside_the_repository() -> None:
     [
         ("tests/shipped/test_x.py", 'SCHEMA = ROOT.parent / "shared" / "x.json"'),
         ("tests/shipped/test_x.py", 'SCHEMA = "../shared/x.json"'),
-        ("tests/shipped/test_x.py", "ROOT = Path(__file__).parents[4]"),
-        ("tests/x.py", "ROOT = Path(__file__).resolve().parents[3]"),
+        ("tests/shipped/test_x.py", "ROOT = Path(__file__).parents[3]"),
+        ("tests/x.py", "ROOT = Path(__file__).resolve().parents[2]"),
         ("docs/x.md", "[x](../../x.md)"),
         ("Makefile", "include ../common.mk"),
         ("Makefile", "PYTHON := /root/.pyenv/versions/3.11.7/bin/python"),
@@ -98,7 +98,7 @@ def test_a_reach_is_found(path: str, line: str) -> None:
 @pytest.mark.parametrize(
     ("path", "line"),
     [
-        ("tests/shipped/test_x.py", "ROOT = Path(__file__).parents[3]"),
+        ("tests/shipped/test_x.py", "ROOT = Path(__file__).parents[2]"),
         ("docs/runbooks/x.md", "[x](../../README.md)"),
         ("deploy/x.yaml", "- ../grafana/dashboards:/etc/holdfast/dashboards:ro"),
         ("deploy/Dockerfile", "WORKDIR /opt/holdfast"),
