@@ -14,10 +14,13 @@ The issuers' ranges and lengths are those that public tables give for the number
 - A time in ISO 8601 format is ignored: no card begins with a year.
 - An identifier in hexadecimal digits holds long decimal runs by chance. A UUID with its dashes is
   ignored; of one without, and of a digest, only the beginning and the end are checked.
+- Characters that are written as escapes (`%34`, `&#52;`, `&nbsp;`, `\\u0034`, `=34`) are read once more as
+  the characters that they stand for, since one of the next programs will do so; once, not repeatedly.
 """
 
 from __future__ import annotations
 
+import html
 import re
 import unicodedata
 from collections.abc import Iterator
@@ -66,6 +69,12 @@ _MOMENT = re.compile(
 _DIGEST_LENGTHS = frozenset({24, 32, 40, 56, 64, 96, 128})
 _EDGE = re.compile(r"\A[0-9]+|[0-9]{16,}\Z")
 _LETTER = re.compile(r"[a-z]", re.IGNORECASE)
+# Percent escapes in a row are the bytes of UTF-8. The lengths are bounded, so each is read once.
+_ESCAPE = re.compile(
+    r"(?:%[0-9a-f]{2})+|(?:=[0-9a-f]{2})+|\\u[0-9a-f]{4}|\\x[0-9a-f]{2}"
+    r"|&\#(?:x[0-9a-f]{1,8}|[0-9]{1,8});?|&[a-z][a-z0-9]{1,31};",
+    re.IGNORECASE,
+)
 
 
 def holds_card_number(text: str) -> bool:
@@ -77,6 +86,14 @@ def card_number_spans(text: str) -> Iterator[tuple[int, int]]:
     """The card numbers as (begin, end) in `text`, from left to right; they may overlap."""
     if len(text) < _SHORTEST:
         return
+    if _ESCAPE.search(text) is None:
+        yield from _spans_as_written(text)
+    else:
+        # Read both ways: in "100%42 4242 .." the escape would hide a digit of the number.
+        yield from sorted({*_spans_as_written(text), *_spans_unescaped(text)})
+
+
+def _spans_as_written(text: str) -> Iterator[tuple[int, int]]:
     folded = text if text.isascii() else text.translate(_FOLDING)
     if _RUN.search(folded) is None:
         return
@@ -89,6 +106,35 @@ def card_number_spans(text: str) -> Iterator[tuple[int, int]]:
                 yield begin, end
             else:
                 yield origins[begin], origins[end - 1] + 1
+
+
+def _spans_unescaped(text: str) -> Iterator[tuple[int, int]]:
+    """The card numbers of the text with its escapes read, as places in the text as written."""
+    pieces: list[str] = []
+    # For each character that is read: where its original begins and ends.
+    begins: list[int] = []
+    ends: list[int] = []
+    at = 0
+    for match in _ESCAPE.finditer(text):
+        first, last = match.span()
+        plain = _unescaped(match[0])
+        pieces += [text[at:first], plain]
+        begins += [*range(at, first), *[first] * len(plain)]
+        ends += [*range(at + 1, first + 1), *[last] * len(plain)]
+        at = last
+    pieces.append(text[at:])
+    begins += range(at, len(text))
+    ends += range(at + 1, len(text) + 1)
+    for begin, end in _spans_as_written("".join(pieces)):
+        yield begins[begin], ends[end - 1]
+
+
+def _unescaped(escape: str) -> str:
+    if escape[0] in "%=":
+        return bytes.fromhex(escape.replace(escape[0], "")).decode("utf-8", "replace")
+    if escape[0] == "&":
+        return html.unescape(escape)
+    return chr(int(escape[2:], 16))
 
 
 def _spans_of_run(text: str, begin: int, end: int) -> Iterator[tuple[int, int]]:

@@ -103,7 +103,9 @@ def card_numbers(data: bytes) -> None:
     assert not _naked_card_numbers(clean_text(text))
     if len(data) < 20:
         return
-    card, mark = _card_number(data[:15]), (" ", ".", "-", "  ", " – ", ",", "\u200b")[data[15] % 7]
+    card = _card_number(data[:15])
+    marks = (" ", ".", "-", "  ", " – ", ",", "\u200b", "%20", "&nbsp;", "&#32;", "%C2%A0", "=20")
+    mark = marks[data[15] % len(marks)]
     size = 1 + data[16] % 8
     grouped = mark.join(card[place : place + size] for place in range(0, len(card), size))
     # Around it stands what cannot be part of a number or of one of our ids.

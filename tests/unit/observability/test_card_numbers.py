@@ -67,6 +67,61 @@ def test_card_number_is_found_however_it_is_written(text: str) -> None:
     assert holds_card_number(text)
 
 
+ESCAPED = {
+    "percent": "".join(f"%{ord(digit):02X}" for digit in VISA),
+    "percent, one digit": f"{VISA[:5]}%{ord(VISA[5]):02x}{VISA[6:]}",
+    "percent, spaces": "4242%204242%204242%204242",
+    "percent, no-break spaces": "4242%C2%A04242%c2%a04242%C2%A04242",
+    "percent, full width": "%EF%BC%94%EF%BC%92" * 8,
+    "percent, cut short": f"{VISA[:15]}%32%",
+    "percent of something else": "100%4242 4242 4242 4242",
+    "percent and a letter": "100%41 4242424242424242",
+    "decimal entities": "".join(f"&#{ord(digit)};" for digit in VISA),
+    "decimal entities, zeros": "".join(f"&#000{ord(digit)};" for digit in VISA),
+    "decimal entities, no semicolon": "".join(f"&#{ord(digit)} " for digit in VISA),
+    "hexadecimal entities": "".join(f"&#x{ord(digit):x};" for digit in VISA),
+    "hexadecimal entities, capital": "".join(f"&#X{ord(digit):04X};" for digit in VISA),
+    "entities for spaces": "4242&nbsp;4242&#160;4242&ensp;4242",
+    "backslash u": "".join(f"\\u{ord(digit):04x}" for digit in VISA),
+    "backslash x": "".join(f"\\x{ord(digit):02x}" for digit in VISA),
+    "quoted printable": "".join(f"={ord(digit):02X}" for digit in VISA),
+}
+
+
+@pytest.mark.parametrize("text", ESCAPED.values(), ids=ESCAPED)
+def test_card_number_in_escapes_is_found_and_hidden(text: str) -> None:
+    whole = f"note: {text} end"
+
+    assert holds_card_number(whole)
+    assert "4242" not in clean_text(whole).replace(" ", "")
+    assert text not in clean_text(whole)
+    # Around it nothing is lost.
+    assert clean_text(whole).startswith("note: ")
+    assert clean_text(whole).endswith("end")
+
+
+def test_escaped_number_before_a_plain_one_is_hidden_too() -> None:
+    escaped = ESCAPED["percent"]
+
+    assert clean_text(f"a {escaped} b {VISA} c") == "a [redacted] b [redacted] c"
+    assert clean_text(f"a {VISA} b {escaped} c") == "a [redacted] b [redacted] c"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "https://shop.example/?order=123%20456&q=%34%32",
+        "50%25 off, 20%-30%, R&D; A&B &amp; C",
+        "a=12 b=34 c=56 d=78 e=90 f=12 g=34",
+        "100%20" * 50,
+        "&#5;" * 30,
+        "\\u00e9t\\u00e9 \\x34",
+    ],
+)
+def test_escapes_in_ordinary_texts_pass(text: str) -> None:
+    assert not holds_card_number(text)
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -146,6 +201,7 @@ def test_every_number_of_an_issuer_is_found_in_any_grouping(
         "f",
         f"{VISA}f",
         "4242424242424241 ",
+        *("%34", "%", "%3", "=34", "&#52;", "&#", "&", "&a", "&nbsp;", "\\u0034", "%34 &#50;4 "),
     ],
 )
 def test_time_grows_with_the_length_and_no_faster(piece: str) -> None:
