@@ -6,7 +6,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any, Protocol
 
@@ -40,6 +40,7 @@ from service.payments.settling.recovery import CHECKED_EVERY_S as RECOVERY_CHECK
 from service.payments.settling.recovery import Recovery
 from service.payments.settling.store import SettlingStore
 from service.payments.settling.sweep import Sweep
+from service.resilience.call_budget import CallBudget
 from service.resilience.deadline import Deadline
 
 log = logging.getLogger(__name__)
@@ -58,6 +59,11 @@ SWEEP_TIMEOUT_S = 85.0
 HINTS_AT_ONCE = 100
 # Rare and not urgent: half of a loop's threads.
 LATE_AT_ONCE = 4
+# Unnamed hints that are compared with our references in one statement: a probe for each merchant.
+OWN_HINTS_AT_ONCE = 50
+# Questions about charges that no row of ours holds, mostly another program's on the same account. A
+# flood of them takes a fiftieth of what Stripe allows (100 reads a second), whatever its size.
+FOREIGN_PER_S, FOREIGN_BURST = 2.0, 8
 _EVENT_MONTHS = Statement("due_partitions", STATE_SQL)
 
 
@@ -96,6 +102,9 @@ class Background:
     threads: int = 8
     # The provider's state in the last probe.
     is_available: bool = True
+    foreign_questions: CallBudget = field(
+        default_factory=lambda: CallBudget(per_s=FOREIGN_PER_S, burst=FOREIGN_BURST)
+    )
 
     def run(self, stop: threading.Event) -> None:
         """Work until `stop` is set; begun work is finished first."""
@@ -168,12 +177,15 @@ class Background:
         return int(self.sweep.run_if_due(Deadline.after(SWEEP_TIMEOUT_S)))
 
     def _late_facts(self, run_all: RunAll, deadline: Deadline) -> int:
-        """Look up settled payments with a late fact, a few at once."""
-        hints = self.late_store.unnamed_hints(LATE_AT_ONCE, deadline)
-        run_all(self._name_hint, hints)
+        """Look up settled payments with a late fact, a few at once, before foreign charges."""
+        compared = self.late_store.name_own_hints(OWN_HINTS_AT_ONCE, deadline)
         due = self.late_store.lease_checks(LATE_AT_ONCE, deadline)
+        most = min(LATE_AT_ONCE, self.foreign_questions.left())
+        foreign = self.late_store.unnamed_hints(most, deadline)
+        self.foreign_questions.spend(len(foreign))
         run_all(self._settle_late, due)
-        return len(hints) + len(due)
+        run_all(self._name_hint, foreign)
+        return compared + len(due) + len(foreign)
 
     def _keep_the_clocks(self, stop: threading.Event) -> None:
         every_s: dict[Callable[[Deadline], None], float] = {
@@ -226,7 +238,7 @@ class Background:
         ((missing, _),) = self.pool.run(_EVENT_MONTHS, {}, deadline)
         metrics.event_months_missing.set(missing)
 
-    def _name_hint(self, hint: tuple[str, str, str]) -> bool:
+    def _name_hint(self, hint: tuple[str, str]) -> bool:
         self.late.name_hint(hint, Deadline.after(self.send_timeout_s))
         return True
 

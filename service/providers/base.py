@@ -136,6 +136,8 @@ class Refund:
     merchant_id: str | None = None
     # As for a charge: finds the refund when our row was lost.
     key_digest: str | None = None
+    # The reference of the refund itself. A known reference decides alone, before any metadata.
+    refund_ref: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

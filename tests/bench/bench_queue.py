@@ -16,6 +16,7 @@ from service.database.migrate.runner import migrate
 from service.lab.local.embedded import OWNER, EmbeddedPostgres
 from service.payments.charge.statements import LIST_BY_STATUS
 from service.payments.leases.fair_share import WINDOW
+from service.payments.settling import late_statements
 from service.payments.settling.lease_statements import (
     LOOK_UP_IS,
     OLDEST_EXPIRED,
@@ -78,9 +79,47 @@ def _measure(url: str) -> None:
             for statement in (statements.oldest, statements.of_merchants, statements.take):
                 _explain(cursor, statement.name, statement.sql, values)
         _explain(cursor, OLDEST_EXPIRED.name, OLDEST_EXPIRED.sql, values)
+        _measure_late(cursor, big, small, values)
         no_hit = {"merchant_id": big, "statuses": ["declined", "expired"], "created_gte": None}
         no_hit |= {"before_at": None, "before_id": None, "limit": 21}
         _explain(cursor, LIST_BY_STATUS.name, LIST_BY_STATUS.sql, no_hit)
+
+
+def _measure_late(cursor, big: str, small: str, values: dict[str, object]) -> None:
+    """Late checks of one merchant, and a flood of events about another program's charges."""
+    for merchant, rows in ((big, LONG), (small, 5)):
+        cursor.execute(_FILL_CHECKS, (merchant, rows))
+    # Waiting for the provider, not yet compared with our references, and about payments of ours.
+    for tries, payment_id, rows in ((1, None, LONG), (0, None, LONG), (0, small, 100)):
+        cursor.execute(_FILL_HINTS, (payment_id, payment_id, tries, rows))
+    cursor.execute("VACUUM ANALYZE late_checks")
+    cursor.execute("VACUUM ANALYZE webhook_inbox")
+    of_merchants = late_statements.due_checks_of_merchants(has_provider=True)
+    for statement in (late_statements.DUE_CHECKS, of_merchants, late_statements.LEASE_CHECKS):
+        _explain(cursor, statement.name, statement.sql, values)
+    hints = {"limit": 100, "max_tries": 24, "provider": "stripe", "provider_ref": "pi_1"}
+    hints |= {"merchant_id": None, "payment_id": None}
+    for statement in (
+        late_statements.APPLY_HINTS,
+        late_statements.NAME_OWN_HINTS,
+        late_statements.UNNAMED_HINTS,
+        late_statements.NAME_HINTS,
+    ):
+        _explain(cursor, statement.name, statement.sql, hints)
+
+
+_FILL_CHECKS = """
+    INSERT INTO late_checks (merchant_id, payment_id, provider, due_at)
+    SELECT %s, gen_random_uuid(), 'stripe', now() - interval '1 h' + n * interval '1 ms'
+    FROM generate_series(1, %s) AS n
+"""
+_FILL_HINTS = """
+    INSERT INTO webhook_inbox
+        (provider, event_id, type, provider_ref, merchant_id, payment_id, tries, due_at)
+    SELECT 'stripe', gen_random_uuid()::text, 'refund.created', 'pi_' || n, %s, %s, %s,
+        now() - interval '1 h' + n * interval '1 ms'
+    FROM generate_series(1, %s) AS n
+"""
 
 
 def _explain(cursor, name: str, sql: str, values: dict[str, object]) -> None:

@@ -163,6 +163,7 @@ def refund_of(movement: Movement, payment: Payment) -> Refund:
         reason=movement.reason,
         merchant_id=str(payment.merchant_id),
         key_digest=movement.key_digest,
+        refund_ref=movement.provider_ref,
     )
 
 

@@ -169,6 +169,9 @@ def is_absent(movement: Movement, outcome: Outcome) -> bool:
     """Whether a look-up proved that no call of ours has been executed by now."""
     if outcome.stage is not Stage.ANSWERED:
         return False
+    if movement.kind is Kind.REFUND and movement.provider_ref is not None:
+        # The provider made this refund: books that lack it prove nothing.
+        return False
     if outcome.kind is OutcomeKind.NOT_EXECUTED or outcome.error == KEY_REUSED:
         return outcome.error in (None, KEY_REUSED)
     is_reserved = outcome.kind is OutcomeKind.SUCCEEDED and outcome.amount_capturable > 0

@@ -75,12 +75,12 @@ class LateFacts:
         self._settling = settling
         self._provider = provider
 
-    def name_hint(self, hint: tuple[str, str, str], deadline: Deadline) -> None:
-        """Find out from the provider which payment of ours an event is about."""
-        provider, event_id, charge_ref = hint
+    def name_hint(self, hint: tuple[str, str], deadline: Deadline) -> None:
+        """Find out from the provider which payment of ours events about a charge are about."""
+        provider, charge_ref = hint
         charge = self._provider.identify(charge_ref, deadline)
         ids = None if charge is None else ids_of(charge)
-        self._late.name_hint(provider, event_id, ids, deadline)
+        self._late.name_hints(provider, charge_ref, ids, deadline)
 
     def settle(self, check: LateCheck, deadline: Deadline) -> None:
         """Ask about one payment and write what is known. The caller holds the check's lease."""
@@ -252,25 +252,26 @@ class LateFacts:
         # What one of ours under way has set aside may be what the provider gave back otherwise:
         # only after its end is it known whether there is room for both.
         may_make_room = any(not movement.has_ended for movement in known)
-        has_room, is_pending = True, False
+        again_in_s: float | None = None
         for refund in found:
             movement = row_of(refund, known)
             if movement is not None:
                 is_written = self._compare_refund(payment, movement, refund, deadline)
             elif refund.provider_ref == release or refund.kind is OutcomeKind.DECLINED:
                 continue
-            elif refund.kind is OutcomeKind.PENDING:
-                is_pending = True
-                continue
             else:
                 is_written = self._add_refund(payment, refund, deadline)
-            if not is_written and not may_make_room:
+            if is_written:
+                continue
+            if may_make_room:
+                again_in_s = _pause_s(check)
+            elif refund.kind is OutcomeKind.PENDING:
+                # No money has gone back yet, and the bank may still refuse it.
+                again_in_s = again_in_s or PENDING_AGAIN_S
+            else:
                 reason = "a refund of more than was captured"
                 self._report_refund(payment, refund, reason, deadline)
-            has_room &= is_written
-        if not has_room and may_make_room:
-            return _pause_s(check)
-        return PENDING_AGAIN_S if is_pending else None
+        return again_in_s
 
     def _compare_refund(
         self, payment: Payment, movement: Movement, refund: ProviderRefund, deadline: Deadline
@@ -279,7 +280,7 @@ class LateFacts:
         if not movement.has_ended:
             self._movements.nudge(movement, deadline)
             return True
-        if refund.kind is OutcomeKind.PENDING or not contradicts(refund, movement.status):
+        if not contradicts(refund, movement.status):
             return True
         try:
             status = self._late.move_refund(movement, refund, deadline)

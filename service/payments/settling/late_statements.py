@@ -81,13 +81,44 @@ APPLY_HINTS = Statement(
     """,
 )
 
-# Hints that name an object of the provider's and no payment: a dispute, a refund by hand.
+# Hints that name an object of the provider's and no payment: a dispute, a refund by hand. Our own
+# references come first, at no question to the provider: a probe of the unique index for each
+# merchant. LATERAL with LIMIT, so that no plan reads all payments instead.
+# What our charge is not named by, and is no refund or dispute, carries our metadata where it is ours.
+NAME_OWN_HINTS = Statement(
+    "late_name_own_hints",
+    f"""
+    WITH hint AS (
+        SELECT provider, event_id, provider_ref FROM webhook_inbox
+        WHERE due_at <= now() AND payment_id IS NULL AND provider_ref IS NOT NULL AND tries = 0
+        ORDER BY due_at LIMIT %(limit)s::integer
+        FOR UPDATE SKIP LOCKED
+    ), own AS (
+        SELECT DISTINCT ON (h.provider, h.event_id)
+               h.provider, h.event_id, m.merchant_id, p.payment_id
+        FROM hint h CROSS JOIN merchants m CROSS JOIN LATERAL (
+            SELECT payment_id FROM payments
+            WHERE merchant_id = m.merchant_id AND provider_ref = h.provider_ref
+              AND provider = ANY(ARRAY[h.provider, h.provider || '_charges']) LIMIT 1
+        ) AS p (payment_id)
+    )
+    UPDATE webhook_inbox i SET
+        merchant_id = own.merchant_id, payment_id = own.payment_id,
+        tries = CASE WHEN own.payment_id IS NULL THEN 1 ELSE 0 END,
+        due_at = CASE WHEN own.payment_id IS NOT NULL OR i.type IN ({_AFTERWARDS}) THEN now() END
+    FROM hint h LEFT JOIN own USING (provider, event_id)
+    WHERE i.provider = h.provider AND i.event_id = h.event_id
+    RETURNING own.payment_id IS NOT NULL
+    """,
+)
+
+# The rest: each costs a question to the provider, so the caller has a budget for them.
 UNNAMED_HINTS = Statement(
     "late_unnamed_hints",
     """
     WITH hint AS (
         SELECT provider, event_id FROM webhook_inbox
-        WHERE due_at <= now() AND payment_id IS NULL AND provider_ref IS NOT NULL
+        WHERE due_at <= now() AND payment_id IS NULL AND provider_ref IS NOT NULL AND tries > 0
         ORDER BY due_at LIMIT %(limit)s::integer
         FOR UPDATE SKIP LOCKED
     )
@@ -95,16 +126,18 @@ UNNAMED_HINTS = Statement(
         due_at = CASE WHEN i.tries < %(max_tries)s::integer
                       THEN now() + least(10 * 2 ^ i.tries, 3600) * interval '1 second' END
     FROM hint h WHERE i.provider = h.provider AND i.event_id = h.event_id
-    RETURNING i.provider, i.event_id, i.provider_ref
+    RETURNING i.provider, i.provider_ref
     """,
 )
 
-NAME_HINT = Statement(
-    "late_name_hint",
+# All that wait for the same answer.
+NAME_HINTS = Statement(
+    "late_name_hints",
     """
     UPDATE webhook_inbox SET merchant_id = %(merchant_id)s::uuid, payment_id = %(payment_id)s::uuid,
         tries = 0, due_at = CASE WHEN %(payment_id)s::uuid IS NOT NULL THEN now() END
-    WHERE provider = %(provider)s::text AND event_id = %(event_id)s::text
+    WHERE provider = %(provider)s::text AND provider_ref = %(provider_ref)s::text
+      AND due_at IS NOT NULL AND payment_id IS NULL AND provider_ref IS NOT NULL
     RETURNING 1
     """,
 )
@@ -191,20 +224,46 @@ REFUND_STATUSES = Statement(
     """,
 )
 
+# As the leases of payments (lease_statements.py): the oldest of all, each merchant's oldest, the take.
+DUE_CHECKS = Statement(
+    "late_due_checks",
+    """
+    SELECT merchant_id, payment_id, provider FROM late_checks
+    WHERE due_at <= now() ORDER BY due_at LIMIT %(limit)s::integer
+    """,
+)
+
+
+def due_checks_of_merchants(*, has_provider: bool) -> Statement:
+    """Each merchant's oldest checks; without `has_provider` any provider's are ours."""
+    # An equality, not a coalesce: other providers' rows are stepped over in the index.
+    provider_is = "AND provider = %(provider)s::text" if has_provider else ""
+    return Statement(
+        f"late_due_checks_of_merchants{'' if has_provider else '_of_any'}",
+        f"""
+        SELECT m.merchant_id, c.payment_id FROM merchants m
+        CROSS JOIN LATERAL (
+            SELECT payment_id FROM late_checks
+            WHERE merchant_id = m.merchant_id {provider_is} AND due_at <= now()
+            ORDER BY due_at NULLS FIRST LIMIT %(places)s::integer
+        ) AS c (payment_id)
+        WHERE m.merchant_id > %(after)s::uuid
+        ORDER BY m.merchant_id LIMIT %(limit)s::integer
+        """,
+    )
+
+
 LEASE_CHECKS = Statement(
     "late_lease_checks",
     """
-    WITH due AS (
-        SELECT merchant_id, payment_id FROM late_checks
-        WHERE due_at <= now() AND provider = coalesce(%(provider)s::text, provider)
-        ORDER BY due_at LIMIT %(limit)s::integer
-        FOR UPDATE SKIP LOCKED
-    )
-    UPDATE late_checks c SET tries = c.tries + 1,
+    UPDATE late_checks SET tries = tries + 1,
         due_at = now() + %(lease_s)s::float8 * interval '1 second'
-    FROM due WHERE c.merchant_id = due.merchant_id AND c.payment_id = due.payment_id
-      AND c.due_at <= now()
-    RETURNING c.merchant_id, c.payment_id, c.closes, c.asked, c.tries
+    WHERE due_at <= now()
+      AND (merchant_id, payment_id) IN (
+          SELECT due.merchant_id, due.payment_id
+          FROM unnest(%(merchant_ids)s::uuid[], %(payment_ids)s::uuid[])
+              AS due (merchant_id, payment_id))
+    RETURNING merchant_id, payment_id, closes, asked, tries
     """,
 )
 
@@ -252,13 +311,16 @@ LATE_MOVE = Statement(
     """,
 )
 
-# A refund that has ended, the other way: the amounts of the payment follow in the same statement.
+# A refund that has ended, another way: the amounts of the payment follow in the same statement. One
+# that is pending at the provider after all is open again, and its amount is held.
 LATE_REFUND_MOVE = Statement(
     "late_refund_move",
     f"""
     WITH m AS (
         UPDATE movements SET
-            status = %(status)s::text, decline = %(decline)s::jsonb,
+            status = %(status)s::text, decline = %(decline)s::jsonb, leased = false,
+            due_at = now() + %(due_in_s)s::float8 * interval '1 second',
+            sent_at = coalesce(%(sent_at)s::timestamptz, sent_at),
             provider_ref = coalesce(provider_ref, %(provider_ref)s::text), updated_at = now(),
             -- Withdrawn and executed all the same: a retry of its caller finds it by the digest,
             -- unless the freed key belongs to another movement by now.
@@ -272,7 +334,10 @@ LATE_REFUND_MOVE = Statement(
     ), p AS (
         UPDATE payments p SET
             amount_refunded = p.amount_refunded
-                + CASE WHEN m.status = 'succeeded' THEN m.amount ELSE - m.amount END,
+                + CASE WHEN m.status = 'succeeded' THEN m.amount ELSE 0 END
+                - CASE WHEN %(source)s::text = 'succeeded' THEN m.amount ELSE 0 END,
+            amount_refunding = p.amount_refunding
+                + CASE WHEN m.status = 'pending' THEN m.amount ELSE 0 END,
             updated_at = now()
         FROM m WHERE p.merchant_id = m.merchant_id AND p.payment_id = m.payment_id
         RETURNING p.payment_id
@@ -287,27 +352,33 @@ LATE_REFUND_MOVE = Statement(
     """,
 )
 
-# A refund of the provider's that no row of ours stands for; never leased, for it has ended.
+# A refund of the provider's that no row of ours stands for. One that has ended is never due; one that
+# is pending holds its amount, and its look-ups by reference tell its end. It is never sent.
 ADD_REFUND = Statement(
     "late_add_refund",
     f"""
     WITH p AS (
-        UPDATE payments SET amount_refunded = amount_refunded + %(amount)s::bigint,
+        UPDATE payments SET
+            amount_refunded = amount_refunded
+                + CASE WHEN %(status)s::text = 'succeeded' THEN %(amount)s::bigint ELSE 0 END,
+            amount_refunding = amount_refunding
+                + CASE WHEN %(status)s::text = 'pending' THEN %(amount)s::bigint ELSE 0 END,
             updated_at = now()
         WHERE merchant_id = %(merchant_id)s::uuid AND payment_id = %(payment_id)s::uuid
           AND status = 'succeeded'
         RETURNING *
     ), m AS (
         INSERT INTO movements (merchant_id, movement_id, payment_id, kind, status, amount, reason,
-                               provider_ref, key_digest)
-        SELECT merchant_id, %(movement_id)s::uuid, payment_id, 'refund', 'succeeded',
+                               provider_ref, key_digest, due_at, sent_at)
+        SELECT merchant_id, %(movement_id)s::uuid, payment_id, 'refund', %(status)s::text,
                %(amount)s::bigint, %(reason)s::text, %(provider_ref)s::text,
-               decode(%(key_digest)s::text, 'hex')
+               decode(%(key_digest)s::text, 'hex'),
+               now() + %(due_in_s)s::float8 * interval '1 second', %(sent_at)s::timestamptz
         FROM p
         RETURNING *
     ), event AS (
         INSERT INTO events (merchant_id, event_id, payment_id, type, detail)
-        SELECT merchant_id, %(event_id)s::uuid, payment_id, 'refund.succeeded', %(detail)s::jsonb
+        SELECT merchant_id, %(event_id)s::uuid, payment_id, 'refund.' || status, %(detail)s::jsonb
         FROM m
         RETURNING merchant_id, event_id, payment_id, type, created_at
     ), {OUTBOX}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
@@ -17,6 +17,9 @@ from service.ids import new_id
 from service.payments.charge.model import OPEN, Payment, Status
 from service.payments.charge.steps import detail_json
 from service.payments.charge.store import payment_of
+from service.payments.leases.due_rows import pick_due
+from service.payments.leases.fair_share import FairShare
+from service.payments.leases.schedule import next_look_up_s
 from service.payments.movements.model import Movement, MovementStatus
 from service.payments.settling import late_statements as statements
 from service.payments.settling.late_facts import LATE, late_sources
@@ -72,33 +75,45 @@ class LateStore:
         self._pool = pool
         self._lease_s = lease_s
         self._provider = provider
+        self._due_of_merchants = statements.due_checks_of_merchants(
+            has_provider=provider is not None
+        )
+        self._turn = FairShare()
 
     # --- Hints ----------------------------------------------------------------------------------
 
-    def unnamed_hints(self, limit: int, deadline: Deadline) -> list[tuple[str, str, str]]:
-        """(provider, event id, charge's reference) of hints that name no payment of ours."""
-        parameters = {"limit": limit, "max_tries": HINT_TRIES}
-        return [
-            (str(provider), str(event_id), str(charge_ref))
-            for provider, event_id, charge_ref in self._pool.run(
-                statements.UNNAMED_HINTS, parameters, deadline
-            )
-        ]
+    def name_own_hints(self, limit: int, deadline: Deadline) -> int:
+        """Lead unnamed hints about references of ours to their payments; how many were read.
 
-    def name_hint(
+        The others wait for `unnamed_hints`; an event that would carry our metadata is used up.
+        """
+        return len(self._pool.run(statements.NAME_OWN_HINTS, {"limit": limit}, deadline))
+
+    def unnamed_hints(self, limit: int, deadline: Deadline) -> list[tuple[str, str]]:
+        """(provider, charge's reference) of hints about which only the provider can tell."""
+        if limit < 1:
+            return []
+        parameters = {"limit": limit, "max_tries": HINT_TRIES}
+        rows = self._pool.run(statements.UNNAMED_HINTS, parameters, deadline)
+        return list(
+            dict.fromkeys((str(provider), str(charge_ref)) for provider, charge_ref in rows)
+        )
+
+    def name_hints(
         self,
         provider: str,
-        event_id: str,
+        charge_ref: str,
         ids: tuple[UUID, UUID] | None,
         deadline: Deadline,
     ) -> None:
-        """Note which payment a hint is about; None: none of ours, and it is used up."""
+        """Note which payment all hints about a charge are about; None: none of ours, and they are
+        used up."""
         merchant_id, payment_id = ids or (None, None)
         self._pool.run(
-            statements.NAME_HINT,
+            statements.NAME_HINTS,
             {
                 "provider": provider,
-                "event_id": event_id,
+                "provider_ref": charge_ref,
                 "merchant_id": _text(merchant_id),
                 "payment_id": _text(payment_id),
             },
@@ -199,12 +214,24 @@ class LateStore:
         self._pool.run(statements.ASK, parameters, deadline)
 
     def lease_checks(self, limit: int, deadline: Deadline) -> list[LateCheck]:
-        """Take up to `limit` checks that are due, for `lease_s`."""
-        rows = self._pool.run(
-            statements.LEASE_CHECKS,
-            {"limit": limit, "lease_s": self._lease_s, "provider": self._provider},
-            deadline,
+        """Take up to `limit` checks that are due, merchants in turn, for `lease_s`."""
+        picked = pick_due(
+            self._pool,
+            self._turn,
+            oldest=statements.DUE_CHECKS,
+            of_merchants=self._due_of_merchants,
+            provider=self._provider,
+            limit=limit,
+            deadline=deadline,
         )
+        if not picked:
+            return []
+        values = {
+            "merchant_ids": [due.owner[0] for due in picked],
+            "payment_ids": [due.key for due in picked],
+            "lease_s": self._lease_s,
+        }
+        rows = self._pool.run(statements.LEASE_CHECKS, values, deadline)
         return [LateCheck(UUID(str(m)), UUID(str(p)), *rest) for m, p, *rest in rows]
 
     def end_check(self, check: LateCheck, deadline: Deadline) -> None:
@@ -239,9 +266,9 @@ class LateStore:
     def move_refund(
         self, movement: Movement, found: ProviderRefund, deadline: Deadline
     ) -> MovementStatus | None:
-        """End a refund the other way, with the payment's amounts; None where it stands otherwise."""
-        is_success = found.kind is OutcomeKind.SUCCEEDED
-        target = MovementStatus.SUCCEEDED if is_success else MovementStatus.DECLINED
+        """Move an ended refund as the provider says, with the payment's amounts; None where it
+        stands otherwise."""
+        target = _REFUND_STATUSES[found.kind]
         decline = found.decline
         rows = self._write(
             statements.LATE_REFUND_MOVE,
@@ -250,6 +277,7 @@ class LateStore:
                 "movement_id": str(movement.movement_id),
                 "status": target.value,
                 "source": movement.status.value,
+                **_schedule_of(found),
                 "provider_ref": found.provider_ref,
                 "decline": None
                 if decline is None
@@ -271,12 +299,15 @@ class LateStore:
         reason: str,
         deadline: Deadline,
     ) -> bool:
-        """Write down a refund that succeeded at the provider and has no row; False: it cannot be."""
+        """Write down a refund of the provider's that has no row and has succeeded or is pending;
+        False: it cannot be."""
         rows = self._write(
             statements.ADD_REFUND,
             {
                 **_payment_ids(payment),
                 "movement_id": str(movement_id),
+                "status": _REFUND_STATUSES[found.kind].value,
+                **_schedule_of(found),
                 "amount": found.amount_minor,
                 "reason": reason,
                 "key_digest": found.key_digest,
@@ -358,6 +389,23 @@ class LateStore:
     def open_disputes(self, deadline: Deadline) -> int:
         """How many disputes are open, of all merchants."""
         return int(self._pool.run(statements.OPEN_DISPUTES, {}, deadline)[0][0])
+
+
+_REFUND_STATUSES = {
+    OutcomeKind.SUCCEEDED: MovementStatus.SUCCEEDED,
+    OutcomeKind.PENDING: MovementStatus.PENDING,
+    OutcomeKind.DECLINED: MovementStatus.DECLINED,
+}
+
+
+def _schedule_of(found: ProviderRefund) -> dict[str, Any]:
+    """A pending refund is looked up like one of ours; its age counts from its creation."""
+    is_pending = found.kind is OutcomeKind.PENDING
+    age_s = (datetime.now(UTC) - found.created_at).total_seconds()
+    return {
+        "due_in_s": next_look_up_s(max(age_s, 0.0)) if is_pending else None,
+        "sent_at": found.created_at if is_pending else None,
+    }
 
 
 def _text(identifier: UUID | None) -> str | None:

@@ -369,8 +369,6 @@ class Sweep:
             status = statuses.get(known[1]) if known else None
             if status is not None and not contradicts(refund, status):
                 continue
-            if known is None and refund.kind is OutcomeKind.DECLINED:
-                continue  # By hand, and it failed: no money went back.
             ids = parse_ids(refund.merchant_id, refund.payment_id)
             hints.append((_as_event(refund), ids))
         self._late_store.receive(EVENT_SOURCE, hints, deadline)

@@ -153,7 +153,10 @@ def of_refund(found: Object, refund: Refund, charge_field: str) -> Outcome:
 
 
 def is_for(found: Object, refund: Refund) -> bool:
-    """Whether a listed refund's metadata has our refund's id or the client's key."""
+    """Whether a listed refund is ours: by its reference where that is known, else by its metadata,
+    which has our refund's id or the client's key."""
+    if refund.refund_ref is not None:
+        return bool(found.get("id") == refund.refund_ref)
     metadata = _metadata(found)
     has_our_key = refund.key_digest is not None and (
         metadata.get("key_digest") == refund.key_digest
@@ -169,6 +172,7 @@ def is_another(found: Object, refund: Refund) -> bool:
     )
     return (
         has_our_key
+        and refund.refund_ref is None
         and metadata.get("refund_id") != refund.refund_id
         and type(found.get("amount")) is int
         and found["amount"] != refund.amount_minor

@@ -58,6 +58,8 @@ class StripeRefunds:
 
         def find() -> Outcome:
             known = self._find(refund, "look_up", deadline)
+            if known is None and refund.refund_ref is not None:
+                return answers.mismatch("the books lack a refund that they have shown")
             return known or Outcome(OutcomeKind.NOT_EXECUTED, Stage.ANSWERED)
 
         return self._api.look_up(find)

@@ -18,6 +18,8 @@ from service.payments.events.deliveries import Deliverer, Delivery
 from service.payments.leases.fair_share import NUDGED_AT_ONCE, WINDOW
 from service.payments.movements import statements as movement_statements
 from service.payments.movements.store import MovementStore
+from service.payments.settling import late_statements
+from service.payments.settling.late_store import LateStore
 from service.payments.settling.lease_statements import (
     LOOK_UP_IS,
     OLDEST_EXPIRED,
@@ -70,8 +72,8 @@ def settling(pool) -> SettlingStore:
     return SettlingStore(pool, lease_s=60, provider="fake")
 
 
-def shares(payments) -> dict[UUID, int]:
-    return dict(Counter(payment.merchant_id for payment in payments))
+def shares(rows) -> dict[UUID, int]:
+    return dict(Counter(row.merchant_id for row in rows))
 
 
 def test_a_long_queue_leaves_places_to_younger_merchants(settling, owner_url):
@@ -191,6 +193,110 @@ def test_a_nudge_does_not_read_the_look_ups_of_others(owner_url):
         values |= {"payment_id": payment_id, "movement_id": movement_id}
         for statement in (payment_statements.NUDGE, movement_statements.NUDGE):
             assert pages_of(cursor, statement.sql, values) < PAGES_MAX, statement.name
+
+
+def doubt(url: str, *doubts: tuple[UUID, int, int]) -> None:
+    """Late checks of (merchant, rows, age in s), each due since then."""
+    with cursor_to(url) as cursor:
+        for merchant, rows, age_s in doubts:
+            cursor.execute(
+                "INSERT INTO merchants (merchant_id, name) VALUES (%s, 'm') ON CONFLICT DO NOTHING",
+                (str(merchant),),
+            )
+            cursor.execute(
+                "INSERT INTO late_checks (merchant_id, payment_id, provider, due_at)"
+                " SELECT %s, gen_random_uuid(), 'fake',"
+                " now() - %s * interval '1 s' + n * interval '1 ms'"
+                " FROM generate_series(1, %s) AS n",
+                (str(merchant), age_s, rows),
+            )
+        cursor.execute("ANALYZE late_checks")
+
+
+_HINTS = """
+    INSERT INTO webhook_inbox
+        (provider, event_id, type, provider_ref, merchant_id, payment_id, tries, due_at)
+    SELECT 'stripe', gen_random_uuid()::text, 'refund.created', 'pi_' || n, %s, %s, %s,
+        now() - interval '1 h' + n * interval '1 ms'
+    FROM generate_series(1, %s) AS n
+"""
+
+
+@pytest.mark.parametrize("provider", ["fake", None])
+def test_late_checks_are_shared_by_merchants(pool, owner_url, provider):
+    big, small = uuid4(), uuid4()
+    doubt(owner_url, (big, 1000, 3600), (small, 2, 1))
+    store = LateStore(pool, lease_s=60, provider=provider)
+
+    first = store.lease_checks(PLACES, soon())
+    second = store.lease_checks(PLACES, soon())
+
+    assert shares(first) == {big: 6, small: 2}
+    assert shares(second) == {big: PLACES}
+    assert not {check.payment_id for check in first} & {check.payment_id for check in second}
+
+
+def test_more_merchants_in_doubt_than_places_starve_none(pool, owner_url):
+    merchants = [uuid4() for _ in range(PLACES * 2)]
+    small = uuid4()
+    doubt(owner_url, *((merchant, 200, 3600) for merchant in merchants), (small, 1, 1))
+    store = LateStore(pool, lease_s=60, provider="fake")
+
+    rounds = [store.lease_checks(PLACES, soon()) for _ in range(3)]
+
+    served = shares([check for checks in rounds for check in checks])
+    assert served[small] == 1
+    assert max(served.values()) <= 2
+
+
+def test_no_late_read_is_longer_for_a_flood(owner_url):
+    big = uuid4()
+    doubt(owner_url, (big, LONG, 3600), (uuid4(), 3, 1))
+    values = {"provider": "fake", "after": str(UUID(int=0)), "places": PLACES, "limit": WINDOW}
+    values |= {"merchant_ids": [str(big)], "payment_ids": [str(uuid4())], "lease_s": 60}
+    values |= {"max_tries": 24, "provider_ref": "pi_1", "merchant_id": None, "payment_id": None}
+
+    with cursor_to(owner_url) as cursor:
+        # Foreign events before and after they were compared with our references, and named ones.
+        for tries, payment_id, rows in ((0, None, LONG), (1, None, LONG), (0, str(big), 5)):
+            cursor.execute(_HINTS, (payment_id, payment_id, tries, rows))
+        cursor.execute("ANALYZE webhook_inbox")
+        for statement in (
+            late_statements.DUE_CHECKS,
+            late_statements.due_checks_of_merchants(has_provider=True),
+            late_statements.LEASE_CHECKS,
+        ):
+            assert pages_of(cursor, statement.sql, values) < PAGES_MAX, statement.name
+        for statement in (
+            late_statements.APPLY_HINTS,
+            late_statements.NAME_OWN_HINTS,
+            late_statements.UNNAMED_HINTS,
+            late_statements.NAME_HINTS,
+        ):
+            # An update writes its rows and their index entries: some pages for each hint.
+            pages = pages_of(cursor, statement.sql, values | {"limit": 10})
+            assert pages < 3 * PAGES_MAX, statement.name
+
+
+def test_polling_a_settled_payment_asks_for_no_late_check(pool, owner_url):
+    merchant = uuid4()
+    queue(owner_url, (merchant, 1, 60), status="requires_capture")
+    with cursor_to(owner_url) as cursor:
+        cursor.execute(
+            "UPDATE payments SET due_at = NULL, updated_at = now() - interval '1 h'"
+            " RETURNING payment_id"
+        )
+        ((payment_id,),) = cursor.fetchall()
+        # A check that is planned for later is not brought forward either.
+        cursor.execute(
+            "INSERT INTO late_checks (merchant_id, payment_id, provider, due_at)"
+            " VALUES (%s, %s, 'fake', now() + interval '1 h')",
+            (str(merchant), payment_id),
+        )
+    store = PaymentStore(pool, lease_s=60, queue_expires_s=60)
+
+    assert not store.nudge(merchant, UUID(str(payment_id)), soon())
+    assert LateStore(pool, lease_s=60, provider="fake").lease_checks(PLACES, soon()) == []
 
 
 def pages_of(cursor, sql: str, values: dict[str, object]) -> int:

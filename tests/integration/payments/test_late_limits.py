@@ -153,21 +153,21 @@ def test_refund_that_failed_leaves_the_one_under_way_alone(service):
     assert sorted(r.status for r in refunds) == [MovementStatus.SUCCEEDED, MovementStatus.UNKNOWN]
 
 
-def test_pending_refund_by_hand_is_asked_for_until_it_ends(service):
+def test_pending_refund_by_hand_without_room_is_asked_for_until_it_ends(service):
     payment = service.pay()
-    pending = by_hand(700, OutcomeKind.PENDING)
-    service.provider.refunds = [pending]
+    given_back, pending = by_hand(2000), by_hand(700, OutcomeKind.PENDING)
+    service.provider.refunds = [given_back, pending]
 
     ask(service, payment)
     [hourly] = pauses(service)
     ask(service, payment, tries=CHECK_TRIES + 5)
     [daily] = pauses(service)
-    service.provider.refunds = [replace(pending, kind=OutcomeKind.SUCCEEDED)]
+    service.provider.refunds = [given_back, replace(pending, kind=OutcomeKind.DECLINED)]
     ask(service, payment, tries=CHECK_TRIES + 5)
 
     assert hourly == pytest.approx(PENDING_AGAIN_S, abs=30)
     assert daily == pytest.approx(86_400, abs=30)
-    assert (amounts(service), pauses(service)) == ((2599, 700, 0), [])
+    assert (amounts(service), pauses(service), orphans(service)) == ((2599, 2000, 0), [], [])
 
 
 def test_check_without_an_answer_pages_each_day_and_then_for_good(service):

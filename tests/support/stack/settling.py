@@ -106,6 +106,7 @@ class Service:
 
     def settle_late(self) -> int:
         """One round for resting payments: hints, then checks; how many checks there were."""
+        self.late_store.name_own_hints(100, soon())
         for hint in self.late_store.unnamed_hints(100, soon()):
             self.late.name_hint(hint, soon())
         self.settling.apply_hints(100, soon())
