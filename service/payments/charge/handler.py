@@ -14,11 +14,20 @@ from service.errors import (
     Busy,
     DatabaseUnavailable,
     KeyInFlight,
+    KeyReused,
     ProviderUnavailable,
 )
 from service.observability import tracing
 from service.observability.metrics import catalogue as metrics
-from service.payments.charge.model import UNSETTLED, ChargeRequest, Payment, Status
+from service.payments.charge.lost_charges import LostCharges
+from service.payments.charge.model import (
+    UNSETTLED,
+    ChargeRequest,
+    Loss,
+    LostCharge,
+    Payment,
+    Status,
+)
 from service.payments.charge.provider_keys import provider_key
 from service.payments.charge.store import PaymentStore
 from service.payments.leases.schedule import next_look_up_s
@@ -43,6 +52,8 @@ CONFIRM_NEEDS_S = 0.5
 # moved. Any other doubt about a prepare is none about money.
 _PREPARED_IN_DOUBT = frozenset({"mismatch", KEY_USED})
 _TOO_LATE = Outcome(OutcomeKind.NOT_EXECUTED, Stage.NOT_SENT, error="deadline")
+# Commits may be lost, and the books could not be read: as if there was no time to send it.
+_UNPROVEN = replace(_TOO_LATE, error_detail="the provider's books were not compared in time")
 # Our own share of a payment, besides the provider's; the service level counts what is over it.
 SLOW_S = 0.5
 
@@ -56,6 +67,7 @@ class PaymentHandler:
         self._store = store
         self._provider = provider
         self._provider_timeout_s = provider_timeout_s
+        self._lost_charges = LostCharges(store, provider)
 
     def process_payment(self, request: ChargeRequest, deadline: Deadline) -> tuple[Payment, bool]:
         """Claim, prepare, note, confirm, record: (payment, is_new).
@@ -80,11 +92,7 @@ class PaymentHandler:
         if not is_new:
             return self._promise(payment, deadline), False
         provider_ms = 0
-        if send_now and payment.is_expired:
-            payment = self._store.give_up(
-                payment, Status.EXPIRED, "not sent before expires_at", deadline
-            )
-        elif send_now:
+        if send_now:
             payment = self._send_first(payment, request, deadline)
             provider_ms = sum(attempt["ms"] for attempt in payment.attempts)
         _count(payment, monotonic() - started_s, provider_ms / 1000)
@@ -126,7 +134,18 @@ class PaymentHandler:
         Raises Busy where nothing is promised: then the background ends the payment, and never
         sends it.
         """
-        payment, outcome, op = self._send(payment, deadline)
+        try:
+            adopted = self._adopted(payment, deadline)
+        except Busy:
+            # Neither proof could be had: the queue sends it, once the sweep has compared the books.
+            outcome, op = _UNPROVEN, "prepare"
+        else:
+            if adopted is not None:
+                return adopted
+            if payment.is_expired:
+                reason = "not sent before expires_at"
+                return self._store.give_up(payment, Status.EXPIRED, reason, deadline)
+            payment, outcome, op = self._send(payment, deadline)
         is_unsent = outcome.kind is OutcomeKind.NOT_EXECUTED or (
             payment.status is Status.ACCEPTED and outcome.kind is OutcomeKind.PENDING
         )
@@ -145,6 +164,54 @@ class PaymentHandler:
             # The lease ran out meanwhile, and the background is ending it.
             raise KeyInFlight("The payment took too long to be sent.", payment_id=payment.id)
         return recorded
+
+    def _adopted(self, payment: Payment, deadline: Deadline) -> Payment | None:
+        """The payment with the charge that its key made before, by a row that is lost; None: there
+        is none, and it may be sent.
+
+        Raises Busy where that could not be proven in time, and KeyReused where the key's charge is
+        another one; then nothing was sent.
+        """
+        loss = payment.loss
+        if loss is None:
+            return None
+        found = self._lost_charge(payment, loss, deadline)
+        if found is None:
+            return None
+        if (found.amount_minor, found.currency) != (payment.amount_minor, payment.currency):
+            self._give_back(payment, "its key made another charge", deadline)
+            raise KeyReused("This idempotency key was used before with another request.")
+        adopted = self._store.adopt(payment, found.provider_ref, deadline, keep_lease=True)
+        if adopted is None:
+            self._give_back(payment, "its key's charge belongs to another payment", deadline)
+            raise KeyInFlight("An earlier charge under this idempotency key is being examined.")
+        log.error(
+            "payment.found_in_books",
+            extra={"payment_id": payment.id, "provider_ref": found.provider_ref, "adopted": True},
+        )
+        outcome = self._provider.look_up(
+            charge_of(adopted), deadline.within(self._provider_timeout_s)
+        )
+        try:
+            return self._record(adopted, outcome, "look_up", promised=True)
+        except Busy as error:
+            _log_not_recorded(adopted, outcome, error)
+            return adopted
+
+    def _lost_charge(self, payment: Payment, loss: Loss, deadline: Deadline) -> LostCharge | None:
+        if loss.charge is not None:
+            return loss.charge
+        # Half of the time: the rest is for the call itself.
+        within = deadline.within(min(self._provider_timeout_s, deadline.remaining_s() / 2))
+        found = self._lost_charges.find(payment, loss, within)
+        if found is None:
+            return None
+        return LostCharge(found.provider_ref, found.amount_minor, found.currency)
+
+    def _give_back(self, payment: Payment, reason: str, deadline: Deadline) -> None:
+        """End what was claimed and not sent; where that fails, the background does."""
+        with contextlib.suppress(Busy):
+            self._store.withdraw(payment, reason, deadline, spent=self._provider.two_phase)
 
     def payer_action(self, payment: Payment, deadline: Deadline) -> PayerAction | None:
         """What finishes 3-D Secure, asked of the provider each time: secrets are not stored.

@@ -141,6 +141,25 @@ class ChargeRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class LostCharge:
+    """A charge in the provider's books that was made under a key of ours, by a row that is lost."""
+
+    provider_ref: str
+    amount_minor: int
+    currency: str
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """Why a payment that was just claimed may have been charged before, by a row that is lost."""
+
+    # The provider's books from here on prove it; None: from when on is not known.
+    since: datetime | None
+    # The charge that the sweep has found under the same client key, with no payment here.
+    charge: LostCharge | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Payment:
     """One row of `payments`. Amounts are integers in minor units; times carry their zone."""
 
@@ -184,6 +203,11 @@ class Payment:
     promised: bool = True
     # The series whose saved answer is an error: it can execute nothing more.
     spent_series: int | None = None
+    # Another payment under its key may have been charged since then, and its row be lost: the books
+    # are searched from here before anything is sent. None: no such payment was possible.
+    books_from: datetime | None = None
+    # Told by the claim alone: the books come first, also before its caller's own call.
+    loss: Loss | None = None
 
     @property
     def id(self) -> str:

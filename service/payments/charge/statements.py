@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from service.database.pool.pool import Statement
+from service.payments.charge.loss import LOSS
 from service.payments.events.outbox import OUTBOX
 
 COLUMNS = """
@@ -13,33 +14,41 @@ COLUMNS = """
     extract(epoch FROM now() - p.sent_at)::float8,
     extract(epoch FROM now() - coalesce(p.unknown_since, p.sent_at))::float8,
     coalesce(p.expires_at <= now(), false),
-    p.created_at, p.updated_at, p.key_digest, p.promised, p.spent_series
+    p.created_at, p.updated_at, p.key_digest, p.promised, p.spent_series, p.books_from
 """
 
+IS_SURE = """(loss.is_none AND loss.provider_ref IS NULL
+               AND %(books_from)s::timestamptz IS NULL)"""
+# Where commits may be missing nothing is sent before the provider's books were read: such a payment
+# begins as `accepted` in every flow.
 _INSERT_PAYMENT = f"""
-    p AS (
+    {LOSS}, p AS (
         INSERT INTO payments (
             merchant_id, payment_id, status, amount, currency, payment_method, reference,
             capture_method, customer, metadata, on_outage, expires_at, provider, leased, due_at,
-            sent_at, key_digest, key_series, promised)
-        SELECT merchant_id, payment_id, %(status)s::text, %(amount)s::bigint, %(currency)s::text,
+            sent_at, key_digest, key_series, promised, books_from)
+        SELECT key.merchant_id, key.payment_id,
+               CASE WHEN {IS_SURE} THEN %(status)s::text ELSE 'accepted' END,
+               %(amount)s::bigint, %(currency)s::text,
                %(payment_method)s::text, %(reference)s::text, %(capture_method)s::text,
                %(customer)s::text, %(metadata)s::jsonb, %(on_outage)s::text,
                coalesce(%(expires_at)s::timestamptz,
                         now() + %(queue_expires_s)s::float8 * interval '1 second'),
                %(provider)s::text, %(leased)s::boolean,
                now() + %(due_in_s)s::float8 * interval '1 second',
-               CASE WHEN %(status)s::text = 'sending' THEN now() END,
-               %(key_digest)s::text, %(key_series)s::integer, NOT %(leased)s::boolean
-        FROM key
+               CASE WHEN %(status)s::text = 'sending' AND {IS_SURE} THEN now() END,
+               %(key_digest)s::text, %(key_series)s::integer, NOT %(leased)s::boolean,
+               %(books_from)s::timestamptz
+        FROM key, loss
         RETURNING *
     ), event AS (
         INSERT INTO events (merchant_id, event_id, payment_id, type, detail)
-        SELECT merchant_id, %(event_id)s::uuid, payment_id, %(event_type)s::text,
+        SELECT merchant_id, %(event_id)s::uuid, payment_id, 'payment.' || status,
                %(detail)s::jsonb
         FROM p
     )
-    SELECT {COLUMNS} FROM p
+    SELECT NOT {IS_SURE}, lost_from, loss.provider_ref, loss.amount, loss.currency, {COLUMNS}
+    FROM p, loss
 """
 
 # Leased to its caller it is promised to nobody yet; left to the background it is.
@@ -130,6 +139,17 @@ MOVE = Statement("move", f"{_MOVE_SQL} SELECT {COLUMNS} FROM p")
 # The same where merchants are told of it; a step on the way does not pay for that.
 MOVE_AND_TELL = Statement("move_and_tell", f"{_MOVE_SQL}, {OUTBOX} SELECT {COLUMNS} FROM p")
 
+# The same for a charge that was found in the provider's books: as an orphan it is explained now.
+ADOPT = Statement(
+    "key_adopt",
+    f"""{_MOVE_SQL}, orphan AS (
+        UPDATE orphan_charges o SET resolved_at = p.updated_at FROM p
+        WHERE o.provider = p.provider AND o.provider_ref = p.provider_ref AND o.resolved_at IS NULL
+    )
+    SELECT {COLUMNS} FROM p
+    """,
+)
+
 # The same for a payment that ended without money: its intent is closed at the provider, so that
 # nobody can pay it later. In the same statement, so that no declined payment is forgotten.
 MOVE_TELL_AND_CLOSE = Statement(
@@ -173,7 +193,10 @@ WITHDRAW = Statement(
 PROMISE = Statement(
     "key_promise",
     f"""
-    UPDATE payments p SET promised = true
+    UPDATE payments p SET promised = true,
+        -- Told "not accepted" before, its caller may have paid under the freed key meanwhile.
+        books_from = CASE WHEN p.promised THEN p.books_from
+                          ELSE coalesce(p.books_from, p.created_at) END
     WHERE p.merchant_id = %(merchant_id)s::uuid AND p.payment_id = %(payment_id)s::uuid
       AND p.status IN ('accepted', 'sending', 'unknown', 'needs_review')
       AND (p.promised OR NOT (

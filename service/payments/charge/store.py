@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -27,10 +28,13 @@ from service.observability.metrics import catalogue as metrics
 from service.payments import audit
 from service.payments.audit import Actor, Entry
 from service.payments.charge import statements
+from service.payments.charge.loss import recovery_name
 from service.payments.charge.model import (
     OPEN,
     ChargeRequest,
     Event,
+    Loss,
+    LostCharge,
     Payment,
     Status,
     fact_status,
@@ -40,7 +44,7 @@ from service.payments.charge.provider_keys import key_digest
 from service.payments.charge.steps import attempts_json, detail_json, next_attempt
 from service.payments.events.outbox import is_told
 from service.payments.leases.fair_share import NUDGED_AT_ONCE
-from service.providers.base import Outcome, OutcomeKind, ProviderCharge, Stage
+from service.providers.base import Outcome, OutcomeKind, Stage
 from service.resilience.deadline import Deadline
 
 log = logging.getLogger(__name__)
@@ -82,11 +86,16 @@ class PaymentStore:
                 )
                 rows = checkout.run(statements.CLAIM, claim)
                 if rows:
-                    return payment_of(rows[0]), True
+                    return _claimed(rows[0]), True
                 first, is_free = self._read_first(checkout, request)
                 if not is_free:
                     return first, False
-                claim |= {"freed_by": str(first.payment_id), "key_series": first.series_after}
+                claim |= {
+                    "freed_by": str(first.payment_id),
+                    "key_series": first.series_after,
+                    # Rows that are lost are newer than the one that is left.
+                    "books_from": first.books_from or first.created_at,
+                }
                 rows = checkout.run(statements.CLAIM_FREED, claim)
         except DatabaseUnavailable as error:
             if due_in_s is not None:
@@ -94,7 +103,7 @@ class PaymentStore:
             raise
         if not rows:
             raise KeyInFlight("Another call with this idempotency key was quicker; send it again.")
-        return payment_of(rows[0]), True
+        return _claimed(rows[0]), True
 
     def find_first(self, request: ChargeRequest, deadline: Deadline) -> Payment | None:
         """Who was first with this key, as `claim` reads it; None: the key is free."""
@@ -138,7 +147,8 @@ class PaymentStore:
             "leased": due_in_s is None,
             "due_in_s": self._lease_s if due_in_s is None else due_in_s,
             "event_id": str(new_id()),
-            "event_type": f"payment.{status.value}",
+            "recovery": recovery_name(provider),
+            "books_from": None,
             "detail": detail_json(pool_wait_s=wait_s),
         }
 
@@ -208,15 +218,21 @@ class PaymentStore:
             _log_refused(payment, error)
             return payment
 
-    def adopt(self, payment: Payment, charge: ProviderCharge, deadline: Deadline) -> Payment | None:
-        """Take a charge of the provider's books for this queued payment's, to be looked up at once.
+    def adopt(
+        self,
+        payment: Payment,
+        provider_ref: str,
+        deadline: Deadline,
+        *,
+        keep_lease: bool = False,
+    ) -> Payment | None:
+        """Take a charge of the provider's books for this unsent payment's, to be looked up at once.
 
-        Our own note of it is lost, so it may have been confirmed: as if it was sent just now.
-        None: the lease was lost, or the charge belongs to another payment.
+        Our own note of it is lost, so it may have been confirmed: as if it was sent just now. An
+        orphan that stands for it is resolved. None: the lease was lost, or the charge belongs to
+        another payment.
         """
-        found = Outcome(
-            OutcomeKind.PENDING, Stage.NOT_SENT, provider_ref=charge.provider_ref, error=None
-        )
+        found = Outcome(OutcomeKind.PENDING, Stage.NOT_SENT, provider_ref=provider_ref, error=None)
         try:
             return self._move(
                 payment,
@@ -226,8 +242,10 @@ class PaymentStore:
                 fence=payment.fence,
                 outcome=found,
                 due_in_s=0.0,
+                lease=keep_lease,
                 sent=True,
                 reason="found in the provider's books",
+                statement=statements.ADOPT,
             )
         except psycopg2.IntegrityError as error:
             _log_refused(payment, error)
@@ -538,6 +556,7 @@ class PaymentStore:
         spent: bool = False,
         promised: bool = False,
         unless_leased: bool = False,
+        statement: Statement | None = None,
     ) -> Payment | None:
         if amount_captured is None:
             amount_captured = outcome.amount_received if outcome is not None else 0
@@ -551,7 +570,7 @@ class PaymentStore:
         lend = self._pool.checkout if actor is None else self._pool.transaction
         with lend(deadline) as checkout:
             rows = checkout.run(
-                _statement(status, event_type),
+                statement or _statement(status, event_type),
                 {
                     "merchant_id": str(payment.merchant_id),
                     "payment_id": str(payment.payment_id),
@@ -608,6 +627,16 @@ def payment_of(row: Sequence[Any]) -> Payment:
     """The Payment behind a row of `payment_statements.COLUMNS`."""
     merchant_id, payment_id, status, *rest = row
     return Payment(UUID(str(merchant_id)), UUID(str(payment_id)), Status(status), *rest)
+
+
+def _claimed(row: Sequence[Any]) -> Payment:
+    """A payment as its claim returns it, with what may be missing of its key's past."""
+    is_suspected, lost_from, *found, rest = *row[:5], row[5:]
+    payment = payment_of(rest)
+    if not is_suspected:
+        return payment
+    charge = None if found[0] is None else LostCharge(*found)
+    return replace(payment, loss=Loss(payment.books_from or lost_from, charge))
 
 
 def _raise_in_doubt(error: DatabaseUnavailable) -> None:

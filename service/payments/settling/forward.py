@@ -12,14 +12,11 @@ from service.ids import (
 )
 from service.observability.metrics import catalogue as metrics
 from service.payments.charge.handler import PaymentHandler
-from service.payments.charge.model import (
-    Payment,
-    Status,
-)
+from service.payments.charge.model import LostCharge, Payment, Status
+from service.payments.charge.provider_books import ProviderBooks
 from service.payments.charge.store import PaymentStore
 from service.payments.leases.run_all import RunAll
 from service.payments.settling.parking import park
-from service.payments.settling.provider_books import ProviderBooks
 from service.payments.settling.reconcile import OTHERS_AGAIN_S, REFUSED_AGAIN_S
 from service.payments.settling.store import SettlingStore
 from service.providers.base import OutcomeKind, Provider, ProviderCharge
@@ -61,6 +58,8 @@ class Forwarder:
         self._batch = FIRST_BATCH
         self._is_recovering = is_recovering
         self._books = ProviderBooks(provider)
+        # Of the present batch, what the sweep has found under the same keys.
+        self._lost: dict[str, LostCharge] = {}
 
     def drain(self, run_all: RunAll, deadline: Deadline) -> int:
         """Send one batch; the number of payments that were due. Raises Busy without a database.
@@ -73,6 +72,7 @@ class Forwarder:
         if not self._provider.available:
             self._batch = FIRST_BATCH
             expired = self._settling.lease_queued(self._batch_max, deadline, only_expired=True)
+            self._lost = self._settling.lost_charges(expired, self._provider.name, deadline)
             run_all(self._end_unseen, expired)
             return len(expired)
         queued = self._settling.lease_queued(self._batch, deadline)
@@ -86,6 +86,8 @@ class Forwarder:
         unseen = [payment for payment in queued if self._needs_books(payment)]
         try:
             if unseen:
+                within = Deadline.after(self._send_timeout_s)
+                self._lost = self._settling.lost_charges(unseen, self._provider.name, within)
                 self._books.refresh(unseen)
         except Busy as error:
             log.warning("queue.books_not_read", extra={"detail": error.detail})
@@ -99,12 +101,14 @@ class Forwarder:
         """What is confirmed by the reference that it has cannot be charged twice."""
         is_to_be_confirmed = payment.promised and not payment.is_expired
         has_reference = payment.provider_ref is not None and is_to_be_confirmed
+        # What had another payment under its key is compared all the same.
+        has_reference = has_reference and payment.books_from is None
         return payment.provider == self._provider.name and not has_reference
 
     def _end_unseen(self, payment: Payment) -> bool:
         """End what expired while the books cannot be read; not what may have been sent before."""
         deadline = Deadline.after(self._send_timeout_s)
-        if payment.fence > NEVER_LEASED + 1 or payment.attempts or not payment.promised:
+        if _may_have_been_sent(payment) or payment.key_digest in self._lost:
             self._settling.postpone(payment, EXPIRED_AGAIN_S, deadline)
         else:
             self._expire(payment, deadline)
@@ -126,6 +130,9 @@ class Forwarder:
         deadline = Deadline.after(self._send_timeout_s)
         if payment.provider != self._provider.name:
             return self._leave_to_others(payment, deadline)
+        lost = self._lost.get(payment.key_digest or "")
+        if lost is not None:
+            return self._adopt_lost(payment, lost, deadline)
         found = self._found(payment, deadline)
         if found is not None and (
             found.outcome.kind is not OutcomeKind.NOT_EXECUTED
@@ -133,7 +140,7 @@ class Forwarder:
             or payment.is_expired
             or not payment.promised
         ):
-            return self._adopt(payment, found, deadline)
+            return self._adopt(payment, found.provider_ref, deadline)
         if not payment.promised:
             self._withdraw(payment, deadline)
             return True
@@ -166,16 +173,28 @@ class Forwarder:
         return None if is_here else found
 
     def _leave_to_others(self, payment: Payment, deadline: Deadline) -> bool:
-        if payment.is_expired:
+        if payment.is_expired and not _may_have_been_sent(payment):
             self._expire(payment, deadline)
             return True
         self._settling.postpone(payment, OTHERS_AGAIN_S, deadline)
         log.warning("payment.of_another_provider", extra={"payment_id": payment.id})
         return True
 
-    def _adopt(self, payment: Payment, found: ProviderCharge, deadline: Deadline) -> bool:
+    def _adopt_lost(self, payment: Payment, lost: LostCharge, deadline: Deadline) -> bool:
+        """The key of this payment made a charge before, by a row that is lost: no other is made."""
+        if (lost.amount_minor, lost.currency) == (payment.amount_minor, payment.currency):
+            return self._adopt(payment, lost.provider_ref, deadline)
+        reason = f"its key made another charge before: {lost.provider_ref}"
+        if payment.promised:
+            self._store.give_up(payment, Status.NOT_EXECUTED, reason, deadline)
+        else:
+            self._withdraw(payment, deadline)
+        log.error("payment.key_made_another_charge", extra={"payment_id": payment.id})
+        return True
+
+    def _adopt(self, payment: Payment, provider_ref: str, deadline: Deadline) -> bool:
         """Our note of this charge is lost: the reconciler finds out at once what became of it."""
-        adopted = self._store.adopt(payment, found, deadline)
+        adopted = self._store.adopt(payment, provider_ref, deadline)
         if adopted is None:
             # Another payment has it: two of ours claim one charge, and none is sent again.
             self._settling.postpone(payment, OTHERS_AGAIN_S, deadline)
@@ -183,7 +202,7 @@ class Forwarder:
             "payment.found_in_books",
             extra={
                 "payment_id": payment.id,
-                "provider_ref": found.provider_ref,
+                "provider_ref": provider_ref,
                 "adopted": adopted is not None,
             },
         )
@@ -199,3 +218,8 @@ class Forwarder:
     def _expire(self, payment: Payment, deadline: Deadline) -> None:
         self._store.give_up(payment, Status.EXPIRED, "not sent before expires_at", deadline)
         log.warning("payment.expired", extra={"payment_id": payment.id})
+
+
+def _may_have_been_sent(payment: Payment) -> bool:
+    """Whether its row tells of more than a claim and this lease."""
+    return payment.fence > NEVER_LEASED + 1 or bool(payment.attempts) or not payment.promised

@@ -1,7 +1,9 @@
 """Whether our rows may be older than the provider's books: after a restore or a failover.
 
 An asynchronous failover, or a restore, takes the newest commits. What then waits in the queue may
-have been charged, so nothing is sent from it before one whole sweep has compared the books.
+have been charged, so nothing is sent from it before one whole sweep has compared the books. A claim
+does not wait for this check: it compares the server that runs it with the one that was checked last
+(`loss.LOSS`), so that no moment between a failover and the next check is trusted.
 """
 
 from __future__ import annotations
@@ -9,14 +11,15 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import psycopg2
 
 from service.database.pool.pool import ConnectionPool, Statement
 from service.observability.metrics import catalogue as metrics
+from service.payments.charge.loss import GAP_S, SERVER, recovery_name
 from service.payments.settling.sweep_progress import CLOCKS_DIFFER, run_name
 from service.payments.settling.sweep_unread import UnreadStore
 from service.providers.later import Feed
@@ -25,23 +28,28 @@ from service.resilience.deadline import Deadline
 log = logging.getLogger(__name__)
 
 CHECKED_EVERY_S = 5.0
-# Every running reconciler writes its check; a database in which none did for so long was restored,
-# or ours was away for three sweeps: either way the books are compared before the queue goes on.
-GAP_S = 900.0
+# A call that was under way when the database was exchanged may charge until then: a sweep that
+# began before proves nothing about it.
+IN_FLIGHT_S = 15.0
+# Database clocks are set by small steps; a greater step backwards is that of older rows.
+STEP_S = 1.0
 
 # A restore into another cluster has another identifier; a promotion and a restore to a point in
 # time begin another timeline.
 _IDENTITY = Statement(
     "key_database_identity",
-    """
-    SELECT system_identifier::text || '/' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)
+    f"""
+    SELECT system_identifier::text || '/' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8),
+           {SERVER}
     FROM pg_control_system()
     """,
 )
 _READ = Statement(
     "key_read_recovery",
     """
-    SELECT name, detail, extract(epoch FROM now() - last_run_at)::float8 FROM background_runs
+    SELECT name, detail, extract(epoch FROM now() - last_run_at)::float8,
+           extract(epoch FROM last_run_at)::float8
+    FROM background_runs
     WHERE name = ANY(%(names)s::text[])
     """,
 )
@@ -64,9 +72,10 @@ _BEGIN = Statement(
 _SAVE = Statement(
     "key_save_recovery",
     """
-    UPDATE background_runs SET last_run_at = now(), detail = %(detail)s::jsonb
+    UPDATE background_runs SET last_run_at = now(), detail = %(detail)s::jsonb,
+        server = %(server)s::text
     WHERE name = %(name)s::text AND detail = %(before)s::jsonb
-    RETURNING 1
+    RETURNING extract(epoch FROM last_run_at)::float8
     """,
 )
 # A pass that began before the loss proves nothing about it: it ends where it is, and the next one,
@@ -92,39 +101,86 @@ _SWEEP_AGAIN = Statement(
 
 
 @dataclass(frozen=True, slots=True)
+class _Server:
+    """The database as it says of itself; None: the engine does not tell."""
+
+    identity: str | None = None
+    # As `loss.SERVER`; a plain restart changes it too.
+    running: str | None = None
+
+    @property
+    def table(self) -> str | None:
+        """The number of the table of payments: another one was read back from a dump."""
+        return self.running.rpartition("/")[2] if self.running else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """A row of `background_runs` as it was read."""
+
+    detail: Mapping[str, Any]
+    age_s: float | None
+    # By the database's clock.
+    checked_at_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class _State:
     """What is kept in `background_runs`."""
 
     # None: the engine does not tell.
     identity: str | None
-    # When lost commits were noticed; None: none are to be expected.
+    # Until when a call that preceded the loss may have charged; None: no commits are missing.
     since: datetime | None
+    # The oldest commit that may be lost; None: not known.
+    lost_from: datetime | None = None
+    table: str | None = None
 
     @classmethod
     def of(cls, detail: Mapping[str, Any]) -> _State:
-        since = detail.get("since")
-        return cls(detail.get("database"), datetime.fromisoformat(since) if since else None)
+        return cls(
+            detail.get("database"),
+            _moment(detail.get("since")),
+            _moment(detail.get("from")),
+            detail.get("table"),
+        )
 
     @property
     def detail(self) -> str:
-        since = self.since.isoformat() if self.since else None
-        return json.dumps({"database": self.identity, "since": since})
+        return json.dumps(
+            {
+                "database": self.identity,
+                "since": self.since.isoformat() if self.since else None,
+                "from": self.lost_from.isoformat() if self.lost_from else None,
+                "table": self.table,
+            }
+        )
 
 
 class Recovery:
     """Notices lost commits, and that a whole sweep has ended since. For one reconciler process."""
 
-    def __init__(self, pool: ConnectionPool, provider: str, *, gap_s: float = GAP_S) -> None:
+    def __init__(
+        self,
+        pool: ConnectionPool,
+        provider: str,
+        *,
+        gap_s: float = GAP_S,
+        in_flight_s: float = IN_FLIGHT_S,
+    ) -> None:
         self._pool = pool
         # The charges' list; its checkpoint says up to when the provider's books were compared.
         self._sweep = run_name(provider, Feed.CHARGES)
         # Of each provider one, since each one's books are compared by a sweep of its own.
-        self._name = f"recovery {provider}"
+        self._name = recovery_name(provider)
         self._unread = UnreadStore(pool, provider)
         self._gap_s = gap_s
+        self._in_flight_s = in_flight_s
         self._tells_identity = True
         # Until it is known that they are not, our rows may be old.
         self._is_recovering = True
+        # The newest check that this process has seen: a row with an older one was rolled back.
+        self._seen_s: float | None = None
 
     def is_recovering(self) -> bool:
         """Whether the queue waits; cheap, as of the last check."""
@@ -132,66 +188,115 @@ class Recovery:
 
     def check(self, deadline: Deadline) -> None:
         """Compare the database with what it was; raises Busy, and then the last answer stands."""
-        identity = self._identity(deadline)
+        server = self._server(deadline)
         kept = self._read(deadline)
-        if self._name not in kept:
-            first = {"name": self._name, "detail": _State(identity, None).detail}
+        is_first = self._name not in kept
+        if is_first:
+            first = {"name": self._name, "detail": _State(server.identity, None).detail}
             self._pool.run(_BEGIN, first | {"gap_s": self._gap_s}, deadline)
             kept = self._read(deadline)
-        detail, age_s = kept[self._name]
-        swept_to = kept[self._sweep][0].get("swept_to") if self._sweep in kept else None
-        before = _State.of(detail)
+        own = kept[self._name]
+        swept_to = kept[self._sweep].detail.get("swept_to") if self._sweep in kept else None
+        before = _State.of(own.detail)
         if before.since is not None and self._unread.counts(deadline)[1]:
             # What could be any lost charge is unread: the books count as not compared.
             swept_to = None
-        after = self._next(before, identity, age_s or 0.0, swept_to)
-        params = {"name": self._name, "detail": after.detail, "before": json.dumps(detail)}
-        if not self._pool.run(_SAVE, params, deadline):
+        loss = self._loss(before, server, own, is_first=is_first)
+        after = self._next(before, server, loss, swept_to)
+        saved = self._pool.run(
+            _SAVE,
+            {
+                "name": self._name,
+                "detail": after.detail,
+                "server": server.running,
+                "before": json.dumps(own.detail),
+            },
+            deadline,
+        )
+        if not saved:
             return  # Another was quicker: the next check reads what it wrote.
+        self._seen_s = saved[0][0]
         if after.since is not None and after.since != before.since:
             self._pool.run(_SWEEP_NOW, {"sweep": self._sweep}, deadline)
         elif after.since is not None:
             self._pool.run(_SWEEP_AGAIN, {"sweep": self._sweep}, deadline)
         self._show(after)
 
-    def _read(self, deadline: Deadline) -> dict[str, tuple[Mapping[str, Any], float | None]]:
+    def _read(self, deadline: Deadline) -> dict[str, _Kept]:
         rows = self._pool.run(_READ, {"names": [self._name, self._sweep]}, deadline)
-        return {name: (detail, age_s) for name, detail, age_s in rows}
+        return {name: _Kept(*rest) for name, *rest in rows}
+
+    def _loss(
+        self, before: _State, server: _Server, own: _Kept, *, is_first: bool
+    ) -> tuple[datetime | None] | None:
+        """Whether commits were lost, and (from when on?); None: nothing tells of it."""
+        is_other = _differ(server.identity, before.identity) or _differ(server.table, before.table)
+        is_rolled_back = self._seen_s is not None and (
+            is_first or (own.checked_at_s or 0.0) < self._seen_s - STEP_S
+        )
+        age_s = own.age_s or 0.0
+        if not is_other and not is_rolled_back and age_s <= self._gap_s:
+            return None
+        log.error(
+            "recovery.began",
+            extra={
+                "is_other_database": is_other,
+                "is_rolled_back": is_rolled_back,
+                "unchecked_s": round(age_s),
+            },
+        )
+        # What was committed before the last check is here, for that check is.
+        return (None if is_first else datetime.now(UTC) - timedelta(seconds=age_s),)
 
     def _next(
-        self, before: _State, identity: str | None, age_s: float, swept_to: str | None
+        self,
+        before: _State,
+        server: _Server,
+        loss: tuple[datetime | None] | None,
+        swept_to: str | None,
     ) -> _State:
-        is_other = None not in (identity, before.identity) and identity != before.identity
-        known = identity or before.identity
-        if is_other or age_s > self._gap_s:
-            log.error(
-                "recovery.began",
-                extra={"is_other_database": is_other, "unchecked_s": round(age_s)},
-            )
-            return _State(known, datetime.now(UTC))
+        now = datetime.now(UTC)
+        known = _State(server.identity or before.identity, None, table=server.table or before.table)
+        if loss is not None:
+            lost_from = loss[0]
+            if before.since is not None and lost_from is not None:
+                # A second loss before the first one was compared.
+                lost_from = min(lost_from, before.lost_from) if before.lost_from else None
+            until = now + timedelta(seconds=self._in_flight_s)
+            return replace(known, since=until, lost_from=lost_from)
         if before.since is None:
-            return _State(known, None)
+            return known
+        waiting = replace(known, since=before.since, lost_from=before.lost_from)
         # A clock that was ahead wrote neither a moment to wait for nor a proof.
-        latest = datetime.now(UTC) + CLOCKS_DIFFER
+        latest = now + CLOCKS_DIFFER
         if before.since > latest:
-            return _State(known, datetime.now(UTC))
-        swept = datetime.fromisoformat(swept_to) if swept_to else None
+            return replace(waiting, since=now)
+        swept = _moment(swept_to)
         if swept is None or not before.since <= swept <= latest:
-            return _State(known, before.since)
+            return waiting
         log.warning("recovery.ended", extra={"since": before.since.isoformat()})
-        return _State(known, None)
+        return known
 
-    def _identity(self, deadline: Deadline) -> str | None:
+    def _server(self, deadline: Deadline) -> _Server:
         if not self._tells_identity:
-            return None
+            return _Server()
         try:
-            return str(self._pool.run(_IDENTITY, {}, deadline)[0][0])
+            return _Server(*self._pool.run(_IDENTITY, {}, deadline)[0])
         except psycopg2.Error as error:
             # Not every engine has these functions, or grants them: the gap must tell.
             log.warning("recovery.no_identity", extra={"sqlstate": error.pgcode})
             self._tells_identity = False
-            return None
+            return _Server()
 
     def _show(self, state: _State) -> None:
         self._is_recovering = state.since is not None
         metrics.recovering.set(int(self._is_recovering))
+
+
+def _differ(one: str | None, other: str | None) -> bool:
+    """Whether both are known, and not the same."""
+    return one is not None and other is not None and one != other
+
+
+def _moment(text: Any) -> datetime | None:
+    return datetime.fromisoformat(text) if isinstance(text, str) else None

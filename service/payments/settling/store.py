@@ -11,7 +11,7 @@ from typing import Any
 from uuid import UUID
 
 from service.database.pool.pool import ConnectionPool, Statement
-from service.payments.charge.model import Payment
+from service.payments.charge.model import LostCharge, Payment
 from service.payments.charge.store import payment_of
 from service.payments.leases.due_rows import pick_due
 from service.payments.leases.fair_share import Due, FairShare
@@ -56,15 +56,37 @@ _RECEIVE_WEBHOOK = Statement(
     """,
 )
 
+# Of a charge of ours without a row, which may be paid yet: it is known to a retry, and pages nobody.
+_NOT_PAID = "not paid yet"
+
 _ADD_ORPHAN = Statement(
     "add_orphan",
-    """
+    f"""
     INSERT INTO orphan_charges
-        (provider, provider_ref, merchant_id, payment_id, amount, currency, reason)
+        (provider, provider_ref, merchant_id, payment_id, amount, currency, reason, key_digest,
+         resolved_at)
     VALUES (%(provider)s::text, %(provider_ref)s::text, %(merchant_id)s::uuid,
-            %(payment_id)s::uuid, %(amount)s::bigint, %(currency)s::text, %(reason)s::text)
-    ON CONFLICT (provider, provider_ref) DO NOTHING
+            %(payment_id)s::uuid, %(amount)s::bigint, %(currency)s::text, %(reason)s::text,
+            %(key_digest)s::text, CASE WHEN %(reason)s::text = '{_NOT_PAID}' THEN now() END)
+    ON CONFLICT (provider, provider_ref) DO UPDATE SET
+        reason = excluded.reason, resolved_at = excluded.resolved_at
+        WHERE orphan_charges.reason = '{_NOT_PAID}' AND excluded.reason <> '{_NOT_PAID}'
     RETURNING 1
+    """,
+)
+
+# The charges of lost rows, as the sweep has found them, by the digest of their client's key.
+_LOST_CHARGES = Statement(
+    "orphans_by_key",
+    """
+    SELECT k.key_digest, o.provider_ref, o.amount, o.currency
+    FROM unnest(%(merchant_ids)s::uuid[], %(key_digests)s::text[]) AS k (merchant_id, key_digest)
+    CROSS JOIN LATERAL (
+        SELECT * FROM orphan_charges
+        WHERE merchant_id = k.merchant_id AND key_digest = k.key_digest
+          AND provider = %(provider)s::text
+        ORDER BY resolved_at NULLS FIRST LIMIT 1
+    ) AS o
     """,
 )
 
@@ -306,10 +328,45 @@ class SettlingStore:
                 "amount": charge.amount_minor,
                 "currency": charge.currency,
                 "reason": reason,
+                "key_digest": charge.key_digest,
             },
             deadline,
         )
         return bool(rows)
+
+    def keep_unpaid(
+        self,
+        charge: ProviderCharge,
+        *,
+        provider: str,
+        merchant_id: UUID,
+        payment_id: UUID,
+        deadline: Deadline,
+    ) -> None:
+        """Keep a charge of ours whose row is lost, and that may be paid yet, for its key's retry."""
+        self.add_orphan(
+            charge,
+            provider=provider,
+            merchant_id=merchant_id,
+            payment_id=payment_id,
+            reason=_NOT_PAID,
+            deadline=deadline,
+        )
+
+    def lost_charges(
+        self, payments: Sequence[Payment], provider: str, deadline: Deadline
+    ) -> dict[str, LostCharge]:
+        """What the sweep has found under the keys of these payments, by the key's digest."""
+        keyed = [payment for payment in payments if payment.key_digest is not None]
+        if not keyed:
+            return {}
+        values = {
+            "merchant_ids": [str(payment.merchant_id) for payment in keyed],
+            "key_digests": [payment.key_digest for payment in keyed],
+            "provider": provider,
+        }
+        rows = self._pool.run(_LOST_CHARGES, values, deadline)
+        return {digest: LostCharge(*rest) for digest, *rest in rows}
 
     def lease_run(
         self, name: str, *, every_s: float, lease_s: float, deadline: Deadline

@@ -310,6 +310,8 @@ class Sweep:
         if payment is None:
             if has_moved and not (self._foreign_charges == "ignore" and _is_foreign(charge)):
                 self._report(charge, "no payment here", deadline)
+            elif not has_moved:
+                self._keep_unpaid(charge, deadline)
         elif payment.provider != self._provider.name or payment.provider_ref not in (
             None,
             charge.provider_ref,
@@ -322,6 +324,19 @@ class Sweep:
             self._compare_resting(charge, payment, deadline)
         elif has_moved:
             self._repair(payment, charge, deadline)
+
+    def _keep_unpaid(self, charge: ProviderCharge, deadline: Deadline) -> None:
+        """A charge of a lost row that may be paid yet: a retry under its key takes it over."""
+        ids = ids_of(charge)
+        if ids is None or charge.key_digest is None or not _may_be_paid(charge):
+            return
+        self._settling.keep_unpaid(
+            charge,
+            provider=self._provider.name,
+            merchant_id=ids[0],
+            payment_id=ids[1],
+            deadline=deadline,
+        )
 
     def _compare_resting(
         self, charge: ProviderCharge, payment: Payment, deadline: Deadline
@@ -418,7 +433,13 @@ def _is_paid(payment: Payment | None) -> bool:
 
 
 def _tells_of_money(charge: ProviderCharge) -> bool:
-    return charge.outcome.kind in (OutcomeKind.SUCCEEDED, OutcomeKind.NOT_EXECUTED)
+    told = (OutcomeKind.SUCCEEDED, OutcomeKind.NOT_EXECUTED)
+    return charge.outcome.kind in told or _may_be_paid(charge)
+
+
+def _may_be_paid(charge: ProviderCharge) -> bool:
+    """Whether it moved no money yet, and could by itself or by its payer's act."""
+    return charge.outcome.kind in (OutcomeKind.PENDING, OutcomeKind.UNKNOWN)
 
 
 def _is_foreign(charge: ProviderCharge) -> bool:

@@ -8,11 +8,13 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from service.database.pool.pool import ConnectionPool, Statement
-from service.payments.charge.model import Status
+from service.payments.charge.model import Payment, Status
 from service.payments.settling.forward import Forwarder
 from service.payments.settling.recovery import Recovery
+from tests.support.charge_requests import charge_request
 from tests.support.providers.booked_provider import BookedProvider
-from tests.support.stack.settling import Service, soon
+from tests.support.stack.pools import open_pool_of
+from tests.support.stack.settling import MERCHANT, Service, soon
 
 
 def run(pool: ConnectionPool, sql: str, **params: object) -> None:
@@ -39,15 +41,20 @@ def sweep_to(pool: ConnectionPool, moment: datetime) -> None:
     )
 
 
+def recovery_of(pool: ConnectionPool, provider: str = "fake") -> Recovery:
+    """Without the time that calls of before the loss may take, so that no test waits for it."""
+    return Recovery(pool, provider, in_flight_s=0.0)
+
+
 @pytest.fixture
 def recovery(pool: ConnectionPool) -> Recovery:
-    recovery = Recovery(pool, "fake")
+    recovery = recovery_of(pool)
     recovery.check(soon())
     return recovery
 
 
 def test_before_the_first_check_nothing_is_sent(pool):
-    assert Recovery(pool, "fake").is_recovering()
+    assert recovery_of(pool).is_recovering()
 
 
 def test_a_new_database_and_a_quiet_one_are_not_recovering(recovery):
@@ -86,7 +93,7 @@ def test_a_database_unchecked_for_long_was_restored(pool, recovery):
 def test_every_reconciler_waits_whoever_noticed(pool, recovery):
     fail_over(pool)
     recovery.check(soon())
-    other = Recovery(pool, "fake")
+    other = recovery_of(pool)
 
     other.check(soon())
 
@@ -138,7 +145,7 @@ def note(pool: ConnectionPool, *, since: datetime) -> None:
 
 
 def test_each_provider_waits_for_its_own_sweep(pool, recovery):
-    other = Recovery(pool, "other")
+    other = recovery_of(pool, "other")
     other.check(soon())
     run(pool, "UPDATE background_runs SET last_run_at = now() - interval '1 hour'")
     recovery.check(soon())
@@ -154,7 +161,7 @@ def test_each_provider_waits_for_its_own_sweep(pool, recovery):
 def test_rows_of_before_without_a_check_wait_for_a_sweep(pool):
     Service(pool, BookedProvider()).pay()
     run(pool, "UPDATE payments SET created_at = now() - interval '1 day'")
-    recovery = Recovery(pool, "fake")
+    recovery = recovery_of(pool)
 
     recovery.check(soon())
 
@@ -212,3 +219,141 @@ def test_a_pass_that_ended_too_early_is_followed_at_once(pool, recovery):
     recovery.check(soon())
 
     assert not recovery.is_recovering()
+
+
+# --- What a claim sees, without waiting for a check ------------------------------------------------
+
+
+def claim_of(pool: ConnectionPool) -> Payment:
+    """A new payment's claim by a worker that knows nothing of any check."""
+    store = Service(pool, BookedProvider()).store
+    payment, _ = store.claim(
+        charge_request(MERCHANT), soon(), provider="fake", status=Status.ACCEPTED
+    )
+    return payment
+
+
+def on_another_server(pool: ConnectionPool, *, ago_s: float = 0.0) -> None:
+    """The database is another one than the last check has seen, as after a failover."""
+    run(
+        pool,
+        "UPDATE background_runs SET server = 'another',"
+        " last_run_at = now() - %(ago_s)s * interval '1 second' WHERE name = 'recovery fake'",
+        ago_s=ago_s,
+    )
+
+
+def test_a_claim_on_a_checked_server_is_trusted(pool, recovery):
+    assert claim_of(pool).loss is None
+
+
+def test_a_claim_without_any_check_or_past_is_trusted(pool):
+    assert claim_of(pool).loss is None
+
+
+def test_a_claim_on_an_unchecked_server_is_suspected(pool, recovery):
+    on_another_server(pool, ago_s=60)
+
+    loss = claim_of(pool).loss
+
+    assert loss is not None
+    assert loss.since is not None
+    # From the last check on: what was committed before it is here, as that check is.
+    assert 50 < (datetime.now(UTC) - loss.since).total_seconds() < 600
+
+
+def test_a_restart_is_trusted_again_after_one_check(pool, recovery):
+    on_another_server(pool)
+
+    recovery.check(soon())
+
+    assert not recovery.is_recovering()
+    assert claim_of(pool).loss is None
+
+
+def test_claims_are_suspected_until_the_sweep_has_ended(pool, recovery):
+    fail_over(pool)
+    recovery.check(soon())
+    during = claim_of(pool).loss
+    sweep_to(pool, datetime.now(UTC) + timedelta(seconds=1))
+    recovery.check(soon())
+
+    assert during is not None
+    assert during.since is not None
+    assert claim_of(pool).loss is None
+
+
+def test_a_sweep_amid_calls_of_before_the_loss_is_no_proof(pool):
+    recovery = Recovery(pool, "fake")
+    recovery.check(soon())
+    fail_over(pool)
+    recovery.check(soon())
+    sweep_to(pool, datetime.now(UTC) + timedelta(seconds=1))
+
+    recovery.check(soon())
+
+    assert recovery.is_recovering()
+
+
+def test_a_check_older_than_the_one_before_is_a_restore(pool, recovery):
+    # Data alone was put back into the same server: only the running process remembers.
+    run(
+        pool,
+        "UPDATE background_runs SET last_run_at = now() - interval '1 minute'"
+        " WHERE name = 'recovery fake'",
+    )
+
+    recovery.check(soon())
+
+    assert recovery.is_recovering()
+
+
+def test_a_check_that_vanished_leaves_the_extent_unknown(pool, recovery, owner_url):
+    with open_pool_of(1, owner_url) as owner:
+        run(owner, "DELETE FROM background_runs WHERE name = 'recovery fake'")
+
+    recovery.check(soon())
+    loss = claim_of(pool).loss
+
+    assert recovery.is_recovering()
+    assert loss is not None
+    assert loss.since is None
+
+
+def test_a_table_read_back_from_a_dump_is_a_restore(pool, recovery):
+    run(
+        pool,
+        'UPDATE background_runs SET detail = detail || \'{"table": "1"}\''
+        " WHERE name = 'recovery fake'",
+    )
+
+    recovery.check(soon())
+
+    assert recovery.is_recovering()
+
+
+def test_where_the_engine_is_silent_a_fresh_check_is_trusted(pool, recovery):
+    run(pool, "UPDATE background_runs SET server = NULL WHERE name = 'recovery fake'")
+    fresh = claim_of(pool).loss
+    run(pool, "UPDATE background_runs SET last_run_at = now() - interval '1 hour'")
+
+    assert fresh is None
+    assert claim_of(pool).loss is not None
+
+
+def test_a_second_loss_reaches_back_to_the_first(pool, recovery):
+    run(pool, "UPDATE background_runs SET last_run_at = now() - interval '2 hours'")
+    recovery.check(soon())
+    fail_over_again = json.dumps({"database": "1/00000001"})
+    run(
+        pool,
+        "UPDATE background_runs SET detail = detail || %(d)s::jsonb WHERE name = 'recovery fake'",
+        d=fail_over_again,
+    )
+    recovery.check(soon())
+
+    loss = claim_of(pool).loss
+
+    assert loss is not None
+    assert loss.since is not None
+    assert datetime.now(UTC) - loss.since > timedelta(minutes=110)

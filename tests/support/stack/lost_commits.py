@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from service.database.pool.pool import ConnectionPool, Statement
+from service.payments.charge.loss import recovery_name
 from service.payments.charge.model import ChargeRequest, Payment
 from tests.support.providers.scripted_provider import ScriptedProvider
 from tests.support.stack.pools import open_pool_of
@@ -31,6 +32,13 @@ _LOSE_OTHERS = """
          k AS (UPDATE idempotency_keys SET payment_id = %(payment_id)s::uuid)
     SELECT 1
 """
+# The last check was made on another server than the one that runs now.
+_FAIL_OVER = """
+    INSERT INTO background_runs (name, last_run_at, server, detail)
+    VALUES (%(name)s::text, now() - %(ago_s)s::float8 * interval '1 second', 'another server', '{}')
+    ON CONFLICT (name) DO UPDATE SET server = excluded.server, last_run_at = excluded.last_run_at
+    RETURNING 1
+"""
 FLOWS = {
     "two_phase": ("stripe", "two_phase", True),
     "two_phase, keys ignored": ("stripe", "two_phase", False),
@@ -53,6 +61,15 @@ class Rig:
 
     def lose(self) -> None:
         self._run(_LOSE, {})
+
+    def fail_over(self, ago_s: float = 60.0) -> None:
+        """Another server runs now, and its newest commit is so old; no check has seen it yet."""
+        name = recovery_name(self.service.provider.name)
+        self._run(_FAIL_OVER, {"name": name, "ago_s": ago_s})
+
+    def sweep(self) -> None:
+        """One whole pass over the provider's lists."""
+        self.service.sweep.run_if_due(soon(), every_s=0.0)
 
     def lose_all_but(self, payment: Payment, **columns: object) -> None:
         """Back to when `payment` alone was here, with these values in its row."""

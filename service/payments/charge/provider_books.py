@@ -40,19 +40,25 @@ class ProviderBooks:
         self._covered_from: datetime | None = None
         self._newest: datetime | None = None
 
-    def refresh(self, payments: Iterable[Payment]) -> None:
+    def refresh(self, payments: Iterable[Payment], deadline: Deadline | None = None) -> None:
         """List what may belong to these payments and is not known yet; raises Busy, and then
         nothing is proven about any of them."""
-        oldest = min(payment.created_at for payment in payments) - CLOCKS_DIFFER
+        oldest = min(p.books_from or p.created_at for p in payments) - CLOCKS_DIFFER
         since = self._since(oldest)
         newest = self._newest
-        for charge in self._provider.list_since(since, Deadline.after(self._timeout_s)):
+        within = deadline or Deadline.after(self._timeout_s)
+        for charge in self._provider.list_since(since, within):
             self._add(charge)
             newest = max(newest or charge.created_at, charge.created_at)
         # Only a whole listing counts: one that was cut short is read again.
         self._newest = newest
         if self._covered_from is None:
             self._covered_from = oldest
+
+    @property
+    def covered_from(self) -> datetime | None:
+        """From here on the books are known as of the last refresh; None: nothing is."""
+        return self._covered_from
 
     def find(self, payment: Payment) -> ProviderCharge | None:
         """The charge that was made for this payment, by its id or by its client's key."""
