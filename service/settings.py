@@ -397,6 +397,13 @@ def _is_open(bind: str) -> bool:
         return host.lower() != "localhost"
 
 
+def reachable(bind: str) -> tuple[str, int]:
+    """Host and port at which this machine reaches the listener on `bind`."""
+    host, _, port = bind.rpartition(":")
+    host = {"0.0.0.0": "127.0.0.1", "[::]": "::1"}.get(host, host.strip("[]"))  # noqa: S104
+    return host, int(port)
+
+
 def environ_of(settings: Settings, environ: Mapping[str, str]) -> dict[str, str]:
     """`environ`, changed so that another process reads these settings from it."""
     texts = dict(environ)

@@ -35,7 +35,9 @@ def run(arguments: argparse.Namespace) -> int:
     slots.use_directory(settings.metrics_path)
     slots.claim("reconciler")
     logs.configure(settings.log_level, environment=settings.env, instance=socket.gethostname())
-    from service.app.parts import create_background
+    from service.app.reconciler import (
+        create_background,
+    )
 
     stop = threading.Event()
 

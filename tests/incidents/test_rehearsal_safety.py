@@ -62,13 +62,15 @@ def others_key(house) -> str:
 # --- Where it is off -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("plane", ["create_app", "create_ops_app"])
+@pytest.mark.parametrize(
+    "plane", ["data_plane import create_app", "ops_plane import create_ops_app"]
+)
 def test_in_production_it_is_off_unless_set_and_not_even_imported(plane, database_url, tmp_path):
     program = f"""
 import json, sys
-from service.app.parts import {plane}
+from service.app.{plane} as create
 from service.settings import Settings
-app = {plane}(Settings.from_environ())
+app = create(Settings.from_environ())
 ask = app.test_client().open
 print(json.dumps({{
     "imported": [name for name in sys.modules if name.startswith("service.lab")],

@@ -1,10 +1,10 @@
-"""Assembles the parts of the drills from plain values."""
+"""Assembles the parts of the drills of one ops plane."""
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from service.database.pool.pool import ConnectionPool
@@ -12,7 +12,7 @@ from service.lab.drills.books import ListCharges, standing_rules
 from service.lab.drills.expectations import Samples
 from service.lab.drills.losses import LocalDatabase
 from service.lab.drills.pair import Pair, sweep_leftovers
-from service.lab.drills.plan import Catalogue
+from service.lab.drills.plan import read_catalogue
 from service.lab.drills.preflight import Preflight
 from service.lab.drills.rehearsals import Rehearsals
 from service.lab.drills.restart import DatabaseRestart
@@ -22,6 +22,8 @@ from service.lab.drills.store import RehearsalStore
 from service.lab.drills.targets import Instance
 from service.lab.drills.webhooks import WebhookDisorder
 from service.payments.merchants import KeyStore
+from service.settings import Settings, SettingsError, environ_of, reachable
+from service.startup.gunicorn import ROOT
 
 # An operator creates this file to block all drills on this machine, even without a database.
 OFF_FILE = "drills.off"
@@ -30,28 +32,27 @@ SANDBOX_KEY = "sk_test_sandbox"
 
 
 def assemble(
-    *,
-    catalogue: Catalogue,
+    settings: Settings,
     pool: ConnectionPool,
-    keys: KeyStore,
+    *,
     list_charges: ListCharges,
     read: Callable[[], Samples],
     statistics: Callable[[], Mapping[str, Any]],
-    data_plane_url: str,
-    database_url: str,
-    provider_url: str,
-    provider_key: str,
-    provider_ca_file: Path | None,
-    webhook_secret: str | None,
-    control_path: Path | None,
-    instance_allowed: bool,
-    home: Path,
-    root: Path,
-    environ: Mapping[str, str],
 ) -> Rehearsals:
-    """The drills of one ops plane; a copy of the service starts with `environ`."""
-    store = RehearsalStore(pool)
+    """The drills of one ops plane; a copy of the service starts with the settings of this one.
+
+    Raises SettingsError for a drill file that cannot be read.
+    """
+    try:
+        catalogue = read_catalogue(settings.drills_dir)
+    except ValueError as error:
+        raise SettingsError(f"HOLDFAST_DRILLS_DIR: {error}.") from error
+    home, control_path = settings.home, settings.fault_proxy_control
+    provider_url = settings.stripe_api_base or "https://api.stripe.com"
+    provider_key = settings.stripe_api_key or ""
     has_sandbox = provider_key.startswith(SANDBOX_KEY)
+    instance_allowed = settings.env != "production" or settings.simulation_instance
+    store = RehearsalStore(pool)
     local_database = LocalDatabase(store, home)
     preflight = Preflight(
         store=store,
@@ -64,23 +65,29 @@ def assemble(
         off_file=home / OFF_FILE,
         is_local_database=local_database.is_ours,
     )
+    host, port = reachable(settings.bind)
     instance = Instance(
-        url=data_plane_url,
+        url=f"http://{host}:{port}",
         home=home,
         control_path=control_path,
         read=read,
         restart_database=DatabaseRestart(store, home).carry_out,
     )
-    pair = Pair(provider_url=provider_url, database_url=database_url, environ=environ, root=root)
+    pair = Pair(
+        provider_url=provider_url,
+        database_url=settings.database_url or "",
+        environ=environ_of(settings, os.environ),
+        root=ROOT,
+    )
     context = DrillContext(
         store=store,
-        keys=keys,
+        keys=KeyStore(pool),
         preflight=preflight,
         targets={"instance": instance.targets, "pair": pair.targets},
         list_charges=list_charges,
         standing_rules=lambda deadline: standing_rules(pool, deadline),
-        sandbox=Sandbox(provider_url, provider_ca_file) if has_sandbox else None,
-        webhooks=WebhookDisorder(webhook_secret),
+        sandbox=Sandbox(provider_url, settings.provider_ca_file) if has_sandbox else None,
+        webhooks=WebhookDisorder(settings.stripe_webhook_secret),
         local_database=local_database,
     )
     # A sweep waits for the pairs of other ops planes on this machine, so a thread does it.

@@ -268,10 +268,3 @@ def _pay(instance: Instance, authorization: str) -> dict[str, Any]:
 
 def _ms(begun_s: float) -> float:
     return round((monotonic() - begun_s) * 1000, 1)
-
-
-def reachable(bind: str) -> tuple[str, int]:
-    """Host and port at which this machine reaches the listener on `bind`."""
-    host, _, port = bind.rpartition(":")
-    host = {"0.0.0.0": "127.0.0.1", "[::]": "::1"}.get(host, host.strip("[]"))  # noqa: S104
-    return host, int(port)

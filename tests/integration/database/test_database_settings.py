@@ -15,7 +15,9 @@ from uuid import uuid4
 import psycopg2
 import pytest
 
-from service.app.parts import create_app
+from service.app.data_plane import (
+    create_app,
+)
 from service.database.direct import cursor_to
 from service.database.migrate.role_settings import RELIED_ON
 from service.database.migrate.runner import migrate

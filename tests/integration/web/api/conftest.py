@@ -18,7 +18,9 @@ from flask import Flask
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
-from service.app.parts import create_app
+from service.app.data_plane import (
+    create_app,
+)
 from service.lab.local.embedded import OWNER, EmbeddedPostgres
 from service.payments.merchants import PLATFORM, SCOPES, generate_key, hash_key, parse_key
 from service.providers.base import Outcome

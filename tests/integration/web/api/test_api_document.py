@@ -37,7 +37,7 @@ def test_every_route_of_the_ops_plane_is_in_its_own_document(
     # A separate process: this plane's threads run until it ends.
     program = """
 import json
-from service.app.parts import create_ops_app
+from service.app.ops_plane import create_ops_app
 from service.settings import Settings
 app = create_ops_app(Settings.from_environ())
 rules = [(rule.rule, sorted(rule.methods)) for rule in app.url_map.iter_rules()

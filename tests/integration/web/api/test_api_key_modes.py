@@ -8,7 +8,12 @@ from uuid import UUID
 
 import pytest
 
-from service.app.parts import create_app, create_ops_app
+from service.app.data_plane import (
+    create_app,
+)
+from service.app.ops_plane import (
+    create_ops_app,
+)
 from service.payments.merchants import KeyStore
 from service.resilience.deadline import Deadline
 from service.settings import Settings

@@ -11,7 +11,9 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
-from service.app.parts import create_ops_app
+from service.app.ops_plane import (
+    create_ops_app,
+)
 from service.payments.merchants import SCOPES
 from service.settings import Settings, SettingsError
 from service.startup.gunicorn import ROOT

@@ -11,7 +11,9 @@ import pytest
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
-from service.app.parts import create_app
+from service.app.data_plane import (
+    create_app,
+)
 from service.settings import Settings
 from tests.support.processes.database_link import DatabaseLink
 from tests.support.providers.booked_provider import BookedProvider

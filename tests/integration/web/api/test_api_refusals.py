@@ -13,7 +13,9 @@ from flask.testing import FlaskClient
 from prometheus_client import REGISTRY
 from werkzeug.test import TestResponse
 
-from service.app.parts import create_app
+from service.app.data_plane import (
+    create_app,
+)
 from service.settings import Settings
 from service.web.http import request_scope
 from service.web.http.problem_schemas import (

@@ -10,7 +10,9 @@ from flask import Flask
 from flask.testing import FlaskClient
 from prometheus_client import REGISTRY
 
-from service.app.parts import create_app
+from service.app.data_plane import (
+    create_app,
+)
 from service.payments.merchants import generate_key
 from service.settings import Settings
 from service.web.http import auth, rate_limits

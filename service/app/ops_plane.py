@@ -1,0 +1,187 @@
+"""The ops plane: metrics over all workers, the console, and drills where they are enabled."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+
+from flask import Blueprint, Flask
+
+from service.app.parts import (
+    adapter_of,
+    address_of,
+    own_version,
+    pool_of,
+    routes_of,
+    web_app,
+)
+from service.database.pool.pool import ConnectionPool, Statement
+from service.observability.health import components as check
+from service.observability.health.checks import HealthChecks
+from service.observability.metrics import catalogue as metrics
+from service.observability.metrics import preregister
+from service.observability.metrics.registry import (
+    RecentSamples,
+    SampleKey,
+    read_samples,
+    shared_registry,
+)
+from service.observability.metrics.statistics import Statistics
+from service.payments.charge.store import PaymentStore
+from service.payments.merchants import PLATFORM, KeyStore
+from service.payments.settling.store import SettlingStore
+from service.providers.later import LaterProvider
+from service.resilience.deadline import Deadline
+from service.resilience.watchdog import Watchdog
+from service.settings import Settings, SettingsError, reachable
+from service.startup.database import OPS_POOL_SIZE
+from service.web.api.health import health_blueprint
+from service.web.http import request_scope, same_origin
+from service.web.http.auth import Authenticator
+from service.web.http.bodies import parse_object, read_body, validated
+from service.web.openapi.document import openapi_blueprint
+from service.web.ops.console import Instance, console_blueprint
+from service.web.ops.diagnostics import diagnostics_blueprint
+from service.web.ops.history import History
+from service.web.server import lifecycle
+
+OPS_REQUEST_TIMEOUT_S = 5.0
+HEALTH_CHECK_TIMEOUT_S = 2.0
+
+_NOW = Statement("now", "SELECT now()")
+
+
+def create_ops_app(settings: Settings) -> Flask:
+    """The ops plane: metrics over all workers, health and statistics, on separate threads."""
+    watchdog = Watchdog()
+    pool = pool_of(settings, watchdog, size=OPS_POOL_SIZE)
+    provider = adapter_of(settings, watchdog, connections=1)
+    settling = SettlingStore(pool, lease_s=0.0)
+    authenticate = Authenticator(KeyStore(pool), mode=settings.provider_mode)
+    registry = shared_registry()
+    recent = RecentSamples(lambda: read_samples(registry))
+    statistics = Statistics(recent)
+    health = HealthChecks(
+        [
+            check.database(lambda: pool.run(_NOW, {}, _check_deadline()), statistics.report),
+            check.provider(lambda: _reach(provider), statistics.report),
+            check.reconciler(lambda: settling.last_heartbeat("reconciler", _check_deadline())),
+            check.disk(settings.metrics_path),
+            check.clock(lambda: pool.run(_NOW, {}, _check_deadline())[0][0]),
+            check.workers(settings.web_workers),
+        ],
+        version=own_version(),
+        instance=socket.gethostname(),
+    )
+    metrics.build_info.labels(version=own_version()).set(1)
+    for slo, target in metrics.SLO_TARGETS.items():
+        metrics.slo_target_ratio.labels(slo=slo).set(target)
+    health.start()
+    statistics.start()
+    history = History(recent.reading)
+    history.start()
+    app = web_app(OPS_REQUEST_TIMEOUT_S)
+    same_origin.install(app, _ops_hosts(settings))
+    # This plane serves without a database too: an outage is when people need it.
+    app.register_blueprint(
+        health_blueprint(check_ready=lambda deadline: None, is_stopping=lifecycle.is_stopping)
+    )
+    app.register_blueprint(
+        diagnostics_blueprint(
+            registry=registry,
+            health=health,
+            statistics=statistics,
+            require_platform=lambda: authenticate(PLATFORM, request_scope.request_deadline()),
+        )
+    )
+    payments_host, payments_port = reachable(settings.bind)
+    app.register_blueprint(
+        console_blueprint(
+            instance=Instance(
+                name=socket.gethostname(),
+                version=own_version(),
+                environment=settings.env,
+                payments_host=payments_host,
+                payments_port=payments_port,
+                has_rehearsals=settings.simulation_enabled,
+                test_payment_method=settings.test_payment_method,
+            ),
+            history=history,
+            statistics=statistics,
+            health=health,
+            store=PaymentStore(pool, lease_s=0.0, queue_expires_s=settings.queue_expires_s),
+            authenticate=authenticate,
+        )
+    )
+    drills: tuple[str, ...] = ()
+    if settings.simulation_enabled:
+        rehearsals, drills = _simulation(
+            settings,
+            pool,
+            provider,
+            read=lambda: read_samples(registry),
+            statistics=statistics,
+            authenticate=authenticate,
+        )
+        app.register_blueprint(rehearsals)
+    app.register_blueprint(
+        openapi_blueprint(
+            title="Holdfast: operations",
+            version=own_version(),
+            address=address_of(settings.ops_bind),
+        )
+    )
+    preregister.begin_answers(routes_of(app))
+    preregister.begin_drills(drills)
+    return app
+
+
+def _simulation(
+    settings: Settings,
+    pool: ConnectionPool,
+    provider: LaterProvider,
+    *,
+    read: Callable[[], Mapping[SampleKey, float]],
+    statistics: Statistics,
+    authenticate: Authenticator,
+) -> tuple[Blueprint, tuple[str, ...]]:
+    """Simulations and drills, with the drills' names: imported here only, and only when enabled."""
+    try:
+        from service.lab.drills import assembly, routes
+    except ModuleNotFoundError as error:
+        if error.name != "service.lab":
+            raise
+        raise SettingsError(
+            "HOLDFAST_SIMULATION_ENABLED needs service.lab, which this installation leaves out:"
+            " turn it off, or build the image with --build-arg LAB=1."
+        ) from error
+    rehearsals = assembly.assemble(
+        settings,
+        pool,
+        list_charges=provider.list_since,
+        read=read,
+        statistics=statistics.report,
+    )
+    blueprint = routes.simulation_blueprint(
+        rehearsals,
+        require_platform=lambda: authenticate(PLATFORM, request_scope.request_deadline()).actor(),
+        read_body=lambda model: validated(model, parse_object(read_body() or b"{}")),
+    )
+    return blueprint, tuple(rehearsals.catalogue)
+
+
+def _ops_hosts(settings: Settings) -> frozenset[str]:
+    """The names by which people may reach the ops plane."""
+    names = {name.strip().lower() for name in (settings.ops_hosts or "").split(",")} - {""}
+    own, _ = reachable(settings.ops_bind)
+    return frozenset({*names, own, "localhost", "127.0.0.1", "::1"})
+
+
+def _reach(provider: LaterProvider) -> None:
+    """Request an empty list: it moves no money and raises Busy without an answer."""
+    next(provider.list_since(datetime.now(UTC), _check_deadline()), None)
+
+
+def _check_deadline() -> Deadline:
+    return Deadline.after(HEALTH_CHECK_TIMEOUT_S)
