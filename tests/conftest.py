@@ -1,4 +1,4 @@
-"""What tests stand on: a real PostgreSQL, and a fresh migrated database for each test."""
+"""Fixtures of all tests: a real PostgreSQL, and a fresh migrated database for each test."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ settings.load_profile("no deadline")
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[EmbeddedPostgres]:
     """One server for the whole session, with a migrated template to copy from."""
-    # Not below pytest's own directory: that is closed to the user that PostgreSQL runs as.
+    # Not below pytest's own directory, which PostgreSQL's user cannot enter.
     home = Path(tempfile.mkdtemp(prefix="holdfast-test-"))
     home.chmod(0o711)
-    # Tests kill processes, never the machine, so what the kernel was given is safe.
+    # Tests kill processes, never the machine, so data in the kernel's cache is safe.
     cluster_template.put_into(home)
     server = EmbeddedPostgres(home, options=("fsync=off", "max_connections=100"))
     try:
@@ -62,25 +62,25 @@ def _database_name(postgres: EmbeddedPostgres) -> Iterator[str]:
     name = f"test_{os.getpid()}_{next(_numbers)}"
     _execute(postgres, f"CREATE DATABASE {name} TEMPLATE {TEMPLATE}")
     yield name
-    # A test may have left the server stopped or connections open; neither is the next one's fault.
+    # A test may have left the server stopped or connections open; the next test must not fail by it.
     _execute(postgres, f"DROP DATABASE {name} WITH (FORCE)")
 
 
 @pytest.fixture
 def database_url(postgres: EmbeddedPostgres, _database_name: str) -> str:
-    """A fresh migrated database, as the service's own role sees it."""
+    """A fresh migrated database, with the service's own role."""
     return postgres.url("holdfast", _database_name)
 
 
 @pytest.fixture
 def owner_url(postgres: EmbeddedPostgres, _database_name: str) -> str:
-    """The same database, as the owner of the schema."""
+    """The same database, with the role that owns the schema."""
     return postgres.url(OWNER, _database_name)
 
 
 @pytest.fixture
 def pool(database_url: str) -> Iterator[ConnectionPool]:
-    """A pool of 4 on the fresh database, all open: no test waits for the first connection, or for long."""
+    """A pool of 4 open connections on the fresh database: no test waits for the first connection."""
     from tests.support.stack.pools import open_pool_of
 
     with open_pool_of(4, database_url, max_waiters=16) as pool:
@@ -96,7 +96,7 @@ def sandbox_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbo
 
 @pytest.fixture
 def sandbox(sandbox_process: SandboxProcess) -> Iterator[SandboxProcess]:
-    """The session's sandbox provider without faults; use references of your own in its books."""
+    """The session's sandbox provider without faults; use unique references in its books."""
     sandbox_process.clear()
     yield sandbox_process
     sandbox_process.clear()

@@ -1,4 +1,4 @@
-"""System programs that tests need: pytest deselects a test whose program is missing.
+"""System programs that tests need: pytest deselects a test if its program is missing.
 
 One line at the end of the run lists the missing programs and the command that installs them. With `CI=true` the run fails.
 """

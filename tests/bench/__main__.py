@@ -1,4 +1,4 @@
-"""Measure everything on this machine, or what is named: `python -m tests.bench [pool breaker ...]`."""
+"""Run all benchmarks on this machine, or the named ones: `python -m tests.bench [pool breaker ...]`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def main() -> int:
     failed = 0
     for name in wanted:
         print(f"\n=== {name}\n", flush=True)
-        # A process each: what one leaves in memory must not slow the next one down.
+        # One process each: memory left by one benchmark must not slow the next one down.
         failed += (
             subprocess.run([sys.executable, "-m", f"tests.bench.bench_{name}"]).returncode != 0
         )

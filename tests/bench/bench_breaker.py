@@ -1,8 +1,8 @@
 """Our breaker against pybreaker and bare circuitbreaker: `python -m tests.bench.bench_breaker`.
 
-Four tables, each with ratios of one run: what a call costs, how many calls threads get through
-side by side, how many a half-open breaker lets into a provider that is still down, and how many it
-takes until every worker has opened.
+Four tables, each with ratios of one run: the cost of a call, the throughput of parallel threads, the
+calls that a half-open breaker lets through to a provider that is still down, and the calls until
+every worker has opened.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ HALF_OPEN_THREADS = 32
 WORKERS = 4
 THREADS = 8
 FAILURES_TO_OPEN = 10
-# As long as a dead provider keeps a caller waiting; scaled down so that the run is short.
+# A caller's wait for a dead provider, scaled down so that the run is short.
 CALL_S = 0.05
 PAUSE_S = 0.3
 NAMES = ("holdfast", "pybreaker", "circuitbreaker")
 
 
 class Down(Exception):
-    """What a call into a dead provider ends with."""
+    """The error of a call to a dead provider."""
 
 
 def main() -> None:
@@ -66,11 +66,11 @@ def table(title: str, unit: str, figures: dict[str, float], *, digits: int = 0) 
         print(f"  {name:<32} {figure:>10.{digits}f} {unit:<10} {ratio:>6.2f} x")
 
 
-# --- What a call costs
+# --- The cost of a call
 
 
 def call_costs() -> dict[str, float]:
-    """Medians over rounds taken in turn, so that a noisy moment strikes all alike."""
+    """Medians over alternating rounds, so that a noisy moment affects all equally."""
     with tempfile.TemporaryDirectory() as home:
         shared = Breaker("bench", page_path=Path(home) / "board")
         decorated = Breaker("bench")
@@ -107,7 +107,7 @@ def _nothing() -> None:
     return None
 
 
-# --- How many calls get through side by side
+# --- The throughput of parallel threads
 
 
 def rate_side_by_side(name: str) -> float:
@@ -117,7 +117,7 @@ def rate_side_by_side(name: str) -> float:
     return len(made) / (time.perf_counter() - began_s)
 
 
-# --- How many calls a half-open breaker lets in
+# --- The calls that a half-open breaker lets through
 
 
 def half_open_calls(name: str) -> float:
@@ -131,7 +131,7 @@ def half_open_calls(name: str) -> float:
     return len(made) - before
 
 
-# --- How many calls it takes until every worker has opened
+# --- The calls until every worker has opened
 
 
 def calls_to_open(name: str) -> float:
@@ -162,13 +162,13 @@ def _work(name: str, page_path: Path, together: object, counts: object) -> None:
     counts.put(len(made))  # type: ignore[attr-defined]
 
 
-# --- The three, alike
+# --- The three breakers, set up equally
 
 
 def _guarded(
     name: str, page_path: Path | None, *, is_dead: bool = True
 ) -> tuple[Callable[[], object], list[int]]:
-    """A call to a provider behind the breaker of that name, and the calls that got there."""
+    """A call to a provider behind the breaker of that name, and the calls that reached it."""
     logging.disable()
     made: list[int] = []
 

@@ -1,9 +1,9 @@
-"""What the console costs: its first paint and its bytes, its polling, and whether it grows when left open.
+"""The console's cost: its first paint and its bytes, its polling, and its growth while it stays open.
 
     python -m tests.bench console
     python -m tests.bench.bench_console --open-s 60
 
-In real Chromium on a real house that takes payments meanwhile.
+Runs in real Chromium on a real local stack that processes payments.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from tests.support.stack.running_house import House, running_house
 PAINT_LIMIT_MS = 1000
 BYTES_LIMIT = 150_000
 POLLING_LIMIT = 0.01
-# What a page that was left open may have grown by, after a collection.
+# The allowed growth of a page that stays open, after a garbage collection.
 GROWN_BYTES_MAX = 1_000_000
 GROWN_NODES_MAX = 100
 GROWN_LISTENERS_MAX = 5
 LOADS = 5
 OPEN_S = 600.0
-# Long enough for several polls of everything, and for the lists on the page to be full.
+# Long enough for several polls of all data, and for the lists on the page to be full.
 SETTLE_S = 45.0
 
 
@@ -77,7 +77,7 @@ def main() -> int:
 
 
 def _first_paint(browser: Browser, house: House) -> tuple[float, int]:
-    """The median first paint in fresh contexts, and what was sent for the page with its first state."""
+    """The median first paint in fresh contexts, and the bytes of the page with its first state."""
     paints, sizes = [], []
     for _ in range(LOADS):
         with console(browser, house) as seen:
@@ -101,10 +101,10 @@ def _bytes_of(page: Page) -> int:
 def _cost_of_polling(
     browser: Browser, house: House, rounds: int = 3, each_s: float = 20.0
 ) -> tuple[float, float]:
-    """What a visible page adds to the ops plane's CPU, and that without one, as shares of a core."""
+    """The ops plane's CPU added by a visible page, and its CPU without a page, as shares of a core."""
     added, alone = [], []
     for _ in range(rounds):
-        # Its readings slow down again some time after the last page is gone.
+        # The ops plane's readings slow down again some time after the last page is closed.
         sleep(35)
         without = _share_of_core(house, each_s)
         with console(browser, house) as seen:
@@ -122,7 +122,7 @@ def _share_of_core(house: House, seconds: float) -> float:
 
 
 def _cpu_s(house: House) -> float:
-    """Of the ops plane's processes together."""
+    """The CPU time of all ops plane processes."""
     master = house.pids["ops_plane"]
     children = Path(f"/proc/{master}/task/{master}/children").read_text().split()
     ticks = 0
@@ -135,7 +135,7 @@ def _cpu_s(house: House) -> float:
 def _left_open(
     browser: Browser, house: House, open_s: float
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """What the page holds after a while and after `open_s` more, each after a collection."""
+    """The page's memory after a while and after `open_s` more, each after a garbage collection."""
     with console(browser, house) as seen:
         page = seen.open()
         devtools = page.context.new_cdp_session(page)
@@ -155,7 +155,7 @@ def _held(devtools: Any) -> dict[str, float]:
 
 @contextmanager
 def _payments(house: House) -> Iterator[None]:
-    """One a second, so that the page has something to show."""
+    """One payment a second, so that the page has data."""
     stopping = threading.Event()
 
     def run() -> None:

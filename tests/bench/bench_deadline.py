@@ -1,4 +1,4 @@
-"""How late a provider call ends when the provider does not: `python -m tests.bench.bench_deadline`.
+"""The lateness of calls to a provider that never ends its answer: `python -m tests.bench.bench_deadline`.
 
 One table, a row for each shape of slowness. The aim: at most 20 ms past the deadline at p99.9.
 """
@@ -62,9 +62,9 @@ def late_by_ms(transport: Transport) -> float:
 
 @contextlib.contextmanager
 def served(shape: Behaviour) -> Iterator[tuple[str, str]]:
-    """The address of a slow provider, in a process of its own, and whom to trust there."""
+    """The address of a slow provider in a separate process, and its CA file."""
     ours, theirs = multiprocessing.Pipe()
-    # Not forked: it must not share the caller's interpreter lock, nor its threads.
+    # Not forked: it must share neither the caller's interpreter lock nor its threads.
     process = multiprocessing.get_context("spawn").Process(target=serve, args=(shape, theirs))
     process.start()
     try:

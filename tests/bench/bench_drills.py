@@ -1,4 +1,4 @@
-"""Every drill on a healthy house, and again with one of its guards off: verdicts with their figures.
+"""Every drill on a healthy local stack, and again with one of its guards off: verdicts with figures.
 
 python -m tests.bench.bench_drills                        all, and all guards
 python -m tests.bench.bench_drills slow-drip --healthy    one, with its guards on
@@ -23,7 +23,7 @@ LONGEST_S = 400.0
 
 @dataclass(frozen=True)
 class Off:
-    """A guard that is switched off: by settings, or by stopping the process that is it."""
+    """A disabled guard: by settings, or by stopping its process."""
 
     told: str
     settings: dict[str, str] = field(default_factory=dict)
@@ -38,7 +38,7 @@ SMALL_POOL = Off(
     "pool of 1, no line",
     {"HOLDFAST_DB_POOL_SIZE": "1", "HOLDFAST_DB_POOL_WAIT_MS": "5"},
 )
-# Of libpq: the database says "committed" before it is on the disk.
+# An option of libpq: the database reports a commit before it is on the disk.
 NO_SYNC = Off("commits not waited for", {"PGOPTIONS": "-c synchronous_commit=off"})
 ONE_SHOT = Off("one_shot without keys", {"HOLDFAST_PROVIDER_FLOW": "one_shot"})
 

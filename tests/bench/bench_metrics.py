@@ -1,13 +1,13 @@
-"""What seeing costs: series and scrape time after many restarts, and the CPU of metrics and logs a payment.
+"""The cost of observability: series and scrape time after many restarts, and CPU for each payment.
 
     python -m tests.bench metrics
     python -m tests.bench.bench_metrics [--restarts 200] [--payments 800] [--rounds 5]
 
-The scrape: a real house with 4 workers, killed with SIGKILL again and again under traffic, then its
-ops plane is asked for /metrics. The cost: houses side by side that differ in one thing, driven in turn
-within each round, so that whatever else the machine does meets all of them; CPU is what the kernel
-counted for the data plane's workers. Off means that prometheus_client's inc, observe and set do
-nothing in the workers of that house, and that logging is disabled in them: both by this program, in
+The scrape: a real local stack with 4 workers, killed repeatedly with SIGKILL under traffic, then a
+request for /metrics at its ops plane. The cost: parallel local stacks that differ in one point, driven
+in turn within each round, so that other load of the machine meets all of them; CPU is the kernel's
+count for the data plane's workers. Off means that inc, observe and set of prometheus_client do nothing
+in the workers of that local stack, and that logging is disabled in them: both by this program, in
 processes that it starts; the service has no switch for it.
 """
 
@@ -39,7 +39,7 @@ WORKERS = 4
 CALLERS = 8
 SCRAPES = 40
 SCRAPE_MS_MAX, SERIES_MAX = 50.0, 2000
-# Python imports it at its start in every process that has it on its path: here, in the data plane's.
+# Python imports it at the start of every process with it on its path: here, the data plane's.
 QUIET = """
 import os, sys
 if any(word.endswith("gunicorn.conf.py") for word in sys.orig_argv):
@@ -53,7 +53,7 @@ if any(word.endswith("gunicorn.conf.py") for word in sys.orig_argv):
         import logging
         logging.disable(logging.CRITICAL)
 """
-# Both on twice: what lies between these two is the measurement's own doubt.
+# Both on, twice: the difference between these two is the error of the measurement.
 KINDS = {
     "both on": "",
     "metrics off": "metrics",
@@ -65,7 +65,7 @@ TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
 def bench_scrape(restarts: int) -> bool:
-    """Kill workers under traffic, then look: how much there is to tell, and how long it takes."""
+    """Kill workers under traffic, then measure the size and the duration of a scrape."""
     with (
         _directory() as directory,
         running_house(directory / "house", HOLDFAST_WEB_WORKERS=str(WORKERS)) as house,
@@ -90,12 +90,12 @@ def bench_scrape(restarts: int) -> bool:
         f"scrape, best, median, slowest   {best:.1f}, {middle:.1f}, {slowest:.1f} ms on the clock"
     )
     print(f"scrape, CPU of the ops plane    {cpu_ms:.1f} ms (at most {SCRAPE_MS_MAX})", flush=True)
-    # Judged by CPU: on a machine that does other things the clock tells of those.
+    # Judged by CPU: on a busy machine the clock also measures other load.
     return cpu_ms < SCRAPE_MS_MAX and series <= SERIES_MAX
 
 
 def bench_cost(payments: int, rounds: int) -> None:
-    """CPU of the data plane a payment, with metrics and logs on and off, in turn."""
+    """The data plane's CPU for each payment, with metrics and logs on and off, in turn."""
     with _directory() as directory, ExitStack() as stack:
         (directory / "sitecustomize.py").write_text(QUIET)
         houses = {
@@ -110,7 +110,7 @@ def bench_cost(payments: int, rounds: int) -> None:
             _pay(house, payments // 4)
         cpu_ms: dict[str, list[float]] = {kind: [] for kind in KINDS}
         for number in range(rounds):
-            # Another one first each time.
+            # Each round begins with another one.
             for kind in [*KINDS][number % len(KINDS) :] + [*KINDS][: number % len(KINDS)]:
                 before_ms = _cpu_ms(houses[kind].pids["data_plane"])
                 _pay(houses[kind], payments)
@@ -130,13 +130,13 @@ def bench_cost(payments: int, rounds: int) -> None:
 @contextmanager
 def _directory() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="holdfast-bench-") as directory:
-        # PostgreSQL runs as another user where we are root.
+        # As root, PostgreSQL runs as another user.
         Path(directory).chmod(0o711)
         yield Path(directory)
 
 
 def _new_workers(master: int, killed: set[int]) -> list[int]:
-    """The workers, once all are there and none was killed."""
+    """The workers, as soon as all have started and none was killed."""
     workers = [pid for pid in family(master) if parent(pid) == master]
     return workers if len(workers) == WORKERS and not killed & set(workers) else []
 
@@ -158,7 +158,7 @@ def _scrape_cpu_ms(house: House) -> float:
 
 
 def _cpu_ms(pid: int) -> float:
-    """What the kernel counted for a process and its children that live."""
+    """The kernel's CPU count of a process and its live children."""
     ticks = 0
     for one in family(pid):
         fields = read(f"/proc/{one}/stat").rpartition(")")[2].split()
@@ -167,7 +167,7 @@ def _cpu_ms(pid: int) -> float:
 
 
 def _pay(house: House, payments: int) -> None:
-    """So many payments from CALLERS that keep their connections."""
+    """Send this many payments from CALLERS that keep their connections."""
     host = urlsplit(house.url).netloc
     headers = {"Authorization": f"Bearer {house.api_key}", "Content-Type": "application/json"}
     body = json.dumps({"amount": 2599, "currency": "usd", "payment_method": "pm_card_visa"})

@@ -1,8 +1,8 @@
-"""The provider hangs for 20 s under 50 payments a second: what callers, readers and both books see.
+"""The provider hangs for 20 s under 50 payments a second: the view of callers, readers and both books.
 
     python -m tests.bench.bench_outage [--rate 50] [--hung-s 20]
 
-Prints the figures of the outage and of the recovery; bounded, and stops by itself.
+Prints the figures of the outage and of the recovery; the run is bounded.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from tests.support.stack.running_house import House, running_house, wait_for
 HEALTHY_S = 10.0
 RECOVERY_S = 20.0
 WARM_UP = "warm-up"
-# A dead provider answers nothing, not even what moves no money.
+# A dead provider answers no call, not even those that move no money.
 EVERYTHING = ["create", "confirm", "capture", "cancel", "refund", "retrieve", "list"]
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One call as its caller saw it; times in seconds since the run began."""
+    """One call from its caller's view; times in seconds since the run began."""
 
     kind: str
     at_s: float
@@ -44,7 +44,7 @@ class Answer:
 
 
 class Load:
-    """Open-loop load: each call at its time, whatever became of the ones before."""
+    """Open-loop load: each call at its time, independent of earlier results."""
 
     def __init__(self, house: House, began_s: float) -> None:
         self._house = house
@@ -97,7 +97,7 @@ class Load:
                     self._local.connection = None
                 break
             except (OSError, http.client.HTTPException):
-                # A kept connection may have been closed meanwhile: once more on a new one.
+                # A kept connection may be closed by now: repeat on a new one.
                 self._local.connection = None
         took_s = time.monotonic() - at_s
         self.answers.append(

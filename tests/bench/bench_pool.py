@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def cost(url: str) -> None:
-    """Checkout and checkin of a free connection by one thread."""
+    """Checkout and release of a free connection by one thread."""
     with all_pools(url, 8) as pools:
         ours, bare, queue = pools[OURS], pools[BARE], pools[SQLALCHEMY]
         lifo = psycopg2_pool.ConnectionPool(8, 8, dsn=url)
@@ -76,7 +76,7 @@ def cost(url: str) -> None:
             "SQLAlchemy: connect, close": lambda: queue.connect().close(),
         }
         best = dict.fromkeys(ways, float("inf"))
-        # In turn and the best of many: what else the machine does strikes all of them.
+        # In turn, and the best of many: other load of the machine affects all of them.
         for _ in range(40):
             for name, way in ways.items():
                 started_s = perf_counter()
@@ -90,7 +90,7 @@ def cost(url: str) -> None:
 
 
 class _Lent:
-    """The least that a `with` block round getconn and putconn can be."""
+    """The minimal `with` block around getconn and putconn."""
 
     __slots__ = ("_connection", "_pool")
 
@@ -121,7 +121,7 @@ def fairness(url: str) -> None:
 
 
 def wait_of_64_on_8(url: str) -> None:
-    """64 threads on 8 connections, 1 ms held: how long each wait was."""
+    """64 threads on 8 connections, 1 ms held: the duration of each wait."""
     rows = []
     with all_pools(url, 8) as pools:
         for name, borrow in borrows(pools).items():
@@ -153,7 +153,7 @@ def clients_64_on_4(url: str) -> None:
 
 
 def refusals(url: str) -> None:
-    """The same with a deadline of 300 ms: how late the refusals are."""
+    """The same with a deadline of 300 ms: the lateness of the refusals."""
     pool = our_pool(url, 4, wait_s=5.0)
     late_s: list[float] = []
 
@@ -190,7 +190,7 @@ def failover(url: str) -> None:
                     try:
                         with borrow() as connection:
                             execute(connection, "SELECT pg_sleep(0.002)")
-                    except Exception:  # noqa: BLE001 - each pool has errors of its own.
+                    except Exception:  # noqa: BLE001 - each pool has its own errors.
                         failed_at_s.append(monotonic())
 
             threads = [threading.Thread(target=work) for _ in range(16)]
@@ -243,13 +243,13 @@ def kills(url: str) -> None:
 
 
 def kill(killer: Any, victim: Any) -> None:
-    """End the backend of the connection, and wait for its farewell."""
+    """End the backend of the connection, and wait for its last message."""
     with contextlib.closing(killer.cursor()) as cursor:
         cursor.execute("SELECT pg_terminate_backend(%s)", (victim.info.backend_pid,))
     select.select([victim], [], [], 5)
 
 
-# --- The pools, made alike --------------------------------------------------------------------
+# --- The pools, set up equally ----------------------------------------------------------------
 
 
 def our_pool(url: str, size: int, *, wait_s: float) -> ConnectionPool:
@@ -285,7 +285,7 @@ def all_pools(url: str, size: int, *, wait_s: float = 30.0) -> Iterator[dict[str
 
 
 def borrows(pools: dict[str, Any]) -> dict[str, Borrow]:
-    """How to borrow from each; the bare pool, which does not wait, is asked again every ms."""
+    """The checkout function of each; the bare pool, which does not wait, is polled every ms."""
     return {
         OURS: lambda: ours_connection(pools[OURS]),
         PSYCOPG: lambda: pools[PSYCOPG].connection(),
@@ -344,7 +344,7 @@ def terminate_all(url: str) -> None:
 def contend(
     borrow: Borrow, *, threads: int, held_s: float, for_s: float
 ) -> tuple[list[int], list[float]]:
-    """How often each thread was served, and all waits."""
+    """The count of checkouts of each thread, and all waits."""
     served = [0] * threads
     waits_s: list[float] = []
     end_s = monotonic() + for_s
@@ -362,7 +362,7 @@ def contend(
 
 
 def calls(call: Callable[[], None], *, clients: int, each: int) -> tuple[list[float], int]:
-    """Seconds of each call that succeeded, and how many failed."""
+    """The seconds of each successful call, and the count of failures."""
     took_s: list[float] = []
     failed: list[Exception] = []
 
@@ -371,7 +371,7 @@ def calls(call: Callable[[], None], *, clients: int, each: int) -> tuple[list[fl
             started_s = monotonic()
             try:
                 call()
-            except Exception as error:  # noqa: BLE001 - each pool has errors of its own.
+            except Exception as error:  # noqa: BLE001 - each pool has its own errors.
                 failed.append(error)
             else:
                 took_s.append(monotonic() - started_s)

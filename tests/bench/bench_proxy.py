@@ -1,4 +1,4 @@
-"""What the fault proxy costs while nobody orders a fault: one more hop on each of its two links.
+"""The fault proxy's cost without a fault: one more hop on each of its two links.
 
 Run with `python -m tests.bench.bench_proxy`. Direct and through the proxy in turn, in one run.
 """
@@ -28,7 +28,7 @@ LIMIT_MS = 0.3
 
 
 def main() -> int:
-    """Print both hops; 1 when either costs more than it may."""
+    """Print both hops; 1 when one costs more than its limit."""
     home = Path(tempfile.mkdtemp(prefix="holdfast-bench-"))
     home.chmod(0o711)
     postgres = EmbeddedPostgres(home)
@@ -60,7 +60,7 @@ def main() -> int:
 
 
 def _hop_ms(direct: Callable[[], None], proxied: Callable[[], None]) -> tuple[float, float]:
-    """The median call of each, from rounds in turn."""
+    """The median call of each, from alternating rounds."""
     took: dict[Callable[[], None], list[float]] = {direct: [], proxied: []}
     for _ in range(ROUNDS):
         for call, times in took.items():

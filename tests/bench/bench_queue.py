@@ -1,6 +1,6 @@
-"""What a lease costs while one merchant has a long queue: pages and milliseconds of each read.
+"""The cost of a lease while one merchant has a long queue: pages and milliseconds of each read.
 
-HOLDFAST_BENCH_QUEUE says how long it is (100,000). Each plan is printed whole.
+HOLDFAST_BENCH_QUEUE is the queue's length (100,000). Each plan is printed whole.
 """
 
 from __future__ import annotations

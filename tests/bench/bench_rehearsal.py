@@ -1,8 +1,8 @@
-"""What a rehearsal on a pair of copies costs real payments: their p99 with one and without, in one run.
+"""A drill on a pair: its cost for real payments, as their p99 with and without it, in one run.
 
     python -m tests.bench rehearsal
 
-Quiet windows and rehearsals in turn, at a steady rate; the copies' start and end are counted in.
+Quiet windows and drills in turn, at a steady rate; the start and end of the copies count too.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ LIMIT_RATIO = 1.25
 
 
 def main() -> int:
-    """Print both figures and their ratio; 1 when it is higher than it may be."""
+    """Print both figures and their ratio; 1 when it is above its limit."""
     with tempfile.TemporaryDirectory() as home, running_house(Path(home) / "house") as house:
         for _ in range(50):
             house.pay(reference="warm-up")
@@ -59,7 +59,7 @@ def main() -> int:
 
 @contextmanager
 def _steadily(load: Load) -> Iterator[None]:
-    """Payments at their times, whatever becomes of the ones before, until the block ends."""
+    """Send payments at their times, independent of earlier results, until the block ends."""
     stopping = threading.Event()
 
     def run() -> None:
@@ -79,7 +79,7 @@ def _steadily(load: Load) -> Iterator[None]:
 
 
 def _rehearse(house: House) -> float:
-    """One simulation on a pair, from its start to the end of its copies; when they were ready."""
+    """Run one simulation on a pair until its copies end; returns the time at which they were ready."""
     headers = {"Authorization": f"Bearer {house.api_key}"}
     begun = requests.post(
         f"{house.ops_url}/simulate/payment-timeout",

@@ -1,4 +1,4 @@
-"""Random sequences of all calls and provider faults against the real thing, held against two books.
+"""Random sequences of all calls and provider faults on a real local stack, compared with two books.
 
 A failure prints the seed; PROPERTY_SEED=<number> runs another sequence, PROPERTY_SEED=random any.
 """
@@ -23,9 +23,9 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, rule, run_state_m
 
 from tests.support.stack.running_house import House, running_house, wait_for
 
-# About 20 s of calls on two cores; what they leave open takes the quiescence time to settle.
+# About 20 s of calls on two cores; open payments then need the quiescence time to settle.
 SEQUENCES, STEPS = 14, 22
-# Long enough for a call that is answered, short enough that the hanging ones can be many.
+# Long enough for an answered call, short enough for many hanging ones.
 PROVIDER_TIMEOUT_MS = "1200"
 SETTLED_WITHIN_S = 90.0
 
@@ -33,7 +33,7 @@ FAULTS = (
     *("reset", "reset_after_charge", "garbage", "truncate", "error_429", "error_503"),
     *("error_500_saved", "error_500_after_charge", "late_charge", "hang_after_charge"),
 )
-# Of them all: accepted, refused or declined; a 500 or a hung connection is none of them.
+# The allowed statuses: accepted, refused or declined; a 500 or a hung connection is not allowed.
 PROMISES = {200, 201, 202, 402, 409, 422, 503}
 CARDS = ("pm_card_visa", "pm_card_visa", "pm_card_visa", "pm_card_pendingRefund",
          "pm_card_chargeDeclined", "pm_card_authenticationRequired")  # fmt: skip
@@ -46,31 +46,31 @@ def chosen_seed() -> int:
 
 @pytest.fixture
 def house(tmp_path: Path) -> Iterator[House]:
-    """One of its own, since every row of its database is judged in the end."""
+    """A separate local stack, because the end of the test checks every row of its database."""
     with running_house(
         tmp_path / "house",
         HOLDFAST_PROVIDER_TIMEOUT_MS=PROVIDER_TIMEOUT_MS,
-        # Open, it would keep most calls away from the faults that this is about.
+        # An open breaker would keep most calls away from the faults under test.
         HOLDFAST_BREAKER_ENABLED="false",
     ) as house:
         yield house
 
 
-# What strikes the provider's next call of the kind. Most payments are well, so that there is money
-# for the doubtful captures and refunds to move.
+# The fault of the provider's next call of the kind. Most payments have none, so that the doubtful
+# captures and refunds have money to move.
 seldom_struck = st.sampled_from([*[None] * 30, *FAULTS])
 struck = st.sampled_from([*[None] * 8, *FAULTS])
 
 
 class Payment(NamedTuple):
-    """One that was asked for, whatever became of it."""
+    """One requested movement, with any result."""
 
     path: str
     amount: int
 
 
 class Callers(RuleBasedStateMachine):
-    """Everything that callers, payers and the provider can do to each other."""
+    """All actions of callers, payers and the provider."""
 
     charged = Bundle("charged")
     authorised = Bundle("authorised")
@@ -154,11 +154,11 @@ class Callers(RuleBasedStateMachine):
             "capture_method": capture_method,
         }
         answer = self.call("/v1/payments", body)
-        # Refused for the moment (503), it does not exist, and that is an answer to try as well.
+        # After a refusal (503) it does not exist, and calls about a missing object are tested too.
         return Payment(answer.headers.get("Location", "/v1/payments/none"), amount)
 
     def strike(self, operation: str, fault: str | None) -> None:
-        """The provider's next call of this kind goes wrong in this way."""
+        """Set the fault of the provider's next call of this kind."""
         mix = {fault or "ok": 1}
         self.house.control(mix, operations=[operation], times=1, late_s=3, hang_s=5)
 
@@ -171,7 +171,7 @@ class Callers(RuleBasedStateMachine):
         return answer
 
     def teardown(self) -> None:
-        """What must hold at every moment, whatever is still open: the provider's books alone."""
+        """The invariants of the provider's books, which hold at every moment, also with open calls."""
         self.house.control({"ok": 1})
         for payment in by_payment(self.house, self.reference).values():
             assert_never_too_much(payment)
@@ -197,7 +197,7 @@ def test_after_any_sequence_of_calls_and_faults_both_books_agree(house: House) -
 
 
 def explore(house: House, run: str, number: int) -> None:
-    """The sequences, each on payments of its own; a failing one is shrunk and printed."""
+    """Run the sequences, each on separate payments; a failing one is shrunk and printed."""
 
     @seed(number)
     def machine() -> Callers:
@@ -216,7 +216,7 @@ def explore(house: House, run: str, number: int) -> None:
 
 
 def settle(house: House) -> None:
-    """Wait until nothing is open but what waits for a client or a payer."""
+    """Wait until only payments that wait for a client or a payer are open."""
     house.control({"ok": 1})
     with closing(psycopg2.connect(house.database_url)) as connection:
         connection.autocommit = True
@@ -227,7 +227,7 @@ def settle(house: House) -> None:
                 for (refund,) in cursor.fetchall():
                     decision = {"refund": refund, "success": True}
                     house.sandbox("POST", "/_complete_refund", json=decision)
-                # The schedule's long pauses are not what is tested here.
+                # The schedule's long pauses are not under test.
                 cursor.execute(_HURRY.format(table="payments"))
                 cursor.execute(_HURRY.format(table="movements"))
                 cursor.execute(_OPEN)
@@ -302,6 +302,6 @@ def part(payment: Payment, share: float) -> int:
 
 
 def at_once(call: Callable[[str], object], values: list[str]) -> None:
-    """The call for each value, side by side; raises what one of them raised."""
+    """Call the function for each value in parallel; raises the first error."""
     with ThreadPoolExecutor(len(values)) as executor:
         list(executor.map(call, values))

@@ -1,4 +1,4 @@
-"""Every example on /docs runs as it is printed there."""
+"""Every example on /docs runs as printed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import requests
 
 from tests.support.stack.running_house import House, running_house
 
-# What each call needs to have something to do; by default a payment that succeeded.
+# The object that each call needs; by default a succeeded payment.
 NEEDS = {"capture": "reserved", "void": "reserved", "reconcile": "doubtful", "resolve": "doubtful"}
 
 
@@ -37,13 +37,13 @@ def test_every_example_on_the_page_runs(house: House) -> None:
         if not 200 <= status < 300:
             refused[command] = (status, answer)
 
-    # Each call of the contract but the provider's own, and the first payment.
+    # Each call of the contract except the provider's own, and the first payment.
     assert len(commands) == len(re.findall('<span class="method">', page))
     assert refused == {}
 
 
 def run(command: str, house: House) -> tuple[int, str]:
-    """The command as pasted into a shell, with what the page asks to set, and its answer's status."""
+    """Run the command in a shell with the variables that the page names; returns the answer's status."""
     ran = subprocess.run(
         ["sh", "-c", f"{command} -w '\\n%{{http_code}}'"],
         env={
@@ -62,7 +62,7 @@ def run(command: str, house: House) -> tuple[int, str]:
 
 
 def ids(command: str, house: House) -> dict[str, str]:
-    """One object of each kind that the command names, in the state that it is for."""
+    """One object of each kind that the command names, in the state that the command needs."""
     wanted = set(re.findall(r"\$([A-Z]+_ID)", command))
     made: dict[str, str] = {}
     if wanted & {"PAYMENT_ID", "REFUND_ID"}:

@@ -1,4 +1,4 @@
-"""What is sent a second time, and what never is: 5xx, a success at prepare, expiry, races."""
+"""Repeats of doubtful calls, allowed and forbidden: 5xx, a success at prepare, expiry, races."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_the_next_key_comes_only_after_a_saved_5xx_and_quiet_books(one_call, scr
     one_call.age(60)
 
     one_call.settle()  # The same key, replayed: spent, and sent just now.
-    one_call.settle()  # Not at rest since then.
+    one_call.settle()  # The payment is not settled since then.
     before = list(keys(scripted))
     one_call.age(60)
     one_call.settle()
@@ -265,7 +265,7 @@ def test_many_workers_on_one_doubt_charge_once(one_call, scripted):
     for worker in workers:
         worker.join(60)
     at_most_one = charges(scripted)
-    # The workers may have met each other's leases in every round; one alone then ends it.
+    # In every round the workers may have met each other's leases; a single worker then settles it.
     for _ in range(4):
         one_call.age(60)
         one_call.settle()
@@ -286,7 +286,7 @@ def test_what_expires_while_it_is_prepared_is_not_confirmed(two_phase, scripted)
 
 
 def test_a_refusal_of_the_next_series_is_no_proof_about_the_last(one_call, scripted):
-    """The first was executed after all, and took what the second came with."""
+    """The first call was executed after all, with the money of the second."""
     scripted.script(Rule("create_confirmed", status=500, save=True, execute="later"))
     payment = one_call.pay()
     one_call.settle()

@@ -1,4 +1,4 @@
-"""Commits that a failover lost: rows are set back by SQL as it would, and nobody pays twice."""
+"""Commits lost in a failover: SQL sets rows back like a failover, and no payer pays twice."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_a_queued_retry_of_a_lost_row_adopts_its_charge(rig_of, flow):
 
 
 def conflict(on: str) -> Rule:
-    """As Stripe answers a key that came with other parameters."""
+    """Stripe's answer to a used key with other parameters."""
     return Rule(on, status=400, body={"error": {"type": "idempotency_error"}}, execute="never")
 
 
@@ -182,7 +182,7 @@ def test_nothing_is_sent_or_ended_while_the_books_cannot_be_read(rig_of, flow):
 def test_a_page_of_the_books_that_hangs_does_not_hold_the_queue(rig_of):
     rig = rig_of("two_phase")
     payment = rig.pay(request(respond_async=True))
-    # Far more than one page may take, and far less than a whole listing may.
+    # Much more than the limit of one page, and much less than that of a whole listing.
     rig.scripted.script(Rule("list", delay_s=20.0))
 
     rig.service.drain()
@@ -208,7 +208,7 @@ def test_a_long_queue_is_compared_with_one_listing_a_batch(rig_of):
 def test_a_withdrawn_key_that_is_used_again_begins_a_new_series(rig_of):
     rig = rig_of("two_phase")
     asked = request(on_outage="reject")
-    # Noted, and certainly not confirmed.
+    # Recorded, and certainly not confirmed.
     rig.scripted.script(Rule("confirm", status=429, execute="never", times=None))
     with pytest.raises(Busy):
         rig.pay(asked)

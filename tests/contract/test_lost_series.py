@@ -1,4 +1,4 @@
-"""Keys that were freed and used again, and commits lost after that: still nobody pays twice."""
+"""Keys that were freed and used again, and commits lost afterwards: no payer pays twice."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def request(**changes: object) -> ChargeRequest:
 
 
 def die_after_prepare(rig: Rig, asked: ChargeRequest) -> Payment:
-    """A worker's claim and prepare; then it is gone."""
+    """A worker's claim and prepare, before the worker is killed."""
     payment, _ = rig.service.store.claim(
         asked, soon(), provider=rig.service.provider.name, status=Status.ACCEPTED
     )
@@ -134,7 +134,7 @@ def test_a_used_key_of_a_noted_charge_is_searched_before_the_next(rig_of):
     payment = rig.pay(request())
     assert payment.status is Status.UNKNOWN
     (intent,) = rig.scripted.objects("payment_intents")
-    # The charge of a row that was lost: made under the same client key.
+    # The charge of a lost row, made with the same client key.
     made = {**intent, "metadata": {**intent["metadata"], "payment_id": "pay_" + "0" * 32}}
     del made["id"]
     lost = rig.scripted.put("payment_intents", **made)

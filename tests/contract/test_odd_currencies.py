@@ -1,4 +1,4 @@
-"""Currencies whose minor units Stripe counts otherwise than ISO 4217, over the sandbox's own table."""
+"""Currencies with other minor units at Stripe than in ISO 4217, checked with the sandbox's table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The running service does what /openapi.json says, asked by a stranger that reads nothing else.
+"""The running service matches /openapi.json, checked by a program that reads only this document.
 
 schemathesis makes requests that the description allows and forbids, follows its links, and compares
 each answer: status, media type, headers, body, authentication. The seed is printed;
@@ -25,7 +25,7 @@ CONFIG = Path(__file__).with_name("schemathesis.toml")
 WEBHOOK_SECRET = "whsec_of_the_description"
 # Generated cases a call, besides the few dozen that cover its parameters one by one.
 EXAMPLES = 6
-# Half a minute on two idle cores; the whole suite beside it makes that minutes.
+# Half a minute on two idle cores; beside the whole suite it takes minutes.
 GIVE_UP_S = 420
 # The faults that leave a call open or in doubt; hanging ones cost the provider's whole timeout.
 FAULTS = {
@@ -40,7 +40,7 @@ FAULTS = {
     "hang": 0.1,
     "late_charge": 0.3,
 }
-# What the provider's faults may do to a call that was not accepted.
+# The codes that the provider's faults may cause for a call that was not accepted.
 PROVIDER_503 = "provider_unavailable bulkhead_full deadline_exceeded"
 
 
@@ -54,9 +54,9 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     with running_house(
         tmp_path_factory.mktemp("house"),
         STRIPE_WEBHOOK_SECRET=WEBHOOK_SECRET,
-        # Over what a busy machine needs for an answer: a slow one would open the breaker.
+        # More than a busy machine needs for an answer: a slow answer would open the breaker.
         HOLDFAST_PROVIDER_TIMEOUT_MS="4000",
-        # A thousand calls of one key in a few seconds are what this is about.
+        # The test sends a thousand calls of one key in a few seconds.
         HOLDFAST_RATE_LIMIT_BURST="1000000",
     ) as house:
         yield house
@@ -77,7 +77,7 @@ def test_every_answer_is_as_described_while_the_provider_fails(house: House) -> 
     before = house.metric("holdfast_provider_calls_total", result="unknown")
     house.control(FAULTS)
     try:
-        # The provider has no part in the others.
+        # The other calls do not use the provider.
         of_money = ("--include-path-regex", "^/v1/(payments|refunds)")
         status = compare(house, "--phases", "fuzzing", *of_money, allowed_503=PROVIDER_503)
     finally:
@@ -88,7 +88,7 @@ def test_every_answer_is_as_described_while_the_provider_fails(house: House) -> 
 
 
 def compare(house: House, *options: str, allowed_503: str) -> int:
-    """Run schemathesis to its end; what it found is printed with a command that does it again."""
+    """Run schemathesis to its end; its findings are printed with a command that repeats them."""
     seed = chosen_seed()
     command = [
         str(Path(sys.executable).with_name("schemathesis")),

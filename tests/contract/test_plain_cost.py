@@ -20,7 +20,7 @@ def running() -> Iterator[ScriptedProvider]:
 
 
 def statements() -> float:
-    """All statements that this process has run by now."""
+    """All statements of this process so far."""
     return sum(
         sample.value
         for family in metrics.db_statement_duration_seconds.collect()

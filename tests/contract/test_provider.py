@@ -1,4 +1,4 @@
-"""What every adapter promises of its provider: one suite, run against each of them.
+"""The promises of every adapter: one suite that runs against each provider.
 
 `rig` is one provider after another (conftest.py), reached over TLS and through the same faults;
 `taken` and `given_back` read the provider's own books, past the adapter.
@@ -19,7 +19,7 @@ from service.providers.base import Charge, Outcome, OutcomeKind, Provider, Refun
 from service.resilience.deadline import Deadline
 from tests.support.stack.running_house import free_port
 
-# Whether the provider acted on the call before it was lost.
+# Faults, and whether the provider executes the call before it is lost.
 DOUBTS = {
     "hang": False,
     "hang_after": True,
@@ -30,7 +30,7 @@ DOUBTS = {
     "error_500_after": True,
     "error_503": False,
 }
-# What keeps a question from being answered, besides the silence that one test waits for.
+# Faults of a look-up, besides the silence that one test waits for.
 UNANSWERED = ("reset", "truncate_after", "garbage_after", "error_503", "error_429")
 HANG_S = 2.0
 
@@ -40,12 +40,12 @@ def soon(seconds: float = 10.0) -> Deadline:
 
 
 def patience(fault: str) -> Deadline:
-    """Little where nothing will come."""
+    """A short deadline where no answer will arrive."""
     return soon(HANG_S if fault.startswith("hang") else 10.0)
 
 
 def ready(provider: Provider, charge: Charge) -> Charge:
-    """Prepared, as the handler does it: with the reference where there is one by now."""
+    """Prepare the charge like the handler: with the reference if the provider gave one."""
     prepared = provider.prepare(charge, soon())
     assert prepared.kind is OutcomeKind.PENDING, prepared
     return replace(charge, provider_ref=prepared.provider_ref)
@@ -58,7 +58,7 @@ def confirmed(provider: Provider, charge: Charge) -> tuple[Charge, Outcome]:
 
 
 def settled(provider: Provider, charge: Charge) -> Outcome:
-    """As the reconciler ends a doubt: ask, and send again only with proof that nothing moved."""
+    """End a doubt like the reconciler: look up, and send again only with proof of absence."""
     for series in range(2, 5):
         outcome = provider.look_up(charge, soon())
         if outcome.kind is not OutcomeKind.NOT_EXECUTED:
@@ -317,7 +317,7 @@ def test_a_capture_that_is_lost_is_doubt_and_a_look_up_ends_it(rig, provider, re
     elif rig.tells_captured:
         assert (found.kind, found.amount_received) == (OutcomeKind.SUCCEEDED, 1000)
     else:
-        # How much it took, it does not say: that is not guessed.
+        # Its answer lacks the captured amount, and we do not guess it.
         assert (found.kind, found.error) == (OutcomeKind.UNKNOWN, "mismatch")
     assert rig.taken(reserved) == ([1000] if DOUBTS[fault] else [])
 
@@ -343,7 +343,7 @@ def test_what_was_released_cannot_be_captured(rig, provider, reserved):
         assert outcome.kind is not OutcomeKind.SUCCEEDED
         assert rig.taken(reserved) == []
     else:
-        # Then the one guard is ours: captures and voids exclude each other on the payment's row.
+        # The only guard is then ours: captures and voids exclude each other on the payment's row.
         assert (outcome.kind, rig.taken(reserved)) == (OutcomeKind.SUCCEEDED, [2599])
 
 
@@ -392,7 +392,7 @@ def test_the_same_refund_again_is_the_same_where_keys_are_honoured(rig, provider
     outcomes = [provider.refund(refund, soon()) for _ in range(2)]
 
     assert [outcome.kind for outcome in outcomes] == [OutcomeKind.SUCCEEDED] * 2
-    # Elsewhere the money would go twice, so a refund in doubt is looked up before it is sent again.
+    # Other providers would refund twice, so a refund in doubt is looked up before a repeat.
     assert rig.given_back(charge) == ([599] if rig.honours_keys else [599, 599])
 
 
@@ -433,7 +433,7 @@ def test_more_than_there_is_is_not_given_back(rig, provider):
         assert (outcome.kind, outcome.stage) == (OutcomeKind.DECLINED, Stage.ANSWERED)
         assert rig.given_back(charge) == []
     else:
-        # Then the one limit is ours: what is left is reserved on the payment's row.
+        # The only limit is then ours: the payment's row reserves the remaining amount.
         assert rig.given_back(charge) == [2600]
 
 

@@ -1,4 +1,4 @@
-"""The sandbox does what nobody asks for by the API: dashboard acts, disputes, expiry, late ends."""
+"""The sandbox's acts without an API call: dashboard acts, disputes, expiry, late outcomes."""
 
 from __future__ import annotations
 

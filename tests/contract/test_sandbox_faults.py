@@ -1,4 +1,4 @@
-"""Each fault of the sandbox looks on the wire, and leaves the books, as its name says."""
+"""Each fault of the sandbox has the effect of its name on the wire and in the books."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The sandbox as a process: what outlives kill -9, what ends it, what it serves many callers."""
+"""The sandbox as a process: its state after kill -9, its end, and many concurrent callers."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_sigterm_ends_it_at_once_although_calls_hang(tmp_path):
 
         took_s = sandbox.stop()
 
-        # Long before the minute that they hang.
+        # Long before the end of their hang of one minute.
         assert took_s < 8
         assert sandbox.process.returncode == 0
         assert isinstance(hanging.exception(timeout=15), requests.ConnectionError)

@@ -1,4 +1,4 @@
-"""The sandbox's webhooks are signed as Stripe signs, and sent until they are taken."""
+"""The sandbox signs webhooks like Stripe, and sends them until they are accepted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The scripted provider keeps its own promises: what a script says, happens, and nothing else."""
+"""The scripted provider does exactly the acts of its script."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Stripe adapter against the real sandbox process: what each answer and each fault comes to."""
+"""The Stripe adapter against the real sandbox process: the outcome of each answer and each fault."""
 
 from __future__ import annotations
 

@@ -33,12 +33,12 @@ def provider(stripe_mock: StripeMock) -> Iterator[Any]:
 
 
 def in_turn(stripe_mock: StripeMock, *tokens: str) -> Charge:
-    """A charge whose calls meet these tokens one after another; the last word makes it unique."""
+    """A charge with these tokens for its calls, in turn; the last word makes it unique."""
     charge = stripe_mock.a_charge()
     return replace(charge, payment_method="|".join([*tokens, charge.payment_id]))
 
 
-# --- stripe-stateful-mock's own ways ------------------------------------------------------------
+# --- The behaviour of stripe-stateful-mock ------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -110,11 +110,11 @@ def test_a_charge_that_was_made_is_not_made_again_under_another_key(stripe_mock,
     assert stripe_mock.taken(charge) == [2599]
 
 
-# --- Where keys mean nothing ---------------------------------------------------------------------
+# --- A provider that ignores keys ----------------------------------------------------------------
 
 
 def test_the_books_are_read_before_the_same_key_is_sent_again(localstripe: Localstripe):
-    # To this provider a key means nothing: what is sent again is charged again.
+    # This provider ignores keys: a repeat is charged again.
     one_shot = replace(localstripe, flow="one_shot")
     charge = one_shot.a_charge(may_send_again=True)
 
@@ -127,7 +127,7 @@ def test_the_books_are_read_before_the_same_key_is_sent_again(localstripe: Local
     assert one_shot.taken(charge) == [2599]
 
 
-# --- Lies -----------------------------------------------------------------------------------------
+# --- False answers --------------------------------------------------------------------------------
 
 CHARGE = Charge(
     payment_id="pay_1",
@@ -157,7 +157,7 @@ SAID: dict[str, Any] = {
 
 @contextlib.contextmanager
 def charges_that_say(content: Callable[[str], Any]) -> Iterator[StripeChargesProvider]:
-    """A provider that answers each request with what `content` makes of its request line."""
+    """A provider that answers each request with the result of `content` for its request line."""
 
     def behave(peer: Peer) -> None:
         while request := peer.read_request():

@@ -1,4 +1,4 @@
-"""A provider that lies, rambles or never ends: whatever it says, doubt stays doubt."""
+"""A provider with false, malformed or endless answers: doubt stays doubt for all of them."""
 
 from __future__ import annotations
 
@@ -219,7 +219,7 @@ def test_no_refused_look_up_proves_that_nothing_was_charged(status):
 
 
 def books(page: Callable[[str], Any]) -> Behaviour:
-    """Answer each request with what `page` makes of its request line."""
+    """Answer each request with the result of `page` for its request line."""
 
     def behave(peer: Peer) -> None:
         while request := peer.read_request():
@@ -347,7 +347,7 @@ def test_a_refund_that_failed_is_declined_with_the_reason():
     assert outcome.decline.code == "expired_or_canceled_card"
 
 
-# --- Faults of our own --------------------------------------------------------------------------
+# --- Faults of the adapter ----------------------------------------------------------------------
 
 
 def test_a_fault_of_the_adapter_itself_is_doubt_and_loud(caplog):
@@ -370,7 +370,7 @@ def test_a_fault_of_the_adapter_itself_is_doubt_and_loud(caplog):
     assert "KeyError" in caplog.text
 
 
-# --- Requests that cannot be said, and refusals of the request ----------------------------------
+# --- Unsendable requests, and refusals of the request -------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -407,7 +407,7 @@ def test_a_form_that_means_something_else_is_not_sent(changes):
         transport.close()
 
     assert (confirmed.kind, confirmed.stage) == (OutcomeKind.DECLINED, Stage.NOT_SENT)
-    # What was sent before, by an older version, is not ended by this.
+    # This does not end a payment that an older version has sent.
     assert looked.kind is OutcomeKind.UNKNOWN
 
 
@@ -422,7 +422,7 @@ def test_an_invalid_request_is_no_declined_card(caplog, param, field):
 
     assert outcome.decline is not None
     assert (outcome.decline.is_request, outcome.decline.field) == (True, field)
-    # What is no field of the caller's is a fault of ours, and told to the operator.
+    # A refused parameter that is not the caller's field is our fault, and the operator is notified.
     assert ("provider.request_refused" in caplog.text) is (field is None)
 
 
@@ -441,7 +441,7 @@ def test_a_refused_refund_is_no_declined_card():
     assert outcome.decline.is_request
 
 
-# --- What is said is stored clean ---------------------------------------------------------------
+# --- Answers are cleaned before they are stored -------------------------------------------------
 
 DIRTY = {
     "NUL": ("u", "a\x00b"),

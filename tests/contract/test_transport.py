@@ -1,4 +1,4 @@
-"""What the transport says of every way in which an exchange can go wrong, on real TLS sockets."""
+"""The transport's classification of every failure of an exchange, on real TLS sockets."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ from tests.support.processes.slow_peers import HEAD, SLOW_ANSWERS, SLOW_HANDSHAK
 
 # For an exchange that must fail by its deadline.
 BUDGET_S = 0.4
-# For an exchange that is answered, however busy the machine is.
+# For an exchange that is answered, on a busy machine.
 PATIENT_S = 20.0
-# What a loaded machine may add before we call a deadline missed; without one it is half a minute.
+# The delay that a loaded machine may add to a deadline; without a deadline it is half a minute.
 SLACK_S = 5.0
 
 OK = answer(200, b'{"ok": true}')
@@ -65,7 +65,7 @@ def post(transport: Transport, budget_s: float = PATIENT_S, **more: Any) -> Answ
 
 
 def failure_at(url: str, budget_s: float = BUDGET_S, **more: Any) -> TransportError:
-    """How one exchange with `url` fails; it must also have ended by its deadline."""
+    """The failure of one exchange with `url`; the exchange must also end by its deadline."""
     with transport_to(url, **{"connect_timeout_s": BUDGET_S, **more}) as transport:
         began_s = monotonic()
         with pytest.raises(TransportError) as caught:
@@ -112,7 +112,7 @@ def test_a_hung_name_server_costs_no_more_than_the_connect_timeout(monkeypatch):
 
 @contextlib.contextmanager
 def full_accept_queue() -> Iterator[int]:
-    """A port whose queue is full: the next connection is neither taken nor refused."""
+    """A port with a full queue: the next connection is neither accepted nor refused."""
     with contextlib.ExitStack() as sockets:
         listener = sockets.enter_context(socket.socket())
         listener.bind(("127.0.0.1", 0))
@@ -273,7 +273,7 @@ def test_a_handshake_that_breaks_off_is_doubt():
 
 
 def test_an_answer_after_the_deadline_is_refused():
-    # The last byte falls into the moment between the deadline and the watchdog.
+    # The last byte arrives between the deadline and the watchdog's end.
     deadline = Deadline.after(BUDGET_S)
 
     def answer_late(peer: Peer) -> None:

@@ -1,4 +1,4 @@
-"""What our webhooks never talk to, and that they go to the very address that was checked."""
+"""Webhooks never connect to private addresses, and connect to the exact address that was checked."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FORBIDDEN = [
     *("127.0.0.1", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1"),
     *("0.0.0.0", "224.0.0.1", "255.255.255.255", "192.0.2.1", "198.18.0.1", "240.0.0.1"),  # noqa: S104
     *("::1", "::", "fe80::1", "fd00::1", "ff02::1", "2001:db8::1"),
-    # The same IPv4 places in IPv6's clothes: mapped, compatible gateways, 6to4, Teredo.
+    # The same IPv4 addresses in IPv6 notation: mapped, compatible gateways, 6to4, Teredo.
     *("::ffff:127.0.0.1", "::ffff:a00:1", "64:ff9b::7f00:1", "2002:7f00:1::", "2001:0:7f00:1::"),
     # Public to `ipaddress` of some Pythons: tests/unit/providers/test_public_addresses.py has the whole list.
     *("fec0::1", "192.88.99.1", "168.63.129.16", "192.0.0.192", "64:ff9b:1::1", "5f00::1"),
@@ -51,7 +51,7 @@ def receipt(sender: WebhookSender, url: str, within_s: float = 2.0) -> Receipt:
 
 
 def resolving(monkeypatch: pytest.MonkeyPatch, *answers: list[str]) -> list[str]:
-    """From now on `hooks.example` resolves to these in turn; the names that were asked for."""
+    """Make `hooks.example` resolve to these in turn; returns the list of resolved names."""
     asked: list[str] = []
     real = socket.getaddrinfo
     left = list(answers)
@@ -100,7 +100,7 @@ def test_no_spelling_of_loopback_gets_through(strict, host):
 
 def test_a_name_is_resolved_once_and_the_connection_goes_there(lenient, monkeypatch):
     with webhook_receiver() as receiver:
-        # A name server that says something else the second time it is asked.
+        # A name server with another answer to the second query.
         asked = resolving(monkeypatch, ["127.0.0.1"], ["127.0.0.2"])
 
         status = post(lenient, f"http://hooks.example:{receiver.server.port}/")
@@ -221,7 +221,7 @@ def test_a_receiver_that_hangs_or_drips_costs_the_deadline_and_no_more(lenient, 
         "https://hooks.example/\r\nHost: x",
         "https://hööks.example/",
         "https://[::1/",
-        # Readers of addresses differ on what stands beside brackets, and on what may stand in them.
+        # URL parsers differ on the text beside brackets and inside them.
         "https://[2a01::1]x/",
         "https://[2a01::1].internal.example/",
         "https://127.0.0.1[2a01::1]/",

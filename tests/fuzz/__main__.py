@@ -1,4 +1,4 @@
-"""`make fuzz`: looks for bytes that break a property, guided by coverage, for a minute in all.
+"""`make fuzz`: searches bytes that break a property, guided by coverage, for a minute in total.
 
 python -m tests.fuzz                     all properties, FUZZ_S seconds (60) in all
 python -m tests.fuzz json_body FILE      one property on what was found, to see it fail
@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 SEEDS = Path(__file__).with_name("seeds")
-# Longer inputs find little in parsers that stop at 64 KiB, and cost much.
+# Longer inputs find little in parsers with a limit of 64 KiB, and cost much.
 LONGEST = 4096
 # No input may hang a parser. By the clock, so a busy machine counts too: time in proportion to the input
 # is `time_of_parsers`' subject, which measures processor time.
@@ -24,7 +24,7 @@ SLOWEST_S = 30
 
 
 def main(arguments: list[str]) -> int:
-    """Fuzz all properties, or be the fuzzer of one."""
+    """Fuzz all properties, or run the fuzzer of one."""
     if find_spec("atheris") is None:
         print("make fuzz needs atheris, which is built for Linux on x86_64 only.", file=sys.stderr)
         return 2
@@ -42,7 +42,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _fuzz(name: str, seconds: int) -> bool:
-    """Run one fuzzer to its end and tell what it came to."""
+    """Run one fuzzer to its end and print its result."""
     with tempfile.TemporaryDirectory() as corpus:
         found_in = Path(tempfile.gettempdir(), f"holdfast-fuzz-{name}-")
         command = [sys.executable, "-m", "tests.fuzz", name, corpus]

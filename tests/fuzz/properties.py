@@ -1,7 +1,7 @@
-"""What must hold for any bytes at all, parser by parser: each property raises where it does not.
+"""Properties of the parsers for all inputs: each property raises where it is violated.
 
-`make fuzz` looks for bytes that break one, by coverage; `tests/unit/test_fuzz_seeds.py` tries the
-seeds, so that what was found once stays mended.
+`make fuzz` searches bytes that break one, by coverage; `tests/unit/test_fuzz_seeds.py` tries the
+seeds, so that a repaired fault does not return.
 """
 
 from __future__ import annotations
@@ -72,14 +72,14 @@ from service.web.server.framing import Arrival, Verdict
 SECRET = "whsec_of_the_fuzzer"
 NOW_S = 1_800_000_000.0
 CANARY = "canary-7f3a91c2"
-# What a request may hold, and what one parser may take for it: linear ones need a tenth, also under
-# the fuzzer's instruments; a quadratic one needs minutes.
+# The largest request, and the time limit of one parser for it: linear parsers need a tenth, also with
+# the fuzzer's instrumentation; a quadratic one needs minutes.
 LONG_BYTES = 64 * 1024
 LONGEST_S = 1.5
 
 
 def json_body(data: bytes) -> None:
-    """A body is one sound object or our own refusal; its meaning does not depend on key order."""
+    """A body is one valid object or our own refusal; its meaning does not depend on key order."""
     try:
         parsed = parse_object(data)
     except HoldfastError:
@@ -98,7 +98,7 @@ def json_body(data: bytes) -> None:
 
 
 def card_numbers(data: bytes) -> None:
-    """A card number is seen however it is grouped, and none is left in what is logged."""
+    """A card number is detected in any grouping, and none is left in log text."""
     text = data.decode("utf-8", "replace")
     assert not _naked_card_numbers(clean_text(text))
     if len(data) < 20:
@@ -108,7 +108,7 @@ def card_numbers(data: bytes) -> None:
     mark = marks[data[15] % len(marks)]
     size = 1 + data[16] % 8
     grouped = mark.join(card[place : place + size] for place in range(0, len(card), size))
-    # Around it stands what cannot be part of a number or of one of our ids.
+    # The text around it can be part neither of a number nor of one of our ids.
     around = re.sub(r"[\w.\-/]", "", data[17:].decode("utf-8", "replace"))
     whole = f"{around} :{grouped}: {around}"
     assert holds_card_number(whole)
@@ -130,7 +130,7 @@ def idempotency_key(data: bytes) -> None:
 
 
 def request_headers(data: bytes) -> None:
-    """Prefer, traceparent and an API key are read or passed over, never more."""
+    """Prefer, traceparent and an API key are read or ignored, and never raise."""
     header = data.decode("latin-1")
     assert 0.0 <= parse_wait_s(header) <= LONGEST_WAIT_S
     assert asks_for_async(f"wait=1, respond-async; {'x' if header else ''}")
@@ -143,7 +143,7 @@ def request_headers(data: bytes) -> None:
 
 
 def api_key(data: bytes) -> None:
-    """No character of a key can be changed without its checksum telling."""
+    """A change of any character of a key breaks its checksum."""
     key = generate_key("test")
     assert parse_key(key) is not None
     if len(data) < 2:
@@ -154,7 +154,7 @@ def api_key(data: bytes) -> None:
 
 
 def signature_in(data: bytes) -> None:
-    """What the provider signed passes, and nothing with one bit changed does."""
+    """A body signed by the provider passes; a body with one changed bit does not."""
     body, where, bit = data[2:], data[:2], 1 << (data[0] & 7 if data else 0)
     stamp = str(int(NOW_S) + int.from_bytes(where, "big") % 601 - 300)
     mac = hmac.new(SECRET.encode(), stamp.encode() + b"." + body, hashlib.sha256).hexdigest()
@@ -172,7 +172,7 @@ def signature_in(data: bytes) -> None:
 
 
 def signature_out(data: bytes) -> None:
-    """What we send verifies by the Standard Webhooks rule, under each of the secrets."""
+    """Our webhooks verify by the Standard Webhooks rule, with each of the secrets."""
     secrets = [data[:16] or b"x", b"another"]
     headers = signed_headers(UUID(int=7), data, secrets, now_s=NOW_S)
     signed = f"{headers['webhook-id']}.{headers['webhook-timestamp']}.".encode() + data
@@ -183,7 +183,7 @@ def signature_out(data: bytes) -> None:
 
 
 def provider_event(data: bytes) -> None:
-    """An event is a few sound names or nothing for us, whatever the provider sends."""
+    """Any event of the provider yields a few valid names or None."""
     event = read_event(data)
     if event is None:
         return
@@ -194,7 +194,7 @@ def provider_event(data: bytes) -> None:
 
 
 def provider_answer(data: bytes) -> None:
-    """An answer is an Outcome or Garbage; success only for the amount that was asked."""
+    """An answer is an Outcome or Garbage; success only for the requested amount."""
     status = 200 + (data[0] if data else 0) * 2
     answer = Answer(status, data[1:], {"Retry-After": data[1:12].decode("latin-1")}, 1)
     refused = stripe_answers.of_error(answer, is_first=True)
@@ -232,7 +232,7 @@ def provider_answer(data: bytes) -> None:
 
 
 def provider_form(data: bytes) -> None:
-    """What a caller wrote is refused, or arrives at the provider as it was written."""
+    """A caller's text is refused, or arrives unchanged at the provider."""
     texts = data.decode("utf-8", "surrogateescape").split("\n")
     metadata = dict(zip(texts[1::2], texts[2::2], strict=False))
     charge = replace(CHARGE, metadata=metadata, payment_method=texts[0], reference=texts[-1])
@@ -248,7 +248,7 @@ def provider_form(data: bytes) -> None:
 
 
 def sandbox_form(data: bytes) -> None:
-    """The sandbox reads a form or refuses it in Stripe's words."""
+    """The sandbox reads a form or refuses it with Stripe's error text."""
     try:
         read = form.parse(data.decode("latin-1"))
     except StripeError:
@@ -263,7 +263,7 @@ def sandbox_form(data: bytes) -> None:
 
 
 def incoming_request(data: bytes) -> None:
-    """A whole request is one for gunicorn's parser too; pieces change nothing of what it is."""
+    """A whole request is valid for gunicorn's parser too, with the same result for any pieces."""
     whole, pieces = Arrival(), Arrival()
     verdict = whole.feed(data)
     step, seen = 1 + len(data) % 7, Verdict.WAIT
@@ -287,7 +287,7 @@ def incoming_request(data: bytes) -> None:
     except NoMoreData:
         raise AssertionError("gunicorn waits for more") from None
     except ParseException:
-        # Malformed: the parser says so at once, and the answer is a 4xx.
+        # Malformed: the parser refuses it at once, and the answer is a 4xx.
         return
 
 
@@ -314,18 +314,18 @@ def settings(data: bytes) -> None:
 
 
 def webhook_address(data: bytes) -> None:
-    """No address that we accept is written as a number that leads into a private network."""
+    """No accepted address is a number that resolves into a private network."""
     url = data.decode("latin-1")
     for allow_private in (True, False):
         reason = refusal_of(url, allow_private=allow_private)
         assert reason is None or "\n" not in reason
     if refusal_of(url, allow_private=False) is not None:
         return
-    # The library that connects reads the same place in it.
+    # The library that connects reads the same host and port.
     assert (parse_url(url).host or "").strip("[]") == urlsplit(url).hostname, url
     host = re.sub(r"[:/?].*$", "", re.sub(r"^https://", "", url, flags=re.IGNORECASE))
     try:
-        # Reads what the resolver reads: 0x7f.1, 0177.0.0.1 and 2130706433 as well.
+        # Reads the same text as the resolver: 0x7f.1, 0177.0.0.1 and 2130706433 too.
         packed = socket.inet_aton(host)
     except OSError:
         return
@@ -333,7 +333,7 @@ def webhook_address(data: bytes) -> None:
 
 
 def list_query(data: bytes) -> None:
-    """What passes as a query can be asked of the database."""
+    """A validated query can be sent to the database."""
     texts = data.decode("utf-8", "replace").split("\n")
     names = ("cursor", "created_gte", "reference", "limit", "status")
     values = {name: text for name, text in zip(names, texts, strict=False) if text}
@@ -348,7 +348,7 @@ def list_query(data: bytes) -> None:
 
 
 def time_of_parsers(data: bytes) -> None:
-    """No parser takes more than time in proportion to its text, whatever is repeated in it."""
+    """Every parser takes linear time, for any repeated text."""
     piece = data[:64]
     if not piece:
         return
@@ -399,7 +399,7 @@ PROPERTIES: dict[str, Callable[[bytes], None]] = {
 }
 
 
-# --- Oracles, written apart from what they judge ---------------------------------------------
+# --- Oracles, independent of the code that they judge ----------------------------------------
 
 
 def _is_no_lie(outcome: Outcome, found: Any, amount_minor: int) -> None:
@@ -409,7 +409,7 @@ def _is_no_lie(outcome: Outcome, found: Any, amount_minor: int) -> None:
 
 
 def _is_storable(outcome: Outcome) -> None:
-    """Nothing in it that PostgreSQL's text, jsonb or bigint refuse."""
+    """Whether PostgreSQL's text, jsonb and bigint accept the value."""
     told = [dict(outcome.next_action or {}), outcome.provider_ref, outcome.error_detail]
     if outcome.decline is not None:
         told.append(outcome.decline.document())
@@ -434,7 +434,7 @@ def _flipped(text: bytes, place: int, bit: int) -> bytes:
 
 
 def _card_number(seed: bytes) -> str:
-    """Sixteen digits that begin like a card and pass Luhn's check."""
+    """Sixteen digits with a card's prefix and a valid Luhn check."""
     prefix = ("4", "51", "55", "2221", "2720", "6011", "65", "3528", "62", "50")[seed[0] % 10]
     digits = [*map(int, prefix), *(byte % 10 for byte in seed[1:15])][:15]
     doubled = [digit * 2 if place % 2 == 0 else digit for place, digit in enumerate(digits)]

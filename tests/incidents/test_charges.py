@@ -27,7 +27,7 @@ PROVIDER = {"provider": "stripe_charges"}
 
 @dataclass
 class Shop:
-    """A house, its provider, and the settings that bring them together."""
+    """A local stack, its provider, and the settings that connect them."""
 
     house: House
     mock: StripeMock
@@ -37,7 +37,7 @@ class Shop:
         return self.house.pay(payment_method=source, **body)
 
     def charges(self, payment_id: str) -> list[dict[str, Any]]:
-        """What the provider's books show for a payment."""
+        """The charges of a payment in the provider's books."""
         listed = self.mock.listed("charges")
         return [one for one in listed if one["metadata"].get("payment_id") == payment_id]
 
@@ -169,7 +169,7 @@ def test_the_doctor_reaches_the_provider(shop: Shop):
 
 
 def move(shop: Shop, payment: dict[str, Any], what: str, body: dict[str, Any]) -> dict[str, Any]:
-    """Capture or void it; the payment as it stands then."""
+    """Capture or void the payment; returns its new state."""
     path = f"/v1/payments/{payment['id']}"
     answer = shop.house.request(
         "POST", f"{path}/{what}", json=body, headers={"Idempotency-Key": str(uuid4())}

@@ -1,4 +1,4 @@
-"""The secret that finishes 3-D Secure reaches the payment's creator, and is nowhere else."""
+"""The secret that finishes 3-D Secure reaches only the payment's creator."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_the_creator_alone_gets_the_client_secret(house: House) -> None:
     logged = [log.read_text(errors="replace") for log in Path(house.home, "logs").glob("*.log")]
     for text in (*others, stored, *logged):
         assert digits not in text
-    # Readers see that something is to be done, and where, but cannot do it for the payer.
+    # Readers see the type of the required action, but cannot do it for the payer.
     assert "client_secret=hidden" in others[0]
 
 

@@ -31,7 +31,7 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture
 def command(house: House) -> Command:
-    """`python -m service ...` with no more than the run's home to go by."""
+    """`python -m service ...` with only the run's home as its setting."""
 
     def command(*words: str, **environ: str) -> subprocess.CompletedProcess[str]:
         return run_command(*words, HOLDFAST_HOME=house.home, **environ)
@@ -110,13 +110,13 @@ def test_the_acts_of_commands_are_in_the_audit_log(house: House, command: Comman
 def test_a_payment_in_doubt_is_resolved_with_who_and_why_in_its_timeline(
     house: House, command: Command
 ) -> None:
-    # Neither the charge nor the look-ups are answered, so only a person can know.
+    # Neither the charge nor the look-ups get an answer, so only a person can decide.
     house.control({"hang_after_charge": 1.0}, operations=["confirm", "retrieve"])
     try:
         payment = house.pay(headers={"X-Request-Timeout-Ms": "3000"}).json()
         assert payment["status"] == "unknown"
         found = ("--outcome", "succeeded", "--evidence", "pi_1 in the books")
-        # Refused while a look-up is under way, and each of them hangs.
+        # The command is refused during a look-up, and each look-up hangs.
         resolve = ("payments", "resolve", payment["id"], *found, "--json")
         answer = wait_for(lambda: if_done(command(*resolve)), timeout_s=60)
         resolved = parsed(answer)
@@ -162,7 +162,7 @@ def test_a_merchant_hears_of_a_payment_within_seconds(house: House) -> None:
         payment = house.pay().json()["id"]
 
         wait_for(lambda: receiver.got)
-        # The first try failed; enabled again, what waits comes at once and not after the pause.
+        # The first try failed; after the endpoint is enabled, waiting events are sent at once.
         path = f"/v1/webhook_endpoints/{made['id']}"
         wait_for(lambda: house.get(path).json()["last_error"] == "status 500")
         house.request("PATCH", path, json={"status": "paused"})

@@ -38,16 +38,16 @@ def test_without_a_database_callers_are_told_at_once_and_the_provider_is_left_al
         began_s = time.monotonic()
         answers = [house.pay(reference=reference) for _ in range(5)]
         mean_s = (time.monotonic() - began_s) / len(answers)
-        # It asks the database twice a second at most.
+        # The service polls the database at most twice a second.
         wait_for(lambda: house.get("/readyz").status_code == 503)
     finally:
         postgres.start()
-    # The promise is 2 s; the bench holds it, a shared machine may not.
+    # The promise is 2 s; the benchmark checks it, a shared machine may be slower.
     wait_for(lambda: house.pay(reference="after").status_code == 201, timeout_s=10)
 
     assert {answer.status_code for answer in answers} == {503}
     assert {answer.json()["retry_safe"] for answer in answers} == {True}
     assert all("Retry-After" in answer.headers for answer in answers)
-    # At once, and not at the end of their eight seconds.
+    # The end is immediate, not after their eight seconds.
     assert mean_s < 4
     assert house.charges(reference) == []

@@ -1,4 +1,4 @@
-"""The drill that loses the newest commits: once with the repair, and only where it may."""
+"""The drill that loses the newest commits: once with the repair, and only where it is allowed."""
 
 from __future__ import annotations
 

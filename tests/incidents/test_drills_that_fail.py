@@ -1,4 +1,4 @@
-"""A drill that proves nothing says so, a blind one tells nobody in advance, and a game day plays its parts."""
+"""Inconclusive drills, blind game days that reveal no fault in advance, and game days in parts."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def test_a_blind_day_that_is_only_looked_at_announces_nothing(house: House):
 
 
 def _answered(house: House, name: str) -> str | None:
-    """What the command says to an answer, once there is something to be named."""
+    """The command's output for a guess, as soon as a fault can be named."""
     done = start(house, "--answer", name)
     said, _ = done.communicate(timeout=60)
     return said if done.returncode in (0, 1) else None

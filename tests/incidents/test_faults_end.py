@@ -1,4 +1,4 @@
-"""A fault ends in time, whoever is killed or stuck: the ops plane, the runner, the proxy, the command."""
+"""A fault ends in time after a kill or a hang of the ops plane, the runner, the proxy or the command."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.support.stack.rehearsing import (
 )
 from tests.support.stack.running_house import ROOT, House, wait_for
 
-# Far longer than any of these tests waits for a fault to end.
+# Much longer than any wait for the end of a fault in these tests.
 TTL_S = 120
 
 
@@ -34,14 +34,14 @@ def there(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
 
 @pytest.fixture
 def house(there: House) -> Iterator[House]:
-    """The one house, with nothing going on that an earlier test began."""
+    """The shared local stack, without runs of earlier tests."""
     yield there
     ask(there, "DELETE", "/simulate")
     wait_for(lambda: ask(there, "GET", "/simulate").json()["running"] is None, timeout_s=60)
 
 
 def modes(house: House) -> set[str | None]:
-    """What is on the links, asked of the proxy itself: the ops plane may be the one that is gone."""
+    """The faults on the links, read from the proxy itself: the ops plane may be down."""
     try:
         with FaultClient(house.fault_proxy_control) as onlooker:  # type: ignore[arg-type]
             return {link["mode"] for link in onlooker.describe().values()}
@@ -50,7 +50,7 @@ def modes(house: House) -> set[str | None]:
 
 
 def cleared_because(house: House) -> str:
-    """Why the proxy ended the fault that it ended last, by its log."""
+    """The reason for the end of the last fault, from the proxy's log."""
     events = house.log_events("fault-proxy")
     return [event["why"] for event in events if event["event"] == "faultproxy.cleared"][-1]
 
@@ -68,7 +68,7 @@ def test_when_the_ops_plane_is_killed_its_faults_end_at_once(house):
     os.kill(ops_worker(house), signal.SIGKILL)
 
     wait_for(lambda: modes(house) == {None})
-    # Its end closed the connection that held the fault: nobody waited for missed heartbeats.
+    # Its end closed the connection of the fault, without a wait for missed heartbeats.
     assert cleared_because(house) == "holder_gone"
     wait_for(lambda: house.pay().status_code == 201)
     lost = ended(house, where, timeout_s=LEASE_S + 20)
@@ -87,7 +87,7 @@ def test_when_the_runner_is_stuck_three_missed_heartbeats_end_its_faults(house):
     finally:
         os.kill(worker, signal.SIGCONT)
 
-    # Awake again it goes on without a fault, until somebody ends it.
+    # After it wakes, it continues without a fault, until the test ends it.
     assert modes(house) == {None}
     assert ask(house, "DELETE", "/simulate").json()["stopped"] == [where.rpartition("/")[2]]
     ended(house, where)

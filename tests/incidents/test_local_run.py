@@ -1,4 +1,4 @@
-"""`python -m service run`: what it says, what it refuses, and that nothing outlives it."""
+"""`python -m service run`: its output, its refusals, and the end of all its processes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ import pytest
 from tests.support.processes.process_family import family, parent, read, runs
 from tests.support.stack.running_house import ROOT, running_house, wait_for
 
-# As small as it gets: what is tested here does not depend on numbers.
+# The smallest configuration: these tests do not depend on its numbers.
 SMALL = {"HOLDFAST_WEB_WORKERS": "1", "HOLDFAST_WEB_THREADS": "4", "HOLDFAST_DB_POOL_SIZE": "4"}
 
 
@@ -35,7 +35,7 @@ def home() -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def paid_before() -> list[str]:
-    """Payments of earlier runs in this home: each later run must still know them."""
+    """Payments of earlier runs in this home, which each later run must still have."""
     return []
 
 

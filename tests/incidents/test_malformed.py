@@ -1,4 +1,4 @@
-"""Malformed requests over raw sockets, to both planes: refused at once, as HTTP says, and never 500."""
+"""Malformed requests over raw sockets, to both planes: refused at once by the rules of HTTP, never 500."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 
 from tests.support.stack.running_house import House, running_house
 
-# Far under the 10 s for which a request that is still arriving is waited for.
+# Much shorter than the 10 s limit for a request that is still arriving.
 AT_ONCE_S = 5.0
 CHUNKED = b"Transfer-Encoding: chunked\r\n"
 JSON = b"Content-Type: application/json\r\n"
@@ -32,7 +32,7 @@ def plane(request: pytest.FixtureRequest, house: House) -> str:
 
 
 def exchange(plane: str, raw: bytes, *, answers: int = 1) -> list[tuple[int, bytes]]:
-    """What is answered to these very bytes: `answers` answers, or all until the end."""
+    """The answers to these exact bytes: `answers` answers, or all until the end."""
     where = urlsplit(plane)
     client = socket.create_connection((where.hostname or "", where.port or 0), timeout=AT_ONCE_S)
     received = b""

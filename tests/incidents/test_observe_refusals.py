@@ -1,4 +1,4 @@
-"""`python -m service observe` where something is missing: what it says, and that nothing is left."""
+"""`python -m service observe` with a missing part: its output, and no processes left behind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scope `pair`: the incident on copies, with the serving workers, their links and their figures untouched."""
+"""Scope `pair`: the incident on copies; the serving workers, their links and their figures are unaffected."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ from tests.support.stack.rehearsing import (
 )
 from tests.support.stack.running_house import ROOT, House, wait_for
 
-# Longer than the provider's timeout, so that callers see it pass.
+# Longer than the provider's timeout, so that callers reach it.
 FAULT_S = 8
-# A copy's grace, its keeper's look for orphans, and a busy machine.
+# A copy's grace period, the period of its orphan check, and a busy machine.
 GONE_WITHIN_S = COPY_GRACE_S + 55.0
 
 
@@ -53,7 +53,7 @@ def temporary(there) -> TemporaryFiles:
 
 @dataclass
 class Seen:
-    """One rehearsal on a pair: its document, and what the serving workers showed around it."""
+    """One drill on a pair: its document, and the serving workers' figures before and after."""
 
     run: dict[str, Any]
     faults_meanwhile: set[str]
@@ -84,7 +84,7 @@ def seen(house, temporary) -> Seen:
 
 
 def serving_figures(house: House) -> dict[str, float]:
-    """What the payments of a rehearsal would move, were they the serving workers'."""
+    """The serving workers' figures that a drill's payments would change if they reached these workers."""
     return {
         name: house.metric(f"holdfast_{name}", **labels)
         for name, labels in {
@@ -122,7 +122,7 @@ def test_the_experiment_recovers_though_no_reconciler_is_its_own(seen):
 def test_the_figures_of_the_serving_workers_move_by_real_payments_only(seen):
     moved = {name: seen.after[name] - value for name, value in seen.before.items()}
 
-    # The one payment that was made meanwhile.
+    # The one payment made during the drill.
     assert seen.paid_meanwhile == 201
     assert moved == {
         "http_requests_total": 1,
@@ -190,7 +190,7 @@ def test_the_other_two_show_themselves_on_a_pair_as_well(house, name, words):
     assert run["verdict"] == "SHOWN", run["summary"]
     assert words in experiment["incident"]
     assert control["incident"] is None
-    # The fault refused no caller of the control; a busy machine may be too slow for a burst.
+    # The fault refused no caller of the baseline; a busy machine may be too slow for a burst.
     assert set(control["callers"]["by_code"]) <= {"deadline_exceeded"}
 
 
@@ -199,7 +199,7 @@ def test_it_ends_as_soon_as_real_payments_suffer_beside_it(house):
     wait_until_struck(house, where)
     try:
         with Traffic(house.url, house.api_key, per_s=15):
-            # The provider loses everybody's answers, not only the experiment's.
+            # The provider loses the answers of all callers, not only the experiment's.
             house.control({"reset": 1}, operations=["confirm"])
             run = ended(house, where)
     finally:
@@ -220,7 +220,7 @@ def test_a_killed_ops_plane_takes_the_copies_with_it_and_its_files_are_swept(hou
 
     wait_for(lambda: not temporary.processes(), timeout_s=GONE_WITHIN_S)
     wait_for(lambda: not temporary.pairs(), timeout_s=GONE_WITHIN_S)
-    # The ops plane is back, and says what became of the run as soon as its lease has passed.
+    # The restarted ops plane reports the run's end as soon as its lease has expired.
     lost = ended(house, where, timeout_s=LEASE_S + 20)
     assert (lost["verdict"], "killed" in lost["summary"]) == ("ABORTED", True)
     assert house.pay().status_code == 201
@@ -232,7 +232,7 @@ def test_a_copy_that_cannot_start_leaves_neither_files_nor_processes(
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     pair = Pair(
         provider_url=sandbox.url,
-        # There is no such server: the copies end before they serve.
+        # The server does not exist: the copies end before they serve.
         database_url="postgresql://holdfast@127.0.0.1:1/nowhere",
         environ=dict(os.environ),
         root=ROOT,

@@ -1,4 +1,4 @@
-"""The real thing: all processes, real TLS, real PostgreSQL; what callers are told, and both books."""
+"""All processes, real TLS, real PostgreSQL: the answers to callers, and both books."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def test_a_declined_card_is_final_and_says_why(house):
 @pytest.mark.parametrize("fault", ["hang", "hang_after_charge"])
 def test_a_provider_that_hangs_is_answered_in_time_and_settled_later(house, fault):
     reference = str(uuid4())
-    # The charge itself hangs; that it is known of (create) does not.
+    # The charge itself hangs; the create call does not.
     house.control({fault: 1}, reference=reference, operations=["confirm"])
 
     began_s = time.monotonic()
@@ -139,7 +139,7 @@ def test_a_provider_that_hangs_is_answered_in_time_and_settled_later(house, faul
     house.control({"ok": 1})
 
     assert (answer.status_code, answer.json()["status"]) == (202, "unknown")
-    # Five seconds, and what a busy machine adds; without a deadline it would be for ever.
+    # Five seconds, and the delay of a busy machine; without a deadline the wait has no end.
     assert 4.7 < took_s < 8
     assert house.settled(answer.json()["id"])["status"] == "succeeded"
     assert len(house.charges(reference)) == 1

@@ -1,4 +1,4 @@
-"""Several reconcilers, killed again and again: everything settles once, and nothing is lost."""
+"""Several reconcilers, killed repeatedly: every payment settles once, and none is lost."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_reconcilers_killed_at_any_line_lose_nothing_and_charge_nothing_twice(tm
     with running_house(
         tmp_path / "house", HOLDFAST_PROVIDER_TIMEOUT_MS="1000", HOLDFAST_WEB_WORKERS="1"
     ) as house:
-        # Half of them were charged before the answer was lost, half were not.
+        # Half of the payments were charged before the answer was lost, half were not.
         house.control({"reset": 1, "reset_after_charge": 1}, operations=["confirm"])
         references = [str(uuid4()) for _ in range(PAYMENTS)]
         with ThreadPoolExecutor(8) as executor:
@@ -29,7 +29,7 @@ def test_reconcilers_killed_at_any_line_lose_nothing_and_charge_nothing_twice(tm
         extra = [_reconciler(house, tmp_path) for _ in range(2)]
         try:
             for _ in range(KILLS):
-                # Anywhere in its work: that is the point.
+                # The kill may hit any line of its work.
                 time.sleep(random.uniform(0.1, 0.6))
                 victim = extra.pop(0)
                 victim.kill()
@@ -49,7 +49,7 @@ def test_reconcilers_killed_at_any_line_lose_nothing_and_charge_nothing_twice(tm
 
 
 def _reconciler(house: House, tmp_path: Path) -> subprocess.Popen[bytes]:
-    """One more beside the house's own, on the same database."""
+    """A second reconciler on the local stack's database."""
     environ = dict(_environ_of(house.pids["reconciler"]))
     environ["PROMETHEUS_MULTIPROC_DIR"] = str(tmp_path / "metrics")
     return subprocess.Popen(
@@ -58,7 +58,7 @@ def _reconciler(house: House, tmp_path: Path) -> subprocess.Popen[bytes]:
         env=environ,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        # Not ours to be stopped with.
+        # A separate session: signals to the test must not stop it.
         start_new_session=True,
     )
 

@@ -1,4 +1,4 @@
-"""Who may cause a fault, where, beside whom, and what is written down of it: on a real house."""
+"""Safety of faults on a real local stack: permissions, scope, concurrency and the audit log."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ WRITES = [
     ("DELETE", "/drills/run_0"),
     ("POST", "/drills/run_0/answer"),
 ]
-# Not a rehearsal's, and there without simulation too; of the same page.
+# This route is on the same page, but not a drill's: it exists without simulation too.
 CONSOLE_WRITES = [("POST", "/console/payments")]
 READS = [("GET", "/simulate"), ("GET", "/drills"), ("GET", "/simulate/run_0")]
 
@@ -53,13 +53,13 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
 
 @pytest.fixture(scope="module")
 def others_key(house) -> str:
-    """A key of the same merchant that may pay, but is no operator's."""
+    """A key of the same merchant for payments, without the scope `operator`."""
     made = house.request("POST", "/v1/api_keys", json={"scopes": ["payments", "read"]})
     assert made.status_code == 201, made.text
     return str(made.json()["key"])
 
 
-# --- Where it is off -------------------------------------------------------------------------
+# --- Simulation off --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ print(json.dumps({{
     assert set(said["statuses"]) == {404}
 
 
-# --- Who may ---------------------------------------------------------------------------------
+# --- Permissions -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("method", "path"), WRITES + CONSOLE_WRITES)
@@ -115,7 +115,7 @@ def test_a_write_needs_a_key_and_the_operators_scope(house, others_key, method, 
 
 @pytest.mark.parametrize(("method", "path"), WRITES + CONSOLE_WRITES + READS)
 def test_a_name_that_is_not_ours_reaches_nothing(house, method, path):
-    """A page that has its own name resolved to this machine sends that name along."""
+    """A page with a name that resolves to this machine sends that name in Host."""
     answer = ask(house, method, path, json={}, headers={"Host": "rebound.example"})
 
     assert answer.status_code == 403
@@ -155,7 +155,7 @@ def test_no_fault_is_longer_larger_or_wider_than_it_may_be(house, wish):
     assert (answer.status_code, answer.json()["code"]) == (422, "validation_failed")
 
 
-# --- One at a time, written down, and stopped by one call ------------------------------------
+# --- One at a time, audited, and stopped by one call -----------------------------------------
 
 
 def test_of_two_that_begin_at_once_one_begins_and_one_call_stops_it(house):
@@ -176,7 +176,7 @@ def test_of_two_that_begin_at_once_one_begins_and_one_call_stops_it(house):
 
     stopped = ask(house, "DELETE", "/simulate").json()["stopped"]
 
-    # Long before its own minute is over.
+    # Long before the end of its minute.
     wait_for(lambda: not faults(house), timeout_s=20)
     run = ended(house, where)
     assert stopped == [run["id"]]
@@ -210,7 +210,7 @@ def test_what_is_refused_is_written_down_with_its_reasons(house):
 
 
 def test_the_key_of_a_run_ends_with_it(house):
-    """A merchant may have fifty at once, and as many short runs come sooner than they expire."""
+    """A merchant may have fifty keys at once, and fifty short runs end before their keys expire."""
     where = begin(house, "payment-timeout", ttl_s=1)
     live = "SELECT count(*) FROM api_keys WHERE label = 'drill' AND revoked_at IS NULL"
     wait_until_struck(house, where)
@@ -264,14 +264,14 @@ def test_it_ends_as_soon_as_real_payments_suffer(house):
     assert run["verdict"] == "ABORTED", run["summary"]
     assert run["summary"].startswith("Live traffic: ")
     assert "real payments were refused" in run["summary"]
-    # By the guard, long before its time.
+    # The guard ends it long before its time.
     struck = [point["at_s"] for point in run["timeline"] if point["phase"] == "fault"]
     assert struck[-1] - struck[0] < 60
     assert faults(house) == set()
 
 
 def audited(house: House, run_id: str) -> list[str]:
-    """What was written down about a run, oldest first."""
+    """The audit rows of a run, oldest first."""
     found = rows(house, "SELECT action FROM audit_log WHERE target = %s ORDER BY audit_id", run_id)
     return [action.removeprefix("drill.") for (action,) in found]
 

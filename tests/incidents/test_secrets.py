@@ -1,4 +1,4 @@
-"""A canary in every secret setting: whatever the service emits is searched for them."""
+"""A canary in every secret setting: all output of the service is searched for them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PAGES = (
 
 @pytest.fixture
 def postgres_of_its_own() -> Iterator[EmbeddedPostgres]:
-    """A server that the test may stop, to hear what the service says of it."""
+    """A server that the test may stop, to read the service's messages about it."""
     home = Path(tempfile.mkdtemp(prefix="holdfast-test-"))
     home.chmod(0o711)
     server = EmbeddedPostgres(home, options=("fsync=off",))
@@ -39,7 +39,7 @@ def postgres_of_its_own() -> Iterator[EmbeddedPostgres]:
 def test_no_secret_and_no_card_number_leaves_the_service(
     tmp_path: Path, postgres_of_its_own: EmbeddedPostgres
 ) -> None:
-    # The server asks for no password: it is there to be found where it should not be.
+    # The server needs no password: it is a canary for places where it must not appear.
     app_url, owner_url = (
         postgres_of_its_own.url(role).replace(f"{role}@", f"{role}:canary-{role}-e41d@")
         for role in ("holdfast", OWNER)
@@ -59,7 +59,7 @@ def test_no_secret_and_no_card_number_leaves_the_service(
         postgres_of_its_own.stop()
         refused = house.pay()
         emitted += [refused.text, *_told(house, settings)]
-    # After the stop, so that its last words are read too.
+    # After the stop, so that the last log lines are read too.
     logs = [*(home / "logs").glob("*.log"), home / "run.out"]
     emitted += [log.read_text(errors="replace") for log in logs]
 
@@ -73,7 +73,7 @@ def test_no_secret_and_no_card_number_leaves_the_service(
 
 
 def _told(house: House, settings: dict[str, str]) -> list[str]:
-    """What every page says now, and what the command line does."""
+    """The current text of every page, and the output of the command line."""
     headers = {"Authorization": f"Bearer {house.api_key}"}
     pages = [house.ops_url + page for page in PAGES]
     pages += [house.url + page for page in ("/docs", "/openapi.json", "/readyz", "/v1/api_keys")]
@@ -97,7 +97,7 @@ def test_no_card_number_is_stored_either(tmp_path):
     with running_house(home) as house:
         paid = house.pay(reference="to-be-found").json()
         _provoke(house)
-        # The write-ahead log holds all that was ever written, whatever became of it.
+        # The write-ahead log contains every written value, also deleted ones.
         files = (home / "postgres").resolve().rglob("pg_wal/*")
         written = b"".join(path.read_bytes() for path in files if path.is_file())
 
@@ -106,7 +106,7 @@ def test_no_card_number_is_stored_either(tmp_path):
 
 
 def _provoke(house: House) -> list[requests.Response]:
-    """Calls that fail in as many ways as there are places where a value could be repeated."""
+    """Calls with one failure for each place that could repeat a value."""
     house.control({"error_500_saved": 1})
     answers = [house.pay(), house.pay(reference="same"), house.get("/v1/payments")]
     house.control({"garbage": 1})

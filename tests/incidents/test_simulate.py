@@ -1,4 +1,4 @@
-"""The incident on demand, on the real thing: its words, its errors, its figures, and both books."""
+"""The incident on demand, on a real local stack: its texts, its errors, its figures, and both books."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from tests.support.stack.running_house import House, running_house, wait_for
 
 @dataclass(frozen=True)
 class Expected:
-    """What one simulation must show, whatever else it does."""
+    """The required evidence of one simulation."""
 
     incident: str
-    # A line of an exception chain, as the libraries themselves say it.
+    # A line of an exception chain, with the libraries' own text.
     error: str
     counter: str
     event: str
-    # What callers may have been answered.
+    # The allowed answers to callers.
     statuses: frozenset[str]
 
 
@@ -48,7 +48,7 @@ SIMULATIONS = {
         error=r"psycopg2\.pool\.PoolError: connection pool exhausted",
         counter="holdfast_db_pool_timeouts_total",
         event="db.pool_exhausted",
-        # 409: the same key again while what a stalled commit came to is not known.
+        # 409: a repeat of the key while the result of a stalled commit is unknown.
         statuses=frozenset({"201", "202", "409", "503"}),
     ),
 }
@@ -64,21 +64,21 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
 
 @dataclass(frozen=True)
 class Shown:
-    """One simulation's run, and what it should show."""
+    """One simulation's run, and its expected evidence."""
 
     run: dict[str, Any]
     expected: Expected
 
     @property
     def side(self) -> dict[str, Any]:
-        """What the instance showed."""
+        """The evidence of this instance."""
         side: dict[str, Any] = self.run["sides"][0]
         return side
 
 
 @pytest.fixture(scope="module", params=list(SIMULATIONS))
 def shown(house: House, request: pytest.FixtureRequest) -> Shown:
-    """Each simulation once, with all that it answers when it is waited for."""
+    """Each simulation once, with its whole answer for `wait=1`."""
     answer = ask(house, "POST", f"/simulate/{request.param}?wait=1", json={"ttl_s": FAULT_S})
     assert answer.status_code == 200, answer.text
     run = answer.json()

@@ -1,4 +1,4 @@
-"""A payment as a trace shows it, on the running service with a collector beside it."""
+"""A payment's trace, on the running service with a collector."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_a_payment_is_one_trace_from_its_caller_to_the_database_and_the_provider
     assert of_request.parent_span_id.hex() == "00f067aa0ba902b7"
     assert {call.parent_span_id for call in calls} == {of_request.span_id}
     assert statements
-    # What a payment is paid with is told to the provider only.
+    # Only the provider receives the payment method.
     assert not any(b"pm_card_visa" in export.SerializeToString() for export in collector.exports)
 
     events = [event for event in house.log_events() if event.get("trace_id") == TRACE_ID]

@@ -1,4 +1,4 @@
-"""A drill that should fail does fail: each with the guard off that its promise hangs on."""
+"""A drill fails with its guard off: each drill runs without the guard that its promise needs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.measures
             *("payment-timeout", 12, {"HOLDFAST_BREAKER_ENABLED": "false"}, "The breaker opened"),
             marks=pytest.mark.short,
         ),
-        # Asked again in doubt, a provider that ignores keys charges again.
+        # For a repeat in doubt, a provider that ignores keys charges again.
         (
             "charged-but-answer-lost",
             5,

@@ -1,4 +1,4 @@
-"""Drills whose fault is on our own side: the database, the workers, and what others tell us."""
+"""Drills with a fault on our own side: the database, the workers, and false webhooks."""
 
 from __future__ import annotations
 

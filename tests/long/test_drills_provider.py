@@ -1,4 +1,4 @@
-"""Drills whose fault is the provider's, each on the real thing until its verdict: all promises kept."""
+"""Drills with a fault of the provider, each on a real local stack until its verdict: all are HELD."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.support.stack.running_house import House, running_house
 
 pytestmark = pytest.mark.measures
 
-# Each as short as its hypothesis allows; the deadline of five seconds must pass where it is one.
+# Each as short as its hypothesis allows; with a deadline in it, its five seconds must pass.
 SHORTENED_S = {
     "payment-timeout": 12,
     "connection-error": 8,

@@ -1,4 +1,4 @@
-"""`python -m service observe`: the whole tour for real, Grafana apart, and nothing left afterwards."""
+"""`python -m service observe`: the whole run without Grafana, and no process left afterwards."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from tests.support.stack.running_house import wait_for
 
 pytestmark = [pytest.mark.needs("prometheus", "alertmanager"), pytest.mark.short]
 
-# Grafana is packaged nowhere that a test could take it from. This stands in its place: it answers the
-# one question that is asked, and leaves behind how it was started.
+# No package index has Grafana, so the test uses this stand-in: it answers the one request, and
+# records its own command line.
 GRAFANA = """
     import http.server, json, os, pathlib
 
@@ -92,7 +92,7 @@ def test_prometheus_scrapes_the_house_under_every_rule_that_is_shipped(whole: Fi
     def up() -> list[str]:
         return [series["value"][1] for series in ask("query", query='up{job="holdfast"}')["result"]]
 
-    # In a hurry a scrape has one second: on a busy machine one of them may come too late.
+    # Shortened, a scrape has one second: on a busy machine one of them may be too late.
     wait_for(lambda: up() == ["1"])
     loaded = [rule["name"] for group in ask("rules")["groups"] for rule in group["rules"]]
 
@@ -105,7 +105,7 @@ def test_the_alerts_are_in_alertmanager(whole: Finished) -> None:
         alerts = requests.get(f"{whole.tour.url('Alertmanager')}/api/v2/alerts", timeout=10).json()
         return {alert["labels"]["alertname"] for alert in alerts}
 
-    # It fires for as long as nobody has rehearsed; the others end soon after their incident.
+    # This alert fires until the first drill; the others end soon after their incident.
     wait_for(lambda: "NoDrillHeld" in names())
 
 

@@ -1,4 +1,4 @@
-"""A sound request for a payment, changed as a test likes."""
+"""A valid request for a payment, with a test's changes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from service.payments.charge.model import ChargeRequest
 
 
 def charge_request(merchant_id: UUID, /, **changes: object) -> ChargeRequest:
-    """25.99 dollars under a key of its own."""
+    """A payment of 25.99 dollars with a new key."""
     sound = ChargeRequest(
         merchant_id=merchant_id,
         idempotency_key=str(uuid4()),

@@ -109,7 +109,7 @@ class Scraped(Section):
 
 
 class MetricsCollected(Section):
-    """EMF: Prometheus stands under `logs`, since its metrics travel as log events."""
+    """EMF: Prometheus belongs to `logs`, because its metrics travel as log events."""
 
     prometheus: Scraped
 

@@ -1,4 +1,4 @@
-"""What deploy/ tells engines to run: compose, Kubernetes and ECS, brought to one shape for tests."""
+"""The containers of deploy/ (compose, Kubernetes and ECS) in one common form for tests."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from service.settings import describe
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
 KUSTOMIZATIONS = ("base", "overlays/production", "overlays/eks")
-# What compose merges by adding the later file's entries to the earlier one's.
+# The keys whose entries compose adds to those of the earlier file.
 _ADDED = ("volumes", "secrets", "ports", "tmpfs")
 _SETTINGS = frozenset(name for name, *_ in describe())
 
 
 @dataclass(frozen=True)
 class Part:
-    """One container of ours, whichever engine runs it."""
+    """One container of ours, for any engine."""
 
     engine: str
     name: str
     image: str
     # The whole command line, the image's own entry point included.
     command: tuple[str, ...]
-    # Plain values, and where the engine brings a secret the name of its place.
+    # Plain values; for a secret, the name of its source.
     environ: dict[str, str] = field(default_factory=dict)
     secret_environ: dict[str, str] = field(default_factory=dict)
-    # (port, path) that the engine asks.
+    # (port, path) of the engine's probe.
     probes: frozenset[tuple[int, str]] = frozenset()
-    # From the signal to the kill.
+    # The time from the signal to the kill.
     grace_s: float | None = None
 
     @property
@@ -54,7 +54,7 @@ ENTRYPOINT = ("python", "-m", "service")
 
 @cache
 def compose(*names: str) -> dict[str, Any]:
-    """compose.yaml with other files laid over it, as compose does it."""
+    """compose.yaml merged with other files by the rules of compose."""
     merged: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
     for name in names:
         merged = _overlaid(merged, yaml.safe_load((DEPLOY / name).read_text()))
@@ -63,7 +63,7 @@ def compose(*names: str) -> dict[str, Any]:
 
 @cache
 def kubernetes(kustomization: str) -> list[dict[str, Any]]:
-    """The resources of a folder below deploy/kubernetes, as a cluster would get them."""
+    """The resources of a folder below deploy/kubernetes after kustomize."""
     kubectl = str(Path(sys.executable).with_name("kubectl"))
     folder = str(DEPLOY / "kubernetes" / kustomization)
     built = subprocess.run([kubectl, "kustomize", folder], capture_output=True, text=True)
@@ -72,7 +72,7 @@ def kubernetes(kustomization: str) -> list[dict[str, Any]]:
 
 
 def resource(kustomization: str, kind: str, name: str) -> dict[str, Any]:
-    """One resource of a build; generated names are given without their hash."""
+    """One resource of a build; generated names have no hash here."""
     (found,) = (
         each
         for each in kubernetes(kustomization)
@@ -177,7 +177,7 @@ def _plain(environ: dict[str, str]) -> dict[str, str]:
 
 
 def _from_files(environ: dict[str, str]) -> dict[str, str]:
-    """Variables that name a secret's file; HOLDFAST_PROVIDER_CA_FILE is a setting of its own."""
+    """Variables with a secret's file name; HOLDFAST_PROVIDER_CA_FILE is an ordinary setting."""
     return {
         name: text
         for name, text in environ.items()
@@ -186,7 +186,7 @@ def _from_files(environ: dict[str, str]) -> dict[str, str]:
 
 
 def _probes_of(command: list[str]) -> frozenset[tuple[int, str]]:
-    """What a command as `python deploy/healthcheck.py 8080` asks."""
+    """The port and path that a command like `python deploy/healthcheck.py 8080` probes."""
     if "deploy/healthcheck.py" not in command:
         return frozenset()
     return frozenset({(int(command[-1]), "/healthz")})

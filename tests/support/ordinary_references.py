@@ -1,4 +1,4 @@
-"""References as merchants number their orders: what the card guard must let pass, by kind."""
+"""Typical order references of merchants, by kind, which the card guard must accept."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from uuid import UUID
 
 _BEGIN = datetime(2024, 1, 1, tzinfo=UTC)
 _YEARS = timedelta(days=6 * 365)
-# Country codes with the length of a whole number in E.164, those that begin like cards among them.
+# Country codes with the length of a whole number in E.164, with those that begin like cards.
 _COUNTRIES = (
     *(("49", 13), ("44", 12), ("43", 13), ("41", 11), ("48", 11), ("34", 11), ("370", 11)),
     *(("375", 12), ("36", 11), ("380", 12), ("385", 12), ("39", 12), ("51", 11), ("52", 12)),
@@ -67,7 +67,7 @@ KINDS: dict[str, Callable[[random.Random], str]] = {
     "UUID": lambda dice: str(_uuid(dice)),
     "IBAN": lambda dice: f"DE{_digits(dice, 20)}",
 }
-# What cannot be told from a card for certain: how often it is refused is a figure, not a promise.
+# References that cannot be distinguished from a card with certainty: their refusal rate is only measured.
 LONG_KINDS: dict[str, Callable[[random.Random], str]] = {
     "UUID without dashes": lambda dice: _uuid(dice).hex,
     "SHA-1": lambda dice: f"{dice.getrandbits(160):040x}",

@@ -1,4 +1,4 @@
-"""Every query that we ship (panels, annotations, variables, rules), and what the catalogue knows."""
+"""Every shipped query (panels, annotations, variables, rules), and the names of the catalogue."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FOREIGN_LABELS = {"instance", "job", "le", "worker"}
 
 @dataclass(frozen=True, slots=True)
 class ShippedQuery:
-    """A query and where it stands; `expr` has its variables filled in."""
+    """A query and its place; `expr` has its variables filled in."""
 
     where: str
     expr: str
@@ -65,13 +65,13 @@ def rule_queries() -> Iterator[ShippedQuery]:
 
 
 def filled_in(expr: str, *, window: str = "1m") -> str:
-    """The query as Grafana would send it with everything selected."""
+    """The query that Grafana sends with every value selected."""
     replaced = expr.replace("$__rate_interval", window).replace("$__range", "1h")
     return replaced.replace('"$instance"', '".*"').replace('"$provider"', '".*"')
 
 
 def our_names(expr: str) -> set[str]:
-    """The names of our metrics in a query; recorded series have a colon and are not among them."""
+    """The names of our metrics in a query, without recorded series, whose names have a colon."""
     return set(re.findall(r"(?<![\w:])holdfast_\w+(?!:)\b", expr))
 
 
@@ -91,7 +91,7 @@ def catalogue() -> Mapping[str, set[str]]:
 
 
 def families() -> set[str]:
-    """The catalogue's own names, as OPERATIONS lists them."""
+    """The catalogue's own names."""
     return {name.removesuffix("_bucket") for name in catalogue() if not _is_part(name)}
 
 

@@ -136,7 +136,7 @@ def test_nothing_is_sent_from_the_queue_while_recovering(pool, recovery):
 
 
 def note(pool: ConnectionPool, *, since: datetime) -> None:
-    """Lost commits were noticed at that moment, by the clock of whoever noticed."""
+    """Lost commits were noticed at that moment, by the clock of the process that noticed."""
     run(
         pool,
         "UPDATE background_runs SET detail = detail || %(d)s::jsonb WHERE name = 'recovery fake'",
@@ -210,7 +210,7 @@ def test_a_sweep_dated_in_the_future_is_no_proof(pool, recovery):
 def test_a_pass_that_ended_too_early_is_followed_at_once(pool, recovery):
     fail_over(pool)
     recovery.check(soon())
-    # A host whose clock is behind has ended a pass meanwhile.
+    # A host with a slow clock has ended a pass since then.
     sweep_to(pool, datetime.now(UTC) - timedelta(minutes=1))
     run(pool, "UPDATE background_runs SET last_run_at = now() WHERE name = 'sweep fake'")
     recovery.check(soon())

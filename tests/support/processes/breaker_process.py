@@ -1,4 +1,4 @@
-"""A process with a breaker of its own, told by lines on standard input what to do.
+"""A process with one breaker, controlled by lines on standard input.
 
 `python -m tests.support.processes.breaker_process BOARD [hasty]`. Commands: `fail N`, `state`, `probe` (leases a probe and
 says nothing about it), `good` (the probe went well), `storm SECONDS` (four threads probe a dead
@@ -73,7 +73,7 @@ def storm(breaker: Breaker, seconds: float) -> list[tuple[float, float]]:
 
 
 class BreakerProcess:
-    """The same from outside."""
+    """The process from the test's side."""
 
     def __init__(self, page_path: Path, *options: str) -> None:
         self._process = subprocess.Popen(
@@ -106,7 +106,7 @@ class BreakerProcess:
         return self._from.readline().strip()
 
     def kill(self) -> None:
-        """SIGKILL: it can tidy nothing up."""
+        """SIGKILL: the process cannot clean up."""
         self._process.kill()
         self._process.wait()
         self._to.close()

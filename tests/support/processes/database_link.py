@@ -30,7 +30,7 @@ class DatabaseLink:
         self.restore()
 
     def stall(self) -> None:
-        """Take bytes and pass none on; new connections are accepted and stay silent."""
+        """Read bytes and forward none; new connections are accepted and stay silent."""
         self._flows.clear()
 
     def cut(self) -> None:
@@ -40,7 +40,7 @@ class DatabaseLink:
             (self._directory / self._name).unlink()
             _shut(self._listener)
             self._listener = None
-            # Whom it still lets in must be among those that are cut.
+            # A connection that it still accepts must be cut too.
             self._threads.pop(0).join()
         for end in list(self._sockets):
             _shut(end)
@@ -49,13 +49,13 @@ class DatabaseLink:
         self._sockets, self._threads = [], []
 
     def lose(self) -> None:
-        """Cut it, and pass on nothing of what stalled."""
+        """Cut the link, and drop the stalled bytes."""
         for end in list(self._sockets):
             _shut(end)
         self.cut()
 
     def restore(self) -> None:
-        """Let everything through again."""
+        """Forward all bytes again."""
         self._flows.set()
         if self._listener is None:
             self._listener = socket.socket(socket.AF_UNIX)
@@ -64,12 +64,12 @@ class DatabaseLink:
             self._start(self._accept, self._listener)
 
     def open_to_all_users(self) -> None:
-        """Let programs in that run as somebody else."""
+        """Let programs of other users connect."""
         self._directory.chmod(0o711)
         (self._directory / self._name).chmod(0o777)
 
     def close(self) -> None:
-        """Break everything and leave nothing behind."""
+        """Break all connections and remove the socket."""
         self.cut()
         shutil.rmtree(self._directory)
 

@@ -1,9 +1,9 @@
-"""What the CloudWatch agent makes of /metrics, on its way through embedded metric format, for tests.
+"""A model of the CloudWatch agent's path from /metrics to embedded metric format, for tests.
 
-As its source has it: histograms are dropped whole; a counter is published as what it grew by, and its
-first value only serves as the start; a series is published under the dimension sets that its declaration
-names, and nothing is added up over other labels. So a set that leaves out one of a series' labels would
-mix several series into one metric: here that is nothing that an alarm may stand on.
+By its source: histograms are dropped; a counter is published as its growth, and its first value is only
+the start; a series is published under the dimension sets of its declaration, without sums over other
+labels. A dimension set without one of a series' labels would therefore mix several series into one
+metric: the model refuses to publish such a metric, and no alarm may use it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
-# What a scrape adds by itself; nobody asks for these as dimensions.
+# Labels that the scrape adds; no declaration names them as dimensions.
 SCRAPE_LABELS = frozenset(("job", "instance"))
 
 

@@ -14,7 +14,7 @@ from prometheus_client.metrics import MetricWrapperBase
 from service.observability.metrics import catalogue as metrics
 from service.payments.settling import invariants
 
-# The words of each label; of a metric's own where two metrics mean different things by one label.
+# The values of each label; per metric where two metrics use one label for different things.
 WORDS: Mapping[str, tuple[str, ...]] = {
     "provider": ("stripe",),
     "route": ("/v1/payments", "/v1/payments/{payment_id}"),
@@ -47,14 +47,14 @@ WORDS: Mapping[str, tuple[str, ...]] = {
     "slo": tuple(metrics.SLO_TARGETS),
     "version": ("1.0.0",),
 }
-# For a label whose values no panel and no rule names.
+# The value of a label that no panel and no rule selects.
 ANY = ("any",)
-# Gauges that each worker has for itself are served with a label that tells the workers apart.
+# A gauge of each worker is served with a label that identifies the worker.
 EACH_WORKER = ("db_pool_size", "db_pool_in_use", "db_pool_waiting", "worker_threads_busy")
 
 
 class Exposition:
-    """The text of `/metrics`: counters grow by `rates` a second, gauges are what `gauges` says."""
+    """The text of `/metrics`: counters grow by `rates` a second, gauges have the values of `gauges`."""
 
     def __init__(self, *, rate: float = 5.0, gauge: float = 1.0) -> None:
         self._began_s = time.monotonic()

@@ -1,4 +1,4 @@
-"""The fault proxy as a test starts it: its own process, on the links to a sandbox and a database."""
+"""The fault proxy in a test: a process on the links to a sandbox and a database."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from tests.support.stack.running_house import ROOT, wait_for
 
 
 class FaultProxyProcess:
-    """A running fault proxy; its listeners outlive `kill`, as in a running house."""
+    """A running fault proxy; its listeners stay open after `kill`, as in a local stack."""
 
     def __init__(self, *, provider_url: str, database_url: str) -> None:
-        # Short: the kernel takes 107 bytes for a socket's path.
+        # Short: the kernel accepts at most 107 bytes for a socket's path.
         self._directory = Path(tempfile.mkdtemp(prefix="faults-"))
         self.control_path = self._directory / "control"
         self._log_path = self._directory / "log"
@@ -48,7 +48,7 @@ class FaultProxyProcess:
         self.start()
 
     def start(self) -> None:
-        """Start it (again, on the same listeners) and wait until it takes orders."""
+        """Start it (again, on the same listeners) and wait until it accepts commands."""
         with self._log_path.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "service", "faultproxy", *self._options],
@@ -73,7 +73,7 @@ class FaultProxyProcess:
             return mode
 
     def cleared_because(self) -> str | None:
-        """Why it ended the fault that it ended last, by its log."""
+        """The reason for the end of the last fault, from its log."""
         events = [json.loads(line) for line in self._log_path.read_text().splitlines()]
         reasons = [event["why"] for event in events if event["event"] == "faultproxy.cleared"]
         return reasons[-1] if reasons else None
@@ -94,7 +94,7 @@ class FaultProxyProcess:
         return True
 
     def say(self, line: bytes) -> socket.socket:
-        """A connection to the control socket on which `line` was said, and nothing after it."""
+        """A connection to the control socket after it has sent only `line`."""
         control = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         control.connect(str(self.control_path))
         control.sendall(line)

@@ -1,4 +1,4 @@
-"""A TLS server on loopback that misbehaves exactly as a test tells it to."""
+"""A TLS server on loopback with the misbehaviour that a test chooses."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-# Closing with this sends a reset instead of a farewell.
+# A close with this option sends a reset instead of a FIN.
 NO_LINGER = struct.pack("ii", 1, 0)
 
 
 class Peer:
-    """One connection as its behaviour sees it."""
+    """One connection from its behaviour's view."""
 
     def __init__(self, sock: socket.socket, stopping: threading.Event) -> None:
         self.sock = sock
@@ -60,11 +60,11 @@ class Peer:
 
     def reset(self) -> None:
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, NO_LINGER)
-        # Past any TLS: its farewell would be sent before the reset.
+        # Below TLS: a TLS close alert would be sent before the reset.
         socket.socket(fileno=self.sock.detach()).close()
 
     def hold(self) -> None:
-        """Say nothing until the test is over."""
+        """Stay silent until the test is over."""
         self.stopping.wait(30)
 
 
@@ -72,7 +72,7 @@ Behaviour = Callable[[Peer], None]
 
 
 class FaultServer:
-    """Serves each connection in a thread of its own; all of it ends with `close`."""
+    """Serves each connection in a separate thread; all threads end with `close`."""
 
     def __init__(self, behave: Behaviour, *, tls: bool = True, handshake: bool = True) -> None:
         self.accepted = 0
@@ -103,7 +103,7 @@ class FaultServer:
             self._start(self._serve, sock)
 
     def _serve(self, sock: socket.socket) -> None:
-        # A client that left early is what many of these tests are about.
+        # Many of these tests have a client that leaves early.
         with contextlib.suppress(OSError, ValueError):
             if self._tls and self._handshake:
                 with self._tracked(sock):
@@ -125,7 +125,7 @@ class FaultServer:
 
     def close(self) -> None:
         self._stopping.set()
-        # Closing alone does not wake a thread that waits in accept.
+        # A close alone does not wake a thread that waits in accept.
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()

@@ -9,7 +9,7 @@ import threading
 
 from localstripe import resources
 
-# It would bind all interfaces and keep its state in a file that everybody shares.
+# By default it binds all interfaces and keeps its state in one shared file.
 resources.Store.dump_to_disk = lambda self: None
 
 

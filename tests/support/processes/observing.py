@@ -1,4 +1,4 @@
-"""`python -m service observe` as a test starts it, on ports and in a home of its own."""
+"""`python -m service observe` in a test, with separate ports and a separate home."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tests.support.stack.running_house import ROOT, free_port, wait_for
 
-# As small and quick as in the test of the dashboards: seconds show what minutes show at the real size.
+# As small and quick as in the test of the dashboards: seconds in place of the real minutes.
 SMALL = {
     "HOLDFAST_PROVIDER_TIMEOUT_MS": "1000",
     "HOLDFAST_PROVIDER_CONNECT_TIMEOUT_MS": "500",
@@ -26,7 +26,7 @@ SMALL = {
 
 @dataclass(frozen=True, slots=True)
 class Show:
-    """A running `observe`, and what it prints."""
+    """A running `observe`, and its output."""
 
     process: subprocess.Popen[bytes]
     home: Path
@@ -51,7 +51,7 @@ class Show:
 @contextmanager
 def show(*arguments: str, **environ: str) -> Iterator[Show]:
     directory = Path(tempfile.mkdtemp(prefix="holdfast-test-"))
-    # PostgreSQL runs as another user where we are root.
+    # As root, PostgreSQL runs as another user.
     directory.chmod(0o711)
     home, out = directory / "home", directory / "out"
     addresses = {

@@ -1,4 +1,4 @@
-"""Real Prometheus and Alertmanager as a test starts them: on free loopback ports, in a hurry."""
+"""Real Prometheus and Alertmanager in a test: on free loopback ports, with short intervals."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Prometheus:
         return [alert["labels"] for alert in alerts if alert["state"] == "firing"]
 
     def rule_errors(self) -> list[str]:
-        """What rules said when they could not be evaluated."""
+        """The errors of rules that could not be evaluated."""
         groups = self._get("rules")["groups"]
         return [
             f"{rule['name']}: {rule['lastError']}"
@@ -82,7 +82,7 @@ class Alertmanager:
     url: str
 
     def received(self) -> dict[str, list[Mapping[str, str]]]:
-        """The labels of the alerts that it was told of, by the receiver they are routed to."""
+        """The labels of the received alerts, by the receiver of their route."""
         alerts = requests.get(f"{self.url}/api/v2/alerts", timeout=10).json()
         by_receiver: dict[str, list[Mapping[str, str]]] = {}
         for alert in alerts:
@@ -92,7 +92,7 @@ class Alertmanager:
 
 
 def wait_until(ask: Callable[[], T], *, within_s: float, what: str) -> T:
-    """The first answer that is true; fails when none came in time."""
+    """The first true result; fails without one in time."""
     end_s = time.monotonic() + within_s
     while not (answer := ask()):
         if time.monotonic() > end_s:
@@ -111,8 +111,8 @@ def running_prometheus(
 ) -> Iterator[Prometheus]:
     """Scrape `targets` (host:port of ops planes) as job "holdfast", with the shipped rules.
 
-    Hurried, rules wait five scrapes before they fire, and slow groups are evaluated as often as the others;
-    a test could not see them otherwise.
+    With short intervals, rules wait five scrapes before they fire, and slow groups are evaluated as often
+    as the others; otherwise a test could not wait for them.
     """
     program = programs.prometheus(
         directory / "prometheus",

@@ -1,4 +1,4 @@
-"""The sandbox provider as a test starts it: its own process, over TLS, on a free port."""
+"""The sandbox provider in a test: a separate process, over TLS, on a free port."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class SandboxProcess:
         self._wait()
 
     def stop(self) -> float:
-        """SIGTERM; return the seconds until it was gone."""
+        """SIGTERM; returns the seconds until its end."""
         begun_s = time.monotonic()
         self.process.terminate()
         self._wait()
@@ -70,17 +70,17 @@ class SandboxProcess:
         )
 
     def control(self, **plan: Any) -> dict[str, Any]:
-        """Put a plan of faults in force: mix=, reference=, operations=, times=, honour_keys=, ..."""
+        """Set a plan of faults: mix=, reference=, operations=, times=, honour_keys=, ..."""
         answer = self.ask("POST", "/_control", json=plan)
         assert answer.status_code == 200, answer.text
         return dict(answer.json())
 
     def faults(self) -> dict[str, Any]:
-        """The plan in force, with `struck` (since it was set) and `calls` (since the start)."""
+        """The current plan, with `struck` (since it was set) and `calls` (since the start)."""
         return dict(self.ask("GET", "/_control").json())
 
     def clear(self) -> None:
-        """No faults any more."""
+        """Remove all faults."""
         self.ask("DELETE", "/_control")
 
     def books(self, **filters: str) -> list[dict[str, Any]]:
@@ -88,11 +88,11 @@ class SandboxProcess:
         return list(self.ask("GET", "/_books", params=filters).json()["movements"])
 
     def wait_for_books(self, *, count: int = 1, **filters: str) -> list[dict[str, Any]]:
-        """As `books`, once there are so many movements."""
+        """Like `books`, as soon as this many movements exist."""
         return _within(WITHIN_S, lambda: self._at_least(count, self.books(**filters)))
 
     def wait_for_strike(self, *, count: int = 1) -> dict[str, int]:
-        """The faults that struck since the plan was set, once there are so many."""
+        """The injected faults since the plan was set, as soon as this many exist."""
         return _within(WITHIN_S, lambda: self._struck(count))
 
     @staticmethod
@@ -108,7 +108,7 @@ class SandboxProcess:
         return dict(self.ask("GET", "/_books").json()["totals"])
 
     def complete_action(self, payment_intent: str, *, success: bool = True) -> dict[str, Any]:
-        """The payer's part of a 3-D Secure challenge."""
+        """The payer's action in a 3-D Secure challenge."""
         decision = {"payment_intent": payment_intent, "success": success}
         return dict(self.ask("POST", "/_complete_action", json=decision).json())
 
@@ -122,7 +122,7 @@ class SandboxProcess:
     def stripe(
         self, method: str, path: str, *, key: str | None = None, **form: Any
     ) -> requests.Response:
-        """One call to the API as Stripe's clients make it; `form` in the flat, bracketed spelling."""
+        """One call to the API in the form of Stripe's clients; `form` has flat, bracketed keys."""
         headers = {"Authorization": f"Bearer {API_KEY}"}
         if key is not None:
             headers["Idempotency-Key"] = key

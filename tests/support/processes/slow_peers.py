@@ -1,4 +1,4 @@
-"""The shapes in which a provider lets a caller wait, as behaviours of a fault server."""
+"""The forms of a provider's slowness, as behaviours of a fault server."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def stall(peer: Peer) -> None:
 
 
 def drip_handshake(peer: Peer) -> None:
-    # A TLS record that claims 16 KiB and takes for ever to come.
+    # A TLS record that announces 16 KiB and never arrives completely.
     peer.drip(b"\x16\x03\x03\x40\x00" + b"\x02" * 16384, every_s=0.02)
 
 

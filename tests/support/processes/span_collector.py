@@ -1,4 +1,4 @@
-"""The door of a trace collector (OTLP over HTTP), and all spans that came through it."""
+"""The endpoint of a trace collector (OTLP over HTTP), and all spans that it received."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 @dataclass
 class Collector:
-    """Where to send spans, and what was sent."""
+    """The collector's address and the received spans."""
 
     url: str
     exports: list[ExportTraceServiceRequest] = field(default_factory=list)
@@ -33,7 +33,7 @@ class Collector:
 
 @contextmanager
 def collecting() -> Iterator[Collector]:
-    """A collector on a port of its own."""
+    """A collector on a free port."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
@@ -43,7 +43,7 @@ def collecting() -> Iterator[Collector]:
             self.end_headers()
 
         def log_message(self, *_: object) -> None:
-            """Say nothing."""
+            """Keep the test's output free of request lines."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     collector = Collector(f"http://127.0.0.1:{server.server_port}")

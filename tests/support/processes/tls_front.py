@@ -1,4 +1,4 @@
-"""TLS before a provider, and the faults of the way to it: whatever stands behind it fails alike."""
+"""TLS in front of a provider, with faults of the link: they are equal for every provider behind it."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from urllib.parse import urlsplit
 
 from tests.support.processes.fault_server import FaultServer, Peer, answer, certificate
 
-# What happens to a call on its way; those "after" let the provider act on it first.
+# The faults of a call; for those "after" the provider acts on the call first.
 FAULTS = (
     *("hang", "hang_after", "reset", "reset_after", "truncate_after"),
     *("garbage_after", "error_500_after", "error_503", "error_429"),
 )
 _TOO_MANY = b'{"error": {"type": "rate_limit_error", "code": "rate_limit", "message": "Slower."}}'
-# Of this connection, and not of the message.
+# Headers of this connection, not of the message.
 _HOP_BY_HOP = frozenset({"connection", "transfer-encoding", "content-length", "keep-alive"})
 
 
@@ -40,7 +40,7 @@ class TlsFront:
     def failing(self, fault: str, *methods: str) -> Iterator[None]:
         """Every call with one of these methods (POST: whatever may move money) meets the fault.
 
-        At the end of the block the provider has acted on whatever reached it, answered or not.
+        At the end of the block the provider has acted on every call that reached it, answered or not.
         """
         assert fault in FAULTS, fault
         self._methods = frozenset(methods or {"POST"})
@@ -73,7 +73,7 @@ class TlsFront:
 
     @staticmethod
     def _fail(peer: Peer, fault: str, content: bytes) -> bool:
-        """Do what the fault does; whether the connection is still of use."""
+        """Apply the fault; returns whether the connection is still usable."""
         match fault:
             case "hang":
                 peer.hold()
@@ -93,7 +93,7 @@ class TlsFront:
         return False
 
     def relay(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> bytes:
-        """The upstream's whole answer, as it goes to the caller."""
+        """The upstream's whole answer, in the form for the caller."""
         with self._counted():
             return self._asked(method, path, headers, body)
 

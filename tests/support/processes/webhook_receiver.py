@@ -1,4 +1,4 @@
-"""A merchant's end of our webhooks: keeps what came, and answers as a test tells it to."""
+"""A merchant's receiver of our webhooks: stores the requests and gives the test's answers."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from tests.support.processes.fault_server import FaultServer, Peer, answer
 
 
 class Receiver:
-    """What arrived, as (headers, body), oldest first."""
+    """The received requests, as (headers, body), oldest first."""
 
     def __init__(self) -> None:
         self.got: list[tuple[dict[str, str], bytes]] = []
-        # For the next requests, in turn; from then on 204.
+        # The statuses of the next requests, in turn; afterwards 204.
         self.statuses: list[int] = []
-        # Further header lines of every answer.
+        # Additional header lines of every answer.
         self.more = ""
         self.server = FaultServer(self._behave, tls=False)
         self.url = f"{self.server.url}/hooks?merchant=7"

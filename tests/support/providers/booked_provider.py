@@ -1,4 +1,4 @@
-"""A provider that keeps books, for tests that are about our own and not about the wire."""
+"""A provider with books in memory, for tests of our own books without the wire."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def refused() -> Outcome:
 
 
 def reserved(amount: int = 2599) -> Outcome:
-    """Authorised, and waiting for a capture."""
+    """Authorised, waiting for a capture."""
     return Outcome(OutcomeKind.SUCCEEDED, Stage.ANSWERED, amount_capturable=amount)
 
 
@@ -62,12 +62,12 @@ def canceled() -> Outcome:
 
 
 def absent() -> Outcome:
-    """The provider's own word that nothing was executed."""
+    """The provider's own statement that it executed nothing."""
     return Outcome(OutcomeKind.NOT_EXECUTED, Stage.ANSWERED)
 
 
 class BookedProvider:
-    """Answers each operation as told, a call each, and from then on by its books."""
+    """Answers calls with the test's answers, one for each call, and afterwards from its books."""
 
     name = "fake"
 
@@ -87,11 +87,11 @@ class BookedProvider:
         self.keys: list[str] = []
         # provider key -> the charge that was executed under it.
         self.charged: dict[str, Charge] = {}
-        # payment id -> what was captured; provider key -> the refund executed under it.
+        # payment id -> captured amount; provider key -> the refund executed under it.
         self.captured: dict[str, int] = {}
         self.refunded: dict[str, Refund] = {}
         self.released: set[str] = set()
-        # Beside what was charged.
+        # Entries besides the charges.
         self.listed: list[ProviderCharge] = []
         self.books_are_shut = False
         # Their references -> what the list of charges tells of them instead.
@@ -171,7 +171,7 @@ class BookedProvider:
         for charge in list(self.charged.values()):
             yield self.listed_charge(charge)
 
-    # --- What came later ------------------------------------------------------------------------
+    # --- Records about existing charges ---------------------------------------------------------
 
     def page(self, feed: Feed, part: Slice, deadline: Deadline) -> Page:
         if feed is not Feed.CHARGES:
@@ -211,17 +211,17 @@ class BookedProvider:
         self._confirms = list(confirms)
 
     def execute(self, charge: Charge) -> None:
-        """Move the money; called by a test: it moved after the call was cut off."""
+        """Move the money; a test calls it for money that moves after the call was cut off."""
         with self._lock:
             self.charged[charge.provider_key] = charge
 
     def give_back(self, refund: Refund) -> None:
-        """Move the money back; called by a test: it moved after the call was cut off."""
+        """Move the money back; a test calls it for money that moves after the call was cut off."""
         with self._lock:
             self.refunded[refund.provider_key] = refund
 
     def listed_charge(self, charge: Charge, *, amount_minor: int | None = None) -> ProviderCharge:
-        """The charge as its own books show it."""
+        """The charge in the provider's own books."""
         amount = charge.amount_minor if amount_minor is None else amount_minor
         provider_ref = charge.provider_ref or "pi_unseen"
         return ProviderCharge(

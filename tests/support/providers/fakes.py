@@ -1,4 +1,4 @@
-"""The one double in the tests: a provider that answers as it is told."""
+"""The one double in the tests: a provider with prepared answers."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Called:
 
 
 class FakeProvider:
-    """Gives `answers` in turn, the last one for ever; an exception among them is raised.
+    """Gives `answers` in turn and then repeats the last one; an exception among them is raised.
 
     `during_call` runs inside each call, with the operation's name.
     """
@@ -129,7 +129,7 @@ class FakeProvider:
 
 
 class FakeClock:
-    """A monotonic clock that moves when told."""
+    """A monotonic clock that moves only by the test's calls."""
 
     def __init__(self, now_s: float = 1000.0) -> None:
         self.now_s = now_s

@@ -1,4 +1,4 @@
-"""The providers that the contract suite runs against: adapter, books, and what each is known to be like."""
+"""The providers of the contract suite: adapter, books, and the known properties of each."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ API_KEY = "sk_test_contract"
 
 @dataclass
 class Rig(ABC):
-    """A provider behind a TLS front, the adapter for it, and its own books read past both.
+    """A provider behind a TLS front, its adapter, and its own books, read without the two.
 
-    The fields below the line are properties of the provider, not of ours: each is asserted as it
-    is, so that a provider that changes is noticed.
+    The fields below the line are properties of the provider, not of our code: each is asserted, so
+    that a change of the provider is detected.
     """
 
     front: TlsFront
@@ -40,18 +40,18 @@ class Rig(ABC):
     decline_code = "generic_decline"
     # ---
     honours_keys = True
-    # Its list can be asked for what was made since a time.
+    # Its list accepts a filter by creation time.
     lists_by_time = True
-    # Its answers say how much of a reserved amount was captured.
+    # Its answers contain the captured part of a reserved amount.
     tells_captured = True
-    # It refuses to capture what was released.
+    # It refuses to capture a released charge.
     refuses_released = True
-    # It refuses to give back more than there is.
+    # It refuses to refund more than was captured.
     limits_refunds = True
 
     @contextlib.contextmanager
     def provider(self, *, url: str | None = None, api_key: str = API_KEY) -> Iterator[Provider]:
-        """The adapter, on connections of its own."""
+        """The adapter, on separate connections."""
         transport = Transport(
             base_url=url or self.front.url,
             ca_file=self.front.ca_file,
@@ -68,7 +68,7 @@ class Rig(ABC):
         return StripeProvider(transport, api_key=api_key, flow=self.flow)
 
     def a_charge(self, method: str | None = None, **more: Any) -> Charge:
-        """A charge that no other test knows."""
+        """A charge that no other test uses."""
         name = f"pay_{uuid4().hex}"
         fields: dict[str, Any] = {
             "payment_id": name,
@@ -84,11 +84,11 @@ class Rig(ABC):
 
     @abstractmethod
     def taken(self, charge: Charge) -> list[int]:
-        """What the provider took for the charge, each time that it did."""
+        """The amounts that the provider charged for the charge, one for each time."""
 
     @abstractmethod
     def given_back(self, charge: Charge) -> list[int]:
-        """What it gave back by our refunds, each time that it did."""
+        """The amounts that the provider refunded for our refunds, one for each time."""
 
     def listed(self, kind: str) -> list[dict[str, Any]]:
         """All objects of a kind in the provider's books."""
@@ -119,7 +119,7 @@ class Sandbox(Rig):
 
 
 class Localstripe(Rig):
-    """PaymentIntents from a hostile provider: a key means nothing to it."""
+    """PaymentIntents from a hostile provider that ignores keys."""
 
     refused_card = "pm_card_chargeCustomerFail"
     decline_code = "card_declined"
@@ -144,7 +144,7 @@ class Localstripe(Rig):
         return [one for one in intents if one["metadata"].get("payment_id") == charge.payment_id]
 
     def _refunds(self, intent: dict[str, Any], *, ours: bool) -> list[int]:
-        # What a capture left over is given back by a refund of the provider's own.
+        # The provider's own refund gives the uncaptured rest back.
         of_charge = (intent["latest_charge"] or {}).get("id")
         return [
             refund["amount"]

@@ -1,4 +1,4 @@
-"""Stripe-shaped providers that are not ours, as tests start them: each its own process."""
+"""Stripe-compatible providers of other projects, each in a separate process."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[3]
-# Where `make test` installs it, beside Python's packages.
+# The directory in which `make test` installs it, beside Python's packages.
 STRIPE_MOCK = Path(sys.prefix) / "stripe-mock" / "node_modules"
 
 
@@ -36,7 +36,7 @@ def _running(command: list[str], **environ: str) -> Iterator[str]:
         command,
         cwd=ROOT,
         env={**os.environ, **environ},
-        # Its end tells the process that we are gone.
+        # The closed pipe ends the process after the test's end.
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )

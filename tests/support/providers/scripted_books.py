@@ -31,7 +31,7 @@ class Rule:
     payment_id: str | None = None
     # Whether the books act on the request: now, later (at `execute_held`), or never (a gateway).
     execute: str = "now"
-    # A creation moves money although nothing was to be confirmed.
+    # A creation moves money although it is unconfirmed.
     as_confirmed: bool = False
     # None: the honest status.
     status: int | None = None
@@ -44,13 +44,13 @@ class Rule:
     save: bool = False
     # Close the connection without an answer.
     drop: bool = False
-    # Wait so long before the answer; the books act first.
+    # The wait before the answer; the books act first.
     delay_s: float = 0.0
 
 
 @dataclass
 class Request:
-    """A request as it came in."""
+    """A received request."""
 
     method: str
     path: str
@@ -65,7 +65,7 @@ class Request:
 
 @dataclass
 class Reply:
-    """What goes out: a status and a body, or nothing at all."""
+    """An answer: a status and a body, or none."""
 
     status: int
     body: Any
@@ -92,7 +92,7 @@ class ScriptedBooks:
         self.clear(books=True)
 
     def clear(self, *, books: bool = False) -> None:
-        """Forget the rules; with `books`, all that ever happened as well."""
+        """Forget the rules; with `books`, also all objects and movements."""
         with self._lock:
             self.rules: list[Rule] = []
             if books:
@@ -165,7 +165,7 @@ class ScriptedBooks:
         return told or (found["metadata"].get("payment_id") if found else None)
 
     def execute_held(self) -> int:
-        """Act on every request that a rule put off; how many."""
+        """Execute every request that a rule postponed; returns their number."""
         with self._lock:
             held, self._held = self._held, []
             for work in held:
@@ -243,7 +243,7 @@ class ScriptedBooks:
         return self.capture(found, int(asked), request)
 
     def capture(self, found: Object, amount: int, request: Request | None = None) -> Object:
-        """Take what was reserved, or a part of it."""
+        """Capture the reserved money, or a part of it."""
         reserved = found["amount_capturable"]
         if not 0 < amount <= reserved:
             raise Refusal(400, "There is not so much to capture.", payment_intent=found)
@@ -254,7 +254,7 @@ class ScriptedBooks:
         return found
 
     def cancel(self, found: Object, request: Request | None = None) -> Object:
-        """End an intent; what was reserved is released."""
+        """End an intent; its reserved money is released."""
         if found["status"] in ("succeeded", "canceled"):
             raise Refusal(400, f"It is {found['status']}.", code="payment_intent_unexpected_state")
         if found["amount_capturable"]:
@@ -268,7 +268,7 @@ class ScriptedBooks:
         return self.refund(self._load(form[field_name]), int(form.get("amount", 0)), request)
 
     def refund(self, found: Object, amount: int, request: Request | None = None) -> Object:
-        """Give money back; without a request as the dashboard does, with no metadata of ours."""
+        """Give money back; without a request it is a refund of the dashboard, without our metadata."""
         given_back = [r for r in self.collections.get("refunds", []) if _is_of(r, found)]
         left = found["amount_received"] - sum(
             one["amount"] for one in given_back if one["status"] not in ("failed", "canceled")
@@ -308,7 +308,7 @@ class ScriptedBooks:
     # --- Books ----------------------------------------------------------------------------------
 
     def put(self, collection: str, **fields: Any) -> Object:
-        """Add an object as it is given: a foreign charge, a dispute, an event."""
+        """Add an object unchanged: a foreign charge, a dispute, an event."""
         made: Object = {"id": self._new_id("obj"), "created": int(time.time()), "metadata": {}}
         made |= fields
         with self._lock:
@@ -316,12 +316,12 @@ class ScriptedBooks:
         return made
 
     def change(self, object_id: str, *, event: str | None = None, **fields: Any) -> Object:
-        """Change an object behind our back; with `event`, the feed of events tells of it."""
+        """Change an object without our knowledge; with `event`, the feed has an event about it."""
         with self._lock:
             found = self._load(object_id)
             found |= fields
             if event is not None:
-                # The object as it then was, as Stripe's events carry it.
+                # The object's state at that time, as in Stripe's events.
                 self.put(
                     "events",
                     id=self._new_id("evt"),
@@ -386,7 +386,7 @@ def _operation(method: str, path: str, form: Form) -> str:
 
 
 def _conflict() -> Reply:
-    """As Stripe answers a key that came with another path or other parameters."""
+    """Stripe's answer to a used key with another path or other parameters."""
     message = "Keys can only be used with the same parameters they were first used with."
     return Reply(400, {"error": {"type": "idempotency_error", "message": message}})
 

@@ -1,4 +1,4 @@
-"""A Stripe-shaped provider that does what a test's script says: own process, TLS, own books.
+"""A Stripe-compatible provider controlled by a test's script: own process, TLS, own books.
 
 `python -m tests.support.providers.scripted_provider` prints its address and certificate; a test starts it with
 `scripted_provider()`. Without rules it is honest and honours idempotency keys.
@@ -30,7 +30,7 @@ CONTROL = "/_script/"
 
 
 class ScriptedProvider:
-    """The running process, as a test scripts it and reads its books."""
+    """The running process, for a test's rules and reads of its books."""
 
     def __init__(self, url: str, ca_file: str) -> None:
         self.url = url
@@ -39,11 +39,11 @@ class ScriptedProvider:
         self._session.trust_env = False
 
     def script(self, *rules: Rule) -> None:
-        """Put rules in force after those that are; the first that fits a request decides."""
+        """Add rules after the existing ones; the first that fits a request decides."""
         self._ask("script", rules=[vars(rule) for rule in rules])
 
     def clear(self, *, books: bool = False) -> None:
-        """Be honest again; with `books`, forget all that ever happened as well."""
+        """Be honest again; with `books`, also forget all objects and movements."""
         self._ask("clear", books=books)
 
     def honour_keys(self, honours_keys: bool) -> None:
@@ -51,7 +51,7 @@ class ScriptedProvider:
         self._ask("honour_keys", honours_keys=honours_keys)
 
     def execute_held(self) -> int:
-        """Act on every request whose rule said `execute="later"`; how many there were."""
+        """Execute every request with a rule `execute="later"`; returns their number."""
         return int(self._ask("execute_held"))
 
     def requests(self, operation: str | None = None) -> list[dict[str, Any]]:
@@ -75,18 +75,18 @@ class ScriptedProvider:
         """The objects that carry our metadata of that payment."""
         return list(self._ask("by_payment", payment_id=payment_id))
 
-    # --- What others do at the provider ---------------------------------------------------------
+    # --- Acts of others at the provider ---------------------------------------------------------
 
     def put(self, collection: str, **fields: Any) -> dict[str, Any]:
         """Add an object: a foreign charge, a dispute, an event."""
         return dict(self._ask("put", collection=collection, fields=fields))
 
     def change(self, object_id: str, *, event: str | None = None, **fields: Any) -> dict[str, Any]:
-        """Change an object behind our back; with `event`, /v1/events tells of it."""
+        """Change an object without our knowledge; with `event`, /v1/events has an event about it."""
         return dict(self._ask("change", object_id=object_id, event=event, fields=fields))
 
     def pay(self, object_id: str) -> dict[str, Any]:
-        """Take (or reserve) the money of an object that has none yet, as a late payer does."""
+        """Take (or reserve) the money of an object without any, like a late payer."""
         return dict(self._ask("act", act="pay", object_id=object_id))
 
     def cancel(self, object_id: str) -> dict[str, Any]:
@@ -98,7 +98,7 @@ class ScriptedProvider:
         return dict(self._ask("act", act="capture", object_id=object_id, amount=amount))
 
     def refund(self, object_id: str, amount: int) -> dict[str, Any]:
-        """Refund in the dashboard: the refund carries no metadata of ours."""
+        """Refund in the dashboard: the refund has no metadata of ours."""
         return dict(self._ask("act", act="refund", object_id=object_id, amount=amount))
 
     def _ask(self, command: str, **arguments: Any) -> Any:
@@ -112,7 +112,7 @@ class ScriptedProvider:
     def adapter(
         self, name: str = "stripe", *, flow: Literal["two_phase", "one_shot"] = "two_phase"
     ) -> Iterator[Provider]:
-        """An adapter on connections of its own."""
+        """An adapter on separate connections."""
         transport = Transport(
             base_url=self.url,
             ca_file=self.ca_file,
@@ -132,7 +132,7 @@ def scripted_provider() -> Iterator[ScriptedProvider]:
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.support.providers.scripted_provider"],
         cwd=ROOT,
-        # Its end tells the process that we are gone.
+        # The closed pipe ends the process after the test's end.
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )
@@ -220,7 +220,7 @@ def _controlled(control: _Control, command: str, body: bytes) -> bytes:
 
 
 def _on_the_wire(reply: Reply) -> bytes:
-    # NaN, Infinity and lone surrogates go out as Python writes them: that is what scripts are for.
+    # NaN, Infinity and lone surrogates are sent as Python writes them: scripts need them.
     is_text = isinstance(reply.body, str)
     body = reply.body.encode(errors="surrogatepass") if is_text else json.dumps(reply.body).encode()
     more = "".join(f"{name}: {text}\r\n" for name, text in reply.headers.items())

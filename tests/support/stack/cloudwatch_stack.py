@@ -47,7 +47,7 @@ def resources(kind: str) -> dict[str, dict[str, Any]]:
 
 
 def metrics_of(alarm: dict[str, Any]) -> Iterator[tuple[MetricName, str]]:
-    """Each metric that an alarm stands on, and the statistic that it takes of it."""
+    """Each metric that an alarm uses, with the alarm's statistic."""
     if "MetricName" in alarm:
         yield _name(alarm), alarm["Statistic"]
     for query in alarm.get("Metrics", []):

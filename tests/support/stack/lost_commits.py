@@ -1,4 +1,4 @@
-"""A service on a scripted provider whose newest commits can be lost, as a failover loses them."""
+"""A service on a scripted provider that can lose its newest commits, like in a failover."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support.providers.scripted_provider import ScriptedProvider
 from tests.support.stack.pools import open_pool_of
 from tests.support.stack.settling import Service, soon
 
-# As the claim's own commit left it: whatever came after is lost.
+# The state after the claim's commit: every later change is lost.
 _SET_BACK = """
     UPDATE payments SET status = 'accepted', provider_ref = NULL, amount_captured = 0,
         attempts = '[]', sent_at = NULL, unknown_since = NULL, look_ups = 0, key_series = 1,
@@ -26,7 +26,7 @@ _LOSE = """
     WITH p AS (DELETE FROM payments RETURNING 1), k AS (DELETE FROM idempotency_keys)
     SELECT 1 FROM p
 """
-# The key then leads to the one that is left, as it did before.
+# The key then refers to the remaining row, as before.
 _LOSE_OTHERS = """
     WITH p AS (DELETE FROM payments WHERE payment_id <> %(payment_id)s::uuid),
          k AS (UPDATE idempotency_keys SET payment_id = %(payment_id)s::uuid)
@@ -50,7 +50,7 @@ FLOWS = {
 
 @dataclass
 class Rig:
-    """A service on a scripted provider, and the database's owner who plays the failover."""
+    """A service on a scripted provider, and the database owner's connection for the failover."""
 
     service: Service
     scripted: ScriptedProvider
@@ -72,7 +72,7 @@ class Rig:
         self.service.sweep.run_if_due(soon(), every_s=0.0)
 
     def lose_all_but(self, payment: Payment, **columns: object) -> None:
-        """Back to when `payment` alone was here, with these values in its row."""
+        """Restore the state in which only `payment` existed, with these values in its row."""
         self._run(_LOSE_OTHERS, {"payment_id": str(payment.payment_id)})
         for name, value in columns.items():
             # The columns are named by the tests themselves.
@@ -86,7 +86,7 @@ class Rig:
         return self.service.handler.process_payment(request, soon())[0]
 
     def work(self, rounds: int = 4) -> None:
-        """The background's rounds, with everything due."""
+        """Run the background jobs once, with all rows due."""
         for _ in range(rounds):
             self.service.make_due()
             self.service.drain()

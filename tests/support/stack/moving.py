@@ -1,4 +1,4 @@
-"""The parts that capture, void and refund, round one booked provider and a real database."""
+"""The parts for captures, voids and refunds, with one booked provider and a real database."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def soon() -> Deadline:
 
 
 class Moving:
-    """Pays, captures, voids and refunds as one merchant, and settles as the reconciler does."""
+    """Pays, captures, voids and refunds as one merchant, and settles like the reconciler."""
 
     def __init__(
         self, pool: ConnectionPool, provider: Provider, *, quiescence_s: float = 0.0
@@ -84,22 +84,22 @@ class Moving:
         return self.move(Kind.REFUND, payment, amount, key=key)[0]
 
     def settle(self) -> list[Movement]:
-        """One round of the reconciler, with everything due."""
+        """Run one round of the reconciler, with all rows due."""
         return [
             self.reconciler.settle(movement, payment, soon()) for movement, payment in self.lease()
         ]
 
     def lease(self) -> list[tuple[Movement, Payment]]:
-        """Everything, whatever its lease: as the next process does after a death."""
+        """Settle all rows under any lease, like the next process after a kill."""
         self.pool.run(MAKE_DUE, {}, soon())
         return self.store.lease_due(10, soon())
 
     def age(self) -> None:
-        """All movements were sent, and came into doubt, nine days earlier."""
+        """Move the times of all movements and their doubts nine days back."""
         self.pool.run(_AGE, {}, soon())
 
     def amounts(self, payment: Payment) -> tuple[int, int, int, int]:
-        """Captured, refunded, held by refunds under way, held by a capture or void under way."""
+        """The amounts: captured, refunded, held by refunds in progress, held by a capture or void in progress."""
         rows = self.pool.run(_RESERVED, {"payment_id": str(payment.payment_id)}, soon())
         captured, refunded, refunding, settling = rows[0]
         return captured, refunded, refunding, settling

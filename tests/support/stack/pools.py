@@ -1,4 +1,4 @@
-"""What tests of the connection pool share: pools on real servers, and how many backends there are."""
+"""Helpers for tests of the connection pool: pools on real servers, and the count of backends."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def pool_of(size: int, url: str, **options: Any) -> Iterator[ConnectionPool]:
 
 @contextmanager
 def open_pool_of(size: int, url: str, **options: Any) -> Iterator[ConnectionPool]:
-    """As `pool_of`, with every connection open: for waits so short that a connect outlasts them."""
+    """Like `pool_of`, with every connection open: for waits that are shorter than a connect."""
     with pool_of(size, url, **options) as pool:
         assert eventually(lambda: len(pool.opened()) == size)
         yield pool
@@ -45,7 +45,7 @@ def eventually(claim: Callable[[], bool], within_s: float = 20.0) -> bool:
 
 
 def backends(url: str) -> int:
-    """How many connections the server sees, besides the one that asks."""
+    """The server's count of connections, without the one of this query."""
     connection = psycopg2.connect(url, application_name="observer")
     try:
         with connection.cursor() as cursor:

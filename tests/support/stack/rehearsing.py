@@ -1,4 +1,4 @@
-"""A running house with its rehearsals as an operator asks for them, and what they leave behind."""
+"""A running local stack with drills over REST, and checks of their remains."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import requests
 from service.lab.drills.pair import HOME_PREFIX
 from tests.support.stack.running_house import House, running_house, wait_for
 
-# As small as it gets, and room for two copies beside it.
+# The smallest configuration with room for two copies.
 SMALL = {"HOLDFAST_WEB_WORKERS": "2", "HOLDFAST_WEB_THREADS": "8", "HOLDFAST_DB_POOL_SIZE": "4"}
 
 
@@ -26,14 +26,14 @@ def ask(house: House, method: str, path: str, **options: Any) -> requests.Respon
 
 
 def begin(house: House, name: str, **wish: Any) -> str:
-    """Begin a simulation; where its run is found."""
+    """Start a simulation; returns the address of its run."""
     begun = ask(house, "POST", f"/simulate/{name}", json=wish)
     assert begun.status_code == 202, begun.text
     return begun.headers["Location"]
 
 
 def begin_drill(house: House, name: str, **wish: Any) -> str:
-    """Begin a drill; where its run is found."""
+    """Start a drill; returns the address of its run."""
     begun = ask(house, "POST", "/drills", json={"drill": name, **wish})
     assert begun.status_code == 202, begun.text
     return begun.headers["Location"]
@@ -48,7 +48,7 @@ def wait_until_struck(house: House, where: str) -> None:
 
 
 def ended(house: House, where: str, timeout_s: float = 90.0) -> dict[str, Any]:
-    """The run's document once it has ended."""
+    """The run's document after its end."""
 
     def if_ended() -> dict[str, Any] | None:
         run: dict[str, Any] = ask(house, "GET", where).json()
@@ -59,8 +59,8 @@ def ended(house: House, where: str, timeout_s: float = 90.0) -> dict[str, Any]:
 
 
 def drilled(house: House, name: str, **wish: Any) -> dict[str, Any]:
-    """A drill's report; begun again where callers waited as long without the fault, which says that
-    this machine has too much to do and nothing about the service."""
+    """A drill's report; repeated if callers waited as long in the baseline, which shows an overloaded
+    machine and proves nothing about the service."""
     for _ in range(3):
         run = ended(house, begin_drill(house, name, **wish), timeout_s=120)
         if "in the baseline too" not in run["summary"]:
@@ -69,13 +69,13 @@ def drilled(house: House, name: str, **wish: Any) -> dict[str, Any]:
 
 
 def faults(house: House) -> set[str]:
-    """The modes of what is on the house's own links now."""
+    """The modes of the current faults on the local stack's links."""
     links = ask(house, "GET", "/simulate").json()["links"]
     return {link["mode"] for link in links.values() if link["mode"]}
 
 
 def rows(house: House, statement: str, *values: Any) -> list[tuple[Any, ...]]:
-    """What the database says, past the service."""
+    """The rows of a query, directly from the database."""
     connection = psycopg2.connect(house.database_url)
     try:
         with connection.cursor() as cursor:
@@ -86,7 +86,7 @@ def rows(house: House, statement: str, *values: Any) -> list[tuple[Any, ...]]:
 
 
 def settle_all(house: House) -> None:
-    """Wait until no payment is in doubt: an old doubt would keep the next rehearsal from starting."""
+    """Wait until no payment is in doubt: an old doubt would block the next drill."""
 
     hurry = """
         UPDATE payments SET due_at = now()
@@ -98,7 +98,7 @@ def settle_all(house: House) -> None:
         with connection.cursor() as cursor:
 
             def is_settled() -> bool:
-                # The pauses between look-ups grow to minutes; they are not the subject here.
+                # The pauses between look-ups grow to minutes; they are not under test.
                 cursor.execute(hurry)
                 cursor.execute("SELECT count(*) FROM payments WHERE status = 'unknown'")
                 return bool(cursor.fetchone() == (0,))
@@ -116,23 +116,23 @@ def come_to_rest(house: House) -> None:
 
 
 def ops_worker(house: House) -> int:
-    """The process in which rehearsals live: the one worker of the ops plane."""
+    """The process that runs drills: the one worker of the ops plane."""
     master = house.pids["ops_plane"]
     return int(Path(f"/proc/{master}/task/{master}/children").read_text().split()[0])
 
 
 class TemporaryFiles:
-    """A directory for a house's temporary files, and who still uses it."""
+    """A directory for a local stack's temporary files, and the processes that still use it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def pairs(self) -> list[Path]:
-        """Homes of pairs that are still there."""
+        """The remaining homes of pairs."""
         return list(self.path.glob(f"{HOME_PREFIX}*"))
 
     def processes(self) -> list[int]:
-        """Processes of pairs that still run: copies, their workers and keepers, the proxy."""
+        """Processes of pairs that still run: copies, their workers and managers, the proxy."""
         mark = f"{self.path}/{HOME_PREFIX}".encode()
         found = []
         for process in Path("/proc").glob("[0-9]*"):
@@ -147,8 +147,8 @@ class TemporaryFiles:
 
 @contextmanager
 def rehearsing_house(home: Path, **settings: str) -> Iterator[tuple[House, TemporaryFiles]]:
-    """A small running house with a directory of its own for temporary files."""
-    # Short, for sockets are in it; open to the user that PostgreSQL runs as.
+    """A small local stack with a separate directory for temporary files."""
+    # A short path, because sockets are in it; open to PostgreSQL's user.
     path = Path(tempfile.mkdtemp(prefix="t-"))
     path.chmod(0o711)
     try:

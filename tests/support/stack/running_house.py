@@ -1,4 +1,4 @@
-"""The real thing for tests: `python -m service run` on ports of its own, and its two sets of books."""
+"""A local stack for tests: `python -m service run` on separate ports, and its two sets of books."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ WAIT_S = 90.0
 
 
 class House:
-    """A running Holdfast, as its callers and its provider see it."""
+    """A running Holdfast, from the view of its callers and its provider."""
 
     def __init__(self, process: subprocess.Popen[bytes], run: dict[str, Any]) -> None:
         self.process = process
@@ -52,7 +52,7 @@ class House:
     def pay(
         self, key: str | None = None, headers: dict[str, str] | None = None, **body: Any
     ) -> requests.Response:
-        """POST /v1/payments with a sound request, changed by `body`."""
+        """POST /v1/payments with a valid request, changed by `body`."""
         whole = {"amount": 2599, "currency": "usd", "payment_method": "pm_card_visa", **body}
         return self.request(
             "POST",
@@ -66,17 +66,17 @@ class House:
 
     def request(self, method: str, path: str, **options: Any) -> requests.Response:
         headers = {"Authorization": f"Bearer {self.api_key}", **options.pop("headers", {})}
-        # A new connection each: a test must not mistake a stale one for a refused call.
+        # A new connection for each call: a stale one would look like a refused call.
         return requests.request(method, self.url + path, headers=headers, timeout=30, **options)
 
     def settled(self, payment: str, timeout_s: float = WAIT_S) -> dict[str, Any]:
-        """The payment once its status is final; asks as a caller would."""
+        """The payment with its final status; polls like a caller."""
         return wait_for(
             lambda: _if_final(self.get(f"/v1/payments/{payment}").json()), timeout_s=timeout_s
         )
 
     def control(self, mix: dict[str, float], **more: Any) -> None:
-        """What the provider does from now on."""
+        """Set the provider's behaviour from now on."""
         answer = self.sandbox("POST", "/_control", json={"mix": mix, **more})
         answer.raise_for_status()
 
@@ -101,13 +101,13 @@ class House:
         return total
 
     def broken_promises(self) -> dict[str, int]:
-        """The rules about money that rows of its database break now; the gauge is a minute old."""
+        """The invariants that rows of its database violate now; the gauge is a minute old."""
         with pool_of(1, self.database_url) as pool:
             broken = check_invariants(pool, Deadline.after(10))
         return {rule: count for rule, count in broken.items() if count}
 
     def log_events(self, part: str = "data-plane") -> list[dict[str, Any]]:
-        """The JSON events that a part has logged."""
+        """The JSON log events of a part."""
         home = Path(self.home)
         lines = (home / "logs" / f"{part}.log").read_text().splitlines()
         return [json.loads(line) for line in lines if line.startswith("{")]
@@ -115,7 +115,7 @@ class House:
     home: str = ""
 
     def sandbox(self, method: str, path: str, **options: Any) -> requests.Response:
-        """One call to the sandbox's own addresses: its books, its faults, the payer's part."""
+        """One call to the sandbox's own addresses: its books, its faults, the payer's actions."""
         return self._session.request(
             method, self._sandbox_url + path, verify=self._sandbox_ca, timeout=10, **options
         )
@@ -125,7 +125,7 @@ class House:
 def running_house(home: Path, *, first_start: bool = False, **settings: str) -> Iterator[House]:
     """Start everything below `home`, and stop it together afterwards.
 
-    Its database is copied, if `home` has none; with `first_start` it is made by the house itself.
+    Its database is copied if `home` has none; with `first_start` the local stack creates it.
     """
     environ = {
         **{name: value for name, value in os.environ.items() if "PROXY" not in name.upper()},
@@ -169,7 +169,7 @@ def running_house(home: Path, *, first_start: bool = False, **settings: str) -> 
 def wait_for(
     condition: Callable[[], Any], *, timeout_s: float = WAIT_S, every_s: float = 0.05
 ) -> Any:
-    """What the condition gives once it is true; fails the test when it never is."""
+    """The condition's first true result; fails the test without one in time."""
     give_up_at_s = time.monotonic() + timeout_s
     while not (result := condition()):
         assert time.monotonic() < give_up_at_s, f"not within {timeout_s:.0f} s"

@@ -1,4 +1,4 @@
-"""The parts that pay and settle, round one booked provider and a real database."""
+"""The parts that pay and settle, with one booked provider and a real database."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def soon() -> Deadline:
 
 
 class Service:
-    """Pays and settles as one merchant, as the data plane and the reconciler do."""
+    """Pays and settles as one merchant, like the data plane and the reconciler."""
 
     def __init__(
         self,
@@ -90,11 +90,11 @@ class Service:
         self.pool.run(_MAKE_DUE, {}, soon())
 
     def age(self, by_s: float) -> None:
-        """All payments were sent, and came into doubt, that much earlier."""
+        """Move the times of all payments and their doubts back by this much."""
         self.pool.run(_AGE, {"by_s": by_s}, soon())
 
     def settle(self) -> list[Payment]:
-        """One round of the reconciler's look-ups, with everything due."""
+        """Run one round of the reconciler's look-ups, with all rows due."""
         self.make_due()
         return [
             self.reconciler.settle(payment, soon())

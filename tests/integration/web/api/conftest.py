@@ -1,7 +1,7 @@
 """The shipped data plane, with a scripted provider.
 
-One database and one application for each module, since both take a while; each test is a merchant
-of its own, so that it sees nothing of the others.
+One database and one application for each module, because both are slow to start; each test is a
+separate merchant, so that it sees no data of the others.
 """
 
 from __future__ import annotations
