@@ -75,7 +75,7 @@ def test_a_look_ups_5xx_is_no_proof_of_absence(one_call, scripted, status):
     assert charges(scripted) == 1
 
 
-def test_the_next_key_comes_only_after_a_saved_5xx_and_quiet_books(one_call, scripted):
+def test_next_key_needs_a_saved_5xx_and_no_entry_in_the_books(one_call, scripted):
     scripted.script(Rule("create_confirmed", status=500, execute="never", save=True))
     payment = one_call.pay()
     one_call.age(60)
@@ -195,7 +195,7 @@ def test_any_other_answer_to_prepare_is_doubt_and_makes_no_other(two_phase, scri
     assert charges(scripted) <= 1
 
 
-def test_a_success_told_and_not_in_the_books_is_never_not_executed(two_phase, scripted):
+def test_success_missing_in_the_books_is_never_not_executed(two_phase, scripted):
     lie = {
         "id": "pi_never",
         "object": "payment_intent",
@@ -232,7 +232,7 @@ def test_a_resolve_while_a_call_is_under_way_is_refused(two_phase, scripted):
     assert two_phase.read(payment).status is Status.SUCCEEDED
 
 
-def test_a_resolved_payment_is_not_sent_by_a_look_up_that_began_before(two_phase, scripted, pool):
+def test_resolved_payment_is_not_sent_by_an_earlier_look_up(two_phase, scripted, pool):
     scripted.script(Rule("confirm", status=503, execute="never"))
     payment = two_phase.pay()
     two_phase.make_due()

@@ -38,7 +38,7 @@ def request(**changes: object) -> ChargeRequest:
 
 @pytest.mark.parametrize("leased", [False, True], ids=["queued", "leased"])
 @pytest.mark.parametrize("flow", FLOWS)
-def test_a_paid_row_that_was_set_back_is_found_and_not_paid_again(rig_of, flow, leased):
+def test_paid_row_set_back_is_found_and_not_charged_again(rig_of, flow, leased):
     rig = rig_of(flow)
     paid = rig.pay(request())
     rig.set_back(leased=leased)
@@ -137,7 +137,7 @@ def test_a_key_that_was_used_is_proof_and_the_next_is_never_sent(rig_of, flow, o
     assert rig.charges == 1
 
 
-def test_a_key_that_was_used_for_nothing_in_the_books_stays_a_doubt(rig_of):
+def test_used_key_without_an_entry_in_the_books_stays_in_doubt(rig_of):
     rig = rig_of("two_phase")
     rig.scripted.script(conflict("create"))
 
@@ -148,7 +148,7 @@ def test_a_key_that_was_used_for_nothing_in_the_books_stays_a_doubt(rig_of):
     assert rig.scripted.objects("payment_intents") == []
 
 
-def test_a_lost_unconfirmed_charge_is_confirmed_and_no_other_made(rig_of):
+def test_lost_unconfirmed_charge_is_confirmed_without_another(rig_of):
     rig = rig_of("two_phase")
     asked = request()
     rig.scripted.script(Rule("confirm", status=503, execute="never"))

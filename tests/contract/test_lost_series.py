@@ -76,7 +76,7 @@ def test_a_freed_keys_lost_charge_is_adopted_by_its_first_row(rig_of, flow):
 
 
 @pytest.mark.parametrize("flow", HONOURING)
-def test_a_freed_key_whose_rows_are_all_lost_is_not_charged_again(rig_of, flow):
+def test_freed_key_with_all_rows_lost_is_not_charged_again(rig_of, flow):
     rig = rig_of(flow)
     asked = request(on_outage="reject")
     refuse(rig, asked, "create" if flow == "two_phase" else "create_confirmed")
@@ -92,7 +92,7 @@ def test_a_freed_key_whose_rows_are_all_lost_is_not_charged_again(rig_of, flow):
 
 
 @pytest.mark.parametrize("flow", HONOURING)
-def test_a_freed_key_whose_newest_row_is_lost_is_not_charged_again(rig_of, flow):
+def test_freed_key_with_its_newest_row_lost_is_not_charged_again(rig_of, flow):
     rig = rig_of(flow)
     asked = request(on_outage="reject")
     refuse(rig, asked, "create" if flow == "two_phase" else "create_confirmed")
@@ -127,7 +127,7 @@ def test_a_refused_row_that_was_set_back_is_never_confirmed(rig_of, flow):
     assert rig.charges == 1
 
 
-def test_a_used_key_of_a_noted_charge_is_searched_before_the_next(rig_of):
+def test_used_key_of_a_recorded_charge_is_searched_first(rig_of):
     rig = rig_of("two_phase")
     conflict = {"error": {"type": "idempotency_error"}}
     rig.scripted.script(Rule("confirm", status=400, body=conflict, execute="never"))
@@ -160,7 +160,7 @@ def test_a_used_key_with_no_other_charge_ends_without_the_next(rig_of):
     assert rig.charges == 0
 
 
-def test_a_later_refund_finds_the_payment_that_adopted_the_charge(rig_of):
+def test_later_refund_finds_the_payment_with_the_charge(rig_of):
     rig = rig_of("two_phase")
     asked = request()
     rig.pay(asked)

@@ -159,7 +159,7 @@ def test_a_provider_that_is_not_there_was_not_sent_anything(rig):
     assert outcome.error == "refused"
 
 
-def test_without_time_nothing_is_sent_and_a_look_up_proves_nothing(rig, provider):
+def test_expired_deadline_sends_nothing_and_proves_nothing(rig, provider):
     charge = ready(provider, rig.a_charge())
 
     sent = provider.confirm(charge, soon(0))
@@ -231,7 +231,7 @@ def test_a_look_up_that_fails_proves_nothing(rig, provider, fault):
     assert outcome.kind is OutcomeKind.UNKNOWN
 
 
-def test_a_charge_that_the_provider_does_not_know_is_doubt_and_not_absence(rig, provider):
+def test_charge_unknown_to_the_provider_is_doubt_not_absence(rig, provider):
     charge, _ = confirmed(provider, rig.a_charge())
     unknown_ref = f"{str(charge.provider_ref)[:3]}nosuchthing"
 
@@ -251,7 +251,7 @@ def test_an_answer_about_something_else_is_a_mismatch(rig, provider, lie: dict[s
     assert (outcome.kind, outcome.error) == (OutcomeKind.UNKNOWN, "mismatch")
 
 
-def test_a_charge_that_was_never_confirmed_is_proven_absent_once_its_key_is_old(rig, provider):
+def test_unconfirmed_charge_is_proven_absent_once_its_key_is_old(rig, provider):
     charge = ready(provider, rig.a_charge(created_at=datetime.now(UTC) - timedelta(hours=21)))
 
     outcome = provider.look_up(charge, soon())
@@ -260,7 +260,7 @@ def test_a_charge_that_was_never_confirmed_is_proven_absent_once_its_key_is_old(
     assert rig.taken(charge) == []
 
 
-def test_an_old_charge_whose_reference_was_lost_is_found_by_our_metadata(rig, provider):
+def test_old_charge_without_its_reference_is_found_by_metadata(rig, provider):
     charge, _ = confirmed(provider, rig.a_charge())
     forgotten = replace(
         charge, provider_ref=None, created_at=datetime.now(UTC) - timedelta(hours=21)
@@ -385,7 +385,7 @@ def test_refunds_give_back_a_part_at_a_time(rig, provider):
     assert sorted(rig.given_back(charge)) == [599, 2000]
 
 
-def test_the_same_refund_again_is_the_same_where_keys_are_honoured(rig, provider):
+def test_repeated_refund_is_the_same_where_keys_are_honoured(rig, provider):
     charge, _ = confirmed(provider, rig.a_charge())
     refund = a_refund(charge)
 

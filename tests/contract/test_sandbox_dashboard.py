@@ -119,7 +119,7 @@ def test_foreign_charge_has_no_metadata_of_ours(sandbox):
 # --- The feed -----------------------------------------------------------------------------------
 
 
-def test_feed_is_paged_newest_first_and_filtered_by_type_and_time(sandbox):
+def test_feed_has_pages_newest_first_with_type_and_time_filters(sandbox):
     intent = paid(sandbox, unique())
     for amount in (1, 2, 3):
         sandbox.dashboard("refund", payment_intent=intent["id"], amount=amount)

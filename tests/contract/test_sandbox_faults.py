@@ -122,7 +122,7 @@ def test_a_dripping_body_comes_a_byte_at_a_time_and_is_true(sandbox, payment_id)
 
 
 @pytest.mark.parametrize("fault", ["drip", "truncate"])
-def test_a_body_that_stops_half_way_belongs_to_a_charge_that_happened(sandbox, payment_id, fault):
+def test_truncated_body_belongs_to_an_executed_charge(sandbox, payment_id, fault):
     sandbox.control(mix={fault: 1}, drip_ms=50, hang_s=0.1)
 
     with pytest.raises(requests.exceptions.ChunkedEncodingError):
@@ -132,9 +132,7 @@ def test_a_body_that_stops_half_way_belongs_to_a_charge_that_happened(sandbox, p
 
 
 @pytest.mark.parametrize("fault", ["garbage", "truncate_head"])
-def test_a_200_without_a_readable_body_belongs_to_a_charge_that_happened(
-    sandbox, payment_id, fault
-):
+def test_200_with_an_unreadable_body_belongs_to_a_charge(sandbox, payment_id, fault):
     sandbox.control(mix={fault: 1})
 
     answer = pay(sandbox, payment_id)
@@ -154,7 +152,7 @@ def test_a_plan_for_one_payment_leaves_the_others_alone(sandbox, payment_id):
     assert (struck.status_code, spared.status_code) == (503, 200)
 
 
-def test_a_plan_for_one_callers_payments_leaves_those_of_others_alone(sandbox, payment_id):
+def test_plan_for_one_callers_payments_does_not_affect_others(sandbox, payment_id):
     sandbox.control(mix={"error_503": 1}, reference_prefix="drill-7-")
 
     struck = [
@@ -165,7 +163,7 @@ def test_a_plan_for_one_callers_payments_leaves_those_of_others_alone(sandbox, p
     assert [answer.status_code for answer in (*struck, spared)] == [503, 503, 200]
 
 
-def test_a_plan_for_one_payment_finds_its_confirm_by_the_stored_metadata(sandbox, payment_id):
+def test_plan_for_one_payment_finds_its_confirm_by_metadata(sandbox, payment_id):
     intent = pay(sandbox, payment_id, confirm="false").json()
     sandbox.control(mix={"error_503": 1}, reference=payment_id, operations=["confirm"])
 
@@ -199,7 +197,7 @@ def test_look_ups_stay_true_unless_the_plan_names_them(sandbox):
         [],
     ],
 )
-def test_a_plan_that_cannot_be_meant_is_refused_and_changes_nothing(sandbox, plan):
+def test_invalid_plan_is_refused_and_changes_nothing(sandbox, plan):
     before = sandbox.faults()
 
     answer = sandbox.ask("POST", "/_control", json=plan)

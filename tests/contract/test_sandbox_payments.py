@@ -68,9 +68,7 @@ def test_creating_moves_nothing_and_confirming_charges_once(sandbox):
         ("pm_card_chargeDeclinedProcessingError", "processing_error", None),
     ],
 )
-def test_a_declining_card_is_told_with_its_code_and_moves_nothing(
-    sandbox, method, code, decline_code
-):
+def test_declined_card_returns_its_code_and_moves_nothing(sandbox, method, code, decline_code):
     payment_id = unique()
     intent = create(sandbox, payment_id, payment_method=method)
 
@@ -87,7 +85,7 @@ def test_a_declining_card_is_told_with_its_code_and_moves_nothing(
     assert kinds(sandbox, payment_id) == []
 
 
-def test_a_manual_capture_takes_a_part_and_never_more_than_was_reserved(sandbox):
+def test_manual_capture_takes_at_most_the_reserved_amount(sandbox):
     payment_id = unique()
     intent = create(sandbox, payment_id, confirm="true", capture_method="manual")
     path = f"/payment_intents/{intent['id']}/capture"
@@ -133,7 +131,7 @@ def test_refunds_stop_at_what_was_captured(sandbox):
     assert kinds(sandbox, payment_id) == [("charge", 2599), ("refund", 2000), ("refund", 599)]
 
 
-def test_a_pending_refund_that_the_bank_returns_can_be_made_again(sandbox):
+def test_pending_refund_returned_by_the_bank_can_be_repeated(sandbox):
     intent = create(sandbox, unique(), confirm="true", payment_method="pm_card_pendingRefund")
     refund = sandbox.stripe("POST", "/refunds", payment_intent=intent["id"]).json()
     while_pending = sandbox.stripe("POST", "/refunds", payment_intent=intent["id"])
@@ -242,7 +240,7 @@ def test_an_expanded_charge_is_the_object_and_not_its_id(sandbox):
     assert seen["latest_charge"]["paid"] is True
 
 
-def test_the_certificate_is_verified_and_strangers_are_not_trusted(sandbox):
+def test_certificate_is_verified_and_foreign_ones_are_refused(sandbox):
     headers = {"Authorization": f"Bearer {API_KEY}"}
     by_name = sandbox.url.replace("127.0.0.1", "localhost") + "/v1/payment_intents"
 

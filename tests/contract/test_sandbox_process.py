@@ -59,7 +59,7 @@ def test_books_keys_and_certificate_outlive_kill_9(tmp_path):
         assert (tmp_path / "tls" / "server.key").stat().st_mode & 0o777 == 0o600
 
 
-def test_kill_9_in_the_middle_leaves_a_charge_with_its_saved_answer_or_neither(tmp_path):
+def test_kill_9_leaves_a_charge_with_its_saved_answer_or_neither(tmp_path):
     with running_sandbox(tmp_path) as sandbox:
         answered: list[str] = []
         enough = threading.Event()

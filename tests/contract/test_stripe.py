@@ -132,7 +132,7 @@ def test_cancelling_releases_what_was_reserved(sandbox, provider):
     assert movements(sandbox, charge) == [("authorize", 2599), ("void", 2599)]
 
 
-def test_what_was_captured_cannot_be_cancelled_and_that_is_no_proof_of_anything(provider):
+def test_refused_cancel_of_a_captured_charge_proves_nothing(provider):
     charge = charged(provider, a_charge())
 
     outcome = provider.cancel(charge, f"{charge.provider_key}-cancel", soon())
@@ -151,7 +151,7 @@ def test_a_declined_card_comes_with_the_providers_own_code(provider):
     assert provider.look_up(charge, soon()).kind is OutcomeKind.DECLINED
 
 
-def test_a_payment_method_that_does_not_exist_is_declined_when_preparing(provider):
+def test_missing_payment_method_is_declined_at_prepare(provider):
     outcome = provider.prepare(a_charge("pm_none"), soon())
 
     assert outcome.kind is OutcomeKind.DECLINED
@@ -170,7 +170,7 @@ def test_a_payer_who_must_act_is_told_how(sandbox, provider):
     assert done.kind is OutcomeKind.SUCCEEDED
 
 
-def test_a_key_that_the_provider_refuses_proves_that_nothing_was_executed(sandbox):
+def test_refused_api_key_proves_that_nothing_was_executed(sandbox):
     with stripe(sandbox, api_key="sk_live_wrong") as provider:
         outcome = provider.prepare(a_charge(), soon())
 
@@ -236,7 +236,7 @@ def test_a_look_up_for_which_there_is_no_time_proves_nothing(provider):
     assert (outcome.kind, outcome.stage) == (OutcomeKind.UNKNOWN, Stage.NOT_SENT)
 
 
-def test_a_charge_that_another_account_holds_is_doubt_not_absence(sandbox, provider):
+def test_charge_of_another_account_is_doubt_not_absence(sandbox, provider):
     charge = charged(provider, a_charge())
 
     with stripe(sandbox, api_key="sk_live_other") as stranger:
@@ -245,7 +245,7 @@ def test_a_charge_that_another_account_holds_is_doubt_not_absence(sandbox, provi
     assert outcome.kind is OutcomeKind.UNKNOWN
 
 
-def test_a_second_confirm_with_the_next_key_is_doubt_and_never_a_failure(sandbox, provider):
+def test_second_confirm_with_the_next_key_is_doubt(sandbox, provider):
     charge = charged(provider, a_charge())
 
     outcome = provider.confirm(replace(charge, provider_key=f"{charge.provider_key}9"), soon())
@@ -453,7 +453,7 @@ def test_a_timeout_is_logged_in_the_words_of_the_incident(sandbox, provider, cap
     assert outcome.error_detail in event["error_chain"][0]
 
 
-def test_a_lost_connection_is_logged_in_the_words_of_the_incident(sandbox, provider, caplog):
+def test_lost_connection_is_logged_with_the_incidents_text(sandbox, provider, caplog):
     with caplog.at_level(logging.ERROR):
         confirm_with(sandbox, provider, "reset")
 

@@ -100,7 +100,7 @@ def test_the_same_key_completes_the_call_in_doubt(stripe_mock, provider, fault):
     assert stripe_mock.taken(charge) == [2599]
 
 
-def test_a_charge_that_was_made_is_not_made_again_under_another_key(stripe_mock, provider):
+def test_made_charge_is_not_repeated_under_another_key(stripe_mock, provider):
     charge = stripe_mock.a_charge()
     made = replace(charge, provider_ref=provider.confirm(charge, soon()).provider_ref)
 
@@ -266,7 +266,7 @@ def test_a_release_of_something_else_is_doubt(lie):
     assert (outcome.kind, outcome.error) == (OutcomeKind.UNKNOWN, "mismatch")
 
 
-def test_charges_of_payment_intents_are_not_taken_for_second_charges():
+def test_charges_of_payment_intents_are_not_second_charges():
     of_intent = SAID | {"id": "ch_2", "payment_intent": "pi_1"}
     page = {"object": "list", "data": [of_intent, SAID], "has_more": False}
 

@@ -113,7 +113,7 @@ def test_a_lie_is_a_mismatch_and_a_mismatch_is_doubt(lie):
 @pytest.mark.parametrize(
     "reference", ["../../v1/refunds", "pi 1", "pi_1\r\nX: y", "", "p" * 101, 7]
 )
-def test_a_reference_that_could_leave_its_place_in_an_address_is_refused(reference):
+def test_reference_that_could_leave_its_path_is_refused(reference):
     intent = INTENT | {"id": reference, "status": "requires_confirmation"}
     with stripe_that(always(said(200, intent))) as provider:
         outcome = provider.prepare(CHARGE_UNSENT, Deadline.after(5))
@@ -270,7 +270,7 @@ def test_somebody_elses_charges_in_the_books_are_not_ours():
     assert [charge.payment_id for charge in found] == [None]
 
 
-def test_of_two_charges_for_one_payment_the_one_that_moved_money_is_believed():
+def test_of_two_charges_the_one_that_moved_money_is_believed():
     refused = INTENT | {
         "id": "pi_2",
         "status": "requires_payment_method",

@@ -99,7 +99,7 @@ def test_a_name_that_does_not_resolve_was_not_sent():
     assert failure.kind == "dns"
 
 
-def test_a_hung_name_server_costs_no_more_than_the_connect_timeout(monkeypatch):
+def test_hung_name_server_costs_at_most_the_connect_timeout(monkeypatch):
     answered = threading.Event()
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: answered.wait(10) and [])
 
@@ -327,7 +327,7 @@ def test_a_chunked_answer_of_the_largest_size_is_whole():
         assert post(transport).body == body
 
 
-def test_answers_of_1xx_are_passed_over_and_the_connection_is_kept():
+def test_1xx_answers_are_skipped_and_the_connection_is_kept():
     early = b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\nHTTP/1.1 102 Processing\r\n\r\n"
     with fault_server(always(early + OK)) as server, transport_to(server.url) as transport:
         answers = [post(transport) for _ in range(3)]
@@ -389,7 +389,7 @@ def test_a_connection_is_kept_for_the_next_exchange():
         assert server.accepted == 1
 
 
-def test_a_deadline_that_passes_later_does_not_touch_the_kept_connection():
+def test_later_deadline_does_not_touch_the_idle_connection():
     with fault_server(always(OK)) as server, transport_to(server.url) as transport:
         early = Deadline.after(BUDGET_S)
         transport.exchange("GET", "/v1/things", headers={}, deadline=early)
@@ -399,7 +399,7 @@ def test_a_deadline_that_passes_later_does_not_touch_the_kept_connection():
         assert server.accepted == 1
 
 
-def test_a_connection_that_the_provider_closed_is_replaced_before_it_is_used():
+def test_closed_connection_is_replaced_before_its_next_use():
     closed = threading.Event()
 
     def answer_once(peer: Peer) -> None:
@@ -427,7 +427,7 @@ def test_a_connection_that_idled_too_long_is_replaced(monkeypatch):
         assert server.accepted == 2
 
 
-def test_a_kept_connection_that_is_reset_under_the_request_is_doubt_and_not_tried_again():
+def test_reused_connection_that_is_reset_is_doubt_without_retry():
     requests: list[bytes] = []
 
     def answer_once_then_reset(peer: Peer) -> None:

@@ -189,7 +189,7 @@ def test_a_redirect_is_not_followed(lenient):
 
 
 @pytest.mark.parametrize("drip", [False, True])
-def test_a_receiver_that_hangs_or_drips_costs_the_deadline_and_no_more(lenient, drip):
+def test_hanging_or_dripping_receiver_costs_only_the_deadline(lenient, drip):
     def behave(peer: Peer) -> None:
         peer.read_request()
         if drip:

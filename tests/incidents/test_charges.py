@@ -56,7 +56,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
             yield Shop(house, StripeMock(front, url, "one_shot"), settings)
 
 
-def test_a_payment_is_charged_in_one_call_and_named_after_its_provider(shop: Shop):
+def test_payment_is_charged_in_one_call_and_names_its_provider(shop: Shop):
     answer = shop.pay()
 
     paid = answer.json()
@@ -142,7 +142,7 @@ def test_the_figures_go_by_the_providers_name(shop: Shop):
     assert shop.house.metric("holdfast_provider_calls_total", provider="stripe") == 0
 
 
-def test_the_consoles_test_payment_is_one_that_this_provider_takes(shop: Shop):
+def test_consoles_test_payment_is_accepted_by_this_provider(shop: Shop):
     answer = requests.post(
         f"{shop.house.ops_url}/console/payments",
         headers={"Authorization": f"Bearer {shop.house.api_key}"},

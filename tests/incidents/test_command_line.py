@@ -107,7 +107,7 @@ def test_the_acts_of_commands_are_in_the_audit_log(house: House, command: Comman
     assert f"cli:{user}" in listed[1]
 
 
-def test_a_payment_in_doubt_is_resolved_with_who_and_why_in_its_timeline(
+def test_resolved_doubt_has_its_operator_and_reason_in_timeline(
     house: House, command: Command
 ) -> None:
     # Neither the charge nor the look-ups get an answer, so only a person can decide.

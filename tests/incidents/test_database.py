@@ -28,9 +28,7 @@ def house(
         yield house
 
 
-def test_without_a_database_callers_are_told_at_once_and_the_provider_is_left_alone(
-    postgres, house
-):
+def test_database_outage_refuses_at_once_without_provider_calls(postgres, house):
     reference = str(uuid4())
     house.pay(reference="before")
     postgres.stop()

@@ -56,7 +56,7 @@ def test_a_fault_that_nobody_felt_proves_nothing(house: House):
     assert "Calls to the provider timed out" in run["summary"]
 
 
-def test_a_drill_that_is_stopped_ends_its_fault_and_settles_what_it_sent(house: House):
+def test_stopped_drill_ends_its_fault_and_settles_its_payments(house: House):
     where = begin_drill(house, "payment-timeout", fault_s=60)
     wait_until_struck(house, where)
 

@@ -76,7 +76,7 @@ def test_when_the_ops_plane_is_killed_its_faults_end_at_once(house):
     assert "killed" in lost["summary"]
 
 
-def test_when_the_runner_is_stuck_three_missed_heartbeats_end_its_faults(house):
+def test_three_missed_heartbeats_of_a_stuck_runner_end_faults(house):
     where = strike(house)
     worker = ops_worker(house)
 
@@ -93,7 +93,7 @@ def test_when_the_runner_is_stuck_three_missed_heartbeats_end_its_faults(house):
     ended(house, where)
 
 
-def test_when_the_proxy_is_killed_the_next_one_has_no_fault_and_the_rehearsal_ends(house):
+def test_killed_proxy_restarts_without_fault_and_ends_the_drill(house):
     where = strike(house)
 
     os.kill(house.pids["fault_proxy"], signal.SIGKILL)
@@ -104,7 +104,7 @@ def test_when_the_proxy_is_killed_the_next_one_has_no_fault_and_the_rehearsal_en
     assert (run["verdict"], "fault proxy" in run["summary"]) == ("ABORTED", True)
 
 
-def test_when_the_command_is_killed_the_fault_ends_at_its_own_time(house):
+def test_fault_of_a_killed_command_ends_at_its_own_time(house):
     command = subprocess.Popen(
         [sys.executable, "-m", "service", "drill", "payment-timeout", "--fault-s", "8"],
         cwd=ROOT,

@@ -42,7 +42,7 @@ def paid_before() -> list[str]:
 @pytest.mark.parametrize(
     "part", ["supervisor", "data_plane", "postgres", "ops_plane", "reconciler", "sandbox"]
 )
-def test_after_a_kill_of_any_part_nothing_runs_and_nothing_is_lost(home, paid_before, part):
+def test_kill_of_any_part_leaves_no_process_and_loses_no_payment(home, paid_before, part):
     with running_house(home, first_start=True, **SMALL) as house:
         known = [house.get(f"/v1/payments/{payment}").json() for payment in paid_before]
         paid_before.append(house.pay().json()["id"])
@@ -82,7 +82,7 @@ def test_no_secret_is_on_a_command_line_or_open_to_others(home):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_asked_to_stop_it_stops_everything_and_calls_that_a_success(home, number):
+def test_stop_signal_stops_all_parts_with_exit_code_0(home, number):
     with running_house(home, first_start=True, **SMALL) as house:
         everyone = family(house.process.pid)
 
@@ -115,9 +115,7 @@ def test_a_second_run_in_the_same_home_is_refused_at_once(home):
     assert "HOLDFAST_HOME" in second.stderr
 
 
-def test_with_a_database_and_a_provider_of_ones_own_none_is_started(
-    home, database_url, owner_url, sandbox
-):
+def test_own_database_and_provider_replace_the_local_ones(home, database_url, owner_url, sandbox):
     given = {
         "DATABASE_URL": database_url,
         "MIGRATE_DATABASE_URL": owner_url,
@@ -131,7 +129,7 @@ def test_with_a_database_and_a_provider_of_ones_own_none_is_started(
 
 
 @pytest.mark.parametrize("setting", ["HOLDFAST_BIND", "HOLDFAST_OPS_BIND"])
-def test_a_port_in_use_is_one_sentence_with_the_setting_and_the_listener(tmp_path, setting):
+def test_used_port_is_reported_with_its_setting_and_listener(tmp_path, setting):
     with socket.create_server(("127.0.0.1", 0)) as listener:
         bind = f"127.0.0.1:{listener.getsockname()[1]}"
         refused = _run_until_it_ends({"HOLDFAST_HOME": str(tmp_path), setting: bind})
@@ -142,7 +140,7 @@ def test_a_port_in_use_is_one_sentence_with_the_setting_and_the_listener(tmp_pat
     assert f"(process {os.getpid()}) listens there" in refused.stderr
 
 
-def test_more_connections_than_the_server_has_are_refused_in_numbers(home):
+def test_too_many_connections_are_refused_with_the_numbers(home):
     refused = _run_until_it_ends({"HOLDFAST_HOME": str(home), "HOLDFAST_DB_POOL_SIZE": "40"})
 
     assert refused.returncode == 2
@@ -168,7 +166,7 @@ def test_what_cannot_be_started_is_said_without_a_traceback(home, setting, text)
     assert "hunter2" not in refused.stderr
 
 
-def test_the_sandbox_is_not_started_for_an_adapter_that_it_does_not_serve(home):
+def test_sandbox_is_not_started_for_an_unsupported_adapter(home):
     charges = {"HOLDFAST_PROVIDER": "stripe_charges", "HOLDFAST_PROVIDER_FLOW": "one_shot"}
 
     refused = _run_until_it_ends({"HOLDFAST_HOME": str(home), **charges})

@@ -11,7 +11,7 @@ from tests.support.processes.process_family import family, runs
 
 
 @pytest.mark.slow
-def test_without_prometheus_it_shows_the_incident_and_says_in_one_line_how_to_install_it() -> None:
+def test_missing_prometheus_is_reported_with_its_install_command() -> None:
     with show(PATH="/nowhere") as one:
         said = one.wait_until_said("12 payments a second", timeout_s=120)
         everyone = family(one.process.pid)

@@ -98,7 +98,7 @@ def serving_figures(house: House) -> dict[str, float]:
     }
 
 
-def test_the_experiment_shows_the_incident_and_the_control_does_not(seen):
+def test_only_the_experiment_shows_the_incident(seen):
     assert [side["name"] for side in seen.run["sides"]] == ["experiment", "control"]
     assert "timeout after 5000ms" in seen.experiment["incident"]
     assert seen.control["incident"] is None
@@ -119,7 +119,7 @@ def test_the_experiment_recovers_though_no_reconciler_is_its_own(seen):
     assert any("succeed again" in text for text in steps), steps
 
 
-def test_the_figures_of_the_serving_workers_move_by_real_payments_only(seen):
+def test_serving_workers_figures_count_only_real_payments(seen):
     moved = {name: seen.after[name] - value for name, value in seen.before.items()}
 
     # The one payment made during the drill.
@@ -139,7 +139,7 @@ def test_the_links_of_the_serving_workers_are_not_struck(seen):
     assert seen.marked_meanwhile == 0
 
 
-def test_its_payments_are_as_small_as_may_be_and_the_tenants_drill(house, seen):
+def test_drill_payments_are_minimal_and_of_the_drill_tenant(house, seen):
     paid = rows(
         house,
         "SELECT DISTINCT m.name, p.amount, p.metadata ->> 'drill', p.metadata ->> 'side'"
@@ -210,7 +210,7 @@ def test_it_ends_as_soon_as_real_payments_suffer_beside_it(house):
     assert run["summary"].startswith("Live traffic: ")
 
 
-def test_a_killed_ops_plane_takes_the_copies_with_it_and_its_files_are_swept(house, temporary):
+def test_killed_ops_plane_ends_its_copies_and_their_files(house, temporary):
     where = begin(house, "payment-timeout", scope="pair", ttl_s=60)
     wait_until_struck(house, where)
     assert temporary.processes()
@@ -226,9 +226,7 @@ def test_a_killed_ops_plane_takes_the_copies_with_it_and_its_files_are_swept(hou
     assert house.pay().status_code == 201
 
 
-def test_a_copy_that_cannot_start_leaves_neither_files_nor_processes(
-    tmp_path, sandbox, monkeypatch
-):
+def test_failed_start_of_a_copy_leaves_no_files_or_processes(tmp_path, sandbox, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     pair = Pair(
         provider_url=sandbox.url,

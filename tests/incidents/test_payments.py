@@ -57,7 +57,7 @@ def test_the_same_key_again_is_answered_from_the_books(house):
 
 
 @pytest.mark.parametrize(("is_proven", "becomes"), [(True, "succeeded"), (False, "declined")])
-def test_a_payer_who_must_act_is_waited_for_and_the_payment_goes_on(house, is_proven, becomes):
+def test_payment_continues_after_the_payers_action(house, is_proven, becomes):
     asked = house.pay(payment_method="pm_card_authenticationRequired", reference=str(uuid4()))
     payment = asked.json()
     before = house.charges(payment["reference"])
@@ -128,7 +128,7 @@ def test_a_declined_card_is_final_and_says_why(house):
 
 @pytest.mark.measures
 @pytest.mark.parametrize("fault", ["hang", "hang_after_charge"])
-def test_a_provider_that_hangs_is_answered_in_time_and_settled_later(house, fault):
+def test_hung_call_is_answered_in_time_and_settled_later(house, fault):
     reference = str(uuid4())
     # The charge itself hangs; the create call does not.
     house.control({fault: 1}, reference=reference, operations=["confirm"])
@@ -149,7 +149,7 @@ def test_a_provider_that_hangs_is_answered_in_time_and_settled_later(house, faul
     "fault",
     ["reset", "reset_after_charge", "drip", "garbage", "error_429", "error_500_saved", "error_503"],
 )
-def test_whatever_the_provider_does_is_no_failure_of_ours_and_no_second_charge(house, fault):
+def test_provider_faults_cause_no_500_and_no_second_charge(house, fault):
     reference = str(uuid4())
     house.control({fault: 1}, reference=reference)
 

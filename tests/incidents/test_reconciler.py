@@ -16,7 +16,7 @@ PAYMENTS = 24
 KILLS = 8
 
 
-def test_reconcilers_killed_at_any_line_lose_nothing_and_charge_nothing_twice(tmp_path):
+def test_killed_reconcilers_lose_nothing_and_charge_once(tmp_path):
     with running_house(
         tmp_path / "house", HOLDFAST_PROVIDER_TIMEOUT_MS="1000", HOLDFAST_WEB_WORKERS="1"
     ) as house:

@@ -158,7 +158,7 @@ def test_no_fault_is_longer_larger_or_wider_than_it_may_be(house, wish):
 # --- One at a time, audited, and stopped by one call -----------------------------------------
 
 
-def test_of_two_that_begin_at_once_one_begins_and_one_call_stops_it(house):
+def test_one_of_two_simultaneous_drills_starts_and_stops(house):
     with ThreadPoolExecutor(2) as operators:
         begun, refused = sorted(
             operators.map(

@@ -86,7 +86,7 @@ def shown(house: House, request: pytest.FixtureRequest) -> Shown:
     return Shown(run, SIMULATIONS[request.param])
 
 
-def test_it_shows_the_incident_in_its_own_words_as_they_were_logged(house, shown):
+def test_simulation_shows_the_incidents_text_as_logged(house, shown):
     words = shown.expected.incident.removeprefix("[ERROR] ")
 
     assert shown.side["incident"] == shown.expected.incident

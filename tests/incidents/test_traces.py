@@ -26,9 +26,7 @@ def house(tmp_path_factory: pytest.TempPathFactory, collector: Collector) -> Ite
         yield house
 
 
-def test_a_payment_is_one_trace_from_its_caller_to_the_database_and_the_provider(
-    house: House, collector: Collector
-) -> None:
+def test_payment_is_one_trace_from_caller_to_provider(house: House, collector: Collector) -> None:
     paid = house.pay(
         payment_method="pm_card_visa",
         headers={"traceparent": f"00-{TRACE_ID}-00f067aa0ba902b7-01"},

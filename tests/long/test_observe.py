@@ -74,7 +74,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Finished]:
 
 
 @pytest.mark.slow
-def test_each_of_the_three_incidents_wakes_somebody_and_breaks_no_promise(whole: Finished) -> None:
+def test_each_of_the_three_incidents_pages_and_breaks_no_promise(whole: Finished) -> None:
     said = whole.tour.said()
 
     assert said.count("broken promises about money: 0") == len(INCIDENTS)
@@ -84,7 +84,7 @@ def test_each_of_the_three_incidents_wakes_somebody_and_breaks_no_promise(whole:
 
 
 @pytest.mark.slow
-def test_prometheus_scrapes_the_house_under_every_rule_that_is_shipped(whole: Finished) -> None:
+def test_prometheus_scrapes_the_stack_under_every_shipped_rule(whole: Finished) -> None:
     def ask(what: str, **parameters: str) -> Any:
         url = f"{whole.tour.url('Prometheus')}/api/v1/{what}"
         return requests.get(url, params=parameters, timeout=10).json()["data"]

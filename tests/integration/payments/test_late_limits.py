@@ -170,7 +170,7 @@ def test_pending_refund_by_hand_without_room_is_asked_for_until_it_ends(service)
     assert (amounts(service), pauses(service), orphans(service)) == ((2599, 2000, 0), [], [])
 
 
-def test_check_without_an_answer_pages_each_day_and_then_for_good(service):
+def test_check_without_an_answer_pages_daily_then_permanently(service):
     payment = service.pay()
     parked = metrics.rows_parked_total._value.get()
     service.provider._look_ups = [unknown(), unknown()]

@@ -212,7 +212,7 @@ def test_write_without_a_thread_in_time_gets_a_problem(
     assert document["request_id"] == problem.headers["x-request-id"]
 
 
-def test_a_full_line_refuses_writes_at_once_and_takes_reads_in_their_place(
+def test_full_queue_refuses_writes_and_accepts_reads(
     start: Start, clients: ThreadPoolExecutor
 ) -> None:
     # A queued request waits for ten seconds: one that ends earlier was refused by a full queue.

@@ -14,7 +14,7 @@ from service.startup.database import require_api_key
 OPEN = "0.0.0.0:8080"
 
 
-def test_without_a_key_an_open_address_is_refused_and_the_way_out_is_named(database_url):
+def test_open_bind_without_a_key_is_refused_with_the_remedy(database_url):
     settings = Settings(database_url=database_url, bind=OPEN)
 
     with pytest.raises(SettingsError, match="HOLDFAST_BOOTSTRAP_API_KEY"):

@@ -89,7 +89,7 @@ def test_every_alarm_is_named_after_a_runbook_and_tells_somebody() -> None:
     assert len(alarms) >= 15
 
 
-def test_the_queries_are_the_same_as_files_on_the_dashboard_and_as_saved() -> None:
+def test_queries_are_equal_in_files_dashboard_and_saved_queries() -> None:
     files = {path.stem: path.read_text().rstrip("\n") for path in _query_files()}
 
     saved = {

@@ -125,7 +125,7 @@ def test_an_incident_crosses_the_threshold_of_its_alarm(run: Run, alarm_name: st
     assert crossed, value
 
 
-def test_payments_in_the_incidents_were_answered_truthfully_as_cloudwatch_counts_it(
+def test_cloudwatch_counts_truthful_answers_in_the_incidents(
     run: Run,
 ) -> None:
     service = frozenset({("service", "holdfast")})
@@ -145,9 +145,7 @@ def test_payments_in_the_incidents_were_answered_truthfully_as_cloudwatch_counts
         ("pool-exhaustion", "connection pool exhausted"),
     ],
 )
-def test_the_query_of_an_incident_finds_its_words_and_every_field_that_it_shows(
-    run: Run, query: str, words: str
-) -> None:
+def test_incident_query_finds_its_text_and_all_its_fields(run: Run, query: str, words: str) -> None:
     text = (CLOUDWATCH / "queries" / f"{query}.query").read_text()
     event = re.search(r'\| filter event = "([a-z._]+)"', text)
     fields = re.search(r"^fields (.+)$", text, re.MULTILINE)

@@ -30,7 +30,7 @@ def look(health: dict[str, Any] = HEALTHY, **counted: float) -> dict[str, Any]:
     )
 
 
-def test_money_is_safe_when_nothing_is_in_doubt_and_everything_is_well():
+def test_money_is_safe_without_doubt_and_with_healthy_parts():
     said = look()
 
     assert (said["state"], said["reasons"]) == ("safe", [])
@@ -93,7 +93,7 @@ def test_no_live_worker_calls_for_action():
 
 
 @pytest.mark.parametrize(("critical", "state"), [(True, "act"), (False, "watch")])
-def test_a_failing_part_calls_for_action_only_when_nothing_works_without_it(critical, state):
+def test_failing_part_needs_action_only_if_it_is_critical(critical, state):
     check = {"status": "fail", "time": "2026-01-31T12:00:00Z", "critical": critical}
 
     said = look({"checks": {"database": [{**check, "output": "refused"}]}})

@@ -34,7 +34,7 @@ def test_a_row_tells_what_was_counted_since_the_last_reading():
     assert row["unknown"] > 0.0
 
 
-def test_a_reading_that_another_took_counts_for_the_time_when_it_was_taken():
+def test_reading_of_another_process_counts_at_its_own_time():
     paid = ("holdfast_payments_total", (("outcome", "succeeded"), ("provider", "stripe")))
     # A hundred a second, at every moment.
     recent = RecentSamples(lambda: {paid: 100 * monotonic()}, keep_s=0.2)
@@ -68,7 +68,7 @@ def test_an_opening_shorter_than_a_reading_is_seen():
     assert (row["breaker"], row["breaker_opened"]) == (0, 1.0)
 
 
-def test_a_worker_that_died_leaves_a_gap_and_the_new_one_its_own_line():
+def test_dead_worker_leaves_a_gap_and_the_new_one_its_own_line():
     first = ("holdfast_db_pool_in_use", (("worker", "web-0"),))
     second = ("holdfast_db_pool_in_use", (("worker", "web-1"),))
 

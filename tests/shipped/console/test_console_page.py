@@ -61,7 +61,7 @@ def test_everything_comes_from_the_ops_plane_itself(seen: Console):
     assert all(url.startswith(seen.house.ops_url) for url in asked)
 
 
-def test_a_file_is_sent_compressed_to_who_takes_it_and_plain_to_who_does_not(
+def test_file_is_compressed_only_for_clients_that_accept_it(
     running: ConsoleHouse,
 ):
     url = running.house.ops_url + "/console/static/app.js"
@@ -128,7 +128,7 @@ def test_payments_are_shown_to_nobody_without_an_operators_key(running: ConsoleH
         assert answer.status_code == 401
 
 
-def test_a_wrong_key_is_refused_in_words_and_the_right_one_goes_on(
+def test_wrong_key_is_refused_with_a_reason_and_right_one_works(
     running: ConsoleHouse, browser: Browser
 ):
     with console(browser, running.house) as seen:
@@ -161,7 +161,7 @@ def test_a_key_that_was_revoked_is_forgotten_and_asked_for(running: ConsoleHouse
 # --- The buttons -----------------------------------------------------------------------------
 
 
-def test_a_test_payment_goes_through_the_front_door_and_shows_its_timeline(seen: Console):
+def test_test_payment_uses_the_rest_api_and_shows_its_timeline(seen: Console):
     page = seen.open()
 
     seen.press(PAYMENT)
@@ -214,7 +214,7 @@ def test_a_page_opened_later_shows_what_was_before(running: ConsoleHouse):
     assert all(row[0] > newest for row in later)
 
 
-def test_a_payment_opens_in_place_and_stays_open_while_others_come(seen: Console):
+def test_payment_opens_in_place_and_stays_open_on_updates(seen: Console):
     first = seen.house.pay(reference="opened").json()["id"]
     page = seen.open()
     page.locator(f'#payments button[title="{first}"]').click()
@@ -287,7 +287,7 @@ def test_everything_can_be_done_with_the_keyboard_alone(seen: Console):
     expect(page.locator("#payments button").first).to_be_focused()
 
 
-def test_dark_is_what_the_system_asks_for_and_a_choice_is_remembered(
+def test_theme_follows_the_system_and_a_choice_is_remembered(
     running: ConsoleHouse, browser: Browser
 ):
     with console(browser, running.house, color_scheme="dark") as seen:
@@ -346,9 +346,7 @@ def test_a_page_left_open_does_not_grow(seen: Console):
     assert after["JSHeapUsedSize"] <= before["JSHeapUsedSize"] + 1_000_000
 
 
-def test_the_page_says_when_nobody_answers_and_recovers_by_itself(
-    running: ConsoleHouse, browser: Browser
-):
+def test_page_shows_a_missing_answer_and_recovers(running: ConsoleHouse, browser: Browser):
     with console(browser, running.house) as seen:
         page = seen.open()
         running.stop()

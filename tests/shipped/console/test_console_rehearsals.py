@@ -30,7 +30,7 @@ def _at_rest(running: ConsoleHouse) -> Iterator[None]:
     come_to_rest(running.house)
 
 
-def test_a_payment_timeout_shows_what_happens_and_then_the_evidence(seen: Console):
+def test_payment_timeout_shows_progress_and_then_the_evidence(seen: Console):
     page = seen.open()
     page.get_by_label("Fault lasts").select_option("10")
 
@@ -100,7 +100,7 @@ def test_an_outage_is_seen_in_every_chart_and_so_is_its_end(seen: Console):
     expect(legend(page, "Queue and doubt")).to_contain_text("Queued 0")
 
 
-def test_a_fault_can_be_put_on_two_copies_and_the_page_shows_both(seen: Console):
+def test_fault_on_two_copies_is_shown_for_both(seen: Console):
     page = seen.open()
     page.get_by_role("combobox", name="On", exact=True).select_option("pair")
     page.get_by_label("Fault lasts").select_option("10")
@@ -114,9 +114,7 @@ def test_a_fault_can_be_put_on_two_copies_and_the_page_shows_both(seen: Console)
     expect(page.locator("#stage .side").nth(1).locator(".incident")).to_have_count(0)
 
 
-def test_a_drill_can_be_run_and_stopped_and_its_verdict_stays_in_the_table(
-    seen: Console, running: ConsoleHouse
-):
+def test_drill_is_run_and_stopped_and_its_verdict_stays_shown(seen: Console, running: ConsoleHouse):
     page = seen.open()
     title = drill_titles(running)[0]
 
@@ -131,7 +129,7 @@ def test_a_drill_can_be_run_and_stopped_and_its_verdict_stays_in_the_table(
     expect(row.get_by_role("link")).to_have_attribute("href", re.compile(r"/drills/run_\w+\?"))
 
 
-def test_stop_everything_ends_a_simulation_and_keeps_what_it_showed(seen: Console):
+def test_stop_everything_ends_a_simulation_with_its_evidence(seen: Console):
     page = seen.open()
     page.get_by_label("Fault lasts").select_option("60")
     seen.press(CONNECTION)
@@ -147,7 +145,7 @@ def test_stop_everything_ends_a_simulation_and_keeps_what_it_showed(seen: Consol
     )
 
 
-def test_a_second_page_sees_the_same_simulation_without_having_started_it(
+def test_second_page_shows_the_same_simulation(
     seen: Console, running: ConsoleHouse, browser: Browser
 ):
     # The longest fault: the second page must be open before it ends.

@@ -54,7 +54,7 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.mark.parametrize("width", [1440, 360])
-def test_the_report_is_read_at_any_width_and_the_browser_has_no_complaint(
+def test_report_is_readable_at_any_width_without_browser_errors(
     address: str, browser: Browser, width: int
 ):
     page, complaints = opened(browser, address, viewport={"width": width, "height": 900})

@@ -69,7 +69,7 @@ def test_every_recorded_series_is_evaluated_in_a_case() -> None:
 
 
 @pytest.mark.parametrize("rule", ALERTS, ids=identity)
-def test_an_alert_says_whom_it_wakes_what_customers_feel_and_where_to_look(
+def test_alert_names_its_severity_customer_impact_and_runbook(
     rule: dict[str, Any],
 ) -> None:
     annotations = rule["annotations"]

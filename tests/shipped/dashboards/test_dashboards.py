@@ -61,7 +61,7 @@ def test_every_query_is_promql(tmp_path: Path) -> None:
     assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
-def test_every_query_asks_for_metrics_and_labels_of_the_catalogue() -> None:
+def test_every_query_uses_metrics_and_labels_of_the_catalogue() -> None:
     known = catalogue()
 
     for query in [*panel_queries(), *annotation_queries(), *rule_queries()]:
@@ -89,7 +89,7 @@ def test_every_metric_of_the_catalogue_is_asked_for() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(dashboards()))
-def test_every_panel_says_its_unit_what_good_looks_like_and_its_runbook(name: str) -> None:
+def test_every_panel_has_its_unit_normal_value_and_runbook(name: str) -> None:
     for panel in dashboards()[name]["panels"]:
         if panel["type"] == "row":
             continue

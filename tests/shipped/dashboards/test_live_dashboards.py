@@ -209,7 +209,7 @@ def test_annotations_show_the_breaker_and_the_deploy(aftermath: Aftermath) -> No
     assert all(shown.values())
 
 
-def test_the_incident_dashboard_shows_all_of_it_and_that_no_money_is_lost(
+def test_incident_dashboard_shows_that_no_money_is_lost(
     aftermath: Aftermath,
 ) -> None:
     source = Source(aftermath.prometheus.url, aftermath.began_s, time.time(), window_s=30)
@@ -229,7 +229,7 @@ def test_the_incident_dashboard_shows_all_of_it_and_that_no_money_is_lost(
 
 
 @pytest.mark.parametrize("name", sorted(dashboards()))
-def test_a_dashboard_is_drawn_with_its_data_and_says_that_it_is_not_grafanas(
+def test_drawn_dashboard_has_its_data_and_is_marked_not_grafana(
     aftermath: Aftermath, name: str
 ) -> None:
     now_s = time.time()

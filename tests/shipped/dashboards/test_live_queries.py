@@ -61,9 +61,7 @@ def test_every_panel_has_data_when_the_service_tells_everything(fleet: Fleet) ->
 
 
 @pytest.mark.parametrize("name", sorted(dashboards()))
-def test_a_dashboard_is_drawn_with_data_and_says_that_it_is_not_grafanas(
-    fleet: Fleet, name: str
-) -> None:
+def test_drawn_dashboard_has_data_and_is_marked_not_grafana(fleet: Fleet, name: str) -> None:
     now_s = time.time()
     source = Source(fleet.prometheus.url, now_s - 10, now_s, window_s=10)
 

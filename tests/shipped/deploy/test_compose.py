@@ -46,7 +46,7 @@ def test_everything_that_is_named_is_there() -> None:
             assert known, (name, source)
 
 
-def test_every_secret_that_is_named_is_mounted_and_every_mounted_one_is_named() -> None:
+def test_named_secrets_and_mounted_secrets_are_the_same() -> None:
     for name, service in SERVICES.items():
         named = set(re.findall(r"/run/secrets/(\w+)", yaml.safe_dump(service)))
 
@@ -126,7 +126,7 @@ def test_nothing_of_the_sandbox_is_in_the_file_for_production() -> None:
     assert all("sandbox" in SERVICES[name]["depends_on"] for name in PARTS)
 
 
-def test_prometheus_is_configured_as_everywhere_but_for_where_things_are() -> None:
+def test_prometheus_configuration_differs_only_in_addresses() -> None:
     here, there = (
         yaml.safe_load((DEPLOY / "prometheus" / name).read_text())
         for name in ("prometheus.yml", "compose.yml")

@@ -27,7 +27,7 @@ GRACE_MARGIN_S = 5
 
 
 @pytest.mark.parametrize("part", PARTS, ids=str)
-def test_every_variable_is_a_setting_and_only_secrets_come_from_files(part: Part) -> None:
+def test_every_variable_is_a_setting_and_only_secrets_are_files(part: Part) -> None:
     plain = {name for name, *_ in describe()}
     secret = {name for name, *_, is_secret in describe() if is_secret}
 
@@ -48,7 +48,7 @@ def test_every_value_is_one_that_the_service_takes(part: Part) -> None:
 
 
 @pytest.mark.parametrize("part", PARTS, ids=str)
-def test_every_command_is_one_of_the_service_and_its_files_are_in_the_image(part: Part) -> None:
+def test_every_command_exists_and_its_files_are_in_the_image(part: Part) -> None:
     ignored = (ROOT / ".dockerignore").read_text().splitlines()
     carried = [line.removeprefix("!") for line in ignored if line.startswith("!")]
 
@@ -62,7 +62,7 @@ def test_every_command_is_one_of_the_service_and_its_files_are_in_the_image(part
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_an_instance_is_whole_and_only_migrate_holds_the_owners_address(engine: str) -> None:
+def test_instance_is_complete_and_only_migrate_is_the_owner(engine: str) -> None:
     commands = {part.sub_command: part for part in PARTS if part.engine == engine}
 
     owners = {
@@ -85,7 +85,7 @@ def test_the_images_version_is_the_packages(part: Part) -> None:
 
 
 @pytest.mark.parametrize("part", SERVING, ids=str)
-def test_the_engine_kills_only_after_what_is_in_flight_had_its_time(part: Part) -> None:
+def test_engine_kills_only_after_the_time_of_calls_in_flight(part: Part) -> None:
     settings = Settings.from_environ(part.environ)
 
     own_end_s = settings.drain_s + settings.graceful_stop_s
@@ -139,7 +139,7 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
         yield house
 
 
-def test_every_address_that_an_engine_asks_answers_on_the_real_service(house: House) -> None:
+def test_every_probed_address_answers_on_the_real_service(house: House) -> None:
     data_port = int(IMAGE_ENVIRON["HOLDFAST_BIND"].rpartition(":")[2])
     asked = {probe for part in PARTS for probe in part.probes}
     asked.add((data_port, ecs("target-group")["HealthCheckPath"]))

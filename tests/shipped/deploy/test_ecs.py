@@ -91,7 +91,7 @@ def test_the_scaling_is_for_this_service() -> None:
     assert target["MinCapacity"] <= service["desiredCount"] <= target["MaxCapacity"]
 
 
-def test_every_parameter_is_one_that_the_guide_makes_and_the_role_may_read() -> None:
+def test_every_parameter_is_in_the_guide_and_readable_by_role() -> None:
     guide = (ROOT / "docs" / "deploying.md").read_text()
     (readable,) = (
         each["Resource"][0].rpartition("parameter")[2]
@@ -111,7 +111,7 @@ def test_what_the_agent_is_given_fits_a_parameter(name: str) -> None:
     assert len((DEPLOY / "cloudwatch" / name).read_bytes()) <= PARAMETER_BYTES_MAX
 
 
-def test_logs_go_to_groups_that_the_stack_makes_and_the_roles_may_write_to() -> None:
+def test_log_groups_are_in_the_stack_and_writable_by_the_roles() -> None:
     made = {each["LogGroupName"] for each in resources("Logs::LogGroup").values()}
     agent = (DEPLOY / "cloudwatch" / "agent.json").read_text()
     by_agent = set(re.findall(r'"log_group_name": "([^"]+)"', agent))

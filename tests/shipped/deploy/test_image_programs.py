@@ -118,9 +118,7 @@ def test_nobody_there_is_unhealthy_and_said_in_one_line() -> None:
 
 
 @pytest.mark.parametrize("plane", ["gunicorn.conf.py", "gunicorn.ops.conf.py"])
-def test_gunicorn_writes_no_socket_and_believes_no_client_about_itself(
-    plane: str, tmp_path: Path
-) -> None:
+def test_gunicorn_writes_no_socket_and_trusts_no_client_header(plane: str, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "gunicorn", "-c", f"deploy/{plane}", "--print-config"]
     environ = {**os.environ, "HOLDFAST_HOME": str(tmp_path), "HOLDFAST_DRAIN_S": "6.5"}
 

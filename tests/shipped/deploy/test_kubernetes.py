@@ -101,7 +101,7 @@ def test_everything_that_is_mounted_or_read_is_there(kustomization: str) -> None
 
 
 @pytest.mark.parametrize("kustomization", KUSTOMIZATIONS)
-def test_the_secrets_are_those_that_the_guide_makes_and_no_stranger_reads_them(
+def test_secrets_match_the_guide_and_no_other_role_reads_them(
     kustomization: str,
 ) -> None:
     guide = (ROOT / "docs" / "deploying.md").read_text()
@@ -153,7 +153,7 @@ def test_whatever_selects_pods_selects_the_instances(kustomization: str) -> None
         assert selector["matchLabels"].items() <= labels.items()
 
 
-def test_all_replicas_and_what_a_release_adds_fit_a_database_as_it_comes() -> None:
+def test_replicas_and_a_release_fit_a_default_database() -> None:
     settings = resource("base", "ConfigMap", "holdfast-settings")["data"]
     most = resource("base", "HorizontalPodAutoscaler", "holdfast")["spec"]["maxReplicas"]
     strategy = resource("base", "Deployment", "holdfast")["spec"]["strategy"]
@@ -165,7 +165,7 @@ def test_all_replicas_and_what_a_release_adds_fit_a_database_as_it_comes() -> No
     assert (most + surge) * an_instance <= CONNECTIONS_BY_DEFAULT
 
 
-def test_a_release_takes_no_capacity_and_a_drain_takes_one_instance() -> None:
+def test_release_keeps_capacity_and_drain_takes_one_instance() -> None:
     deployment = resource("overlays/production", "Deployment", "holdfast")["spec"]
     budget = resource("overlays/production", "PodDisruptionBudget", "holdfast")["spec"]
     fewest = resource("overlays/production", "HorizontalPodAutoscaler", "holdfast")["spec"]

@@ -64,7 +64,7 @@ def test_no_image_is_left_without_a_digest(deploy, registry):
     assert before == {path: path.read_bytes() for path in deploy.rglob("*") if path.is_file()}
 
 
-def test_every_word_image_in_a_manifest_is_seen_by_the_release_step(deploy, registry):
+def test_release_step_sees_every_image_in_a_manifest(deploy, registry):
     pin(deploy, "--own", OWN, path=registry)
 
     left = [

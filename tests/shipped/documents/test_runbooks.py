@@ -65,7 +65,7 @@ def test_a_runbook_says_how_its_alert_wakes() -> None:
         assert {word for word in ("page", "ticket") if word in head} == severities, alert
 
 
-def test_the_index_names_every_runbook_and_every_link_leads_somewhere() -> None:
+def test_index_names_every_runbook_and_every_link_works() -> None:
     index = (RUNBOOKS / "README.md").read_text()
 
     assert {f"{alert}.md" for alert in ALERTS} <= set(re.findall(r"\]\((\w+\.md)\)", index))
@@ -75,7 +75,7 @@ def test_the_index_names_every_runbook_and_every_link_leads_somewhere() -> None:
 
 
 @pytest.mark.needs("promtool")
-def test_the_queries_of_the_runbooks_are_promql_over_the_catalogue(tmp_path: Path) -> None:
+def test_runbook_queries_are_promql_over_the_catalogue(tmp_path: Path) -> None:
     recorded = {rule["record"] for rule in rules() if "record" in rule}
     written = [
         {"record": f"query:{number}", "expr": query} for number, (_, query) in enumerate(queries())
@@ -122,7 +122,7 @@ def test_the_settings_that_a_runbook_names_exist() -> None:
             assert f'"{name}"' in example, f"{path.name}: {name}"
 
 
-def test_the_statuses_that_a_runbook_lists_payments_by_are_those_of_the_contract() -> None:
+def test_runbook_status_filters_are_those_of_the_contract() -> None:
     asked = {
         (path.name, status)
         for path in RUNBOOKS.glob("*.md")

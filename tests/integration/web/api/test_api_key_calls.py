@@ -103,7 +103,7 @@ def test_a_wrong_checksum_is_refused_without_the_database(
     assert len(looked) == 1
 
 
-def test_a_merchant_with_too_many_open_payments_opens_no_further_one(
+def test_merchant_with_too_many_open_payments_gets_no_new_one(
     app: Flask, ask: Ask, owner: Connection, merchant_id: UUID, count: Callable[[str], int]
 ) -> None:
     with owner.cursor() as cursor:

@@ -26,7 +26,7 @@ def settings(usual: Settings) -> Settings:
 usual = pytest.fixture(scope="module", name="usual")(usual_settings.__wrapped__)
 
 
-def test_over_its_rate_a_key_is_refused_before_anything_is_written(
+def test_key_over_its_rate_is_refused_before_any_write(
     pay: Ask, count: Callable[[str], int]
 ) -> None:
     paid = [pay(f"order-{n}").status_code for n in range(3)]
