@@ -40,7 +40,7 @@ KEY_REUSED = "key_reused"
 
 
 @dataclass(frozen=True, slots=True)
-class Decline:
+class ProviderDecline:
     """The provider's reason for a refusal; `code` is the provider's own (Stripe's decline codes)."""
 
     code: str
@@ -75,7 +75,7 @@ class Outcome:
     # Reserved but not captured: the payment waits for a capture.
     amount_capturable: int = 0
     amount_received: int = 0
-    decline: Decline | None = None
+    decline: ProviderDecline | None = None
     # The action that the provider wants from the payer (3-D Secure), without its secrets.
     next_action: Mapping[str, Any] | None = None
     payer_action: PayerAction | None = None

@@ -36,7 +36,7 @@ class ProviderRefund:
     amount_minor: int
     currency: str
     kind: OutcomeKind  # succeeded, pending or declined
-    decline: Decline | None
+    decline: ProviderDecline | None
     created_at: datetime
     # From our metadata; None: not made by us.
     refund_id: str | None = None
@@ -59,7 +59,7 @@ class ProviderDispute:
 
 
 @dataclass(frozen=True, slots=True)
-class ProviderEvent:
+class EventHint:
     """One event of the provider's feed: a hint, like its webhook."""
 
     event_id: str
@@ -70,7 +70,7 @@ class ProviderEvent:
     merchant_id: str | None
 
 
-Item = ProviderCharge | ProviderRefund | ProviderDispute | ProviderEvent
+Item = ProviderCharge | ProviderRefund | ProviderDispute | EventHint
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,8 @@ import pytest
 from service.providers.http.connections import IDLE_LIMIT_S
 from service.providers.http.transport import (
     ANSWER_BYTES_MAX,
-    Answer,
     NotSent,
+    ProviderAnswer,
     SentUnknown,
     Transport,
     TransportError,
@@ -53,7 +53,7 @@ def transport_to(url: str, **more: Any) -> Iterator[Transport]:
         transport.close()
 
 
-def post(transport: Transport, budget_s: float = PATIENT_S, **more: Any) -> Answer:
+def post(transport: Transport, budget_s: float = PATIENT_S, **more: Any) -> ProviderAnswer:
     return transport.exchange(
         "POST",
         "/v1/things",

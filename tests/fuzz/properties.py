@@ -38,7 +38,7 @@ from service.payments.events.deliveries import signed_headers
 from service.payments.merchants import generate_key, parse_key
 from service.providers.base import Charge, Outcome, OutcomeKind, Refund
 from service.providers.http.retry_after import parse_retry_after_s
-from service.providers.http.transport import Answer
+from service.providers.http.transport import ProviderAnswer
 from service.providers.http.webhook_sender import refusal_of
 from service.providers.stripe import (
     answers as stripe_answers,
@@ -196,7 +196,7 @@ def provider_event(data: bytes) -> None:
 def provider_answer(data: bytes) -> None:
     """An answer is an Outcome or Garbage; success only for the requested amount."""
     status = 200 + (data[0] if data else 0) * 2
-    answer = Answer(status, data[1:], {"Retry-After": data[1:12].decode("latin-1")}, 1)
+    answer = ProviderAnswer(status, data[1:], {"Retry-After": data[1:12].decode("latin-1")}, 1)
     refused = stripe_answers.of_error(answer, is_first=True)
     assert refused.kind is not OutcomeKind.SUCCEEDED
     _is_storable(refused)

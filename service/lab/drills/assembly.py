@@ -19,7 +19,7 @@ from service.lab.drills.restart import DatabaseRestart
 from service.lab.drills.runner import DrillContext
 from service.lab.drills.sandbox import Sandbox
 from service.lab.drills.store import RehearsalStore
-from service.lab.drills.targets import Instance
+from service.lab.drills.targets import OwnInstance
 from service.lab.drills.webhooks import WebhookDisorder
 from service.payments.merchants import KeyStore
 from service.settings import Settings, SettingsError, environ_of, reachable

@@ -25,7 +25,7 @@ _LEAST_MS = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Timeline:
+class ChartTimeline:
     """The data that all charts of one target share: the run's seconds, and each fault's period."""
 
     side: str
@@ -47,12 +47,12 @@ class Timeline:
         return [(point["at_s"], point["sides"][self.side][name] or 0.0) for point in self.seconds]
 
 
-def timeline_of(document: Mapping[str, Any], side: Mapping[str, Any]) -> Timeline:
+def timeline_of(document: Mapping[str, Any], side: Mapping[str, Any]) -> ChartTimeline:
     """The run as one target recorded it, until its last answer arrived."""
     seconds = [point for point in document["timeline"] if side["name"] in point["sides"]]
     samples = side["callers"]["samples"]
     ends = [point["at_s"] for point in seconds] + [s["at_s"] + s["ms"] / 1000 for s in samples]
-    return Timeline(
+    return ChartTimeline(
         side=side["name"],
         end_s=max([5.0, *ends]) + 0.5,
         seconds=seconds,
@@ -61,7 +61,7 @@ def timeline_of(document: Mapping[str, Any], side: Mapping[str, Any]) -> Timelin
     )
 
 
-def answers_chart(timeline: Timeline) -> str:
+def answers_chart(timeline: ChartTimeline) -> str:
     """The outcomes of calls, stacked; a late reading covers more than one second."""
     stacks = [
         (start, end, {name: read[name] / max(0.5, end - start) for name in OUTCOMES})
@@ -83,7 +83,7 @@ def answers_chart(timeline: Timeline) -> str:
     return _chart("Answers a second", "".join(marks), timeline, _even_ticks(most), legend=OUTCOMES)
 
 
-def waits_chart(timeline: Timeline, samples: Sequence[Mapping[str, Any]]) -> str:
+def waits_chart(timeline: ChartTimeline, samples: Sequence[Mapping[str, Any]]) -> str:
     """One dot for each payment: when it was sent, and how long its caller waited."""
     dots = "".join(
         f'<circle class="{_class_of(sample)}" cx="{_x(sample["at_s"], timeline.end_s):.1f}"'
@@ -95,7 +95,7 @@ def waits_chart(timeline: Timeline, samples: Sequence[Mapping[str, Any]]) -> str
     return _chart("How long each caller waited", dots, timeline, ticks, legend=OUTCOMES)
 
 
-def pool_chart(timeline: Timeline) -> str:
+def pool_chart(timeline: ChartTimeline) -> str:
     """Database connections checked out, and callers queued for one."""
     lines = {"pool_in_use": "connections in use", "pool_waiting": "callers in line"}
     values = {name: timeline.values(name) for name in lines}
@@ -109,7 +109,7 @@ def pool_chart(timeline: Timeline) -> str:
     return _chart("Database connections", marks, timeline, _even_ticks(most), legend=lines)
 
 
-def breaker_chart(timeline: Timeline) -> str:
+def breaker_chart(timeline: ChartTimeline) -> str:
     """The breaker's state, second by second."""
     states = {"closed": "closed", "half_open": "probing", "open": "open"}
     bands = "".join(
@@ -152,7 +152,7 @@ def _class_of(sample: Mapping[str, Any]) -> str:
 def _chart(
     title: str,
     marks: str,
-    timeline: Timeline,
+    timeline: ChartTimeline,
     ticks: Iterable[tuple[float, str]],
     *,
     legend: Mapping[str, str],
@@ -175,7 +175,7 @@ def _chart(
     )
 
 
-def _fault_bands(timeline: Timeline, height: int) -> str:
+def _fault_bands(timeline: ChartTimeline, height: int) -> str:
     bands = []
     for number, fault in enumerate(timeline.faults, 1):
         left = _x(fault["from_s"], timeline.end_s)

@@ -16,7 +16,7 @@ from service.lab.faultproxy.proxy import DATABASE, PROVIDER, listener_at
 DIRECTORY_BYTES_MAX = 80
 
 
-class Links:
+class FaultLinks:
     """The links as their users see them. This object owns the listeners, so a proxy can be replaced."""
 
     def __init__(self, directory: Path, *, provider_url: str, database_url: str) -> None:

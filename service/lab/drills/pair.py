@@ -18,7 +18,7 @@ from time import monotonic, sleep
 import requests
 
 from service.lab.drills.expectations import Samples
-from service.lab.drills.links import Links
+from service.lab.drills.links import FaultLinks
 from service.lab.drills.targets import CannotStart, LogTail, Target
 from service.lab.faultproxy.client import FaultClient, ProxyGone
 from service.observability.metrics.registry import SharedRegistry, read_samples
@@ -57,7 +57,7 @@ class Pair:
         """Start both copies, and stop them at the end; on CannotStart no process remains."""
         with contextlib.ExitStack() as stack:
             home, lock_fd = stack.enter_context(_home())
-            links = Links(
+            links = FaultLinks(
                 home / "links", provider_url=self.provider_url, database_url=self.database_url
             )
             stack.callback(links.close)

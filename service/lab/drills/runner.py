@@ -25,7 +25,7 @@ from service.lab.drills.sandbox import Sandbox
 from service.lab.drills.store import RehearsalStore
 from service.lab.drills.targets import CannotStart, Target
 from service.lab.drills.verdict import judge, recovery_s
-from service.lab.drills.watch import Watch
+from service.lab.drills.watch import RunWatch
 from service.lab.drills.webhooks import WebhookDisorder
 from service.lab.faultproxy.client import FaultRefused, ProxyGone
 from service.observability.metrics import catalogue as metrics
@@ -96,7 +96,7 @@ class Runner:
         key_id, api_key = self._make_key()
         lost = self._lost_commits(targets[0], api_key)
         load = Load(run.id, urls, api_key, per_s=self._load_per_s, began_s=run.began_s)
-        watch = Watch(
+        watch = RunWatch(
             run,
             targets,
             load,
@@ -129,7 +129,7 @@ class Runner:
             raise stopped
 
     def _pass_through(
-        self, load: Load, watch: Watch, injector: FaultInjector
+        self, load: Load, watch: RunWatch, injector: FaultInjector
     ) -> Aborted | Inconclusive | None:
         """Run the phases in order; returns the exception that ended the fault or the recovery, if any.
 
@@ -212,7 +212,7 @@ class Runner:
         )
 
     def _collect(
-        self, targets: list[Target], watch: Watch, calls: list[Call], rules: list[dict[str, Any]]
+        self, targets: list[Target], watch: RunWatch, calls: list[Call], rules: list[dict[str, Any]]
     ) -> None:
         """Evidence of every target, and the comparison of the books."""
         run, rows = self._run, self._rows()
@@ -238,7 +238,7 @@ class Runner:
     def _evidence(
         self,
         target: Target,
-        watch: Watch,
+        watch: RunWatch,
         rows: list[books.Row],
         charges: books.Charges,
         calls: list[Call],

@@ -78,7 +78,7 @@ class Target:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Instance:
+class OwnInstance:
     """This instance: its data plane, its metrics, and the fault proxy on its links."""
 
     url: str

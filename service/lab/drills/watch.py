@@ -29,7 +29,7 @@ SECOND_S = 1.0
 LEASE_EVERY_S = 4.0
 
 
-class Watch:
+class RunWatch:
     """Begin it once, end it once; `turn` may be called before and after."""
 
     def __init__(

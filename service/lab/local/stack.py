@@ -26,7 +26,7 @@ from service.startup.gunicorn import ROOT, data_plane, ops_plane
 from service.startup.ports import require_free
 
 if TYPE_CHECKING:
-    from service.lab.drills.links import Links
+    from service.lab.drills.links import FaultLinks
 
 # A killed run still finishes its payments: its grace period, and PostgreSQL's last checkpoint.
 PREDECESSOR_WAIT_S = 25.0
@@ -45,7 +45,7 @@ class PartDied(Exception):
         )
 
 
-class _Told(Exception):
+class _StopRequested(Exception):
     """A signal or Ctrl-C asks this process to stop."""
 
 
@@ -60,7 +60,7 @@ def run_local_stack(settings: Settings, environ: dict[str, str], *, verbose: boo
     try:
         stack.start()
         stack.watch()
-    except _Told:
+    except _StopRequested:
         pass
     except PartDied as error:
         print(error, file=sys.stderr)  # noqa: T201
@@ -76,7 +76,7 @@ def run_local_stack(settings: Settings, environ: dict[str, str], *, verbose: boo
 
 
 def _told(number: int, frame: object) -> NoReturn:
-    raise _Told
+    raise _StopRequested
 
 
 class _LocalStack:
@@ -88,7 +88,7 @@ class _LocalStack:
         self._parts: dict[str, ManagedProcess] = {}
         self._postgres: EmbeddedPostgres | None = None
         self._sandbox: dict[str, str] = {}
-        self._links: Links | None = None
+        self._links: FaultLinks | None = None
         self._lock_fd = -1
 
     def start(self) -> None:
@@ -209,10 +209,10 @@ class _LocalStack:
 
     def _start_fault_proxy(self) -> None:
         """Put it on the data plane's links: the ops plane connects directly, so that it can end a fault."""
-        from service.lab.drills.links import Links
+        from service.lab.drills.links import FaultLinks
 
         if self._links is None:
-            self._links = Links(
+            self._links = FaultLinks(
                 self._home / "links",
                 provider_url=self._settings.stripe_api_base or "",
                 database_url=self._settings.database_url or "",

@@ -55,7 +55,7 @@ class ObserveOptions:
 _NO_ANSWER = (OSError, http.client.HTTPException, ValueError)
 
 
-class _Told(Exception):
+class _StopSignal(Exception):
     """A signal or Ctrl-C asks this process to stop."""
 
 
@@ -73,7 +73,7 @@ def observe(settings: Settings, environ: Mapping[str, str], options: ObserveOpti
             _require_links(site)
             _say(_addresses(site, environ))
             return _tour(site, options)
-    except _Told:
+    except _StopSignal:
         return 0
     except (PartDied, ProxyGone) as error:
         _say(str(error))
@@ -91,7 +91,7 @@ def _require_links(site: Site) -> None:
 
 
 def _told(number: int, frame: object) -> NoReturn:
-    raise _Told
+    raise _StopSignal
 
 
 def _deaf() -> None:

@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class HealthResult:
     """The result of one check. `output` is for people: no secrets."""
 
     status: Status
@@ -49,17 +49,17 @@ class Component:
     name: str
     # The draft's component type: datastore, component, system.
     kind: str
-    check: Callable[[], Finding]
+    check: Callable[[], HealthResult]
     # Critical: without it no payment can be accepted. Other failures leave the service degraded.
     is_critical: bool = False
 
 
 @dataclass(slots=True)
-class _State:
+class _CheckState:
     """The known state of one component; guarded by the lock of HealthChecks."""
 
     component: Component
-    finding: Finding | None = None
+    finding: HealthResult | None = None
     checked_at: datetime | None = None
     since: datetime | None = None
     latency_ms: float = 0.0
@@ -85,7 +85,7 @@ class HealthChecks:
         interval_s: float = INTERVAL_S,
         check_limit_s: float = CHECK_LIMIT_S,
     ) -> None:
-        self._states = [_State(component) for component in components]
+        self._states = [_CheckState(component) for component in components]
         self._version = version
         self._instance = instance
         self._interval_s = interval_s
@@ -144,7 +144,7 @@ class HealthChecks:
             is_well = _overall(self._states) == "pass"
             self._stopping.wait(self._interval_s if is_well else min(RECHECK_S, self._interval_s))
 
-    def _begin(self, state: _State) -> None:
+    def _begin(self, state: _CheckState) -> None:
         if state.thread is not None and state.thread.is_alive():
             return
         state.begun_s = monotonic()
@@ -152,21 +152,21 @@ class HealthChecks:
         state.thread = threading.Thread(target=self._check, args=(state,), name=name, daemon=True)
         state.thread.start()
 
-    def _check(self, state: _State) -> None:
+    def _check(self, state: _CheckState) -> None:
         begun_s = state.begun_s
         try:
             finding = state.component.check()
         # Any error in a check is the result of that check.
         except Exception as error:  # noqa: BLE001
-            finding = Finding("fail", f"{type(error).__name__}: {error}")
+            finding = HealthResult("fail", f"{type(error).__name__}: {error}")
         self._note(state, finding, monotonic() - begun_s)
 
-    def _fail_if_still_out(self, state: _State) -> None:
+    def _fail_if_still_out(self, state: _CheckState) -> None:
         if state.thread is not None and state.thread.is_alive():
             taken_s = monotonic() - state.begun_s
-            self._note(state, Finding("fail", f"no answer after {taken_s:.0f} s"), taken_s)
+            self._note(state, HealthResult("fail", f"no answer after {taken_s:.0f} s"), taken_s)
 
-    def _note(self, state: _State, finding: Finding, taken_s: float) -> None:
+    def _note(self, state: _CheckState, finding: HealthResult, taken_s: float) -> None:
         now = datetime.now(UTC)
         with self._lock:
             before = state.finding.status if state.finding else None
@@ -186,7 +186,7 @@ class HealthChecks:
             log.log(level, "health.changed", extra=fields)
 
 
-def _overall(states: Sequence[_State]) -> Status:
+def _overall(states: Sequence[_CheckState]) -> Status:
     """`fail` when a critical component fails, `warn` when any component does not pass."""
     seen = [(state.component, state.finding.status) for state in states if state.finding]
     if any(component.is_critical and status == "fail" for component, status in seen):
@@ -196,8 +196,8 @@ def _overall(states: Sequence[_State]) -> Status:
     return "pass" if is_well else "warn"
 
 
-def _as_check(state: _State) -> dict[str, Any]:
-    finding = state.finding or Finding("warn", "not checked yet")
+def _as_check(state: _CheckState) -> dict[str, Any]:
+    finding = state.finding or HealthResult("warn", "not checked yet")
     check: dict[str, Any] = {
         "componentId": state.component.name,
         "componentType": state.component.kind,

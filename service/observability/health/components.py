@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from service.observability.health.checks import Component, Finding, Status
+from service.observability.health.checks import Component, HealthResult, Status
 from service.observability.metrics import slots
 
 # Three missed beats of a reconciler that looks for work at least every 5 s.
@@ -33,7 +33,7 @@ def database(ping: Callable[[], object], statistics: Callable[[], Mapping[str, A
     Our answer does not prove that the workers get one: `warn` while their callers get no connection.
     """
 
-    def check() -> Finding:
+    def check() -> HealthResult:
         begun_s = time.monotonic()
         ping()
         took_ms = _ms_since(begun_s)
@@ -41,8 +41,8 @@ def database(ping: Callable[[], object], statistics: Callable[[], Mapping[str, A
         in_vain = errors["db_pool_timeouts"] + sum(errors["db_pool_refusals"].values())
         if in_vain:
             told = f"answers here, but the workers had no connection for {in_vain:.0f} callers in the last minute"
-            return Finding("warn", told, observed=took_ms, unit="ms")
-        return Finding("pass", observed=took_ms, unit="ms")
+            return HealthResult("warn", told, observed=took_ms, unit="ms")
+        return HealthResult("pass", observed=took_ms, unit="ms")
 
     return Component("database", "datastore", check, is_critical=True)
 
@@ -53,15 +53,15 @@ def provider(reach: Callable[[], object], statistics: Callable[[], Mapping[str, 
     Its answer does not prove that payments work: `warn` while the workers' breaker is not closed.
     """
 
-    def check() -> Finding:
+    def check() -> HealthResult:
         begun_s = time.monotonic()
         reach()
         took_ms = _ms_since(begun_s)
         breaker = statistics()["now"]["breaker"]
         if breaker in ("open", "half_open"):
             told = f"answers here, but the workers' breaker is {breaker.replace('_', '-')}: payments are queued"
-            return Finding("warn", told, observed=took_ms, unit="ms")
-        return Finding("pass", observed=took_ms, unit="ms")
+            return HealthResult("warn", told, observed=took_ms, unit="ms")
+        return HealthResult("pass", observed=took_ms, unit="ms")
 
     return Component("provider", "component", check)
 
@@ -77,17 +77,17 @@ def reconciler(
     """
     awaited_until_s = time.monotonic() + first_beat_within_s
 
-    def check() -> Finding:
+    def check() -> HealthResult:
         beat = last_run_at()
         silent_s = None if beat is None else round((datetime.now(UTC) - beat).total_seconds(), 1)
         if silent_s is not None and silent_s < RECONCILER_SILENT_S:
-            return Finding("pass", observed=silent_s, unit="s")
+            return HealthResult("pass", observed=silent_s, unit="s")
         if time.monotonic() < awaited_until_s:
-            return Finding("warn", "its first beat is awaited", observed=silent_s, unit="s")
+            return HealthResult("warn", "its first beat is awaited", observed=silent_s, unit="s")
         if silent_s is None:
-            return Finding("fail", "it has never run: unknown payments are not being settled")
+            return HealthResult("fail", "it has never run: unknown payments are not being settled")
         status: Status = "warn" if silent_s < RECONCILER_DEAD_S else "fail"
-        return Finding(status, f"silent for {silent_s:.0f} s", observed=silent_s, unit="s")
+        return HealthResult(status, f"silent for {silent_s:.0f} s", observed=silent_s, unit="s")
 
     return Component("reconciler", "component", check)
 
@@ -95,14 +95,14 @@ def reconciler(
 def disk(path: Path) -> Component:
     """Free disk space in the directories that this instance writes to."""
 
-    def check() -> Finding:
+    def check() -> HealthResult:
         usage = shutil.disk_usage(path)
         free_ratio = round(usage.free / usage.total, 4)
         if free_ratio >= DISK_WARN_RATIO:
-            return Finding("pass", observed=free_ratio, unit="ratio")
+            return HealthResult("pass", observed=free_ratio, unit="ratio")
         status: Status = "warn" if free_ratio >= DISK_FAIL_RATIO else "fail"
         free_mb = usage.free // 1_000_000
-        return Finding(status, f"{free_mb} MB are free", observed=free_ratio, unit="ratio")
+        return HealthResult(status, f"{free_mb} MB are free", observed=free_ratio, unit="ratio")
 
     return Component("disk", "system", check)
 
@@ -110,19 +110,19 @@ def disk(path: Path) -> Component:
 def clock(database_now: Callable[[], datetime]) -> Component:
     """Our clock compared with the database's, which leases and schedules use."""
 
-    def check() -> Finding:
+    def check() -> HealthResult:
         before = datetime.now(UTC)
         try:
             theirs = database_now()
         # Without the database there is no comparison; the database component reports the outage.
         except Exception as error:  # noqa: BLE001
-            return Finding("warn", f"not compared: {type(error).__name__}")
+            return HealthResult("warn", f"not compared: {type(error).__name__}")
         ours = before + (datetime.now(UTC) - before) / 2
         skew_s = round(abs((theirs - ours).total_seconds()), 3)
         if skew_s < CLOCK_WARN_S:
-            return Finding("pass", observed=skew_s, unit="s")
+            return HealthResult("pass", observed=skew_s, unit="s")
         status: Status = "warn" if skew_s < CLOCK_FAIL_S else "fail"
-        return Finding(status, f"{skew_s:.1f} s apart from the database", skew_s, "s")
+        return HealthResult(status, f"{skew_s:.1f} s apart from the database", skew_s, "s")
 
     return Component("clock", "system", check)
 
@@ -130,17 +130,17 @@ def clock(database_now: Callable[[], datetime]) -> Component:
 def workers(expected: int) -> Component:
     """The data plane's processes on this machine, counted by their slots."""
 
-    def check() -> Finding:
+    def check() -> HealthResult:
         if not slots.active():
-            return Finding("warn", "this process is alone: it shares its metrics with nobody")
+            return HealthResult("warn", "this process is alone: it shares its metrics with nobody")
         held = slots.live_slots(slots.directory(), wait_s=SLOTS_WAIT_S)
         if held is None:
-            return Finding("warn", "who is alive could not be told just now")
+            return HealthResult("warn", "who is alive could not be told just now")
         alive = sum(slot.startswith("web-") for slot in held)
         if alive >= expected:
-            return Finding("pass", observed=alive, unit="processes")
+            return HealthResult("pass", observed=alive, unit="processes")
         status: Status = "warn" if alive else "fail"
-        return Finding(status, f"{alive} of {expected} are alive", alive, "processes")
+        return HealthResult(status, f"{alive} of {expected} are alive", alive, "processes")
 
     return Component("workers", "system", check, is_critical=True)
 

@@ -11,7 +11,7 @@ from uuid import UUID
 
 from service.payments.charge.model import Status
 from service.payments.charge.provider_keys import key_digest, provider_key
-from service.providers.base import KEY_REUSED, Decline, Outcome, OutcomeKind, Stage
+from service.providers.base import KEY_REUSED, Outcome, OutcomeKind, ProviderDecline, Stage
 
 # The provider knows our key with other parameters.
 KEY_USED = "key_used"
@@ -130,23 +130,23 @@ _PREFIXES = {Kind.CAPTURE: "cap_", Kind.VOID: "void_", Kind.REFUND: REFUND_PREFI
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class Settlement:
     """What is certain after an answer, about the movement and about its payment."""
 
     status: MovementStatus
-    decline: Decline | None = None
+    decline: ProviderDecline | None = None
     # What the payment becomes with it; None: it stays as it is.
     payment_status: Status | None = None
     amount_captured_minor: int = 0
 
 
-def finding(movement: Movement, outcome: Outcome) -> Finding | None:
+def finding(movement: Movement, outcome: Outcome) -> Settlement | None:
     """What the outcome of a call or a look-up settles; None where it settles nothing."""
     if movement.kind is Kind.REFUND:
         if outcome.kind is OutcomeKind.NOT_EXECUTED and outcome.error == KEY_REUSED:
-            return Finding(MovementStatus.DECLINED, _KEY_REUSED)
+            return Settlement(MovementStatus.DECLINED, _KEY_REUSED)
         status = _REFUND_STATUSES.get(outcome.kind)
-        return None if status is None else Finding(status, outcome.decline)
+        return None if status is None else Settlement(status, outcome.decline)
     if outcome.kind is OutcomeKind.SUCCEEDED and outcome.amount_received > 0:
         return _captured(movement, outcome.amount_received)
     if outcome.kind is OutcomeKind.NOT_EXECUTED and outcome.error == CANCELED:
@@ -155,12 +155,12 @@ def finding(movement: Movement, outcome: Outcome) -> Finding | None:
         if movement.kind is Kind.VOID:
             # The payer's bank refused the payment meanwhile: nothing is held. What the payment
             # itself becomes is for its own look-up to write.
-            return Finding(MovementStatus.SUCCEEDED)
-        return Finding(MovementStatus.DECLINED, outcome.decline)
+            return Settlement(MovementStatus.SUCCEEDED)
+        return Settlement(MovementStatus.DECLINED, outcome.decline)
     return None
 
 
-_KEY_REUSED = Decline(
+_KEY_REUSED = ProviderDecline(
     "idempotency_key_reused", "Another amount was given back under this key before."
 )
 
@@ -179,21 +179,23 @@ def is_absent(movement: Movement, outcome: Outcome) -> bool:
     return movement.kind is not Kind.REFUND and (is_reserved or waits_for_payer)
 
 
-def _captured(movement: Movement, received_minor: int) -> Finding:
+def _captured(movement: Movement, received_minor: int) -> Settlement:
     is_ours = movement.kind is Kind.CAPTURE and received_minor == movement.amount_minor
-    return Finding(
+    return Settlement(
         MovementStatus.SUCCEEDED if is_ours else MovementStatus.DECLINED,
-        None if is_ours else Decline("already_captured", "The payment was captured otherwise."),
+        None
+        if is_ours
+        else ProviderDecline("already_captured", "The payment was captured otherwise."),
         Status.SUCCEEDED,
         received_minor,
     )
 
 
-def _released(movement: Movement) -> Finding:
+def _released(movement: Movement) -> Settlement:
     is_ours = movement.kind is Kind.VOID
-    return Finding(
+    return Settlement(
         MovementStatus.SUCCEEDED if is_ours else MovementStatus.DECLINED,
-        None if is_ours else Decline("canceled", "The authorisation was released."),
+        None if is_ours else ProviderDecline("canceled", "The authorisation was released."),
         Status.CANCELED,
     )
 

@@ -47,11 +47,11 @@ from service.payments.leases.fair_share import NUDGED_AT_ONCE, FairShare
 from service.payments.movements import statements
 from service.payments.movements.model import (
     OPEN,
-    Finding,
     Kind,
     Movement,
     MovementRequest,
     MovementStatus,
+    Settlement,
     spends_key,
 )
 from service.providers.amounts import ISO_4217, AmountTable
@@ -208,7 +208,7 @@ class MovementStore:
         self,
         movement: Movement,
         outcome: Outcome,
-        found: Finding | None,
+        found: Settlement | None,
         *,
         op: str,
         due_in_s: float,
@@ -399,7 +399,7 @@ class MovementStore:
         event: str | None = None,
         op: str | None = None,
         outcome: Outcome | None = None,
-        found: Finding | None = None,
+        found: Settlement | None = None,
         attempts: str | None = None,
         next_series: int = 0,
         sent: bool = False,
@@ -407,7 +407,7 @@ class MovementStore:
         due_in_s: float | None = None,
         promise: bool = False,
     ) -> tuple[Movement, Payment, bool]:
-        found = found or Finding(status)
+        found = found or Settlement(status)
         is_refund = movement.kind is Kind.REFUND
         target = found.payment_status
         is_no_news = status is movement.status and op == "look_up"

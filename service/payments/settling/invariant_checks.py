@@ -26,7 +26,7 @@ from service.payments.settling.invariants import (
     Place,
     check_slice,
 )
-from service.payments.settling.store import Run, SettlingStore
+from service.payments.settling.store import BackgroundRun, SettlingStore
 from service.resilience.deadline import Deadline
 
 log = logging.getLogger(__name__)

@@ -24,7 +24,7 @@ from service.payments.movements.model import Movement, MovementStatus
 from service.payments.settling import late_statements as statements
 from service.payments.settling.late_facts import LATE, late_sources
 from service.providers.base import Outcome, OutcomeKind, ProviderCharge
-from service.providers.later import ProviderDispute, ProviderEvent, ProviderRefund
+from service.providers.later import EventHint, ProviderDispute, ProviderRefund
 from service.resilience.deadline import Deadline
 
 # What a hint is tried before it is left alone; the last pauses are an hour.
@@ -123,7 +123,7 @@ class LateStore:
     def receive(
         self,
         provider: str,
-        events: Sequence[tuple[ProviderEvent, tuple[UUID, UUID] | None]],
+        events: Sequence[tuple[EventHint, tuple[UUID, UUID] | None]],
         deadline: Deadline,
     ) -> int:
         """Keep events of the provider's feed as if they had come by webhook; how many are new."""

@@ -11,16 +11,16 @@ from service.payments.leases.schedule import is_exhausted, next_look_up_s
 from service.payments.movements.handler import MovementHandler, log_movement, refund_of
 from service.payments.movements.model import (
     KEY_USED,
-    Finding,
     Kind,
     Movement,
     MovementStatus,
+    Settlement,
     finding,
     is_absent,
 )
 from service.payments.movements.store import MovementStore
 from service.payments.settling.reconcile import OTHERS_AGAIN_S, QUIESCENCE_S, REFUSED_AGAIN_S
-from service.providers.base import Decline, Outcome, Provider
+from service.providers.base import Outcome, Provider, ProviderDecline
 from service.resilience.deadline import Deadline
 
 log = logging.getLogger(__name__)
@@ -87,7 +87,9 @@ class MovementReconciler:
                 due_in_s = next_look_up_s(movement.doubt_age_s)
                 return self._record(movement, payment, outcome, None, due_in_s=due_in_s)
             # It answered "no" to the call itself, and its books agree that nothing moved.
-            found = Finding(MovementStatus.DECLINED, Decline("refused", "The provider refused it."))
+            found = Settlement(
+                MovementStatus.DECLINED, ProviderDecline("refused", "The provider refused it.")
+            )
         due_in_s = next_look_up_s(movement.doubt_age_s)
         return self._record(movement, payment, outcome, found, due_in_s=due_in_s)
 
@@ -130,7 +132,7 @@ class MovementReconciler:
         movement: Movement,
         payment: Payment,
         outcome: Outcome,
-        found: Finding | None,
+        found: Settlement | None,
         *,
         due_in_s: float,
         status: MovementStatus | None = None,

@@ -288,7 +288,7 @@ class Recovery:
             self._tells_identity = False
             return _Server()
 
-    def _show(self, state: _State) -> None:
+    def _show(self, state: _RecoveryState) -> None:
         self._is_recovering = state.since is not None
         metrics.recovering.set(int(self._is_recovering))
 

@@ -162,7 +162,7 @@ class OpenFigure:
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class BackgroundRun:
     """A background run leased to the caller; `fence` ends it."""
 
     name: str
@@ -370,14 +370,14 @@ class SettlingStore:
 
     def lease_run(
         self, name: str, *, every_s: float, lease_s: float, deadline: Deadline
-    ) -> Run | None:
+    ) -> BackgroundRun | None:
         """The right to do what is done once every `every_s` in all; None: not due, or taken."""
         rows = self._pool.run(
             _LEASE_RUN, {"name": name, "every_s": every_s, "lease_s": lease_s}, deadline
         )
-        return Run(name, *rows[0]) if rows else None
+        return BackgroundRun(name, *rows[0]) if rows else None
 
-    def end_run(self, run: Run, detail: Mapping[str, Any], deadline: Deadline) -> None:
+    def end_run(self, run: BackgroundRun, detail: Mapping[str, Any], deadline: Deadline) -> None:
         """Note that the run is done; without effect when its lease went to somebody else."""
         self._pool.run(
             _END_RUN,

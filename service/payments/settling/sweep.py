@@ -36,7 +36,7 @@ from service.payments.settling.late_facts import (
     late_target,
 )
 from service.payments.settling.late_store import LateStore
-from service.payments.settling.store import Run, SettlingStore
+from service.payments.settling.store import BackgroundRun, SettlingStore
 from service.payments.settling.sweep_progress import Progress, SweepRuns
 from service.payments.settling.sweep_unread import Parked, UnreadStore
 from service.providers.base import OutcomeKind, ProviderCharge
@@ -51,7 +51,6 @@ from service.providers.later import (
     Page,
     PageUnreadable,
     ProviderDispute,
-    ProviderEvent,
     ProviderRefund,
     Slice,
 )
@@ -187,7 +186,7 @@ class Sweep:
         self._runs.save(run, progress, 0.0, Deadline.after(PAGE_S))
         return True
 
-    def _end(self, run: Run, feed: Feed, progress: Progress, deadline: Deadline) -> bool:
+    def _end(self, run: BackgroundRun, feed: Feed, progress: Progress, deadline: Deadline) -> bool:
         self._settling.end_run(run, progress.detail(), deadline)
         log.info("sweep.done", extra={"feed": feed.value, "compared": progress.compared})
         return True
@@ -378,7 +377,7 @@ class Sweep:
         refunds = [item for item in items if isinstance(item, ProviderRefund)]
         ours = {refund.provider_ref: ids for refund in refunds if (ids := _refund_ids(refund))}
         statuses = self._late_store.refund_statuses(ours.values(), deadline)
-        hints: list[tuple[ProviderEvent, tuple[UUID, UUID] | None]] = []
+        hints: list[tuple[EventHint, tuple[UUID, UUID] | None]] = []
         for refund in refunds:
             known = ours.get(refund.provider_ref)
             status = statuses.get(known[1]) if known else None
@@ -400,7 +399,7 @@ class Sweep:
 
     def _compare_events(self, items: Sequence[Item], deadline: Deadline) -> None:
         """Keep what is news, as if it had come by webhook; both are applied in the same way."""
-        events = [item for item in items if isinstance(item, ProviderEvent)]
+        events = [item for item in items if isinstance(item, EventHint)]
         named = [(event, parse_ids(event.merchant_id, event.payment_id)) for event in events]
         payments = self._late_store.payments([ids for _, ids in named if ids], deadline)
         kept = []
@@ -463,9 +462,9 @@ def _refund_ids(refund: ProviderRefund) -> tuple[UUID, UUID] | None:
     return None if ids is None or movement_id is None else (ids[0], movement_id)
 
 
-def _as_event(refund: ProviderRefund) -> ProviderEvent:
+def _as_event(refund: ProviderRefund) -> EventHint:
     """A hint with a name of its own for each thing that the list tells of the refund."""
-    return ProviderEvent(
+    return EventHint(
         event_id=f"sweep.{refund.provider_ref}.{refund.kind.value}",
         type="refund.updated",
         charge_ref=refund.charge_ref,
@@ -474,8 +473,8 @@ def _as_event(refund: ProviderRefund) -> ProviderEvent:
     )
 
 
-def _as_event_of(dispute: ProviderDispute) -> ProviderEvent:
-    return ProviderEvent(
+def _as_event_of(dispute: ProviderDispute) -> EventHint:
+    return EventHint(
         event_id=f"sweep.{dispute.provider_ref}.{dispute.status}",
         type="charge.dispute.updated",
         charge_ref=dispute.charge_ref,

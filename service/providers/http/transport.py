@@ -62,7 +62,7 @@ class ConnectionError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class ProviderAnswer:
     """A whole answer of the provider, with any status. Header names are case-insensitive."""
 
     status: int
@@ -115,7 +115,7 @@ class Transport:
         form: Mapping[str, str] | None = None,
         headers: Mapping[str, str],
         deadline: Deadline,
-    ) -> Answer:
+    ) -> ProviderAnswer:
         """Send one request and read the whole answer, of any status.
 
         It ends by `deadline` under any fault of the network or the provider. It raises NotSent where
@@ -149,7 +149,7 @@ class Transport:
         finally:
             exchange.release()
         ms = round((monotonic() - began_s) * 1000)
-        return Answer(response.status_code, body, response.headers, ms)
+        return ProviderAnswer(response.status_code, body, response.headers, ms)
 
     def close(self) -> None:
         """Close the kept connections."""
@@ -214,7 +214,7 @@ class _OneHostAdapter(HTTPAdapter):
         """Set nothing: the pool's context was made with the CA file, once for all connections."""
 
 
-class _Refused(ProtocolError):
+class _AnswerRefused(ProtocolError):
     """We do not accept this answer; `kind` is the reason."""
 
     def __init__(self, kind: str, detail: str) -> None:
@@ -241,17 +241,17 @@ def _read(raw: urllib3.HTTPResponse, deadline: Deadline) -> bytes:
     try:
         # A truncated header block has neither of these.
         if raw.length_remaining is None and not raw.chunked:
-            raise _Refused("truncated", "The answer does not say where it ends")
+            raise _AnswerRefused("truncated", "The answer does not say where it ends")
         if (raw.length_remaining or 0) > ANSWER_BYTES_MAX:
-            raise _Refused("too_large", f"The answer has {raw.length_remaining} bytes")
+            raise _AnswerRefused("too_large", f"The answer has {raw.length_remaining} bytes")
         while piece := raw.read(PIECE_BYTES, decode_content=False):
             body += piece
             if len(body) > ANSWER_BYTES_MAX:
-                raise _Refused("too_large", f"The answer has over {ANSWER_BYTES_MAX} bytes")
+                raise _AnswerRefused("too_large", f"The answer has over {ANSWER_BYTES_MAX} bytes")
             if deadline.expired:
                 break
         if deadline.expired:
-            raise _Refused("timeout", "The answer came after its deadline")
+            raise _AnswerRefused("timeout", "The answer came after its deadline")
     except BaseException:
         raw.close()
         raise
@@ -283,7 +283,7 @@ def failure_of(error: Exception, exchange: Exchange) -> TransportError:
     # Includes a stalled handshake: the protocol's whitelist is shorter than the provable cases.
     if exchange.cut_short or exchange.deadline.expired or has(TimeoutError):
         return SentUnknown("timeout", detail)
-    if isinstance(error, _Refused):
+    if isinstance(error, _AnswerRefused):
         return SentUnknown(error.kind, detail)
     if exchange.phase is Phase.HANDSHAKING:
         return SentUnknown("tls", detail)

@@ -16,14 +16,14 @@ from typing import Any
 from service.providers.base import (
     KEY_USED,
     Charge,
-    Decline,
     Outcome,
     OutcomeKind,
     ProviderCharge,
+    ProviderDecline,
     Refund,
     Stage,
 )
-from service.providers.http.transport import Answer
+from service.providers.http.transport import ProviderAnswer
 from service.providers.stripe import json as stripe_json
 
 log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ class Garbage(ValueError):
     """The answer has not the expected form."""
 
 
-def parse(answer: Answer) -> Object:
+def parse(answer: ProviderAnswer) -> Object:
     """The JSON object of an answer; raises Garbage."""
     try:
         found = stripe_json.read(answer.body)
@@ -148,7 +148,7 @@ def of_refund(found: Object, refund: Refund, charge_field: str) -> Outcome:
     failure = None
     if kind is OutcomeKind.DECLINED:
         code = word(found.get("failure_reason") or found["status"])
-        failure = Decline(code, "The refund failed.")
+        failure = ProviderDecline(code, "The refund failed.")
     return Outcome(kind, Stage.ANSWERED, provider_ref=found["id"], decline=failure)
 
 
@@ -182,7 +182,9 @@ def is_another(found: Object, refund: Refund) -> bool:
 # --- Errors ---------------------------------------------------------------------------------
 
 
-def of_error(answer: Answer, *, provider_ref: str | None = None, is_first: bool = False) -> Outcome:
+def of_error(
+    answer: ProviderAnswer, *, provider_ref: str | None = None, is_first: bool = False
+) -> Outcome:
     """The outcome of an answer other than 200; `is_first`: no earlier call can have moved money.
 
     Only then is "this request is invalid" a definite refusal. In a later call it may also mean
@@ -212,16 +214,16 @@ def of_error(answer: Answer, *, provider_ref: str | None = None, is_first: bool 
     )
 
 
-def is_replay(answer: Answer) -> bool:
+def is_replay(answer: ProviderAnswer) -> bool:
     """Whether the answer was saved under our key earlier and is not an answer to this call."""
     return answer.headers.get("Idempotent-Replayed", "").strip().lower() == "true"
 
 
-def decline(error: Object) -> Decline:
+def decline(error: Object) -> ProviderDecline:
     """The provider's own code, and a message that is safe for a log or a page."""
     code = error.get("decline_code") or error.get("code") or error.get("type")
     message = _UNPRINTABLE.sub(" ", str(error.get("message") or "The payment was declined."))
-    return Decline(word(code), message[:MESSAGE_LENGTH_MAX])
+    return ProviderDecline(word(code), message[:MESSAGE_LENGTH_MAX])
 
 
 # The provider's parameters that are a caller's own fields; all others are our responsibility.
@@ -242,7 +244,7 @@ _STATES = frozenset(
 )
 
 
-def _of_request(error: Object) -> Decline:
+def _of_request(error: Object) -> ProviderDecline:
     """The provider refused the request itself: final, and no bank's answer about a card."""
     found = decline(error)
     field = _CALLERS_FIELDS.get(str(error.get("param")))
@@ -255,7 +257,7 @@ def _of_request(error: Object) -> Decline:
     return replace(found, is_request=True, field=field)
 
 
-def error_of(answer: Answer) -> Object:
+def error_of(answer: ProviderAnswer) -> Object:
     """The error in an answer; empty where it has no readable one."""
     try:
         error = parse(answer).get("error")

@@ -10,10 +10,10 @@ from urllib.parse import urlencode
 
 from service.observability import spans
 from service.providers import incident
-from service.providers.base import Charge, Decline, Outcome, OutcomeKind, Stage
+from service.providers.base import Charge, Outcome, OutcomeKind, ProviderDecline, Stage
 from service.providers.http.transport import (
-    Answer,
     NotSent,
+    ProviderAnswer,
     SentUnknown,
     Transport,
     TransportError,
@@ -53,13 +53,13 @@ class StripeApi:
         form: Mapping[str, str],
         key: str | None,
         deadline: Deadline,
-    ) -> Answer:
+    ) -> ProviderAnswer:
         """Send a form, with or without an idempotency key; raises TransportError, Unsendable."""
         stripe_form.check(path, form)
         headers = self._headers if key is None else {**self._headers, "Idempotency-Key": key}
         return self._exchange(operation, "POST", path, form, headers, deadline)
 
-    def get(self, operation: str, path: str, deadline: Deadline) -> Answer:
+    def get(self, operation: str, path: str, deadline: Deadline) -> ProviderAnswer:
         """Read one object or page; raises TransportError."""
         return self._exchange(operation, "GET", path, None, self._headers, deadline)
 
@@ -71,7 +71,7 @@ class StripeApi:
         form: Mapping[str, str] | None,
         headers: Mapping[str, str],
         deadline: Deadline,
-    ) -> Answer:
+    ) -> ProviderAnswer:
         try:
             with spans.span(f"provider.{operation}", provider=self._name):
                 answer = self._transport.exchange(
@@ -208,7 +208,7 @@ def _unsendable(operation: str, reason: Unsendable) -> Outcome:
             OutcomeKind.UNKNOWN, Stage.NOT_SENT, error="internal", error_detail=str(reason)
         )
     message = f"The provider cannot be sent {reason}."
-    refused = Decline("unsendable", message, is_request=True)
+    refused = ProviderDecline("unsendable", message, is_request=True)
     return Outcome(OutcomeKind.DECLINED, Stage.NOT_SENT, decline=refused)
 
 

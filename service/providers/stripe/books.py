@@ -17,7 +17,7 @@ from service.providers.base import (
     ProviderCharge,
     Stage,
 )
-from service.providers.http.transport import Answer, TransportError
+from service.providers.http.transport import ProviderAnswer, TransportError
 from service.providers.stripe import answers
 from service.providers.stripe.answers import Garbage, Object
 from service.providers.stripe.api import StripeApi
@@ -34,7 +34,7 @@ _MAY_HAVE_MOVED = frozenset({OutcomeKind.SUCCEEDED, OutcomeKind.PENDING})
 class OfAnswer(Protocol):
     """Reads a whole answer of any status about our charge."""
 
-    def __call__(self, answer: Answer, charge: Charge) -> Outcome: ...
+    def __call__(self, answer: ProviderAnswer, charge: Charge) -> Outcome: ...
 
 
 class StripeBooks:
@@ -61,7 +61,7 @@ class StripeBooks:
         charge: Charge,
         deadline: Deadline,
         *,
-        send_again: Callable[[], Answer] | None = None,
+        send_again: Callable[[], ProviderAnswer] | None = None,
     ) -> Outcome:
         """Find a charge by its reference, in the list, or by its key.
 
@@ -89,7 +89,9 @@ class StripeBooks:
             return Outcome(OutcomeKind.NOT_EXECUTED, Stage.ANSWERED, is_replay=True)
         return outcome
 
-    def of_refused_capture(self, answer: Answer, charge: Charge, deadline: Deadline) -> Outcome:
+    def of_refused_capture(
+        self, answer: ProviderAnswer, charge: Charge, deadline: Deadline
+    ) -> Outcome:
         """The outcome of an answer other than 200 to a capture.
 
         "This request is invalid" is a definite refusal only while the books still show all of the

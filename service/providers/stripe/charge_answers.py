@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 from service.providers.base import Charge, Outcome, OutcomeKind, ProviderCharge, Stage
-from service.providers.http.transport import Answer
+from service.providers.http.transport import ProviderAnswer
 from service.providers.stripe import answers
 from service.providers.stripe.answers import Object, mismatch, word
 
 
-def of_answer(answer: Answer, charge: Charge, *, is_first: bool = False) -> Outcome:
+def of_answer(answer: ProviderAnswer, charge: Charge, *, is_first: bool = False) -> Outcome:
     """The outcome of an answer of any status about our charge; `is_first` as in `answers.of_error`."""
     if answer.status == 200:
         return of_charge(answers.parse(answer), charge)

@@ -78,7 +78,7 @@ class StripeChargesProvider:
         again = partial(self._create, "look_up", charge, deadline)
         return self._api.look_up(lambda: self._books.look_up(charge, deadline, send_again=again))
 
-    def _create(self, operation: str, charge: Charge, deadline: Deadline) -> Answer:
+    def _create(self, operation: str, charge: Charge, deadline: Deadline) -> ProviderAnswer:
         return self._api.post(operation, _CHARGES, _creation(charge), charge.provider_key, deadline)
 
     def capture(self, charge: Charge, amount_minor: int, key: str, deadline: Deadline) -> Outcome:

@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from service.providers.base import Charge, Outcome, OutcomeKind, PayerAction, ProviderCharge, Stage
-from service.providers.http.transport import Answer
+from service.providers.http.transport import ProviderAnswer
 from service.providers.stripe import answers
 from service.providers.stripe import json as stripe_json
 from service.providers.stripe.answers import Object, mismatch, word
 
 
-def of_answer(answer: Answer, charge: Charge, *, is_first: bool = False) -> Outcome:
+def of_answer(answer: ProviderAnswer, charge: Charge, *, is_first: bool = False) -> Outcome:
     """The outcome of an answer of any status about our charge; `is_first` as in `answers.of_error`."""
     if answer.status == 200:
         return of_intent(answers.parse(answer), charge)

@@ -94,7 +94,9 @@ class StripeProvider:
             )
         )
 
-    def _create_confirmed(self, operation: str, charge: Charge, deadline: Deadline) -> Answer:
+    def _create_confirmed(
+        self, operation: str, charge: Charge, deadline: Deadline
+    ) -> ProviderAnswer:
         form = {**_creation(charge), "confirm": "true"}
         return self._api.post(operation, _INTENTS, form, charge.provider_key, deadline)
 

@@ -24,7 +24,6 @@ from service.providers.later import (
     Page,
     PageUnreadable,
     ProviderDispute,
-    ProviderEvent,
     ProviderRefund,
     Slice,
     Unreadable,
@@ -189,7 +188,7 @@ class StripeLater:
         failure = None
         if kind is OutcomeKind.DECLINED:
             code = answers.word(found.get("failure_reason") or found["status"])
-            failure = Decline(code, "The refund failed.")
+            failure = ProviderDecline(code, "The refund failed.")
         return ProviderRefund(
             provider_ref=found["id"],
             charge_ref=_reference(found.get(self._charge_field)),
@@ -218,7 +217,7 @@ class StripeLater:
             charge_ref=_reference(found.get(self._charge_field)),
         )
 
-    def _event(self, found: Object) -> ProviderEvent | None:
+    def _event(self, found: Object) -> EventHint | None:
         """The event; None: it is about an object that we cannot look up."""
         data = found.get("data")
         about = data.get("object") if isinstance(data, dict) else None
@@ -228,7 +227,7 @@ class StripeLater:
         if not isinstance(about, dict) or event_type not in EVENT_TYPES:
             return None
         metadata = _metadata(about)
-        return ProviderEvent(
+        return EventHint(
             event_id=event_id[:255],
             type=event_type,
             charge_ref=_reference(about.get(self._charge_field)) or _reference(about.get("id")),

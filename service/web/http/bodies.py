@@ -48,7 +48,7 @@ def parse_object(body: bytes) -> dict[str, Any]:
             parse_float=_refuse_float,
             parse_constant=_refuse_constant,
         )
-    except _Refused as refused:
+    except _JsonRefused as refused:
         raise InvalidJson(str(refused)) from None
     except RecursionError:
         raise InvalidJson("The JSON is nested too deep.") from None
@@ -88,14 +88,14 @@ def refuse_card_number(text: str, where: str) -> None:
         )
 
 
-class _Refused(ValueError):
+class _JsonRefused(ValueError):
     """Valid JSON that we refuse; the message contains nothing of it."""
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     parsed = dict(pairs)
     if len(parsed) != len(pairs):
-        raise _Refused("A key appears twice in one object.")
+        raise _JsonRefused("A key appears twice in one object.")
     return parsed
 
 
@@ -108,7 +108,7 @@ def _refuse_float(_text: str) -> NoReturn:
 
 
 def _refuse_constant(_text: str) -> NoReturn:
-    raise _Refused("NaN and Infinity are not JSON.")
+    raise _JsonRefused("NaN and Infinity are not JSON.")
 
 
 def _inspect(value: Any, *, depth: int, field: str = "body") -> None:

@@ -51,7 +51,7 @@ _RECEIVE_BYTES = 64 * 1024
 LARGE_AT_ONCE = 16
 
 
-class Connection(gthread.TConn):  # type: ignore[misc]
+class ClientConnection(gthread.TConn):  # type: ignore[misc]
     """A client's connection, with the received part of its next request."""
 
     def __init__(self, *of: Any) -> None:
@@ -95,10 +95,10 @@ class PaymentWorker(gthread.ThreadWorker):  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         # Registered with the poller: arriving, kept alive between requests, or closing.
-        self._watched: dict[Connection, None] = {}
+        self._watched: dict[ClientConnection, None] = {}
         # Unfinished requests of the threads; beyond the number of threads they are queued.
         self._admitted = 0
-        self._line: deque[tuple[Future[Any], Connection]] = deque()
+        self._line: deque[tuple[Future[Any], ClientConnection]] = deque()
         # A running mean of a request's time in a thread; starts pessimistic.
         self._service_s = 0.1
         self._serving = threading.local()
@@ -152,7 +152,7 @@ class PaymentWorker(gthread.ThreadWorker):  # type: ignore[misc]
         if self.nr_conns >= self.worker_connections - 1:
             self._make_room()
         self.nr_conns += 1
-        connection = Connection(self.cfg, client, address, listener.getsockname())
+        connection = ClientConnection(self.cfg, client, address, listener.getsockname())
         connection.expires_s = monotonic() + RECEIVE_S
         # The request has usually arrived with the connection.
         self._receive(connection)
@@ -163,7 +163,7 @@ class PaymentWorker(gthread.ThreadWorker):  # type: ignore[misc]
         if oldest is not None:
             self._drop(oldest)
 
-    def _receive(self, connection: Connection, _socket: Any = None) -> None:
+    def _receive(self, connection: ClientConnection, _socket: Any = None) -> None:
         try:
             chunk = connection.sock.recv(_RECEIVE_BYTES)
         except BlockingIOError:
@@ -178,11 +178,11 @@ class PaymentWorker(gthread.ThreadWorker):  # type: ignore[misc]
             self._begin(connection)
         return self._judge(connection, connection.arrival.feed(chunk))
 
-    def _begin(self, connection: Connection) -> None:
+    def _begin(self, connection: ClientConnection) -> None:
         connection.arrived_s = monotonic()
         connection.expires_s = connection.arrived_s + RECEIVE_S
 
-    def _judge(self, connection: Connection, verdict: Verdict) -> None:
+    def _judge(self, connection: ClientConnection, verdict: Verdict) -> None:
         if verdict is Verdict.WHOLE:
             connection.request = connection.arrival.take()
             self._unwatch(connection)
@@ -205,7 +205,7 @@ class PaymentWorker(gthread.ThreadWorker):  # type: ignore[misc]
 
     # --- The queue before the threads
 
-    def _admit(self, connection: Connection) -> None:
+    def _admit(self, connection: ClientConnection) -> None:
         if framing.is_probe(connection.request):
             self._submit(self._probes, connection)
             return
@@ -219,7 +219,7 @@ class PaymentWorker(gthread.ThreadWorker):  # type: ignore[misc]
         if waiting >= 0:
             self._line.append((future, connection))
 
-    def _submit(self, lane: ThreadPoolExecutor, connection: Connection) -> Future[Any]:
+    def _submit(self, lane: ThreadPoolExecutor, connection: ClientConnection) -> Future[Any]:
         future = lane.submit(self.handle, connection)
         future.add_done_callback(
             lambda done: self.method_queue.defer(self.finish_request, connection, done)
@@ -235,7 +235,7 @@ class PaymentWorker(gthread.ThreadWorker):  # type: ignore[misc]
         in_time = threads * self.line_wait_s / max(self._service_s, 0.001)
         return min(max(in_time, threads), threads * LONGEST_LINE_A_THREAD)
 
-    def _displaces_a_write(self, connection: Connection) -> bool:
+    def _displaces_a_write(self, connection: ClientConnection) -> bool:
         """Reads are never refused before writes: the newest queued write makes room for a read."""
         if not framing.is_read(connection.request):
             return False
@@ -259,11 +259,11 @@ class PaymentWorker(gthread.ThreadWorker):  # type: ignore[misc]
             else:
                 self._shed(connection, "deadline_exceeded", "No thread came free in time.")
 
-    def _shed(self, connection: Connection, reason: str, detail: str) -> None:
+    def _shed(self, connection: ClientConnection, reason: str, detail: str) -> None:
         metrics.requests_shed_total.labels(reason).inc()
         self._refuse(connection, "deadline_exceeded", detail)
 
-    def _refuse(self, connection: Connection, code: str, detail: str) -> None:
+    def _refuse(self, connection: ClientConnection, code: str, detail: str) -> None:
         """Answer from the main loop and close; the client gets time to read the answer."""
         answer = refusals.refusal(
             code,
@@ -276,7 +276,7 @@ class PaymentWorker(gthread.ThreadWorker):  # type: ignore[misc]
 
     # --- In the threads
 
-    def handle(self, connection: Connection) -> Any:
+    def handle(self, connection: ClientConnection) -> Any:
         """Serve one request. Runs in a thread."""
         began_s = monotonic()
         metrics.worker_threads_busy.inc()
@@ -288,7 +288,7 @@ class PaymentWorker(gthread.ThreadWorker):  # type: ignore[misc]
                 # A race between two threads loses one sample.
                 self._service_s += 0.1 * (monotonic() - began_s - self._service_s)
 
-    def handle_request(self, request: Any, connection: Connection) -> Any:
+    def handle_request(self, request: Any, connection: ClientConnection) -> Any:
         """Runs in a thread."""
         if lifecycle.is_stopping():
             # From now on every answer closes its connection.
@@ -321,7 +321,7 @@ class PaymentWorker(gthread.ThreadWorker):  # type: ignore[misc]
 
     # --- After a request
 
-    def finish_request(self, connection: Connection, future: Future[Any]) -> None:
+    def finish_request(self, connection: ClientConnection, future: Future[Any]) -> None:
         if connection.in_line:
             connection.in_line = False
             self._admitted -= 1
@@ -346,7 +346,7 @@ class PaymentWorker(gthread.ThreadWorker):  # type: ignore[misc]
         else:
             self._watch(connection)
 
-    def _linger(self, connection: Connection) -> None:
+    def _linger(self, connection: ClientConnection) -> None:
         """Close our side, and the connection when the client has closed its side.
 
         A plain close with unread bytes would reset the connection, and the client might never see
@@ -361,24 +361,24 @@ class PaymentWorker(gthread.ThreadWorker):  # type: ignore[misc]
         else:
             self._watch(connection)
 
-    def _send(self, connection: Connection, answer: bytes) -> None:
+    def _send(self, connection: ClientConnection, answer: bytes) -> None:
         # A few hundred bytes fit any send buffer; a client that reads nothing gets nothing.
         with contextlib.suppress(OSError):
             connection.sock.send(answer)
 
-    def _watch(self, connection: Connection) -> None:
+    def _watch(self, connection: ClientConnection) -> None:
         if connection not in self._watched:
             self._watched[connection] = None
             self.poller.register(
                 connection.sock, selectors.EVENT_READ, partial(self._receive, connection)
             )
 
-    def _unwatch(self, connection: Connection) -> None:
+    def _unwatch(self, connection: ClientConnection) -> None:
         if connection in self._watched:
             del self._watched[connection]
             self.poller.unregister(connection.sock)
 
-    def _drop(self, connection: Connection) -> None:
+    def _drop(self, connection: ClientConnection) -> None:
         if connection.sock.fileno() < 0:
             # Evicted to make room, while its own event was in the same batch.
             return
@@ -404,7 +404,7 @@ class PaymentWorker(gthread.ThreadWorker):  # type: ignore[misc]
     def _wait_s(self) -> float:
         return TICK_S if self._line or self._stop_at_s is not None or not self.alive else 0.5
 
-    def _expire(self, connection: Connection) -> None:
+    def _expire(self, connection: ClientConnection) -> None:
         if connection.is_closing or not connection.arrival.has_begun:
             self._drop(connection)
         else:

@@ -25,7 +25,7 @@ from service.lab.drills.run import Run
 from service.lab.drills.runner import DrillContext, Runner
 from service.lab.drills.store import RehearsalStore, new_run_id
 from service.lab.drills.targets import CannotStart, Target
-from service.lab.drills.watch import Watch
+from service.lab.drills.watch import RunWatch
 from service.lab.drills.webhooks import WebhookDisorder
 from service.payments.merchants import KeyStore
 from service.resilience.deadline import Deadline
@@ -73,7 +73,7 @@ def test_one_that_lost_its_lease_to_another_stops(pool, tmp_path):
     store = RehearsalStore(pool)
     run = Run(PLAN, kind="drill", scope="pair", reason="", requested_by="key", load_per_s=1)
     assert store.take_lease(new_run_id(), Deadline.after(5))
-    watch = Watch(
+    watch = RunWatch(
         run,
         [],
         Load(run.id, {}, "key", per_s=1, began_s=run.began_s),
@@ -114,7 +114,7 @@ def test_harmed_live_payments_abort_without_a_database_too(silent_store, tmp_pat
     refused = {("holdfast_http_requests_total", route): 0.0}
     preflight = preflight_on(silent_store, off_file=tmp_path / "drills.off")
     run = Run(PLAN, kind="drill", scope="pair", reason="", requested_by="key", load_per_s=1)
-    watch = Watch(
+    watch = RunWatch(
         run,
         [Target(name="experiment", url="", read=dict, log=None)],
         Load(run.id, {"experiment": ""}, "key", per_s=1, began_s=run.began_s),
@@ -138,7 +138,7 @@ def test_of_each_second_it_keeps_only_what_its_checks_look_at(silent_store, tmp_
     run = Run(plan, kind="drill", scope="pair", reason="", requested_by="key", load_per_s=1)
     queued, other = ("holdfast_queued_payments", ()), ("holdfast_db_pool_size", ())
     target = Target(name="experiment", url="", read=lambda: {queued: 7.0, other: 4.0}, log=None)
-    watch = Watch(
+    watch = RunWatch(
         run,
         [target],
         Load(run.id, {"experiment": ""}, "key", per_s=1, began_s=run.began_s),

@@ -12,7 +12,7 @@ from service.app.background import Background
 from service.payments.charge.model import Status
 from service.payments.movements.model import MovementStatus
 from service.payments.settling.parking import PARKED_MIN_S
-from service.providers.base import Decline, Outcome, OutcomeKind, Stage
+from service.providers.base import Outcome, OutcomeKind, ProviderDecline, Stage
 from tests.support.providers.booked_provider import BookedProvider, unknown
 from tests.support.stack.moving import Moving
 from tests.support.stack.settling import Service, soon
@@ -24,7 +24,7 @@ DIRTY: dict[str, dict[str, Any]] = {
     "no number": {"next_action": {"n": float("nan")}},
     "a reference with NUL": {"provider_ref": "pi_\x00", "next_action": {"type": "x"}},
     "a bigint too large": {"amount_received": 10**30},
-    "a decline with NUL": {"decline": Decline("a\x00", "b\ud800")},
+    "a decline with NUL": {"decline": ProviderDecline("a\x00", "b\ud800")},
 }
 KINDS = {"amount_received": OutcomeKind.SUCCEEDED, "decline": OutcomeKind.DECLINED}
 

@@ -14,7 +14,7 @@ from service.errors import ProviderUnavailable
 from service.payments.charge.handler import charge_of
 from service.payments.charge.model import Status
 from service.payments.settling.sweep_progress import DISTRUSTED, OVERLAP, Progress
-from service.providers.later import Feed, FeedMissing, Page, ProviderEvent, Slice
+from service.providers.later import EventHint, Feed, FeedMissing, Page, Slice
 from service.resilience.deadline import Deadline
 from tests.support.providers.booked_provider import BookedProvider, unknown
 from tests.support.stack.settling import Service, soon
@@ -251,7 +251,7 @@ def test_another_instances_charges_page_once_a_merchant(pool, setting, orphans):
 
 def test_another_instances_hints_are_used_up_at_once(pool):
     service = Service(pool, BookedProvider())
-    hint = ProviderEvent("evt_1", "charge.refunded", "pi_1", f"pay_{uuid4().hex}", str(uuid4()))
+    hint = EventHint("evt_1", "charge.refunded", "pi_1", f"pay_{uuid4().hex}", str(uuid4()))
     ids = (UUID(hint.merchant_id), uuid4())
 
     swept = service.late_store.receive("stripe", [(hint, ids)], soon())

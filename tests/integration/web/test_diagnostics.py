@@ -12,13 +12,13 @@ from flask import Flask
 from flask.testing import FlaskClient
 
 from service.errors import Forbidden
-from service.observability.health.checks import Component, Finding, HealthChecks
+from service.observability.health.checks import Component, HealthChecks, HealthResult
 from service.observability.metrics.registry import SharedRegistry, read_samples
 from service.observability.metrics.statistics import Statistics
 from service.web.ops.diagnostics import diagnostics_blueprint
 
 OPEN_METRICS = "application/openmetrics-text; version=1.0.0"
-PASS, FAIL = Finding("pass"), Finding("fail", "refused")
+PASS, FAIL = HealthResult("pass"), HealthResult("fail", "refused")
 
 
 def run_worker(directory: Path, code: str) -> None:
@@ -29,13 +29,13 @@ def run_worker(directory: Path, code: str) -> None:
 
 
 @pytest.fixture
-def seen() -> dict[str, Finding]:
+def seen() -> dict[str, HealthResult]:
     """The input of the checks; a test changes it."""
     return {"database": PASS, "provider": PASS}
 
 
 @pytest.fixture
-def health(seen: dict[str, Finding]) -> HealthChecks:
+def health(seen: dict[str, HealthResult]) -> HealthChecks:
     return HealthChecks(
         [
             Component("database", "datastore", lambda: seen["database"], is_critical=True),

@@ -12,10 +12,10 @@ from service.errors import ProviderUnavailable
 from service.providers.amounts import ISO_4217
 from service.providers.base import (
     Charge,
-    Decline,
     Outcome,
     OutcomeKind,
     ProviderCharge,
+    ProviderDecline,
     Refund,
     Stage,
 )
@@ -40,7 +40,7 @@ def declined() -> Outcome:
     return Outcome(
         OutcomeKind.DECLINED,
         Stage.ANSWERED,
-        decline=Decline("insufficient_funds", "Your card has insufficient funds."),
+        decline=ProviderDecline("insufficient_funds", "Your card has insufficient funds."),
     )
 
 

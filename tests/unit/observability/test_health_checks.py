@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 
 from service.observability.health import components
-from service.observability.health.checks import Component, Finding, HealthChecks
+from service.observability.health.checks import Component, HealthChecks, HealthResult
 
 
 def checks_of(*components: Component, **limits: float) -> HealthChecks:
     return HealthChecks(components, version="1.2.3", instance="box-1", **limits)
 
 
-def component(name: str, finding: Finding, *, is_critical: bool = False) -> Component:
+def component(name: str, finding: HealthResult, *, is_critical: bool = False) -> Component:
     return Component(name, "component", lambda: finding, is_critical)
 
 
@@ -28,7 +28,7 @@ def workers_saw(
     return lambda: {"windows": {"1m": {"errors": errors}}, "now": {"breaker": breaker}}
 
 
-PASS, WARN, FAIL = Finding("pass"), Finding("warn", "slow"), Finding("fail", "down")
+PASS, WARN, FAIL = HealthResult("pass"), HealthResult("warn", "slow"), HealthResult("fail", "down")
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_provider_that_answers_but_takes_no_payment_is_degraded(breaker, status)
 def test_a_check_that_hangs_fails_alone_and_is_not_started_again():
     release, started = threading.Event(), []
 
-    def hang() -> Finding:
+    def hang() -> HealthResult:
         started.append(1)
         release.wait(30)
         return PASS

@@ -10,7 +10,7 @@ import pytest
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
-from service.providers.base import Decline, Outcome, OutcomeKind, Stage
+from service.providers.base import Outcome, OutcomeKind, ProviderDecline, Stage
 from service.providers.stripe.currencies import STRIPE_AMOUNTS
 from service.web.api.schemas import (
     MAX_METADATA_ENTRIES,
@@ -120,7 +120,9 @@ def test_an_unfit_token_is_refused(pay, field, text):
 REFUSED = Outcome(
     OutcomeKind.DECLINED,
     Stage.ANSWERED,
-    decline=Decline("resource_missing", "No such customer.", is_request=True, field="customer"),
+    decline=ProviderDecline(
+        "resource_missing", "No such customer.", is_request=True, field="customer"
+    ),
 )
 
 
