@@ -154,7 +154,7 @@ def test_charge_of_a_retry_under_way_is_no_orphan(service):
     assert (after.status, after.provider_ref) == (Status.SUCCEEDED, second.provider_ref)
 
 
-def test_charge_is_no_orphan_whatever_reference_its_first_row_has(service):
+def test_charge_is_no_orphan_for_any_reference_of_its_first_row(service):
     first, _second = pay_twice(service)
     change(service, first, "provider_ref", "'pi_of_another_try'")
 
