@@ -9,7 +9,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from service.errors import ProviderUnavailable
-from service.providers.base import Decline, OutcomeKind, Provider, ProviderCharge
+from service.providers.base import OutcomeKind, Provider, ProviderCharge, ProviderDecline
 from service.resilience.deadline import Deadline
 
 # The source under which both webhooks and the feed store events: an event that arrives by both

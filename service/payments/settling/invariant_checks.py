@@ -192,7 +192,7 @@ class InvariantChecks:
         else:
             detail |= {"walk_found": found, "walk_place": [after.merchant_id, after.last_id]}
 
-    def _save(self, run: Run, detail: Mapping[str, Any]) -> None:
+    def _save(self, run: BackgroundRun, detail: Mapping[str, Any]) -> None:
         parameters = {"name": run.name, "fence": run.fence, "detail": json.dumps(detail)}
         self._pool.run(_SAVE, parameters, Deadline.after(SLICE_TIMEOUT_S))
 

@@ -44,6 +44,7 @@ from service.providers.later import (
     EVENT_SOURCE,
     Answered,
     CursorLost,
+    EventHint,
     Feed,
     FeedMissing,
     Item,
@@ -157,12 +158,12 @@ class Sweep:
                 return self._read(run, feed, older, deadline)
         return False
 
-    def _lease(self, name: str, every_s: float) -> Run | None:
+    def _lease(self, name: str, every_s: float) -> BackgroundRun | None:
         return self._settling.lease_run(
             name, every_s=every_s, lease_s=LEASE_S, deadline=Deadline.after(PAGE_S)
         )
 
-    def _read(self, run: Run, feed: Feed, progress: Progress, deadline: Deadline) -> bool:
+    def _read(self, run: BackgroundRun, feed: Feed, progress: Progress, deadline: Deadline) -> bool:
         try:
             while not progress.is_done:
                 # Time of its own: the end of a turn is no failure of the page that met it.

@@ -286,7 +286,9 @@ class SweepRuns:
             is_any_left |= is_left if until is not None else swept_to is None
         return ready, is_any_left
 
-    def save(self, run: Run, progress: Progress, lease_s: float, deadline: Deadline) -> bool:
+    def save(
+        self, run: BackgroundRun, progress: Progress, lease_s: float, deadline: Deadline
+    ) -> bool:
         """Commit how far it is and keep the lease for so long; False: it is somebody else's."""
         rows = self._pool.run(
             _SAVE,

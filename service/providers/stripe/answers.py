@@ -274,7 +274,7 @@ def _error_word(status: int) -> str:
     return "garbage"
 
 
-def retry_after_s(answer: Answer) -> float | None:
+def retry_after_s(answer: ProviderAnswer) -> float | None:
     """The pause that the provider asks for, within bounds."""
     asked = answer.headers.get("Retry-After", "")
     # The other form is a date, and our clock may differ from the provider's.

@@ -11,7 +11,7 @@ from datetime import datetime
 from functools import partial
 
 from service.providers.base import Charge, Outcome, OutcomeKind, ProviderCharge, Refund, Stage
-from service.providers.http.transport import Answer, Transport
+from service.providers.http.transport import ProviderAnswer, Transport
 from service.providers.later import Feed, Item, Page, ProviderDispute, ProviderRefund, Slice
 from service.providers.stripe import answers
 from service.providers.stripe import charge_answers as charges

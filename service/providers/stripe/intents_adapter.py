@@ -8,7 +8,7 @@ from functools import partial
 from typing import Literal
 
 from service.providers.base import Charge, Outcome, OutcomeKind, ProviderCharge, Refund, Stage
-from service.providers.http.transport import Answer, Transport
+from service.providers.http.transport import ProviderAnswer, Transport
 from service.providers.later import Feed, Item, Page, ProviderDispute, ProviderRefund, Slice
 from service.providers.stripe import answers, intents
 from service.providers.stripe import form as stripe_form

@@ -13,11 +13,12 @@ from typing import Any, Literal
 from urllib.parse import urlencode
 
 from service.errors import ProviderUnavailable
-from service.providers.base import Decline, OutcomeKind, ProviderCharge
-from service.providers.http.transport import Answer, SentUnknown, TransportError
+from service.providers.base import OutcomeKind, ProviderCharge, ProviderDecline
+from service.providers.http.transport import ProviderAnswer, SentUnknown, TransportError
 from service.providers.later import (
     Answered,
     CursorLost,
+    EventHint,
     Feed,
     FeedMissing,
     Item,
@@ -167,7 +168,7 @@ class StripeLater:
 
     def _fetch(
         self, path: str, query: list[tuple[str, str]], size: int, deadline: Deadline
-    ) -> tuple[Answer, int]:
+    ) -> tuple[ProviderAnswer, int]:
         """The answer, and the page size with which the provider could send it."""
         for limit in (size, *(smaller for smaller in PAGE_SIZES if smaller < size)):
             address = f"{path}?{urlencode([('limit', str(limit)), *query])}"
@@ -277,7 +278,7 @@ def _unreadable(feed: Feed, found: Any, reason: str) -> Unreadable:
     )
 
 
-def _refusal(answer: Answer, feed: Feed, *, is_first: bool) -> Exception:
+def _refusal(answer: ProviderAnswer, feed: Feed, *, is_first: bool) -> Exception:
     """What an answer other than 200 to a page means."""
     if answer.status == 404 and is_first and feed is not Feed.CHARGES:
         return FeedMissing(feed.value)

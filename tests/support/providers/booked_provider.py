@@ -96,7 +96,7 @@ class BookedProvider:
         self.books_are_shut = False
         # Their references -> what the list of charges tells of them instead.
         self.unreadable: dict[str, Unreadable] = {}
-        # operation -> the answers to its next calls; what they say is not in the books.
+        # operation -> the answers to its next calls; the books do not contain them.
         self.next_answers: dict[str, list[Outcome]] = defaultdict(list)
         self.during_call = during_call
         self._confirms = list(confirms)
