@@ -125,7 +125,7 @@ def test_an_object_larger_than_we_take_is_an_unreadable_page():
 
 @pytest.mark.parametrize("status", [400, 404])
 @pytest.mark.parametrize("feed", list(Feed))
-def test_a_place_that_the_provider_has_forgotten_is_no_missing_list(feed, status):
+def test_forgotten_position_is_not_a_missing_list(feed, status):
     refusal = said(status, {"error": {"code": "resource_missing", "param": "starting_after"}})
     with pytest.raises(CursorLost), stripe_that(always(refusal)) as provider:
         provider.page(feed, hour(after="pi_gone"), Deadline.after(5))

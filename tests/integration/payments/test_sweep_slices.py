@@ -214,7 +214,7 @@ class EndlessProvider(BusyProvider):
         return Page([], {"a": "b", "b": "c"}.get(part.after or "", "a"), part.page_size)
 
 
-def test_a_list_that_ends_nowhere_is_an_outage_after_a_bounded_read(pool):
+def test_endless_list_is_an_outage_after_a_bounded_read(pool):
     provider = EndlessProvider(0)
     service = Service(pool, provider)
 
