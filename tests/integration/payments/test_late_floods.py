@@ -128,7 +128,7 @@ def test_one_answer_names_all_events_about_a_charge(service, owner_url):
     assert waiting(owner_url) == 0
 
 
-def test_foreign_event_that_would_carry_our_metadata_costs_nothing(service, owner_url):
+def test_foreign_event_with_our_metadata_costs_nothing(service, owner_url):
     flood(owner_url, 60, type_="payment_intent.succeeded")
     budget = frozen()
 
@@ -138,7 +138,7 @@ def test_foreign_event_that_would_carry_our_metadata_costs_nothing(service, owne
     assert (service.provider.asked, waiting(owner_url)) == ([], 0)
 
 
-def test_charge_whose_reference_was_lost_is_named_by_the_provider(service, owner_url):
+def test_charge_with_a_lost_reference_is_named_by_the_provider(service, owner_url):
     payment = service.pay()
     shown = service.provider.listed_charge(next(iter(service.provider.charged.values())))
     service.provider.listed = [replace(shown, provider_ref="pi_unnoted")]

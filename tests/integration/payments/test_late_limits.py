@@ -153,7 +153,7 @@ def test_refund_that_failed_leaves_the_one_under_way_alone(service):
     assert sorted(r.status for r in refunds) == [MovementStatus.SUCCEEDED, MovementStatus.UNKNOWN]
 
 
-def test_pending_refund_by_hand_without_room_is_asked_for_until_it_ends(service):
+def test_pending_refund_without_room_is_checked_until_it_ends(service):
     payment = service.pay()
     given_back, pending = by_hand(2000), by_hand(700, OutcomeKind.PENDING)
     service.provider.refunds = [given_back, pending]

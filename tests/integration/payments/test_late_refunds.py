@@ -179,7 +179,7 @@ def test_refund_by_hand_is_never_sent_by_us(service, learn):
     assert service.is_sound
 
 
-def test_refund_that_was_declined_here_and_is_pending_there_is_counted(service, learn):
+def test_refund_declined_here_but_pending_there_is_counted(service, learn):
     payment = service.pay()
     service.books.script(Rule("refund", drop=True))
     service.refund(payment, 700)
