@@ -65,7 +65,7 @@ def others_key(house) -> str:
 @pytest.mark.parametrize(
     "plane", ["data_plane import create_app", "ops_plane import create_ops_app"]
 )
-def test_in_production_it_is_off_unless_set_and_not_even_imported(plane, database_url, tmp_path):
+def test_simulation_is_off_and_not_imported_in_production(plane, database_url, tmp_path):
     program = f"""
 import json, sys
 from service.app.{plane} as create

@@ -66,7 +66,7 @@ def assemble(
         is_local_database=local_database.is_ours,
     )
     host, port = reachable(settings.bind)
-    instance = Instance(
+    instance = OwnInstance(
         url=f"http://{host}:{port}",
         home=home,
         control_path=control_path,

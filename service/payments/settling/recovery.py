@@ -125,7 +125,7 @@ class _Kept:
 
 
 @dataclass(frozen=True, slots=True)
-class _State:
+class _RecoveryState:
     """What is kept in `background_runs`."""
 
     # None: the engine does not tell.
@@ -137,7 +137,7 @@ class _State:
     table: str | None = None
 
     @classmethod
-    def of(cls, detail: Mapping[str, Any]) -> _State:
+    def of(cls, detail: Mapping[str, Any]) -> _RecoveryState:
         return cls(
             detail.get("database"),
             _moment(detail.get("since")),
@@ -192,12 +192,12 @@ class Recovery:
         kept = self._read(deadline)
         is_first = self._name not in kept
         if is_first:
-            first = {"name": self._name, "detail": _State(server.identity, None).detail}
+            first = {"name": self._name, "detail": _RecoveryState(server.identity, None).detail}
             self._pool.run(_BEGIN, first | {"gap_s": self._gap_s}, deadline)
             kept = self._read(deadline)
         own = kept[self._name]
         swept_to = kept[self._sweep].detail.get("swept_to") if self._sweep in kept else None
-        before = _State.of(own.detail)
+        before = _RecoveryState.of(own.detail)
         if before.since is not None and self._unread.counts(deadline)[1]:
             # What could be any lost charge is unread: the books count as not compared.
             swept_to = None
@@ -227,7 +227,7 @@ class Recovery:
         return {name: _Kept(*rest) for name, *rest in rows}
 
     def _loss(
-        self, before: _State, server: _Server, own: _Kept, *, is_first: bool
+        self, before: _RecoveryState, server: _Server, own: _Kept, *, is_first: bool
     ) -> tuple[datetime | None] | None:
         """Whether commits were lost, and (from when on?); None: nothing tells of it."""
         is_other = _differ(server.identity, before.identity) or _differ(server.table, before.table)
@@ -250,13 +250,15 @@ class Recovery:
 
     def _next(
         self,
-        before: _State,
+        before: _RecoveryState,
         server: _Server,
         loss: tuple[datetime | None] | None,
         swept_to: str | None,
-    ) -> _State:
+    ) -> _RecoveryState:
         now = datetime.now(UTC)
-        known = _State(server.identity or before.identity, None, table=server.table or before.table)
+        known = _RecoveryState(
+            server.identity or before.identity, None, table=server.table or before.table
+        )
         if loss is not None:
             lost_from = loss[0]
             if before.since is not None and lost_from is not None:
