@@ -12,8 +12,9 @@ import psycopg2
 import pytest
 from standardwebhooks import Webhook, WebhookVerificationError
 
+from service.database.direct import cursor_to
 from service.database.pool.pool import ConnectionPool, Statement
-from service.errors import WrongState
+from service.errors import Busy, WrongState
 from service.payments.charge.handler import PaymentHandler
 from service.payments.charge.model import Payment, Status
 from service.payments.charge.store import PaymentStore
@@ -382,3 +383,29 @@ def test_a_merchant_has_a_bounded_number_of_endpoints(merchant):
 
     with pytest.raises(WrongState):
         merchant.hears_at("http://127.0.0.1:9/")
+
+
+def test_endpoint_with_many_waiting_events_can_be_deleted(merchant, database_url, monkeypatch):
+    monkeypatch.setattr("service.payments.events.endpoints.UNSENT_AT_ONCE", 100)
+    endpoint_id, _ = merchant.hears_at("https://example.com/hooks")
+    with cursor_to(database_url) as cursor:
+        cursor.execute(
+            "INSERT INTO webhook_outbox (merchant_id, endpoint_id, event_id, type, event_at)"
+            " SELECT %s, %s, lpad(to_hex(n), 32, '0')::uuid, 'payment.succeeded', now()"
+            " FROM generate_series(1, 1000) AS n",
+            (str(MERCHANT), str(endpoint_id)),
+        )
+        cursor.execute(
+            "BEGIN; SELECT 1 FROM webhook_outbox ORDER BY event_id DESC LIMIT 1 FOR UPDATE"
+        )
+
+        # The time ends before the last row can be removed: what was removed stays so.
+        with pytest.raises(Busy):
+            merchant.endpoints.delete(MERCHANT, endpoint_id, Deadline.after(5))
+        assert 0 < len(merchant.outbox()) < 1000
+        assert merchant.endpoint(endpoint_id) is not None
+        cursor.execute("ROLLBACK")
+
+    assert merchant.endpoints.delete(MERCHANT, endpoint_id, soon())
+    assert merchant.outbox() == []
+    assert merchant.endpoint(endpoint_id) is None
