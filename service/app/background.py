@@ -112,6 +112,7 @@ class Background:
             threading.Thread(target=self._loop, args=(name, work, stop), name=name)
             for name, work in (
                 ("probe", self._probe),
+                ("hints", self._apply_hints),
                 ("look-ups", self._look_up_due),
                 ("queue", self.forwarder.drain),
                 ("movements", self._settle_movements),
@@ -151,9 +152,12 @@ class Background:
         self.is_available = is_available
         return 0
 
+    def _apply_hints(self, _run_all: RunAll, deadline: Deadline) -> int:
+        """A separate loop: neither do look-ups that hang delay hints, nor a flood of hints look-ups."""
+        return self.settling.apply_hints(HINTS_AT_ONCE, deadline)
+
     def _look_up_due(self, run_all: RunAll, deadline: Deadline) -> int:
         """Look up due payments, as many at once as there are threads; their number."""
-        self.settling.apply_hints(HINTS_AT_ONCE, deadline)
         due = self.settling.lease_look_ups(self.threads, deadline)
         run_all(self._settle, due)
         return len(due)

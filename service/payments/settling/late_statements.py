@@ -169,27 +169,39 @@ PAYMENTS = Statement(
     """,
 )
 
-# The row that a charge belongs to, whichever row its metadata names: by its reference, else the row
-# of the same client key whose call is under way and has not noted a reference yet. Read only for a
-# charge that the row it names does not hold. Few rows are open; those come last.
-HOLDER = Statement(
-    "late_holder",
+# The rows that charges belong to, whichever rows their metadata names: by reference, else the row of
+# the same client key whose call is under way and has noted no reference yet. Read once a page, only for
+# charges that the rows which they name do not hold: the second part reads a merchant's open rows.
+HOLDERS = Statement(
+    "late_holders",
     f"""
-    WITH held AS (
-        SELECT payment_id FROM payments
-        WHERE merchant_id = %(merchant_id)s::uuid AND provider = %(provider)s::text
-          AND provider_ref = %(provider_ref)s::text AND key_digest = %(key_digest)s::text
-    ), open AS (
-        SELECT payment_id FROM payments
-        WHERE merchant_id = %(merchant_id)s::uuid AND provider = %(provider)s::text
-          AND status = ANY(%(open)s::text[])
-          AND provider_ref IS NULL AND key_digest = %(key_digest)s::text
-          AND NOT EXISTS (SELECT 1 FROM held)
-        LIMIT 1
+    WITH asked AS (
+        SELECT DISTINCT merchant_id, provider_ref, key_digest
+        FROM unnest(%(merchant_ids)s::uuid[], %(provider_refs)s::text[], %(key_digests)s::text[])
+            AS e (merchant_id, provider_ref, key_digest)
+    ), held AS (
+        SELECT a.provider_ref AS charge_ref, h.payment_id, a.merchant_id
+        FROM asked a CROSS JOIN LATERAL (
+            SELECT payment_id, key_digest FROM payments
+            WHERE merchant_id = a.merchant_id AND provider = %(provider)s::text
+              AND provider_ref = a.provider_ref LIMIT 1
+        ) AS h (payment_id, key_digest)
+        WHERE h.key_digest = a.key_digest
+    ), open AS MATERIALIZED (
+        SELECT merchant_id, payment_id, key_digest FROM payments
+        WHERE merchant_id = ANY(%(merchant_ids)s::uuid[]) AND status = ANY(%(open)s::text[])
+          AND provider = %(provider)s::text AND provider_ref IS NULL
+          AND key_digest = ANY(%(key_digests)s::text[])
+    ), found AS (
+        SELECT charge_ref, merchant_id, payment_id FROM held
+        UNION ALL
+        SELECT a.provider_ref, o.merchant_id, o.payment_id
+        FROM asked a JOIN open o USING (merchant_id, key_digest)
+        WHERE NOT EXISTS (SELECT 1 FROM held h WHERE h.charge_ref = a.provider_ref
+                          AND h.merchant_id = a.merchant_id)
     )
-    SELECT {COLUMNS} FROM payments p
-    WHERE p.merchant_id = %(merchant_id)s::uuid
-      AND p.payment_id IN (SELECT payment_id FROM held UNION ALL SELECT payment_id FROM open)
+    SELECT f.charge_ref, {COLUMNS}
+    FROM found f JOIN payments p ON p.merchant_id = f.merchant_id AND p.payment_id = f.payment_id
     """,
 )
 

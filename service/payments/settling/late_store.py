@@ -161,25 +161,31 @@ class LateStore:
         found = [payment_of(row) for row in rows]
         return {(payment.merchant_id, payment.payment_id): payment for payment in found}
 
-    def holder(
-        self, merchant_id: UUID, charge: ProviderCharge, provider: str, deadline: Deadline
-    ) -> Payment | None:
-        """The payment that this charge belongs to, whatever payment its metadata names: a retry
-        adopts the charge of a row that was lost, or that ended before its call was executed."""
-        if charge.key_digest is None:
-            return None
+    def holders(
+        self,
+        charges: Sequence[tuple[UUID, ProviderCharge]],
+        provider: str,
+        deadline: Deadline,
+    ) -> dict[tuple[UUID, str], Payment]:
+        """The payments that these charges (of merchants) belong to, by merchant and reference,
+        whatever payments their metadata names: a retry adopts the charge of a row that was lost,
+        or that ended before its call was executed."""
+        asked = [(merchant_id, one) for merchant_id, one in charges if one.key_digest is not None]
+        if not asked:
+            return {}
         rows = self._pool.run(
-            statements.HOLDER,
+            statements.HOLDERS,
             {
-                "merchant_id": str(merchant_id),
+                "merchant_ids": [str(merchant_id) for merchant_id, _ in asked],
+                "provider_refs": [charge.provider_ref for _, charge in asked],
+                "key_digests": [charge.key_digest for _, charge in asked],
                 "provider": provider,
-                "provider_ref": charge.provider_ref,
-                "key_digest": charge.key_digest,
                 "open": [status.value for status in OPEN - {Status.REQUIRES_CAPTURE}],
             },
             deadline,
         )
-        return payment_of(rows[0]) if rows else None
+        found = [(str(charge_ref), payment_of(row)) for charge_ref, *row in rows]
+        return {(payment.merchant_id, charge_ref): payment for charge_ref, payment in found}
 
     def strangers(self, merchant_ids: Iterable[UUID], deadline: Deadline) -> dict[UUID, bool]:
         """Those merchants that are none of ours; True: people have been told of a charge of theirs."""

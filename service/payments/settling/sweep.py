@@ -271,14 +271,15 @@ class Sweep:
         payments = self._late_store.payments(ids, deadline)
         unknown = {known[0] for known in ids if known not in payments}
         strangers = self._late_store.strangers(unknown, deadline)
+        holders = self._holders(moved, payments, strangers, deadline)
         for charge in moved:
             known = ids_of(charge)
             if known is not None and known[0] in strangers:
                 self._compare_stranger(charge, known[0], strangers, deadline)
                 continue
             payment = payments.get(known) if known else None
-            if known is not None and not _holds(payment, charge) and not _is_paid(payment):
-                payment = self._holder(charge, known[0], deadline) or payment
+            if known is not None and not _is_paid(payment):
+                payment = holders.get((known[0], charge.provider_ref), payment)
             self._compare_charge(charge, payment, deadline)
 
     def _compare_stranger(
@@ -296,12 +297,25 @@ class Sweep:
             self._report(charge, "no such merchant here", deadline)
             strangers[merchant_id] = True
 
-    def _holder(
-        self, charge: ProviderCharge, merchant_id: UUID, deadline: Deadline
-    ) -> Payment | None:
-        """The payment of a retry under the same client key: one charge, two rows, and the charge
+    def _holders(
+        self,
+        charges: Sequence[ProviderCharge],
+        payments: Mapping[tuple[UUID, UUID], Payment],
+        strangers: Mapping[UUID, bool],
+        deadline: Deadline,
+    ) -> Mapping[tuple[UUID, str], Payment]:
+        """The payments of retries under the same client key: one charge, two rows, and the charge
         names the row that was lost or that ended without it."""
-        return self._late_store.holder(merchant_id, charge, self._provider.name, deadline)
+        asked = []
+        for charge in charges:
+            known = ids_of(charge)
+            if known is None or known[0] in strangers:
+                continue
+            payment = payments.get(known)
+            # The key of an open row is its own: no retry can have another row under it.
+            if payment is None or (payment.status in RESTING and not _holds(payment, charge)):
+                asked.append((known[0], charge))
+        return self._late_store.holders(asked, self._provider.name, deadline)
 
     def _compare_charge(
         self, charge: ProviderCharge, payment: Payment | None, deadline: Deadline

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import pytest
 
-from service.app.background import FOREIGN_BURST, LATE_AT_ONCE, Background
+from service.app.background import FOREIGN_BURST, HINTS_AT_ONCE, LATE_AT_ONCE, Background
 from service.database.direct import cursor_to
 from service.resilience.call_budget import CallBudget
 from tests.support.providers.booked_provider import BookedProvider
@@ -115,6 +115,26 @@ def test_hint_about_our_charge_passes_a_flood_without_a_question(service, owner_
 
     assert checks(owner_url) == [str(payment.payment_id)]
     assert service.provider.asked == []
+
+
+def test_flood_of_another_instance_is_applied_without_look_ups(service, owner_url):
+    payment = service.pay()
+    with cursor_to(owner_url) as cursor:
+        # Events with metadata like ours, of merchants that are none of ours.
+        cursor.execute(
+            "INSERT INTO webhook_inbox"
+            " (provider, event_id, type, provider_ref, merchant_id, payment_id, due_at)"
+            " SELECT 'fake', 'evt_' || n, 'charge.refunded', 'pi_' || n, gen_random_uuid(),"
+            " gen_random_uuid(), now() - interval '1 h' FROM generate_series(1, 1000) AS n"
+        )
+    hint(service, "evt_ours", str(payment.provider_ref))
+    service.late_store.name_own_hints(50, soon())
+    parts = cast(Background, SimpleNamespace(settling=service.settling))
+
+    applied = [Background._apply_hints(parts, lambda *_: [], soon()) for _ in range(12)]
+
+    assert applied == [HINTS_AT_ONCE] * 10 + [1, 0]
+    assert checks(owner_url) == [str(payment.payment_id)]
 
 
 def test_one_answer_names_all_events_about_a_charge(service, owner_url):
