@@ -2,8 +2,9 @@
 
 Each caller has one number: the moment at which its requests so far are paid off at its rate (GCRA,
 a token bucket in one cell). It lives in a page of memory shared through a file. Two processes that
-change it in the same microsecond may count one request for two: a few more pass, and no caller
-within the rate is ever refused.
+change it in the same microsecond may count one request for two, and each thread that has been granted
+a request and has not counted it yet may pass one more: a few more pass, and no caller within the rate
+is ever refused.
 """
 
 from __future__ import annotations
@@ -65,8 +66,7 @@ class RateLimit:
         is_granted = owed_s + self._interval_s <= self._window_s * (1 + 1e-9)
         if is_granted:
             owed_s += self._interval_s
-            self._cells[cell + 1] = now_s + owed_s
-            self._cells[cell] = tag
+            self._count(tag, cell, now_s)
         left_s = self._window_s - owed_s
         return Allowance(
             is_granted,
@@ -76,6 +76,21 @@ class RateLimit:
             retry_after_s=0.0 if is_granted else self._interval_s - left_s,
             window_s=self._window_s,
         )
+
+    def _count(self, tag: float, cell: int, now_s: float) -> None:
+        """Add one request to the debt as it is now, not as `take` found it.
+
+        A thread that stood still in between would write the debt back that it had found, and forget every
+        request that was granted meanwhile. No call is between the last look and the write, so no other
+        thread of this process runs there, and another process has a fraction of a microsecond.
+        """
+        cells, interval_s, most_s = self._cells, self._interval_s, now_s + self._window_s
+        paid_off_s = cells[cell + 1] if cells[cell] == tag else 0.0
+        paid_off_s = (
+            paid_off_s if now_s < paid_off_s <= most_s + interval_s else now_s
+        ) + interval_s
+        cells[cell + 1] = paid_off_s if paid_off_s < most_s else most_s
+        cells[cell] = tag
 
     def has_seen(self, name: str) -> bool:
         """Whether `name` was granted a request here and is still remembered; counts nothing."""

@@ -16,21 +16,21 @@ AGAIN = Again("not_executed")
 def test_a_good_result_is_given_back_without_another_try():
     tries = _Tries("good")
 
-    assert _rich_retry().run(tries, Deadline.after(5), _bad_is_again) == "good"
+    assert _rich_retry().run(tries, Deadline.after(60), _bad_is_again) == "good"
     assert tries.made == 1
 
 
 def test_a_bad_result_is_tried_again_until_it_is_good():
     tries = _Tries("bad", "good")
 
-    assert _rich_retry().run(tries, Deadline.after(5), _bad_is_again) == "good"
+    assert _rich_retry().run(tries, Deadline.after(60), _bad_is_again) == "good"
     assert tries.made == 2
 
 
 def test_after_two_retries_the_last_result_stands():
     tries = _Tries("bad")
 
-    assert _rich_retry().run(tries, Deadline.after(5), _bad_is_again) == "bad"
+    assert _rich_retry().run(tries, Deadline.after(60), _bad_is_again) == "bad"
     assert tries.made == 3
 
 
@@ -46,7 +46,7 @@ def test_retry_after_is_waited_out():
     tries = _Tries("bad", "good")
     began_s = monotonic()
 
-    _rich_retry().run(tries, Deadline.after(5), lambda last: _again(last, after_s=0.2))
+    _rich_retry().run(tries, Deadline.after(60), lambda last: _again(last, after_s=0.2))
 
     assert tries.made == 2
     assert monotonic() - began_s >= 0.2
@@ -56,10 +56,10 @@ def test_a_retry_after_beyond_the_deadline_is_not_waited_for():
     tries = _Tries("bad")
     began_s = monotonic()
 
-    _rich_retry().run(tries, Deadline.after(5), lambda last: _again(last, after_s=5.0))
+    _rich_retry().run(tries, Deadline.after(60), lambda last: _again(last, after_s=60.0))
 
     assert tries.made == 1
-    assert monotonic() - began_s < 4.5
+    assert monotonic() - began_s < 30
 
 
 def test_retries_add_at_most_a_tenth_of_the_calls():
@@ -90,7 +90,7 @@ def test_pauses_are_spread_over_their_whole_range(monkeypatch: pytest.MonkeyPatc
     retry = Retry("fake", budget=RetryBudget(tokens_max=1000, share=10))
 
     for _ in range(200):
-        retry.run(_Tries("bad"), Deadline.after(5), _bad_is_again)
+        retry.run(_Tries("bad"), Deadline.after(60), _bad_is_again)
 
     first, second = pauses[0::2], pauses[1::2]
     assert min(first) < 0.02

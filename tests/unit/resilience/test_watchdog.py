@@ -30,11 +30,11 @@ def test_a_read_that_would_block_for_ever_ends_at_the_deadline(pair):
         assert pair[0].recv(1) == b""
 
     assert watch.fired
-    assert 0.09 < monotonic() - began_s < 10
+    assert 0.09 < monotonic() - began_s < 30
 
 
 def test_a_call_that_ends_in_time_is_left_alone(pair):
-    deadline = Deadline.after(1)
+    deadline = Deadline.after(2)
     with Watchdog().guard(pair[0].fileno(), deadline) as watch:
         pair[1].sendall(b"x")
         assert pair[0].recv(1) == b"x"
@@ -54,7 +54,7 @@ def test_an_earlier_deadline_that_comes_later_is_kept(pair):
         with watchdog.guard(pair[0].fileno(), Deadline.after(0.05)):
             pair[0].recv(1)
 
-        assert monotonic() - began_s < 10
+        assert monotonic() - began_s < 30
         far.sendall(b"x")
         assert other.recv(1) == b"x"
 
