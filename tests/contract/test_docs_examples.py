@@ -28,7 +28,7 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
 
 
 def test_every_example_on_the_page_runs(house: House) -> None:
-    page = requests.get(f"{house.url}/docs", timeout=10).text
+    page = requests.get(f"{house.url}/docs", timeout=60).text
     commands = [html.unescape(text) for text in re.findall(r"<pre>(curl .*?)</pre>", page, re.S)]
 
     refused = {}
@@ -54,7 +54,7 @@ def run(command: str, house: House) -> tuple[int, str]:
         },
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=60,
         check=True,
     )
     answer, _, status = ran.stdout.rpartition("\n")

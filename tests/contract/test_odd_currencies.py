@@ -43,7 +43,7 @@ def provider(rig: Sandbox) -> Iterator[Provider]:
 
 
 def soon() -> Deadline:
-    return Deadline.after(10)
+    return Deadline.after(60)
 
 
 def authorised(provider: Provider, charge: Charge) -> Charge:

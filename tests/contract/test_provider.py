@@ -35,7 +35,7 @@ UNANSWERED = ("reset", "truncate_after", "garbage_after", "error_503", "error_42
 HANG_S = 2.0
 
 
-def soon(seconds: float = 10.0) -> Deadline:
+def soon(seconds: float = 60.0) -> Deadline:
     return Deadline.after(seconds)
 
 

@@ -81,7 +81,7 @@ def test_a_reset_is_a_reset_on_the_wire(sandbox):
     head = f"POST /v1/payment_intents HTTP/1.1\r\nAuthorization: Bearer {API_KEY}\r\n"
 
     with (
-        socket.create_connection(("127.0.0.1", port), timeout=5) as plain,
+        socket.create_connection(("127.0.0.1", port), timeout=60) as plain,
         context.wrap_socket(plain, server_hostname="localhost") as client,
     ):
         client.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)

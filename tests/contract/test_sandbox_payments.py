@@ -244,8 +244,8 @@ def test_certificate_is_verified_and_foreign_ones_are_refused(sandbox):
     headers = {"Authorization": f"Bearer {API_KEY}"}
     by_name = sandbox.url.replace("127.0.0.1", "localhost") + "/v1/payment_intents"
 
-    named = requests.get(by_name, headers=headers, verify=sandbox.ca_file, timeout=5)
+    named = requests.get(by_name, headers=headers, verify=sandbox.ca_file, timeout=60)
 
     assert named.status_code == 200
     with pytest.raises(requests.exceptions.SSLError):
-        requests.get(by_name, headers=headers, timeout=5)
+        requests.get(by_name, headers=headers, timeout=60)

@@ -77,7 +77,7 @@ def test_kill_9_leaves_a_charge_with_its_saved_answer_or_neither(tmp_path):
         with ThreadPoolExecutor(3) as pool:
             for worker in range(3):
                 pool.submit(pay_until_killed, worker)
-            assert enough.wait(30)
+            assert enough.wait(60)
             sandbox.process.kill()
         sandbox.kill()
         sandbox.start()
@@ -98,9 +98,9 @@ def test_sigterm_ends_it_at_once_although_calls_hang(tmp_path):
         took_s = sandbox.stop()
 
         # Long before the end of their hang of one minute.
-        assert took_s < 8
+        assert took_s < 40
         assert sandbox.process.returncode == 0
-        assert isinstance(hanging.exception(timeout=15), requests.ConnectionError)
+        assert isinstance(hanging.exception(timeout=60), requests.ConnectionError)
 
 
 def test_one_home_has_one_sandbox(tmp_path):
@@ -177,7 +177,7 @@ def test_what_is_no_request_is_refused_and_the_connection_closed(sandbox, sent, 
     context = ssl.create_default_context(cafile=sandbox.ca_file)
 
     with (
-        socket.create_connection(("127.0.0.1", port), timeout=5) as plain,
+        socket.create_connection(("127.0.0.1", port), timeout=60) as plain,
         context.wrap_socket(plain, server_hostname="localhost") as client,
     ):
         client.sendall(sent)

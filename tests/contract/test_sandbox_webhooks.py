@@ -44,7 +44,7 @@ class Receiver:
         return Handler
 
     def next(self) -> dict:
-        return json.loads(self.received.get(timeout=10)[1])
+        return json.loads(self.received.get(timeout=60)[1])
 
 
 @contextmanager
@@ -76,7 +76,7 @@ def sending(tmp_path: Path, receiver: Receiver) -> Iterator[SandboxProcess]:
 def test_an_event_is_signed_over_its_raw_body(sending, receiver):
     sending.stripe("POST", "/payment_intents", key="key-1", **CARD, confirm="true")
 
-    signature, body = receiver.received.get(timeout=10)
+    signature, body = receiver.received.get(timeout=60)
 
     parts = dict(part.split("=", 1) for part in signature.split(","))
     signed = hmac.new(SECRET.encode(), f"{parts['t']}.".encode() + body, hashlib.sha256)

@@ -41,7 +41,7 @@ def a_charge() -> Charge:
 
 
 def soon() -> Deadline:
-    return Deadline.after(10)
+    return Deadline.after(60)
 
 
 @pytest.mark.parametrize("flow", ["two_phase", "one_shot"])

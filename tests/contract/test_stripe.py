@@ -67,7 +67,7 @@ def a_charge(method: str = "pm_card_visa", **more: Any) -> Charge:
     return Charge(**{**fields, **more})
 
 
-def soon(seconds: float = 5.0) -> Deadline:
+def soon(seconds: float = 60.0) -> Deadline:
     return Deadline.after(seconds)
 
 
@@ -205,7 +205,8 @@ def test_a_fault_while_confirming_is_doubt_and_a_look_up_ends_it(sandbox, provid
     settled = provider.look_up(charge, soon())
 
     assert (doubt.kind, doubt.error, doubt.stage) == (OutcomeKind.UNKNOWN, error, stage)
-    assert took_s < 6
+    # Without the deadline it hangs for a minute.
+    assert took_s < 30
     assert settled.kind is (OutcomeKind.SUCCEEDED if moved else OutcomeKind.NOT_EXECUTED)
     assert settled.stage is Stage.ANSWERED
     assert movements(sandbox, charge) == moved

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.needs("stripe-mock")
 
 
 def soon() -> Deadline:
-    return Deadline.after(10)
+    return Deadline.after(60)
 
 
 @pytest.fixture

@@ -75,7 +75,7 @@ def said(status: int, content: Any, **more: Any) -> bytes:
 
 def confirmed(content: bytes, charge: Charge = CHARGE) -> Outcome:
     with stripe_that(always(content)) as provider:
-        return provider.confirm(charge, Deadline.after(5))
+        return provider.confirm(charge, Deadline.after(60))
 
 
 def test_the_honest_answer_is_believed():
@@ -116,21 +116,21 @@ def test_a_lie_is_a_mismatch_and_a_mismatch_is_doubt(lie):
 def test_reference_that_could_leave_its_path_is_refused(reference):
     intent = INTENT | {"id": reference, "status": "requires_confirmation"}
     with stripe_that(always(said(200, intent))) as provider:
-        outcome = provider.prepare(CHARGE_UNSENT, Deadline.after(5))
+        outcome = provider.prepare(CHARGE_UNSENT, Deadline.after(60))
 
     assert (outcome.kind, outcome.provider_ref) == (OutcomeKind.UNKNOWN, None)
 
 
 def test_a_capture_of_another_amount_than_asked_is_doubt():
     with stripe_that(always(said(200, INTENT | {"amount": 9, "amount_received": 9}))) as provider:
-        outcome = provider.capture(replace(CHARGE, amount_minor=9), 5, "key", Deadline.after(5))
+        outcome = provider.capture(replace(CHARGE, amount_minor=9), 5, "key", Deadline.after(60))
 
     assert (outcome.kind, outcome.error) == (OutcomeKind.UNKNOWN, "mismatch")
 
 
 def test_money_that_moved_while_preparing_is_doubt():
     with stripe_that(always(said(200, INTENT))) as provider:
-        outcome = provider.prepare(CHARGE_UNSENT, Deadline.after(5))
+        outcome = provider.prepare(CHARGE_UNSENT, Deadline.after(60))
 
     assert (outcome.kind, outcome.error) == (OutcomeKind.UNKNOWN, "mismatch")
 
@@ -211,8 +211,8 @@ def test_a_wish_to_be_asked_later_is_bounded(asked, taken):
 def test_no_refused_look_up_proves_that_nothing_was_charged(status):
     refusal = said(status, {"error": {"type": "invalid_request_error", "code": "resource_missing"}})
     with stripe_that(always(refusal)) as provider:
-        assert provider.look_up(CHARGE, Deadline.after(5)).kind is OutcomeKind.UNKNOWN
-        assert provider.look_up(CHARGE_UNSENT, Deadline.after(5)).kind is OutcomeKind.UNKNOWN
+        assert provider.look_up(CHARGE, Deadline.after(60)).kind is OutcomeKind.UNKNOWN
+        assert provider.look_up(CHARGE_UNSENT, Deadline.after(60)).kind is OutcomeKind.UNKNOWN
 
 
 # --- The books ----------------------------------------------------------------------------------
@@ -230,7 +230,7 @@ def books(page: Callable[[str], Any]) -> Behaviour:
 
 def listed(behave: Behaviour) -> list[Any]:
     with stripe_that(behave) as provider:
-        return list(provider.list_since(datetime.now(UTC), Deadline.after(5)))
+        return list(provider.list_since(datetime.now(UTC), Deadline.after(60)))
 
 
 ENDLESS = {"object": "list", "data": [INTENT], "has_more": True}
@@ -279,7 +279,7 @@ def test_of_two_charges_the_one_that_moved_money_is_believed():
     page = {"data": [refused, INTENT], "has_more": False}
 
     with stripe_that(books(lambda _: page)) as provider:
-        outcome = provider.look_up(CHARGE_UNSENT, Deadline.after(5))
+        outcome = provider.look_up(CHARGE_UNSENT, Deadline.after(60))
 
     assert (outcome.kind, outcome.provider_ref) == (OutcomeKind.SUCCEEDED, "pi_1")
 
@@ -293,7 +293,7 @@ def test_a_lie_in_the_books_is_doubt_whatever_stands_beside_it():
     page = {"data": [INTENT | {"amount": 2}, refused], "has_more": False}
 
     with stripe_that(books(lambda _: page)) as provider:
-        outcome = provider.look_up(CHARGE_UNSENT, Deadline.after(5))
+        outcome = provider.look_up(CHARGE_UNSENT, Deadline.after(60))
 
     assert (outcome.kind, outcome.error) == (OutcomeKind.UNKNOWN, "mismatch")
 
@@ -332,7 +332,7 @@ REFUNDED: dict[str, Any] = {
 )
 def test_a_lie_about_a_refund_is_doubt(lie):
     with stripe_that(always(said(200, REFUNDED | lie))) as provider:
-        outcome = provider.refund(REFUND, Deadline.after(5))
+        outcome = provider.refund(REFUND, Deadline.after(60))
 
     assert (outcome.kind, outcome.error) == (OutcomeKind.UNKNOWN, "mismatch")
 
@@ -340,7 +340,7 @@ def test_a_lie_about_a_refund_is_doubt(lie):
 def test_a_refund_that_failed_is_declined_with_the_reason():
     failed = REFUNDED | {"status": "failed", "failure_reason": "expired_or_canceled_card"}
     with stripe_that(always(said(200, failed))) as provider:
-        outcome = provider.refund(REFUND, Deadline.after(5))
+        outcome = provider.refund(REFUND, Deadline.after(60))
 
     assert outcome.kind is OutcomeKind.DECLINED
     assert outcome.decline is not None
@@ -364,7 +364,7 @@ def test_a_fault_of_the_adapter_itself_is_doubt_and_loud(caplog):
     )
     provider = StripeProvider(transport, api_key="sk_test_lies", flow="two_phase")
 
-    outcome = provider.confirm(CHARGE, Deadline.after(5))
+    outcome = provider.confirm(CHARGE, Deadline.after(60))
 
     assert (outcome.kind, outcome.error) == (OutcomeKind.UNKNOWN, "internal")
     assert "KeyError" in caplog.text
@@ -401,8 +401,8 @@ def test_a_form_that_means_something_else_is_not_sent(changes):
         provider = StripeProvider(transport, api_key="sk_test_lies", flow="one_shot")
         charge = replace(CHARGE_UNSENT, **changes)
         confirmed, looked = (
-            provider.confirm(charge, Deadline.after(5)),
-            provider.look_up(charge, Deadline.after(5)),
+            provider.confirm(charge, Deadline.after(60)),
+            provider.look_up(charge, Deadline.after(60)),
         )
         transport.close()
 
@@ -418,7 +418,7 @@ def test_a_form_that_means_something_else_is_not_sent(changes):
 def test_an_invalid_request_is_no_declined_card(caplog, param, field):
     error = {"type": "invalid_request_error", "code": "resource_missing", "param": param}
     with stripe_that(always(said(400, {"error": error}))) as provider:
-        outcome = provider.prepare(CHARGE_UNSENT, Deadline.after(5))
+        outcome = provider.prepare(CHARGE_UNSENT, Deadline.after(60))
 
     assert outcome.decline is not None
     assert (outcome.decline.is_request, outcome.decline.field) == (True, field)
@@ -435,7 +435,7 @@ def test_a_refused_refund_is_no_declined_card():
             peer.send(said(400, {"error": error}) if request.startswith(b"POST") else page)
 
     with stripe_that(behave) as provider:
-        outcome = provider.refund(REFUND, Deadline.after(5))
+        outcome = provider.refund(REFUND, Deadline.after(60))
 
     assert outcome.decline is not None
     assert outcome.decline.is_request
@@ -487,7 +487,7 @@ def capture_refused(intent: dict[str, Any]) -> Outcome:
             peer.send(said(400, {"error": error}) if is_capture else said(200, intent))
 
     with stripe_that(behave) as provider:
-        return provider.capture(CHARGE, 1, "key-capture", Deadline.after(5))
+        return provider.capture(CHARGE, 1, "key-capture", Deadline.after(60))
 
 
 def test_a_refused_capture_is_final_while_the_money_is_reserved():

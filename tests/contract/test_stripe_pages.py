@@ -44,7 +44,7 @@ def hour(after: str | None = None) -> Slice:
 def page_of(feed: Feed, *objects: Any, has_more: Any = False) -> Page:
     document = {"data": list(objects), "has_more": has_more}
     with stripe_that(books(lambda _: document)) as provider:
-        return provider.page(feed, hour(), Deadline.after(5))
+        return provider.page(feed, hour(), Deadline.after(60))
 
 
 @pytest.mark.parametrize(

@@ -36,9 +36,9 @@ from tests.support.processes.slow_peers import HEAD, SLOW_ANSWERS, SLOW_HANDSHAK
 # For an exchange that must fail by its deadline.
 BUDGET_S = 0.4
 # For an exchange that is answered, on a busy machine.
-PATIENT_S = 20.0
-# The delay that a loaded machine may add to a deadline; without a deadline it is half a minute.
-SLACK_S = 5.0
+PATIENT_S = 60.0
+# The delay that a loaded machine may add to a deadline; without a deadline it is a minute.
+SLACK_S = 30.0
 
 OK = answer(200, b'{"ok": true}')
 
@@ -101,7 +101,7 @@ def test_a_name_that_does_not_resolve_was_not_sent():
 
 def test_hung_name_server_costs_at_most_the_connect_timeout(monkeypatch):
     answered = threading.Event()
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: answered.wait(10) and [])
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: answered.wait(60) and [])
 
     failure = failure_at("https://provider.example")
     answered.set()
@@ -301,7 +301,7 @@ def test_a_whole_answer_is_given_back_with_its_headers():
         got = post(transport)
 
     assert (got.status, got.body, got.headers["request-id"]) == (402, b"{}", "req_1")
-    assert 0 <= got.ms < 2000
+    assert 0 <= got.ms < 1000 * PATIENT_S
 
 
 def test_the_form_and_the_headers_arrive():
@@ -410,7 +410,7 @@ def test_closed_connection_is_replaced_before_its_next_use():
 
     with fault_server(answer_once) as server, transport_to(server.url) as transport:
         post(transport)
-        assert closed.wait(30)
+        assert closed.wait(60)
 
         assert post(transport).status == 200
         assert server.accepted == 2
@@ -446,7 +446,7 @@ def test_reused_connection_that_is_reset_is_doubt_without_retry():
 
 
 def test_two_exchanges_at_once_do_not_wait_for_each_other():
-    together = threading.Barrier(2, timeout=15)
+    together = threading.Barrier(2, timeout=60)
 
     def answer_together(peer: Peer) -> None:
         peer.read_request()
@@ -454,11 +454,11 @@ def test_two_exchanges_at_once_do_not_wait_for_each_other():
         peer.send(OK)
 
     with fault_server(answer_together) as server, transport_to(server.url) as transport:
-        threads = [threading.Thread(target=post, args=(transport, 15.0)) for _ in range(2)]
+        threads = [threading.Thread(target=post, args=(transport,)) for _ in range(2)]
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(5)
+            thread.join(60)
 
         assert server.accepted == 2
 
@@ -476,7 +476,7 @@ def tunnel_to(port: int) -> Any:
             back = threading.Thread(target=pump, args=(upstream, peer.sock), daemon=True)
             back.start()
             pump(peer.sock, upstream)
-            back.join(5)
+            back.join(60)
 
     return behave
 

@@ -146,7 +146,7 @@ def test_consoles_test_payment_is_accepted_by_this_provider(shop: Shop):
     answer = requests.post(
         f"{shop.house.ops_url}/console/payments",
         headers={"Authorization": f"Bearer {shop.house.api_key}"},
-        timeout=30,
+        timeout=60,
     )
 
     assert (answer.status_code, answer.json()["status"]) == (200, 201), answer.text

@@ -121,7 +121,7 @@ def test_a_blind_day_is_played_from_the_command_line(house: House):
 
 
 def test_a_blind_day_that_is_only_looked_at_announces_nothing(house: House):
-    said, _ = start(house, "our-day", "--blind", "--dry-run").communicate(timeout=30)
+    said, _ = start(house, "our-day", "--blind", "--dry-run").communicate(timeout=60)
 
     assert json.loads(said)["would_begin"]
 

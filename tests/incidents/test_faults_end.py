@@ -116,7 +116,7 @@ def test_fault_of_a_killed_command_ends_at_its_own_time(house):
     wait_until_struck(house, where)
 
     command.kill()
-    command.wait(10)
+    command.wait(60)
 
     run = ended(house, where)
     assert modes(house) == {None}

@@ -54,7 +54,7 @@ def test_kill_of_any_part_leaves_no_process_and_loses_no_payment(home, paid_befo
         assert len(everyone) > 12
         assert [payment["status"] for payment in known] == ["succeeded"] * len(known)
         if part != "supervisor":
-            assert house.process.wait(10) == 1
+            assert house.process.wait(60) == 1
             said = (home / "run.out").read_text()
             assert f"The {part.replace('_', ' ')} ended unexpectedly" in said
 
@@ -88,7 +88,7 @@ def test_stop_signal_stops_all_parts_with_exit_code_0(home, number):
 
         house.process.send_signal(number)
 
-        assert house.process.wait(30) == 0
+        assert house.process.wait(60) == 0
         assert not any(map(runs, everyone))
         assert not (home / "run.json").exists()
 

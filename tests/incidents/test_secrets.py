@@ -77,7 +77,7 @@ def _told(house: House, settings: dict[str, str]) -> list[str]:
     headers = {"Authorization": f"Bearer {house.api_key}"}
     pages = [house.ops_url + page for page in PAGES]
     pages += [house.url + page for page in ("/docs", "/openapi.json", "/readyz", "/v1/api_keys")]
-    said = [requests.get(page, headers=headers, timeout=30).text for page in pages]
+    said = [requests.get(page, headers=headers, timeout=60).text for page in pages]
     for command in (["doctor"], ["doctor", "--json"], ["payments", "list"], ["keys", "list"]):
         ran = subprocess.run(
             [sys.executable, "-m", "service", *command],

@@ -87,7 +87,7 @@ def test_each_of_the_three_incidents_pages_and_breaks_no_promise(whole: Finished
 def test_prometheus_scrapes_the_stack_under_every_shipped_rule(whole: Finished) -> None:
     def ask(what: str, **parameters: str) -> Any:
         url = f"{whole.tour.url('Prometheus')}/api/v1/{what}"
-        return requests.get(url, params=parameters, timeout=10).json()["data"]
+        return requests.get(url, params=parameters, timeout=60).json()["data"]
 
     def up() -> list[str]:
         return [series["value"][1] for series in ask("query", query='up{job="holdfast"}')["result"]]
@@ -102,7 +102,7 @@ def test_prometheus_scrapes_the_stack_under_every_shipped_rule(whole: Finished) 
 @pytest.mark.slow
 def test_the_alerts_are_in_alertmanager(whole: Finished) -> None:
     def names() -> set[str]:
-        alerts = requests.get(f"{whole.tour.url('Alertmanager')}/api/v2/alerts", timeout=10).json()
+        alerts = requests.get(f"{whole.tour.url('Alertmanager')}/api/v2/alerts", timeout=60).json()
         return {alert["labels"]["alertname"] for alert in alerts}
 
     # This alert fires until the first drill; the others end soon after their incident.

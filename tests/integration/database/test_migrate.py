@@ -125,7 +125,7 @@ def test_it_waits_for_a_lock_in_small_steps_and_then_goes_on(empty_url, monkeypa
         with pytest.raises(TimeoutError):
             migrating.result(0.3)
         reader.close()
-        applied = migrating.result(10)
+        applied = migrating.result(60)
 
     assert applied == ["9997_column.sql"]
 

@@ -19,7 +19,7 @@ from tests.support.stack.pools import ONE, SLEEP, backends, eventually, open_poo
 
 
 def test_a_statement_gives_its_rows(pool: ConnectionPool) -> None:
-    rows = pool.run(Statement("sum", "SELECT %(a)s + %(b)s"), {"a": 1, "b": 2}, Deadline.after(5))
+    rows = pool.run(Statement("sum", "SELECT %(a)s + %(b)s"), {"a": 1, "b": 2}, Deadline.after(60))
 
     assert rows == [(3,)]
 
@@ -37,7 +37,7 @@ def test_waiters_are_served_in_the_order_in_which_they_came(database_url: str) -
     served: list[int] = []
 
     def wait_in_line(number: int) -> None:
-        with pool.checkout(Deadline.after(10)):
+        with pool.checkout(Deadline.after(60)):
             served.append(number)
 
     with pool_of(1, database_url) as pool, ThreadPoolExecutor(20) as executor:
@@ -59,7 +59,7 @@ def test_64_threads_get_similar_shares(database_url: str) -> None:
     def work(number: int) -> None:
         all_are_here.wait()
         while not stop.is_set():
-            with pool.checkout(Deadline.after(10)):
+            with pool.checkout(Deadline.after(60)):
                 sleep(0.0005)
             served[number] += 1
 
@@ -90,9 +90,9 @@ def test_the_wait_ends_in_the_incidents_words(
 ) -> None:
     with (
         open_pool_of(1, database_url, wait_s=0.05) as pool,
-        pool.checkout(Deadline.after(5)),
+        pool.checkout(Deadline.after(60)),
         pytest.raises(PoolTimeout) as caught,
-        pool.checkout(Deadline.after(5)),
+        pool.checkout(Deadline.after(60)),
     ):
         pass
 
@@ -105,12 +105,12 @@ def test_the_wait_ends_in_the_incidents_words(
 
 
 def test_wait_ends_at_the_callers_earlier_deadline(database_url: str) -> None:
-    with pool_of(1, database_url, wait_s=60) as pool, pool.checkout(Deadline.after(5)):
+    with pool_of(1, database_url, wait_s=60) as pool, pool.checkout(Deadline.after(60)):
         started_s = monotonic()
         with pytest.raises(PoolTimeout), pool.checkout(Deadline.after(0.1)):
             pass
 
-    assert 0.1 <= monotonic() - started_s < 5
+    assert 0.1 <= monotonic() - started_s < 30
 
 
 def test_a_line_that_is_full_refuses_at_once(database_url: str) -> None:
@@ -122,11 +122,11 @@ def test_a_line_that_is_full_refuses_at_once(database_url: str) -> None:
         with pytest.raises(PoolRefused), pool.checkout(Deadline.after(60)):
             pass
 
-    assert monotonic() - started_s < 5
+    assert monotonic() - started_s < 30
 
 
 def test_a_spent_deadline_is_refused_without_a_place_in_line(database_url: str) -> None:
-    with pool_of(1, database_url) as pool, pool.checkout(Deadline.after(5)):
+    with pool_of(1, database_url) as pool, pool.checkout(Deadline.after(60)):
         with pytest.raises(DeadlineExceeded), pool.checkout(Deadline.after(0)):
             pass
         assert pool.waiting == 0
@@ -142,9 +142,9 @@ def test_a_wait_for_nothing_is_counted_among_the_waits(database_url: str) -> Non
 
     with (
         open_pool_of(1, database_url, wait_s=0.06) as pool,
-        pool.checkout(Deadline.after(5)),
+        pool.checkout(Deadline.after(60)),
         pytest.raises(PoolTimeout),
-        pool.checkout(Deadline.after(5)),
+        pool.checkout(Deadline.after(60)),
     ):
         pass
 
@@ -154,11 +154,11 @@ def test_a_wait_for_nothing_is_counted_among_the_waits(database_url: str) -> Non
 def test_whoever_gives_up_leaves_no_gap_in_the_line(database_url: str) -> None:
     with open_pool_of(1, database_url, wait_s=0.05) as pool:
         connection = pool.getconn()
-        with pytest.raises(PoolTimeout), pool.checkout(Deadline.after(5)):
+        with pytest.raises(PoolTimeout), pool.checkout(Deadline.after(60)):
             pass
         pool.putconn(connection)
 
-        assert pool.run(ONE, (), Deadline.after(5)) == [(1,)]
+        assert pool.run(ONE, (), Deadline.after(60)) == [(1,)]
         assert (pool.in_use, pool.waiting) == (0, 0)
 
 
@@ -179,17 +179,17 @@ def test_waiters_turned_away_by_a_race_lose_no_connection(database_url: str) -> 
                 done.result()
 
         assert (pool.in_use, pool.waiting) == (0, 0)
-        with pool.checkout(Deadline.after(5)), pool.checkout(Deadline.after(5)):
+        with pool.checkout(Deadline.after(60)), pool.checkout(Deadline.after(60)):
             assert pool.in_use == 2
 
 
 def test_closed_pool_refuses_callers_and_closes_at_release(database_url: str) -> None:
     with pool_of(2, database_url) as pool:
         assert eventually(lambda: len(pool.opened()) == 2)
-        with pool.checkout(Deadline.after(5)) as checkout:
+        with pool.checkout(Deadline.after(60)) as checkout:
             connection = checkout.connection
             pool.close()
-            with pytest.raises(DatabaseUnavailable), pool.checkout(Deadline.after(5)):
+            with pytest.raises(DatabaseUnavailable), pool.checkout(Deadline.after(60)):
                 pass
 
         assert connection.closed
@@ -199,7 +199,7 @@ def test_closed_pool_refuses_callers_and_closes_at_release(database_url: str) ->
 def test_connections_are_replaced_at_the_end_of_their_lifetime(database_url: str) -> None:
     with pool_of(2, database_url, lifetime_s=0.3) as pool:
         assert eventually(lambda: pool.statistics().connections_num >= 6)
-        assert pool.run(ONE, (), Deadline.after(5)) == [(1,)]
+        assert pool.run(ONE, (), Deadline.after(60)) == [(1,)]
         assert pool.statistics().connections_lost == 0
 
 
@@ -222,9 +222,9 @@ def test_the_statistics_add_up(database_url: str) -> None:
     with open_pool_of(1, database_url, wait_s=1.0) as pool:
         with ThreadPoolExecutor(2) as executor:
             for _ in range(2):
-                executor.submit(pool.run, SLEEP, (0.05,), Deadline.after(5))
-        with pool.checkout(Deadline.after(5)):
-            with pytest.raises(PoolTimeout), pool.checkout(Deadline.after(5)):
+                executor.submit(pool.run, SLEEP, (0.05,), Deadline.after(60))
+        with pool.checkout(Deadline.after(60)):
+            with pytest.raises(PoolTimeout), pool.checkout(Deadline.after(60)):
                 pass
             lent = pool.statistics()
         idle = pool.statistics()
@@ -243,7 +243,7 @@ def test_every_checkout_is_in_the_histograms_once(database_url: str) -> None:
     before = [REGISTRY.get_sample_value(name) or 0 for name in names]
 
     with pool_of(2, database_url) as pool, ThreadPoolExecutor(4) as executor:
-        for done in [executor.submit(pool.run, ONE, (), Deadline.after(5)) for _ in range(50)]:
+        for done in [executor.submit(pool.run, ONE, (), Deadline.after(60)) for _ in range(50)]:
             done.result()
 
     after = [REGISTRY.get_sample_value(name) or 0 for name in names]

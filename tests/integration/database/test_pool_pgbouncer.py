@@ -82,9 +82,9 @@ listen_port = 6432
 
 def test_many_connections_share_two_of_the_servers(pgbouncer_url: str) -> None:
     with pool_of(6, pgbouncer_url) as pool, ThreadPoolExecutor(12) as executor:
-        work = [executor.submit(pool.run, SLEEP, (0.01,), Deadline.after(5)) for _ in range(60)]
+        work = [executor.submit(pool.run, SLEEP, (0.01,), Deadline.after(60)) for _ in range(60)]
         rows = [done.result() for done in work]
-        pids = {pool.run(PID, (), Deadline.after(5))[0][0] for _ in range(20)}
+        pids = {pool.run(PID, (), Deadline.after(60))[0][0] for _ in range(20)}
 
     assert rows == [[("",)]] * 60
     assert len(pids) <= 2
@@ -92,15 +92,15 @@ def test_many_connections_share_two_of_the_servers(pgbouncer_url: str) -> None:
 
 def test_a_transaction_is_whole_and_its_settings_end_with_it(pgbouncer_url: str) -> None:
     def work(number: int) -> tuple[str, str]:
-        with pool.transaction(Deadline.after(5)) as checkout:
+        with pool.transaction(Deadline.after(60)) as checkout:
             checkout.run(Statement("limit", f"SET LOCAL statement_timeout = {number}"))
             checkout.run(ADD, (str(uuid4()), "bounced"))
             within = str(checkout.run(TIMEOUT)[0][0])
-        return within, str(pool.run(TIMEOUT, (), Deadline.after(5))[0][0])
+        return within, str(pool.run(TIMEOUT, (), Deadline.after(60))[0][0])
 
     with pool_of(4, pgbouncer_url) as pool, ThreadPoolExecutor(8) as executor:
         seen = list(executor.map(work, range(1001, 1021)))
-        added = pool.run(COUNT, ("bounced",), Deadline.after(5))
+        added = pool.run(COUNT, ("bounced",), Deadline.after(60))
 
     assert seen == [(f"{number}ms", "2s") for number in range(1001, 1021)]
     assert added == [(20,)]

@@ -20,7 +20,7 @@ DIE = Statement("die", "SELECT pg_terminate_backend(pg_backend_pid())")
 
 
 def count(pool: ConnectionPool, name: str) -> int:
-    return int(pool.run(COUNT, (name,), Deadline.after(5))[0][0])
+    return int(pool.run(COUNT, (name,), Deadline.after(60))[0][0])
 
 
 def new_merchant(name: str) -> tuple[str, str]:
@@ -28,7 +28,7 @@ def new_merchant(name: str) -> tuple[str, str]:
 
 
 def test_a_block_that_ends_well_is_committed(pool: ConnectionPool) -> None:
-    with pool.transaction(Deadline.after(5)) as checkout:
+    with pool.transaction(Deadline.after(60)) as checkout:
         checkout.run(ADD, new_merchant("kept"))
         checkout.run(ADD, new_merchant("kept"))
 
@@ -37,7 +37,7 @@ def test_a_block_that_ends_well_is_committed(pool: ConnectionPool) -> None:
 
 def test_a_block_that_raises_is_rolled_back_and_raises_the_same(pool: ConnectionPool) -> None:
     def add_and_fail() -> None:
-        with pool.transaction(Deadline.after(5)) as checkout:
+        with pool.transaction(Deadline.after(60)) as checkout:
             checkout.run(ADD, new_merchant("gone"))
             raise ZeroDivisionError
 
@@ -50,7 +50,7 @@ def test_a_block_that_raises_is_rolled_back_and_raises_the_same(pool: Connection
 
 def test_lost_connection_does_not_hide_the_blocks_error(pool: ConnectionPool) -> None:
     def die_and_fail() -> None:
-        with pool.transaction(Deadline.after(5)) as checkout:
+        with pool.transaction(Deadline.after(60)) as checkout:
             with pytest.raises(DatabaseUnavailable):
                 checkout.run(DIE)
             raise ZeroDivisionError
@@ -58,12 +58,12 @@ def test_lost_connection_does_not_hide_the_blocks_error(pool: ConnectionPool) ->
     with pytest.raises(ZeroDivisionError):
         die_and_fail()
 
-    assert pool.run(ONE, (), Deadline.after(5)) == [(1,)]
+    assert pool.run(ONE, (), Deadline.after(60)) == [(1,)]
 
 
 def test_a_commit_on_a_dead_connection_is_database_unavailable(pool: ConnectionPool) -> None:
     def die_and_commit() -> None:
-        with pool.transaction(Deadline.after(5)) as checkout:
+        with pool.transaction(Deadline.after(60)) as checkout:
             checkout.run(ADD, new_merchant("gone"))
             with pytest.raises(DatabaseUnavailable):
                 checkout.run(DIE)
@@ -79,7 +79,7 @@ def test_swallowed_error_makes_commit_fail_loudly(
 ) -> None:
     with (
         pytest.raises(psycopg2.errors.InFailedSqlTransaction),
-        pool.transaction(Deadline.after(5)) as checkout,
+        pool.transaction(Deadline.after(60)) as checkout,
         pytest.raises(psycopg2.errors.DivisionByZero),
     ):
         checkout.run(Statement("zero", "SELECT 1 / 0"))
@@ -87,10 +87,10 @@ def test_swallowed_error_makes_commit_fail_loudly(
 
 def test_a_breach_of_a_constraint_passes_as_it_was_raised(pool: ConnectionPool) -> None:
     merchant = new_merchant("twice")
-    pool.run(ADD, merchant, Deadline.after(5))
+    pool.run(ADD, merchant, Deadline.after(60))
 
     with pytest.raises(psycopg2.errors.UniqueViolation):
-        pool.run(ADD, merchant, Deadline.after(5))
+        pool.run(ADD, merchant, Deadline.after(60))
 
     assert pool.statistics().connections_lost == 0
 
@@ -105,7 +105,7 @@ def test_a_spent_deadline_sends_nothing(pool: ConnectionPool) -> None:
 def test_open_transaction_is_not_passed_to_the_next_caller(
     pool: ConnectionPool,
 ) -> None:
-    with pool.checkout(Deadline.after(5)) as checkout:
+    with pool.checkout(Deadline.after(60)) as checkout:
         checkout.run(Statement("begin_by_hand", "BEGIN"))
         checkout.run(ADD, new_merchant("gone"))
 
@@ -114,7 +114,7 @@ def test_open_transaction_is_not_passed_to_the_next_caller(
 
 
 def test_a_checkout_cannot_be_used_after_its_block(pool: ConnectionPool) -> None:
-    with pool.checkout(Deadline.after(5)) as checkout:
+    with pool.checkout(Deadline.after(60)) as checkout:
         pass
 
     with pytest.raises(AttributeError):
@@ -128,9 +128,9 @@ def test_statement_is_retried_after_a_serialization_failure(database_url: str) -
         "DO $$ BEGIN IF nextval('tries') = 1 THEN RAISE serialization_failure; END IF; END $$",
     )
     with pool_of(1, database_url) as pool:
-        pool.run(Statement("tries", "CREATE TEMP SEQUENCE tries"), (), Deadline.after(5))
-        pool.run(fail_once, (), Deadline.after(5))
-        tries = pool.run(Statement("tried", "SELECT last_value FROM tries"), (), Deadline.after(5))
+        pool.run(Statement("tries", "CREATE TEMP SEQUENCE tries"), (), Deadline.after(60))
+        pool.run(fail_once, (), Deadline.after(60))
+        tries = pool.run(Statement("tried", "SELECT last_value FROM tries"), (), Deadline.after(60))
 
     assert tries == [(2,)]
 
@@ -138,11 +138,11 @@ def test_statement_is_retried_after_a_serialization_failure(database_url: str) -
 def test_statement_is_prepared_once_and_gives_the_same_rows(database_url: str) -> None:
     named = Statement("named", "SELECT %(a)s::int + %(b)s::int + %(a)s::int, '100%%'")
     with pool_of(1, database_url, prepared=True) as pool:
-        rows = [pool.run(named, {"a": 1, "b": 2}, Deadline.after(5)) for _ in range(3)]
+        rows = [pool.run(named, {"a": 1, "b": 2}, Deadline.after(60)) for _ in range(3)]
         listed = pool.run(
             Statement("list", "SELECT name FROM pg_prepared_statements WHERE name = 'named'"),
             (),
-            Deadline.after(5),
+            Deadline.after(60),
         )
 
     assert rows == [[(4, "100%")]] * 3
@@ -152,13 +152,13 @@ def test_statement_is_prepared_once_and_gives_the_same_rows(database_url: str) -
 def test_outdated_prepared_plan_is_prepared_again(database_url: str, owner_url: str) -> None:
     star = Statement("star", "SELECT * FROM merchants WHERE name = %s")
     with pool_of(2, database_url, prepared=True) as pool:
-        pool.run(star, ("x",), Deadline.after(5))
+        pool.run(star, ("x",), Deadline.after(60))
         owner = psycopg2.connect(owner_url)
         with owner, owner.cursor() as cursor:
             cursor.execute("ALTER TABLE merchants ADD COLUMN note text")
         owner.close()
 
-        assert pool.run(star, ("x",), Deadline.after(5)) == []
+        assert pool.run(star, ("x",), Deadline.after(60)) == []
 
 
 def test_the_prepared_form_sends_a_repeated_name_once() -> None:

@@ -64,7 +64,7 @@ def create(transport, key, timeout_s=3.0):
 
 
 def select_one(url):
-    connection = psycopg2.connect(url, connect_timeout=2)
+    connection = psycopg2.connect(url, connect_timeout=30)
     try:
         with connection.cursor() as cursor:
             cursor.execute("SELECT 1")
@@ -80,7 +80,7 @@ def test_links_and_tls_work_without_a_fault(proxy, transport):
 
 def test_it_is_no_way_to_anywhere_else(proxy):
     host, port = proxy.proxy_url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=5) as client:
+    with socket.create_connection((host, int(port)), timeout=60) as client:
         client.sendall(b"CONNECT example.org:443 HTTP/1.1\r\n\r\n")
 
         assert client.recv(100).startswith(b"HTTP/1.1 403")
@@ -123,11 +123,11 @@ def test_request_is_executed_though_its_answer_is_lost(transport, holder, sandbo
 
 def test_latency_is_added_once_to_each_answer(transport, holder):
     list_charges(transport)
-    holder.inject("provider", "latency", ttl_s=30, pause_ms=3000)
+    holder.inject("provider", "latency", ttl_s=60, pause_ms=5000)
 
     answer = list_charges(transport)
 
-    assert 3000 <= answer.ms < 6000
+    assert 5000 <= answer.ms < 10_000
 
 
 def test_a_held_answer_arrives_when_the_stall_ends(proxy, holder):

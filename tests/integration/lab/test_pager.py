@@ -21,7 +21,7 @@ def alert(name: str, status: str = "firing", **labels: str) -> dict[str, Any]:
 
 
 def send(pager: Pager, receiver: str, *alerts: dict[str, Any]) -> None:
-    answer = requests.post(f"http://{pager.bind}/{receiver}", json={"alerts": alerts}, timeout=5)
+    answer = requests.post(f"http://{pager.bind}/{receiver}", json={"alerts": alerts}, timeout=60)
     assert answer.status_code == 204
 
 
@@ -84,7 +84,7 @@ def test_only_pages_notify_and_only_once_while_firing(pager: Pager) -> None:
 def test_what_is_no_message_is_refused_and_not_told(
     pager: Pager, told: list[str], body: str
 ) -> None:
-    answer = requests.post(f"http://{pager.bind}/pages", data=body, timeout=5)
+    answer = requests.post(f"http://{pager.bind}/pages", data=body, timeout=60)
 
     assert answer.status_code in (400, 413)
     assert told == []

@@ -49,7 +49,7 @@ def look(
         "off_file": tmp_path / "drills.off",
     }
     preflight = Preflight(**{**well, **changed}, read=lambda: samples, statistics=lambda: found)
-    return reasons(preflight.check(plan, scope, Deadline.after(5)))
+    return reasons(preflight.check(plan, scope, Deadline.after(60)))
 
 
 @pytest.mark.parametrize("scope", ["instance", "pair"])
@@ -107,7 +107,7 @@ def test_an_old_backlog_does(pool, tmp_path, gauge, most_s, name):
 def test_an_engaged_lever_does_and_says_why(pool, tmp_path):
     store = RehearsalStore(pool)
     store.set_kill_switch(
-        engaged=True, reason="release night", by="key", deadline=Deadline.after(5)
+        engaged=True, reason="release night", by="key", deadline=Deadline.after(60)
     )
 
     assert look(pool, tmp_path) == ["lever: Engaged: release night"]
@@ -158,7 +158,7 @@ def test_a_database_that_does_not_answer_does(pool, tmp_path):
             instance_allowed=True,
             # Asked first, so that the database's silence is found by its own check.
             off_file=tmp_path,
-        ).check(PLAN, "pair", Deadline.after(5))
+        ).check(PLAN, "pair", Deadline.after(60))
     finally:
         preflight_pool.close()
 
@@ -167,7 +167,7 @@ def test_a_database_that_does_not_answer_does(pool, tmp_path):
 
 def test_of_two_instances_one_may_rehearse_until_it_ends(pool):
     store, (first, second) = RehearsalStore(pool), (new_run_id(), new_run_id())
-    deadline = Deadline.after(5)
+    deadline = Deadline.after(60)
 
     assert store.take_lease(first, deadline)
     assert not store.take_lease(second, deadline)
@@ -180,7 +180,7 @@ def test_of_two_instances_one_may_rehearse_until_it_ends(pool):
 @contextmanager
 def held(url: str, *, leave: int, pool: ConnectionPool) -> Iterator[None]:
     """Connections, so that only `leave` are free for ordinary roles."""
-    free = RehearsalStore(pool).connections_free(Deadline.after(5))
+    free = RehearsalStore(pool).connections_free(Deadline.after(60))
     with ExitStack() as stack:
         for _ in range(free - leave):
             stack.callback(psycopg2.connect(url).close)

@@ -62,17 +62,17 @@ def test_one_whose_report_cannot_be_written_lets_the_next_begin(pool, tmp_path):
         name=PLAN.name, kind="drill", scope="pair", reason="", requested_by="key"
     )
 
-    run = rehearsals.begin(request, Deadline.after(5))
+    run = rehearsals.begin(request, Deadline.after(60))
 
-    assert run.ended.wait(10)
+    assert run.ended.wait(60)
     assert rehearsals.running is None
-    assert RehearsalStore(pool).take_lease(new_run_id(), Deadline.after(5))
+    assert RehearsalStore(pool).take_lease(new_run_id(), Deadline.after(60))
 
 
 def test_one_that_lost_its_lease_to_another_stops(pool, tmp_path):
     store = RehearsalStore(pool)
     run = Run(PLAN, kind="drill", scope="pair", reason="", requested_by="key", load_per_s=1)
-    assert store.take_lease(new_run_id(), Deadline.after(5))
+    assert store.take_lease(new_run_id(), Deadline.after(60))
     watch = RunWatch(
         run,
         [],
@@ -83,7 +83,7 @@ def test_one_that_lost_its_lease_to_another_stops(pool, tmp_path):
     )
 
     watch.begin()
-    is_stopped = run.stopping.wait(10)
+    is_stopped = run.stopping.wait(60)
     watch.end()
 
     assert is_stopped
@@ -126,7 +126,7 @@ def test_harmed_live_payments_abort_without_a_database_too(silent_store, tmp_pat
 
     watch.begin()
     refused = dict.fromkeys(refused, 30.0)
-    is_stopped = run.stopping.wait(10)
+    is_stopped = run.stopping.wait(60)
     watch.end()
 
     assert is_stopped
@@ -175,10 +175,10 @@ def test_drill_stopped_in_recovery_still_compares_the_books(pool, tmp_path):
     context = surroundings(RehearsalStore(pool), pool, tmp_path, instance=nobody_answers)
     runner = threading.Thread(target=Runner(run, context, load_per_s=1).carry_out)
     runner.start()
-    assert eventually(lambda: run.phase == "recovery", within_s=10)
+    assert eventually(lambda: run.phase == "recovery", within_s=90)
 
     run.stop("Stopped by key.")
-    runner.join(20)
+    runner.join(60)
 
     document = run.document()
     assert (document["verdict"], document["summary"]) == ("ABORTED", "Stopped by key.")
@@ -188,14 +188,14 @@ def test_drill_stopped_in_recovery_still_compares_the_books(pool, tmp_path):
 def test_to_list_them_writes_nothing_where_none_was_lost(pool, tmp_path, database_url):
     run = Run(PLAN, kind="drill", scope="pair", reason="", requested_by="key", load_per_s=1)
     store = RehearsalStore(pool)
-    store.begin(run.whole(), Deadline.after(5))
+    store.begin(run.whole(), Deadline.after(60))
     run.finish("HELD", "All promises were kept.")
-    store.end(run.whole(), Deadline.after(5))
+    store.end(run.whole(), Deadline.after(60))
     read_only = f"{database_url}&options=-c%20default_transaction_read_only%3Don"
 
     with open_pool_of(1, read_only) as reader:
         context = surroundings(RehearsalStore(reader), reader, tmp_path)
-        listed = Rehearsals(context, {}, default_scope="pair").recent(Deadline.after(5))
+        listed = Rehearsals(context, {}, default_scope="pair").recent(Deadline.after(60))
 
     assert [(one["id"], one["verdict"]) for one in listed] == [(run.id, "HELD")]
 
@@ -203,9 +203,9 @@ def test_to_list_them_writes_nothing_where_none_was_lost(pool, tmp_path, databas
 def test_one_whose_process_was_killed_is_listed_as_ended(pool, tmp_path):
     run = Run(PLAN, kind="drill", scope="pair", reason="", requested_by="key", load_per_s=1)
     context = surroundings(RehearsalStore(pool), pool, tmp_path)
-    context.store.begin(run.whole(), Deadline.after(5))
+    context.store.begin(run.whole(), Deadline.after(60))
 
-    listed = Rehearsals(context, {}, default_scope="pair").recent(Deadline.after(5))
+    listed = Rehearsals(context, {}, default_scope="pair").recent(Deadline.after(60))
 
     assert [(one["id"], one["status"], one["verdict"]) for one in listed] == [
         (run.id, "ended", "ABORTED")
@@ -217,7 +217,7 @@ def test_webhooks_that_nobody_answers_are_over_with_their_fault(unanswered):
 
     unanswered.carry_out(unanswered.run.plan.lasting(0.5))
 
-    assert monotonic() - began_s < 3
+    assert monotonic() - began_s < 20
 
 
 def test_webhooks_that_nobody_answers_end_with_the_run(unanswered):
@@ -227,7 +227,7 @@ def test_webhooks_that_nobody_answers_end_with_the_run(unanswered):
     with pytest.raises(Aborted, match="Stopped by key"):
         unanswered.carry_out(unanswered.run.plan)
 
-    assert monotonic() - began_s < 4
+    assert monotonic() - began_s < 20
 
 
 @pytest.fixture

@@ -59,7 +59,7 @@ class Process:
         assert self._popen.stdin
         assert self._popen.stdout
         self._popen.stdin.close()
-        self._popen.wait(10)
+        self._popen.wait(60)
         self._popen.stdout.close()
 
     def _answer(self) -> str:
@@ -268,7 +268,7 @@ def test_a_full_disk_costs_the_numbers_and_not_the_process(tmp_path):
     environ = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
 
     answer = subprocess.run(
-        [sys.executable, "-c", program], env=environ, capture_output=True, text=True, timeout=30
+        [sys.executable, "-c", program], env=environ, capture_output=True, text=True, timeout=60
     )
 
     assert (answer.returncode, answer.stdout) == (0, "1.0\n")

@@ -86,7 +86,7 @@ class Server:
         return pids
 
     def _ask_once(self) -> int:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         with contextlib.closing(connection):
             connection.request("GET", "/")
             return int(connection.getresponse().read())
@@ -96,7 +96,7 @@ class Server:
 
     def stop(self) -> None:
         self._popen.terminate()
-        self._popen.wait(30)
+        self._popen.wait(60)
 
 
 @pytest.fixture

@@ -99,7 +99,7 @@ print(spans.enable(version="1.2.3", environment="test", instance="box-1"))
         env={**os.environ, "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"},
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=60,
         check=False,
     )
 

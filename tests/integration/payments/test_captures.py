@@ -125,7 +125,7 @@ def test_a_capture_and_a_void_at_once_one_wins(pool):
     together, ends = threading.Barrier(2), []
 
     def end_it(kind: Kind) -> None:
-        together.wait(30)
+        together.wait(60)
         try:
             ends.append(moving.move(kind, payment)[0].status.value)
         except WrongState as refusal:
@@ -135,7 +135,7 @@ def test_a_capture_and_a_void_at_once_one_wins(pool):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(5)
+        thread.join(60)
 
     assert sorted(ends) == ["succeeded", "wrong_state"]
     assert len(provider.captured) + len(provider.released) == 1

@@ -28,7 +28,7 @@ def queue_payment(pool: ConnectionPool) -> None:
     store = PaymentStore(pool, lease_s=5.0, queue_expires_s=60.0)
     store.claim(
         charge_request(uuid4()),
-        Deadline.after(5),
+        Deadline.after(60),
         provider="stripe",
         status=Status.ACCEPTED,
         due_in_s=3600.0,
@@ -79,7 +79,7 @@ def test_a_settled_database_goes_live_and_says_so(database_url: str, pool: Conne
     for mode in ("test", "live", "live"):
         claim_mode(database_url, mode)  # type: ignore[arg-type]
 
-    (change,) = AuditLog(pool).read(Deadline.after(5), action="provider.mode_changed")
+    (change,) = AuditLog(pool).read(Deadline.after(60), action="provider.mode_changed")
 
     assert change.detail == {"from": "test", "to": "live"}
 

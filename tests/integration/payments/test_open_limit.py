@@ -21,7 +21,7 @@ _REGISTER = Statement(
 
 
 def soon() -> Deadline:
-    return Deadline.after(3)
+    return Deadline.after(60)
 
 
 def doubtful(pool: ConnectionPool, store: PaymentStore, merchant_id: UUID) -> Payment:

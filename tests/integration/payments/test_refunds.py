@@ -97,7 +97,7 @@ def test_two_refunds_at_once_for_the_last_cent_one_wins(pool):
     together, ends = threading.Barrier(2), []
 
     def refund_the_last_cent() -> None:
-        together.wait(30)
+        together.wait(60)
         try:
             ends.append(moving.refund(payment, 1).status.value)
         except ValidationFailed as refusal:
@@ -107,7 +107,7 @@ def test_two_refunds_at_once_for_the_last_cent_one_wins(pool):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(5)
+        thread.join(60)
 
     assert sorted(ends) == ["succeeded", "validation_failed"]
     assert provider.calls.count("refund") == 2
@@ -121,7 +121,7 @@ def test_two_at_once_with_one_key_refund_once(pool):
     together, ends = threading.Barrier(2), []
 
     def refund_with_the_key() -> None:
-        together.wait(30)
+        together.wait(60)
         try:
             ends.append(moving.refund(payment, 100, key="same").id)
         except KeyInFlight as refusal:
@@ -131,7 +131,7 @@ def test_two_at_once_with_one_key_refund_once(pool):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(5)
+        thread.join(60)
 
     assert provider.calls.count("refund") == 1
     assert len(ends) == 2

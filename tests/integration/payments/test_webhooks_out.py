@@ -40,7 +40,7 @@ _PAUSED_EVENTS = Statement(
 
 
 def soon() -> Deadline:
-    return Deadline.after(10)
+    return Deadline.after(60)
 
 
 class Merchant:
@@ -321,7 +321,7 @@ def test_who_comes_second_to_a_delivery_finds_it_taken(merchant, receiver, datab
         wait_for(lambda: _is_blocked(merchant))
         first.commit()
 
-        assert second.result(5) == 0
+        assert second.result(60) == 0
     first.close()
 
 

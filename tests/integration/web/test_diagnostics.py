@@ -25,7 +25,7 @@ def run_worker(directory: Path, code: str) -> None:
     """One life of a worker that counts and ends."""
     program = f"from service.observability.metrics import catalogue as metrics, slots\nslots.claim('web')\n{code}"
     environ = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(directory)}
-    subprocess.run([sys.executable, "-c", program], env=environ, check=True, timeout=30)
+    subprocess.run([sys.executable, "-c", program], env=environ, check=True, timeout=60)
 
 
 @pytest.fixture

@@ -67,7 +67,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     with running_house(tmp_path_factory.mktemp("cloudwatch"), **QUICK) as house:
 
         def scrape() -> None:
-            page = requests.get(f"{house.ops_url}/metrics", timeout=10).text
+            page = requests.get(f"{house.ops_url}/metrics", timeout=60).text
             for name, seen in agent.scrape(page).items():
                 values.setdefault(name, []).extend(seen)
 
@@ -196,4 +196,4 @@ def _pay_at_once(house: House) -> None:
 
 
 def _page(house: House) -> str:
-    return requests.get(f"{house.ops_url}/metrics", timeout=10).text
+    return requests.get(f"{house.ops_url}/metrics", timeout=60).text

@@ -100,5 +100,5 @@ def console(browser: Browser, house: House, **context: Any) -> Iterator[Console]
 
 
 def drill_titles(running: ConsoleHouse) -> list[str]:
-    listed = requests.get(running.house.ops_url + "/drills", timeout=10).json()
+    listed = requests.get(running.house.ops_url + "/drills", timeout=60).json()
     return [drill["title"] for drill in listed["drills"]]

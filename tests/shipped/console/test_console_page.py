@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import requests
-from playwright.sync_api import Browser, Error, Page, expect
+from playwright.sync_api import Browser, Error, Page, Route, expect
 
 from tests.shipped.console.console_browser import (
     BUTTONS,
@@ -20,6 +20,7 @@ from tests.shipped.console.console_browser import (
     console,
     drill_titles,
 )
+from tests.support.stack.rehearsing import begin, come_to_rest
 from tests.support.stack.running_house import wait_for
 
 pytestmark = pytest.mark.needs("chromium")
@@ -30,16 +31,8 @@ HERE = Path(__file__).parent
 # --- Loading ---------------------------------------------------------------------------------
 
 
-@pytest.mark.measures
-def test_the_page_is_small_and_painted_within_a_second(
-    seen: Console, running: ConsoleHouse, browser: Browser
-):
+def test_the_page_and_its_first_answers_are_small(seen: Console):
     page = seen.open(with_key=False)
-    # The best of some, each in a browser that knows nothing of it: the machine may be busy.
-    paint_ms = _paint_ms(page)
-    for _ in range(4):
-        with console(browser, running.house) as again:
-            paint_ms = min(paint_ms, _paint_ms(again.open(with_key=False)))
 
     # The page, its files and the first answers: with their headers, as they are sent.
     loaded = page.evaluate(
@@ -47,8 +40,22 @@ def test_the_page_is_small_and_painted_within_a_second(
         ".map(e => [e.name, e.transferSize])"
     )
 
-    assert paint_ms < 1000
     assert sum(size for _, size in loaded) < 150_000, loaded
+
+
+# `python -m tests.bench console` holds the first paint to a second, on an idle machine.
+def test_the_page_is_painted_before_any_figure_has_come(running: ConsoleHouse, browser: Browser):
+    with console(browser, running.house) as seen:
+        held: list[Route] = []
+        asked = re.compile("/(console/state|console/payments|simulate|drills)")
+        seen.page.route(asked, lambda route: held.append(route))
+
+        seen.page.goto(running.house.ops_url + "/", wait_until="domcontentloaded")
+
+        seen.page.wait_for_function("performance.getEntriesByType('paint').length > 0")
+        expect(seen.page.get_by_role("button", name=PAYMENT, exact=True)).to_be_visible()
+        expect(seen.page.locator("#updated")).not_to_have_text("Live")
+        seen.page.unroute_all(behavior="ignoreErrors")
 
 
 def test_everything_comes_from_the_ops_plane_itself(seen: Console):
@@ -67,7 +74,7 @@ def test_file_is_compressed_only_for_clients_that_accept_it(
     url = running.house.ops_url + "/console/static/app.js"
 
     packed, plain = (
-        requests.get(url, headers={"Accept-Encoding": wanted}, timeout=10)
+        requests.get(url, headers={"Accept-Encoding": wanted}, timeout=60)
         for wanted in ("gzip", "identity")
     )
 
@@ -108,7 +115,7 @@ def test_markup_in_a_payments_own_words_stays_text(running: ConsoleHouse, seen: 
 
 
 def test_the_page_may_not_be_framed_stored_or_sniffed(running: ConsoleHouse):
-    answer = requests.get(running.house.ops_url + "/", timeout=10)
+    answer = requests.get(running.house.ops_url + "/", timeout=60)
 
     policy = answer.headers["Content-Security-Policy"]
     for part in ("default-src 'none'", "frame-ancestors 'none'", "require-trusted-types-for"):
@@ -123,7 +130,7 @@ def test_the_page_may_not_be_framed_stored_or_sniffed(running: ConsoleHouse):
 
 def test_payments_are_shown_to_nobody_without_an_operators_key(running: ConsoleHouse):
     for method, path in (("GET", "/console/payments"), ("POST", "/console/payments")):
-        answer = requests.request(method, running.house.ops_url + path, timeout=10)
+        answer = requests.request(method, running.house.ops_url + path, timeout=60)
 
         assert answer.status_code == 401
 
@@ -204,7 +211,7 @@ def test_the_charts_move_with_the_payments_of_all_workers(seen: Console):
 
 def test_a_page_opened_later_shows_what_was_before(running: ConsoleHouse):
     def rows(**since: Any) -> list[list[Any]]:
-        answer = requests.get(running.house.ops_url + "/console/state", since, timeout=10).json()
+        answer = requests.get(running.house.ops_url + "/console/state", since, timeout=60).json()
         return list(answer["history"]["rows"])
 
     shown = wait_for(lambda: found if len(found := rows()) > 5 else None)
@@ -350,12 +357,13 @@ def test_page_shows_a_missing_answer_and_recovers(running: ConsoleHouse, browser
     with console(browser, running.house) as seen:
         page = seen.open()
         running.stop()
-
-        expect(page.locator("#stale")).to_contain_text("does not answer")
-        expect(page.locator("#state")).to_have_text("Not known whether money is safe")
-        expect(page.locator("#updated")).to_contain_text("As of")
-
-        running.start()
+        try:
+            expect(page.locator("#stale")).to_contain_text("does not answer")
+            expect(page.locator("#state")).to_have_text("Not known whether money is safe")
+            expect(page.locator("#updated")).to_contain_text("As of")
+        finally:
+            # The other tests of this file need it.
+            running.start()
 
         expect(page.locator("#stale")).to_be_hidden()
         expect(page.locator("#updated")).to_have_text("Live")
@@ -363,13 +371,8 @@ def test_page_shows_a_missing_answer_and_recovers(running: ConsoleHouse, browser
         assert all("ERR_CONNECTION" in complaint for complaint in seen.complaints)
 
 
-def _paint_ms(page: Page) -> float:
-    """How long after it was asked for the page was first painted."""
-    return float(page.evaluate("performance.getEntriesByType('paint')[0].startTime"))
-
-
 def _boot(running: ConsoleHouse) -> str:
-    return str(requests.get(running.house.ops_url + "/console/state", timeout=10).json()["boot"])
+    return str(requests.get(running.house.ops_url + "/console/state", timeout=60).json()["boot"])
 
 
 def _tab_to(page: Page, name: str | re.Pattern[str]) -> None:
@@ -386,15 +389,13 @@ def _background(page: Page) -> str:
 
 
 def _show_a_finished_run(page: Page, running: ConsoleHouse) -> None:
-    """A simulation that ends at once, so that its evidence is on the page too."""
-    headers = {"Authorization": f"Bearer {running.house.api_key}"}
-    began = requests.post(
-        running.house.ops_url + "/simulate/connection-error", json={}, headers=headers, timeout=10
-    )
-    assert began.status_code == 202, began.text
+    """A simulation that is stopped at once, so that its evidence is on the page too."""
+    # It lasts until the page, which looks every ten seconds, has seen it.
+    begin(running.house, "connection-error", ttl_s=120)
     expect(page.locator("#stage .log li").first).to_be_visible()
     page.locator("#stop-all").click()
-    expect(page.locator("#simulation")).to_be_hidden(timeout=40_000)
+    expect(page.locator("#simulation")).to_be_hidden(timeout=120_000)
+    come_to_rest(running.house)
 
 
 def _axe_findings(page: Page) -> list[str]:

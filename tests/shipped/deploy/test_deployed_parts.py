@@ -146,7 +146,7 @@ def test_every_probed_address_answers_on_the_real_service(house: House) -> None:
 
     statuses = {
         (port, path): requests.get(
-            (house.url if port == data_port else house.ops_url) + path, timeout=10
+            (house.url if port == data_port else house.ops_url) + path, timeout=60
         ).status_code
         for port, path in asked
     }

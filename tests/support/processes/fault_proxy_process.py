@@ -61,7 +61,7 @@ class FaultProxyProcess:
     def kill(self) -> None:
         """kill -9."""
         self.process.kill()
-        self.process.wait(10)
+        self.process.wait(60)
 
     def holder(self) -> FaultClient:
         return FaultClient(self.control_path)
@@ -81,7 +81,7 @@ class FaultProxyProcess:
     def stop(self) -> None:
         if self.process.poll() is None:
             self.process.terminate()
-        self.process.wait(10)
+        self.process.wait(60)
         for listener in self._listeners:
             listener.close()
         shutil.rmtree(self._directory, ignore_errors=True)

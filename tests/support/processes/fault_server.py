@@ -65,7 +65,7 @@ class Peer:
 
     def hold(self) -> None:
         """Stay silent until the test is over."""
-        self.stopping.wait(30)
+        self.stopping.wait(60)
 
 
 Behaviour = Callable[[Peer], None]
@@ -134,7 +134,7 @@ class FaultServer:
                 with contextlib.suppress(OSError):
                     sock.shutdown(socket.SHUT_RDWR)
         for thread in self._threads:
-            thread.join(5)
+            thread.join(60)
 
 
 @contextlib.contextmanager

@@ -63,12 +63,12 @@ class Prometheus:
         found = self._get("query_exemplars", query=expr, start=str(now_s - 3600), end=str(now_s))
         return {one["labels"]["trace_id"] for series in found for one in series["exemplars"]}
 
-    def wait_for(self, expr: str, *, within_s: float = 30.0) -> list[Sample]:
+    def wait_for(self, expr: str, *, within_s: float = 90.0) -> list[Sample]:
         """The samples of `expr` as soon as there are any."""
         return wait_until(lambda: self.query(expr), within_s=within_s, what=expr)
 
     def _get(self, what: str, **params: str) -> Any:
-        answer = requests.get(f"{self.url}/api/v1/{what}", params=params, timeout=10)
+        answer = requests.get(f"{self.url}/api/v1/{what}", params=params, timeout=60)
         body = answer.json()
         if body["status"] != "success":
             raise ValueError(f"{body['error']}: {params}")
@@ -83,7 +83,7 @@ class Alertmanager:
 
     def received(self) -> dict[str, list[Mapping[str, str]]]:
         """The labels of the received alerts, by the receiver of their route."""
-        alerts = requests.get(f"{self.url}/api/v2/alerts", timeout=10).json()
+        alerts = requests.get(f"{self.url}/api/v2/alerts", timeout=60).json()
         by_receiver: dict[str, list[Mapping[str, str]]] = {}
         for alert in alerts:
             for receiver in alert["receivers"]:
@@ -147,12 +147,12 @@ def _running(program: programs.Program, directory: Path) -> Iterator[None]:
                 return requests.get(program.url + program.ready_path, timeout=5).ok
             return False
 
-        wait_until(is_ready, within_s=30, what=f"{program.name} ready")
+        wait_until(is_ready, within_s=90, what=f"{program.name} ready")
         yield
     finally:
         process.terminate()
         try:
-            process.wait(timeout=10)
+            process.wait(timeout=60)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

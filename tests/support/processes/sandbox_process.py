@@ -58,7 +58,7 @@ class SandboxProcess:
         return time.monotonic() - begun_s
 
     def _wait(self) -> None:
-        self.process.wait(timeout=10)
+        self.process.wait(timeout=60)
         assert self.process.stdout is not None
         self.process.stdout.close()
         self._session.close()
@@ -66,7 +66,7 @@ class SandboxProcess:
     def ask(self, method: str, path: str, **options: Any) -> requests.Response:
         """One HTTPS call without credentials, certificate verified."""
         return self._session.request(
-            method, self.url + path, verify=self.ca_file, timeout=10, **options
+            method, self.url + path, verify=self.ca_file, timeout=60, **options
         )
 
     def control(self, **plan: Any) -> dict[str, Any]:

@@ -50,7 +50,7 @@ class TlsFront:
         finally:
             self._fault = None
             with self._relayed:
-                assert self._relayed.wait_for(lambda: self._under_way == 0, timeout=20)
+                assert self._relayed.wait_for(lambda: self._under_way == 0, timeout=60)
 
     def close(self) -> None:
         self._server.close()
@@ -110,9 +110,9 @@ class TlsFront:
 
     def _asked(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> bytes:
         if self._tls is None:
-            upstream = http.client.HTTPConnection(*self._address, timeout=10)
+            upstream = http.client.HTTPConnection(*self._address, timeout=60)
         else:
-            upstream = http.client.HTTPSConnection(*self._address, timeout=10, context=self._tls)
+            upstream = http.client.HTTPSConnection(*self._address, timeout=60, context=self._tls)
         with contextlib.closing(upstream):
             passed = {name: text for name, text in headers.items() if _passes(name)}
             upstream.request(method, path, body or None, passed)

@@ -96,7 +96,7 @@ class Rig(ABC):
             f"{self.url}/v1/{kind}",
             params={"limit": 100_000},
             headers={"Authorization": f"Bearer {API_KEY}"},
-            timeout=10,
+            timeout=60,
         )
         answer.raise_for_status()
         return list(answer.json()["data"])

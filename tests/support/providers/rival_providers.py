@@ -48,4 +48,4 @@ def _running(command: list[str], **environ: str) -> Iterator[str]:
             yield f"http://127.0.0.1:{port}"
         finally:
             process.terminate()
-            process.wait(10)
+            process.wait(60)

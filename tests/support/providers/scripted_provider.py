@@ -103,7 +103,7 @@ class ScriptedProvider:
 
     def _ask(self, command: str, **arguments: Any) -> Any:
         said = self._session.post(
-            f"{self.url}{CONTROL}{command}", json=arguments, verify=self.ca_file, timeout=10
+            f"{self.url}{CONTROL}{command}", json=arguments, verify=self.ca_file, timeout=60
         )
         assert said.status_code == 200, said.text
         return said.json()["result"]
@@ -145,7 +145,7 @@ def scripted_provider() -> Iterator[ScriptedProvider]:
             yield ScriptedProvider(**json.loads(said))
         finally:
             process.stdin.close()
-            process.wait(10)
+            process.wait(60)
 
 
 # --- The process --------------------------------------------------------------------------------

@@ -48,7 +48,7 @@ _RESERVED = Statement(
 
 
 def soon() -> Deadline:
-    return Deadline.after(10)
+    return Deadline.after(60)
 
 
 class Moving:

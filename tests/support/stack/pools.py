@@ -19,7 +19,7 @@ ONE = Statement("one", "SELECT 1")
 
 @contextmanager
 def pool_of(size: int, url: str, **options: Any) -> Iterator[ConnectionPool]:
-    options = {"wait_s": 5.0, "max_waiters": 64, "watchdog": Watchdog(), **options}
+    options = {"wait_s": 60.0, "max_waiters": 64, "watchdog": Watchdog(), **options}
     pool = ConnectionPool(url, size=size, **options)
     try:
         yield pool
@@ -35,7 +35,7 @@ def open_pool_of(size: int, url: str, **options: Any) -> Iterator[ConnectionPool
         yield pool
 
 
-def eventually(claim: Callable[[], bool], within_s: float = 20.0) -> bool:
+def eventually(claim: Callable[[], bool], within_s: float = 90.0) -> bool:
     deadline = Deadline.after(within_s)
     while not claim():
         if deadline.expired:

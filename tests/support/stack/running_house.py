@@ -67,7 +67,7 @@ class House:
     def request(self, method: str, path: str, **options: Any) -> requests.Response:
         headers = {"Authorization": f"Bearer {self.api_key}", **options.pop("headers", {})}
         # A new connection for each call: a stale one would look like a refused call.
-        return requests.request(method, self.url + path, headers=headers, timeout=30, **options)
+        return requests.request(method, self.url + path, headers=headers, timeout=60, **options)
 
     def settled(self, payment: str, timeout_s: float = WAIT_S) -> dict[str, Any]:
         """The payment with its final status; polls like a caller."""
@@ -92,7 +92,7 @@ class House:
     def metric(self, name: str, **labels: str) -> float:
         """The sum of all series of `name` with these labels, over all workers."""
         total = 0.0
-        for line in self._session.get(f"{self.ops_url}/metrics", timeout=10).text.splitlines():
+        for line in self._session.get(f"{self.ops_url}/metrics", timeout=60).text.splitlines():
             series, _, value = line.rpartition(" ")
             if series.partition("{")[0] == name and all(
                 f'{label}="{text}"' in series for label, text in labels.items()
@@ -103,7 +103,7 @@ class House:
     def broken_promises(self) -> dict[str, int]:
         """The invariants that rows of its database violate now; the gauge is a minute old."""
         with pool_of(1, self.database_url) as pool:
-            broken = check_invariants(pool, Deadline.after(10))
+            broken = check_invariants(pool, Deadline.after(60))
         return {rule: count for rule, count in broken.items() if count}
 
     def log_events(self, part: str = "data-plane") -> list[dict[str, Any]]:
@@ -117,7 +117,7 @@ class House:
     def sandbox(self, method: str, path: str, **options: Any) -> requests.Response:
         """One call to the sandbox's own addresses: its books, its faults, the payer's actions."""
         return self._session.request(
-            method, self._sandbox_url + path, verify=self._sandbox_ca, timeout=10, **options
+            method, self._sandbox_url + path, verify=self._sandbox_ca, timeout=60, **options
         )
 
 

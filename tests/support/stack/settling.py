@@ -42,7 +42,7 @@ _AGE = Statement(
 
 
 def soon() -> Deadline:
-    return Deadline.after(10)
+    return Deadline.after(60)
 
 
 class Service:

@@ -113,7 +113,7 @@ def test_a_check_that_hangs_fails_alone_and_is_not_started_again():
 
     def hang() -> HealthResult:
         started.append(1)
-        release.wait(30)
+        release.wait(60)
         return PASS
 
     hanging = Component("provider", "component", hang)
@@ -149,7 +149,7 @@ def test_checks_run_periodically_until_they_are_stopped():
     checks = checks_of(Component("database", "datastore", lambda: checked.set() or PASS))
 
     checks.start()
-    is_checked = checked.wait(30)
+    is_checked = checked.wait(60)
     checks.stop()
 
     assert is_checked

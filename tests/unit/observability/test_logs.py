@@ -275,7 +275,7 @@ def test_gunicorn_logs_in_the_same_words():
     )
 
     answer = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=True
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
     )
 
     (line,) = answer.stdout.splitlines()

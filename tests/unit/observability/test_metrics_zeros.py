@@ -39,7 +39,7 @@ def begun() -> list[tuple[str, dict[str, str], float]]:
         capture_output=True,
         text=True,
         check=True,
-        timeout=30,
+        timeout=60,
     )
     return [tuple(sample) for sample in json.loads(answer.stdout)]
 

@@ -34,7 +34,7 @@ def test_ended_program_reports_its_status_and_output(tmp_path):
         log_path=tmp_path / "log",
     )
 
-    status = process.wait(30)
+    status = process.wait(60)
     process.release()
 
     assert status == 3
@@ -45,7 +45,7 @@ def test_only_this_start_is_quoted(tmp_path):
     (tmp_path / "log").write_text("yesterday\n")
 
     process = ManagedProcess([sys.executable, "-c", "print('today')"], log_path=tmp_path / "log")
-    process.wait(30)
+    process.wait(60)
     process.release()
 
     assert process.lines() == ["today"]
@@ -54,7 +54,7 @@ def test_only_this_start_is_quoted(tmp_path):
 def test_a_program_that_cannot_be_started_says_so(tmp_path):
     process = ManagedProcess([tmp_path / "missing"], log_path=tmp_path / "log")
 
-    status = process.wait(30)
+    status = process.wait(60)
     process.release()
 
     assert status == 127
@@ -77,7 +77,7 @@ def test_what_a_killed_program_leaves_behind_is_ended(tmp_path):
     family = _family_of(process)
 
     os.kill(process.pid, signal.SIGKILL)
-    status = process.wait(30)
+    status = process.wait(60)
     process.release()
 
     assert status == 128 + signal.SIGKILL
@@ -100,7 +100,7 @@ def test_a_killed_keeper_takes_the_program_with_it(tmp_path):
     program_pid, _ = _family_of(process)
 
     os.kill(process.keeper_pid, signal.SIGKILL)
-    process.wait(30)
+    process.wait(60)
     process.release()
 
     _wait_until(lambda: not runs(program_pid))

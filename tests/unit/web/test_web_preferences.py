@@ -12,7 +12,7 @@ from flask import Flask
 from service.payments.charge.model import Status
 from service.resilience.deadline import Deadline
 from service.web.http.preferences import ANSWER_NEEDS_S, Waiting, parse_wait_s, prefers_async
-from tests.support.fakes import FakeClock
+from tests.support.providers.fakes import FakeClock
 
 APP = Flask("preferences")
 

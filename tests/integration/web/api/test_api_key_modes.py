@@ -30,7 +30,7 @@ def test_a_key_of_the_other_mode_moves_no_money(
     make_key(merchant_id)  # The merchant.
     with open_pool_of(1, settings.database_url or "") as pool:
         keys = {
-            of: KeyStore(pool).create(merchant_id, Deadline.after(5), mode=of, scopes=["payments"])
+            of: KeyStore(pool).create(merchant_id, Deadline.after(60), mode=of, scopes=["payments"])
             for of in ("test", "live")
         }
     ours, provider = (

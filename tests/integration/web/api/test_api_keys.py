@@ -160,7 +160,7 @@ def test_a_bootstrap_key_of_another_kind_is_refused_at_start(owner: Connection, 
 def test_a_key_is_stored_as_its_hash_and_can_be_revoked(
     pool: ConnectionPool, owner_url: str
 ) -> None:
-    keys, deadline = KeyStore(pool), Deadline.after(5)
+    keys, deadline = KeyStore(pool), Deadline.after(60)
     made, api_key = keys.create(
         DEFAULT_MERCHANT_ID, deadline, mode="live", scopes=["read"], label="till 4"
     )

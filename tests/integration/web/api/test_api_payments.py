@@ -204,4 +204,4 @@ def in_thread(work: Callable[[], None]) -> None:
     """Run to the end in another thread, as another request of the same worker would."""
     thread = threading.Thread(target=work)
     thread.start()
-    thread.join(5)
+    thread.join(60)
