@@ -409,17 +409,21 @@ def test_workers_are_replaced_without_a_failed_request(
     server = start(HOLDFAST_WEB_WORKERS="2", **(recycled_often if how == "max_requests" else {}))
     stop = threading.Event()
     loads = [clients.submit(keep_asking, server.port, stop) for _ in range(4)]
-    first = server.get("/echo").pid
+    before: set[str] = set()
+    after: set[str] = set()
 
-    if how == "hup":
-        server.process.send_signal(signal.SIGHUP)
-    pids: set[str] = set()
+    def are_known() -> bool:
+        before.add(server.get("/echo").pid)
+        return len(before) >= 2
 
     def are_replaced() -> bool:
-        pids.add(server.get("/echo").pid)
-        return len(pids - {first}) >= 3
+        after.add(server.get("/echo").pid)
+        return len(after - before) >= 2
 
     try:
+        eventually(are_known)
+        if how == "hup":
+            server.process.send_signal(signal.SIGHUP)
         eventually(are_replaced, within_s=120.0)
     finally:
         stop.set()
