@@ -1,1 +1,1 @@
-"""What the service is about: payments, and how they stay right."""
+"""Payments: their rules, rows, settlement and events."""

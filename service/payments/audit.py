@@ -23,13 +23,13 @@ from service.resilience.deadline import Deadline
 
 T = TypeVar("T")
 
-# A page for a person; whoever needs more asks again with `before`.
+# A page for a person; `before` reads the next one.
 READ_MAX = 1000
 # Texts of callers are cut to this length: the log names an act, it does not store documents.
 TEXT_LENGTH_MAX = 2000
 # An id is made by the clock of an instance, `at` by the database's.
 CLOCKS_APART = timedelta(days=1)
-# A second try nearly always passes after a collision; the third is for bad luck.
+# After a collision the second try nearly always succeeds; the third covers another collision.
 TRIES = 3
 
 
@@ -71,7 +71,7 @@ class Record:
     detail: Mapping[str, Any]
 
 
-# What the service does by itself, such as a drill's own keys.
+# The actor of the service's own acts, such as a drill's keys.
 SERVICE = Actor("service", "holdfast")
 
 
@@ -82,7 +82,7 @@ def cli_actor() -> Actor:
         name = pwd.getpwuid(uid).pw_name
     except KeyError:
         name = f"uid {uid}"
-    # Set by sudo, so any user could set it as well: a hint beside the name, not the name.
+    # sudo sets it, but any user can set it too: only a hint beside the name.
     sudo_user = os.environ.get("SUDO_USER")
     label = f"sudo from {sudo_user[:64]}" if sudo_user else None
     return Actor("cli", name, label=label, address=socket.gethostname())
@@ -114,7 +114,7 @@ _FILTER = """
     AND (%(before)s::uuid IS NULL OR audit_id < %(before)s::uuid)
     ORDER BY audit_id DESC LIMIT %(limit)s::integer
 """
-# `rehearsal_audit` holds the acts of drills that versions before this table wrote.
+# `rehearsal_audit` has the drills' acts that versions before this table wrote.
 _READ = Statement(
     "audit_read",
     f"""
@@ -129,17 +129,17 @@ _READ = Statement(
             FROM rehearsal_audit
         ) AS old WHERE {_FILTER})
     ) AS acts ORDER BY audit_id DESC LIMIT %(limit)s::integer
-    """,  # Only our own column list and filter are put in.
+    """,  # Only our own column list and filter are inserted.
 )
 
 
 def write(transaction: Checkout, actor: Actor, entry: Entry) -> None:
-    """Add the act's row inside the transaction that carries the act out."""
+    """Add the act's row inside the transaction of the act."""
     transaction.run(_WRITE, params_of(actor, entry))
 
 
 def write_with_cursor(cursor: Any, actor: Actor, entry: Entry) -> None:
-    """The same for code that has a cursor of its own, such as `migrate`."""
+    """The same for code with its own cursor, such as `migrate`."""
     cursor.execute(_WRITE.sql, params_of(actor, entry))
 
 
@@ -154,7 +154,7 @@ def run_audited(
 ) -> list[Row]:
     """Run one statement and write its act, both or neither.
 
-    Nothing is written where there are no rows, or where `entry` finds no act in them.
+    No audit row is written without result rows, or where `entry` returns None for them.
     """
 
     def act(transaction: Checkout) -> list[Row]:
@@ -168,7 +168,7 @@ def run_audited(
 
 
 def in_transaction(pool: ConnectionPool, act: Callable[[Checkout], T], deadline: Deadline) -> T:
-    """Carry `act` out as one transaction, again after a collision: it must read all it needs."""
+    """Run `act` as one transaction, again after a collision: it must read all its data inside."""
 
     def once() -> T:
         with pool.transaction(deadline) as transaction:
@@ -178,7 +178,7 @@ def in_transaction(pool: ConnectionPool, act: Callable[[Checkout], T], deadline:
 
 
 def again_after_collision(once: Callable[[], T], deadline: Deadline) -> T:
-    """Call `once`, and again where its transaction collided with another's, which undid it."""
+    """Call `once`, and again after a serialization failure, which aborts the transaction."""
     for tries_left in reversed(range(TRIES)):
         try:
             return once()
@@ -197,7 +197,7 @@ class AuditLog:
         self._pool = pool
 
     def write(self, actor: Actor, entry: Entry, deadline: Deadline) -> None:
-        """Add an act that changes no table of ours, such as a refused drill."""
+        """Add an act that changes none of our tables, such as a refused drill."""
         self._pool.run(_WRITE, params_of(actor, entry), deadline)
 
     def read(
@@ -213,7 +213,7 @@ class AuditLog:
         before: UUID | None = None,
         limit: int = 100,
     ) -> list[Record]:
-        """The newest acts first; `action` is a whole name or the part before its dot."""
+        """The acts, newest first; `action` is a whole name or the part before its dot."""
         rows = self._pool.run(
             _READ,
             {
@@ -233,7 +233,7 @@ class AuditLog:
 
 
 def params_of(actor: Actor, entry: Entry) -> dict[str, Any]:
-    """The values of WRITE_VALUES, under an id that is new."""
+    """The values of WRITE_VALUES, with a new id."""
     merchant_id = entry.merchant_id
     return {
         "audit_id": str(new_id()),
@@ -250,7 +250,7 @@ def params_of(actor: Actor, entry: Entry) -> dict[str, Any]:
 
 
 def _first_id_of(moment: datetime) -> UUID:
-    """The least version 7 id of the moment, so that a read stops there: ids are ordered by time."""
+    """The smallest version 7 id of a time, where a read stops: ids are ordered by time."""
     return UUID(int=max(0, int(moment.timestamp() * 1000)) << 80)
 
 

@@ -1,4 +1,4 @@
-"""Removes what tells of a person from a merchant's ended payments; amounts and history stay.
+"""Removes personal data from a merchant's ended payments; amounts and history stay.
 
 Runs with the owner's rights: the service's role can change neither events nor the audit log.
 """
@@ -21,13 +21,13 @@ from service.payments.charge.model import (
 )
 from service.resilience.deadline import Deadline
 
-# Payments in a transaction: each has a few events, and a lock on all of them for a moment.
+# Payments in a transaction: each has a few events, and all are locked for a moment.
 AT_ONCE = 100
-# Rows that are read at once where no index helps: payments of a customer.
+# Rows of one read without an index: payments of a customer.
 PAGE = 10_000
-# One statement's time, and that of a batch; the whole may take as long as it takes.
+# The time limits of one statement and of a batch; the whole run has none.
 STEP_S = 60.0
-# What an event may still say: how the step went, and which refund or capture it was.
+# The fields that an event keeps: the result of the step, and the id of its refund or capture.
 TECHNICAL = (
     *("op", "outcome", "stage", "error", "ms", "pool_wait_ms", "breaker", "attempt", "by"),
     *("refund_id", "capture_id", "void_id", "endpoint_id", "failures"),
@@ -95,7 +95,7 @@ _INBOX = Statement(
     RETURNING 1
     """,
 )
-# `updated_at` moves, so that no reader keeps what an older ETag names.
+# `updated_at` changes, so that no reader keeps a body with an older ETag.
 _PAYMENTS = Statement(
     "erase_payments",
     """
@@ -105,7 +105,7 @@ _PAYMENTS = Statement(
     RETURNING 1
     """,
 )
-# As a whole text value: a short reference must not take every report with it.
+# Matched as a whole text value: a short reference must not erase every report.
 _MENTIONED = "position(to_jsonb(%(value)s::text)::text IN report::text) > 0"
 _DRILLS_FOUND = Statement(
     "erase_drills_found", f"SELECT count(*) FROM rehearsals WHERE {_MENTIONED}"
@@ -118,7 +118,7 @@ _DRILLS = Statement(
 
 @dataclass
 class Erased:
-    """What was found, and what was erased of it; `is_open` payments keep their data."""
+    """The found and the erased rows; `is_open` payments keep their data."""
 
     payments: int = 0
     is_open: list[UUID] = field(default_factory=list)
@@ -130,8 +130,8 @@ class Erased:
 class Erasure:
     """Erases one customer or reference of one merchant, in transactions of AT_ONCE payments.
 
-    Idempotent: a run that was cut short is gone on with by the next one, since a payment loses
-    its reference in the transaction that erases the rest.
+    Idempotent: the next run continues an interrupted one, because a payment loses its reference
+    in the transaction that erases the rest.
     """
 
     def __init__(self, pool: ConnectionPool, merchant_id: UUID, by: Field, value: str) -> None:
@@ -146,7 +146,7 @@ class Erasure:
         return bool(is_allowed)
 
     def look(self) -> Erased:
-        """What `erase` would find; nothing is changed."""
+        """The rows that `erase` would find; changes nothing."""
         found = Erased()
         for batch in self._batches(found):
             found.payments += len(batch)
@@ -156,7 +156,7 @@ class Erasure:
         return found
 
     def erase(self, actor: Actor) -> Erased:
-        """Erase all that has ended; each transaction is in the audit log, without the value."""
+        """Erase all ended payments; each transaction is in the audit log, without the value."""
         done = Erased()
         for batch in self._batches(done):
             counts = in_transaction(
@@ -180,7 +180,7 @@ class Erasure:
             "ended": sorted(TERMINAL),
             "technical": list(TECHNICAL),
         }
-        # A refund may have begun since they were found.
+        # A refund may have started after the search.
         locked = [str(row[0]) for row in transaction.run(_LOCK, values)]
         if not locked:
             return 0, 0, 0
@@ -204,7 +204,7 @@ class Erasure:
         return drills
 
     def _batches(self, found: Erased) -> Iterator[list[UUID]]:
-        """Ended payments, AT_ONCE at a time; those that are open are put into `found`."""
+        """Ended payments, AT_ONCE at a time; open ones are added to `found`."""
         for first, last in self._pages():
             after = first
             while True:
@@ -225,7 +225,7 @@ class Erasure:
                     yield ended
 
     def _pages(self) -> Iterator[tuple[UUID, UUID]]:
-        """Ranges of ids to look through: one where an index finds the rows, else pages."""
+        """The ranges of ids to search: one where an index finds the rows, else pages."""
         if self._by == "reference":
             yield _FIRST, _LAST
             return

@@ -1,4 +1,4 @@
-"""Merchants and their API keys: how a key is made, kept and found."""
+"""Merchants and their API keys: creation, storage and look-up of keys."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from service.resilience.deadline import Deadline
 
 Mode = Literal["test", "live"]
 SCOPES = ("payments", "refunds", "read", "operator")
-# Acts on the whole instance: drills, simulations, the kill switch, writes of the ops plane. Only the
-# command line and the first start give it; `/v1/api_keys` cannot.
+# For acts on the whole instance: drills, simulations, the kill switch, writes of the ops plane. Only
+# the command line and the first start grant it; `/v1/api_keys` cannot.
 PLATFORM = "platform"
 ALL_SCOPES = (*SCOPES, PLATFORM)
-# Fixed, so that two instances that start together make the same one.
+# Fixed, so that two instances that start together create the same one.
 DEFAULT_MERCHANT_ID = UUID("00000000-0000-7000-8000-000000000001")
-# The tenant of rehearsals: what happens to its payments is no service level of anybody's.
+# The tenant of drills: its payments count in no service level.
 DRILL_MERCHANT_ID = UUID("00000000-0000-7000-8000-00000000d211")
 
-# As many as a list shows; each of a merchant's programs has one, and two while it is replaced.
+# The length of a list; each of a merchant's programs has one key, and two during a replacement.
 LIVE_KEYS_MAX = 50
 
 _ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
-# 62^32 secrets: more than 190 bits, so that a plain SHA-256 at rest is enough.
+# 62^32 secrets are more than 190 bits, so that a plain SHA-256 in storage is enough.
 _ID_LENGTH, _SECRET_LENGTH, _CHECKSUM_LENGTH = 12, 32, 6
 _KEY = re.compile(
     rf"hf_(?P<mode>test|live)_(?P<key_id>[0-9A-Za-z]{{{_ID_LENGTH}}})"
@@ -45,7 +45,7 @@ _KEY = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:
-    """One row of `api_keys`. The secret itself is nowhere: only its hash."""
+    """One row of `api_keys`. Only the secret's hash is stored."""
 
     key_id: str
     merchant_id: UUID
@@ -59,9 +59,9 @@ class ApiKey:
     revoked_at: datetime | None
     # By the database's clock.
     is_live: bool
-    # Used, but nobody wrote it down for a minute.
+    # The key was used, but its use was not recorded for a minute.
     touch_due: bool
-    # The merchant's, not the key's: it comes along, so that a payment need not ask.
+    # A field of the merchant, read with the key, so that a payment needs no second read.
     has_too_many_open: bool
 
 
@@ -73,7 +73,7 @@ def generate_key(mode: Mode) -> str:
 
 
 def parse_key(api_key: str) -> tuple[Mode, str] | None:
-    """The mode and the public id of a key; None for a text that we cannot have made."""
+    """The mode and the public id of a key; None for text that is not one of our keys."""
     match = _KEY.fullmatch(api_key)
     if match is None:
         return None
@@ -84,7 +84,7 @@ def parse_key(api_key: str) -> tuple[Mode, str] | None:
 
 
 def hash_key(api_key: str) -> bytes:
-    """What is stored and compared instead of the key."""
+    """The hash that is stored and compared instead of the key."""
     return hashlib.sha256(api_key.encode()).digest()
 
 
@@ -94,11 +94,11 @@ def bootstrap(
     mode: Mode,
     actor: Actor = audit.SERVICE,
 ) -> None:
-    """Make the default merchant and its first key with all scopes; harmless when repeated.
+    """Create the default merchant and its first key with all scopes; safe to repeat.
 
-    The holder of the setting is the platform's operator: a key that is there already gets the scope.
+    The holder of the setting is the platform's operator: an existing key gets the scope.
 
-    Raises ValueError for a text that is no API key of that mode.
+    Raises ValueError for text that is not an API key of that mode.
     """
     parsed = parse_key(api_key)
     if parsed is None or parsed[0] != mode:
@@ -109,7 +109,7 @@ def bootstrap(
             " ON CONFLICT (merchant_id) DO NOTHING",
             (str(DEFAULT_MERCHANT_ID),),
         )
-        # One statement, since the connection may be in autocommit.
+        # One statement, because the connection may be in autocommit.
         cursor.execute(
             f"""
             WITH made AS (
@@ -193,7 +193,7 @@ _COUNT = Statement(
 )
 _TOUCH = Statement(
     "key_touch",
-    # Once a minute is enough to see which key is in use, and keeps the row from being hot.
+    # A write once a minute is enough to show which key is in use, and avoids a hot row.
     """
     UPDATE api_keys SET last_used_at = now()
     WHERE key_id = %(key_id)s::text
@@ -225,7 +225,7 @@ class KeyStore:
         expires_at: datetime | None = None,
         actor: Actor = audit.SERVICE,
     ) -> tuple[ApiKey, str]:
-        """A new key: (its row, the key itself, which can never be read again).
+        """Create a key: (its row, the key itself, which can never be read again).
 
         Raises WrongState where the merchant has LIVE_KEYS_MAX live ones already.
         """
@@ -265,7 +265,7 @@ class KeyStore:
         return _key_of(rows[0]), api_key
 
     def of_merchant(self, merchant_id: UUID, deadline: Deadline) -> list[ApiKey]:
-        """The merchant's newest 100 keys, revoked ones too."""
+        """The merchant's newest 100 keys, with revoked ones."""
         rows = self._pool.run(_LIST, {"merchant_id": str(merchant_id)}, deadline)
         return [_key_of(row) for row in rows]
 
@@ -277,7 +277,7 @@ class KeyStore:
         *,
         actor: Actor = audit.SERVICE,
     ) -> bool:
-        """End a key; workers notice within the seconds that they remember keys for."""
+        """Revoke a key; workers notice it after the time of their key cache."""
         rows = audit.run_audited(
             self._pool,
             _REVOKE,
@@ -291,17 +291,17 @@ class KeyStore:
         return bool(rows)
 
     def live_by_mode(self, deadline: Deadline) -> dict[str, int]:
-        """How many keys of all merchants may be used now, by their mode."""
+        """The number of valid keys of all merchants, by mode."""
         return dict(self._pool.run(_COUNT, {}, deadline))
 
     def touch(self, key_id: str, deadline: Deadline) -> None:
-        """Write down that the key was used, at most once a minute."""
+        """Record the use of the key, at most once a minute."""
         self._pool.run(_TOUCH, {"key_id": key_id}, deadline)
 
 
 def _key_of(row: Sequence[Any]) -> ApiKey:
     key_id, merchant_id, secret_sha256, mode, scopes, is_platform, *rest = row
-    # The column alone gives the platform scope, never a word among the others.
+    # Only the column grants the platform scope, never an entry of the scope list.
     held = frozenset(scopes) - {PLATFORM} | ({PLATFORM} if is_platform else frozenset())
     return ApiKey(key_id, UUID(str(merchant_id)), bytes(secret_sha256), mode, held, *rest)
 
@@ -311,7 +311,7 @@ def _random(length: int) -> str:
 
 
 def _checksum(body: str) -> str:
-    """CRC-32 in six base-62 digits: catches a mistyped key before the database is asked."""
+    """CRC-32 in six base-62 digits: detects a mistyped key without a query."""
     number = binascii.crc32(body.encode())
     digits = ""
     for _ in range(_CHECKSUM_LENGTH):

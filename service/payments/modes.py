@@ -1,4 +1,4 @@
-"""The mode of the money in a database: payments made with a test key are never sent with a live one."""
+"""The mode of a database's money: payments made with a test key are never sent with a live key."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class ModeConflict(Exception):
 
 
 def claim_mode(dsn: str, mode: Literal["test", "live"]) -> None:
-    """Write down the mode that this database's payments are made in, or compare it.
+    """Store the mode of this database's payments, or compare it with the stored one.
 
-    It changes only when nothing of the other mode is left that the background could send. Raises
+    It changes only when no payment of the other mode is left for the background to send. Raises
     ModeConflict, or Unreachable without a database. An unmigrated database has no payments.
     """
     with cursor_to(dsn) as cursor:
@@ -35,7 +35,7 @@ def claim_mode(dsn: str, mode: Literal["test", "live"]) -> None:
         ((found,),) = cursor.fetchall()
         if found == mode:
             return
-        # One row of a partial index answers each.
+        # Each query reads one row of a partial index.
         cursor.execute(
             "SELECT EXISTS (SELECT 1 FROM payments WHERE status = 'accepted' AND due_at IS NOT NULL)"
             " OR EXISTS (SELECT 1 FROM payments"

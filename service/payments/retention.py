@@ -1,4 +1,4 @@
-"""Removes what is kept long enough: batches with a bound, by one process at a time.
+"""Removes rows after their retention: bounded batches, by one process at a time.
 
 Payments, captures, voids, refunds, orphans and the audit log are never removed; events leave as
 monthly partitions (`python -m service retain`).
@@ -20,10 +20,10 @@ from service.resilience.deadline import Deadline
 log = logging.getLogger(__name__)
 
 EVERY_S = 60.0
-# A statement's share of the role's 2 s, and as many a minute as 10,000 rows of each table: more
-# than 50 payments/s make.
+# The size fits a statement into the role's 2 s, and allows 10,000 rows of each table a minute: more
+# than 50 payments/s create.
 AT_ONCE, BATCHES = 1000, 10
-# A run ends within its round's deadline; a process that died holds the lease so long.
+# A run ends within its round's deadline; a killed process holds the lease for this time.
 LEASE_S = 30.0
 NAME = "retention"
 
@@ -37,7 +37,7 @@ _INBOX = Statement(
     RETURNING 1
     """,
 )
-# Given up, or waiting for an endpoint that stays paused: GET /v1/events still tells of them.
+# Deliveries given up, or waiting for a paused endpoint: GET /v1/events still has their events.
 _OUTBOX = Statement(
     "retain_outbox",
     """
@@ -48,7 +48,7 @@ _OUTBOX = Statement(
     RETURNING 1
     """,
 )
-# The audit log keeps who ran what; one without an end is still under way.
+# The audit log keeps the actors of runs; a run without an end is still in progress.
 _DRILLS = Statement(
     "retain_drills",
     """
@@ -59,7 +59,7 @@ _DRILLS = Statement(
     RETURNING 1
     """,
 )
-# One page of the table in the key's order: an index by time would cost every payment something.
+# One page of the table in the key's order: an index by time would slow every payment.
 _KEYS = Statement(
     "retain_keys",
     """
@@ -89,7 +89,7 @@ _FIRST = {"merchant_id": "00000000-0000-0000-0000-000000000000", "after": ""}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kept:
-    """Days that each kind of row is kept; None: as long as the database."""
+    """The retention of each kind of row in days; None: as long as the database."""
 
     inbox_days: int | None
     outbox_days: int | None
@@ -98,7 +98,7 @@ class Kept:
 
 
 class Retention:
-    """Removes old rows once a minute, whatever the number of processes that run it."""
+    """Removes old rows once a minute, for any number of processes that run it."""
 
     def __init__(self, pool: ConnectionPool, settling: SettlingStore, kept: Kept) -> None:
         self._pool = pool
@@ -106,7 +106,7 @@ class Retention:
         self._kept = kept
 
     def run_if_due(self, deadline: Deadline) -> None:
-        """Remove one run's share of each table; the next minute goes on where this one ended."""
+        """Remove one run's share of each table; the next run continues after it."""
         run = self._settling.lease_run(NAME, every_s=EVERY_S, lease_s=LEASE_S, deadline=deadline)
         if run is None:
             return
@@ -130,7 +130,7 @@ class Retention:
         return removed
 
     def _remove_keys(self, position: Mapping[str, Any], deadline: Deadline) -> dict[str, Any]:
-        """Where to go on: behind the last key read, or at the first one again."""
+        """The next position: after the last key read, or at the first one again."""
         at = {name: position.get(name, first) for name, first in _FIRST.items()}
         if self._kept.keys_days is None:
             return at

@@ -75,15 +75,15 @@ Item = ProviderCharge | ProviderRefund | ProviderDispute | EventHint
 
 @dataclass(frozen=True, slots=True)
 class Unreadable:
-    """An object of a list that cannot be read as it is, and that may be ours or about ours."""
+    """An unreadable object of a list that may be ours or about ours."""
 
     feed: Feed
-    # The same each time it is listed: its id, else a digest of all of it.
+    # Equal in each listing: its id, else a digest of the whole object.
     mark: str
-    # None: it has no readable id, so it cannot be asked for by itself.
+    # None: it has no readable id, so it cannot be requested separately.
     provider_ref: str | None
     reason: str
-    # From our metadata, where that can be read.
+    # From our metadata, if it is readable.
     payment_id: str | None = None
     merchant_id: str | None = None
     key_digest: str | None = None
@@ -114,15 +114,15 @@ class Page:
 
 
 class Answered(ProviderUnavailable):
-    """The provider gave a whole answer that is not what was asked for: it is not down."""
+    """The provider gave a whole but unexpected answer: it is not down."""
 
 
 class PageUnreadable(Answered):
-    """The provider serves this page or object, and it cannot be read: the next try may meet it again."""
+    """The provider serves this page or object, but it is unreadable: the next try may meet it again."""
 
 
 class CursorLost(Answered):
-    """The provider does not know any more after which item the slice was to be read on."""
+    """The provider has forgotten the item after which the slice continues."""
 
 
 class FeedMissing(Exception):
@@ -138,8 +138,8 @@ class LaterProvider(Provider, Protocol):
         and CursorLost where another slice may be had."""
 
     def read_again(self, feed: Feed, provider_ref: str, deadline: Deadline) -> Sequence[Item]:
-        """One object that could not be read in its list; empty: it is nothing to be compared.
-        Raises PageUnreadable where it still cannot be read."""
+        """One object that was unreadable in its list; empty: it needs no comparison. Raises
+        PageUnreadable where it is still unreadable."""
 
     def refunds_of(self, charge_ref: str, deadline: Deadline) -> list[ProviderRefund]:
         """All refunds of a charge, made by us or by others."""

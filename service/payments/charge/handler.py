@@ -1,4 +1,4 @@
-"""The path of one payment, top to bottom."""
+"""The path of one payment, from request to record."""
 
 from __future__ import annotations
 
@@ -46,20 +46,20 @@ from service.resilience.deadline import Deadline
 
 log = logging.getLogger(__name__)
 
-# Less than this is left after a slow prepare: a confirm would only end in doubt. Send it later.
+# With less time than this after a slow prepare, a confirm would only end in doubt: send it later.
 CONFIRM_NEEDS_S = 0.5
-# A prepare that was answered with something else than an unconfirmed charge of ours: money may have
-# moved. Any other doubt about a prepare is none about money.
+# Answers to a prepare other than an unconfirmed charge of ours: money may have moved. Any other
+# doubt about a prepare is not a doubt about money.
 _PREPARED_IN_DOUBT = frozenset({"mismatch", KEY_USED})
 _TOO_LATE = Outcome(OutcomeKind.NOT_EXECUTED, Stage.NOT_SENT, error="deadline")
 # Commits may be lost, and the books could not be read: as if there was no time to send it.
 _UNPROVEN = replace(_TOO_LATE, error_detail="the provider's books were not compared in time")
-# Our own share of a payment, besides the provider's; the service level counts what is over it.
+# The limit of our own share of a payment, without the provider's; the service level counts slower ones.
 SLOW_S = 0.5
 
 
 class PaymentHandler:
-    """Turns requests into payments. Used by many threads at once; keeps nothing of its own."""
+    """Turns requests into payments. Thread-safe and stateless."""
 
     def __init__(
         self, store: PaymentStore, provider: Provider, *, provider_timeout_s: float
@@ -70,12 +70,12 @@ class PaymentHandler:
         self._lost_charges = LostCharges(store, provider)
 
     def process_payment(self, request: ChargeRequest, deadline: Deadline) -> tuple[Payment, bool]:
-        """Claim, prepare, note, confirm, record: (payment, is_new).
+        """Claim, prepare, record the reference, confirm, record the outcome: (payment, is_new).
 
-        No connection is held between the writes. From the claim on the payment is ours: doubt,
-        an outage or our own death leave it to the reconciler. Raises Busy only when nothing was
-        accepted, so that the same key again is safe (AcceptanceUnknown: that is in doubt);
-        KeyReused when it never will be.
+        No connection is held between the writes. From the claim on we own the payment: doubt, an
+        outage or a crash leave it to the reconciler. Raises Busy only for a payment that was not
+        accepted, so that a repeat of the key is safe (AcceptanceUnknown: acceptance is in doubt);
+        KeyReused when a repeat never succeeds.
         """
         started_s = monotonic()
         deadline.require()
@@ -99,7 +99,7 @@ class PaymentHandler:
         return payment, True
 
     def _refuse(self, request: ChargeRequest, refused: Refused, deadline: Deadline) -> Payment:
-        """Raise AmountNotRepresentable, with the key unused; a key used before tells as ever."""
+        """Raise AmountNotRepresentable and leave the key unused; a used key gets its usual answer."""
         first = self._store.find_first(request, deadline)
         if first is None:
             raise AmountNotRepresentable(refused.field, refused.reason)
@@ -108,8 +108,8 @@ class PaymentHandler:
     def _claim(
         self, request: ChargeRequest, deadline: Deadline, *, send_now: bool
     ) -> tuple[Payment, bool]:
-        # In one call there is no write between claim and charge: from here on it may be charged.
-        # What may have expired is not, before the database's clock was asked.
+        # In one_shot no write is between claim and charge: from here on it may be charged. A payment
+        # that may have expired is not sent before a check with the database's clock.
         in_one_call = send_now and not self._provider.two_phase and request.expires_at is None
         return self._store.claim(
             request,
@@ -120,7 +120,7 @@ class PaymentHandler:
         )
 
     def _promise(self, payment: Payment, deadline: Deadline) -> Payment:
-        """The payment of an earlier call, where 202 tells of it promised first."""
+        """The payment of an earlier call; for an answer of 202 the promise is stored first."""
         if payment.promised or payment.status not in UNSETTLED:
             return payment
         promised = self._store.promise(payment, deadline)
@@ -129,10 +129,9 @@ class PaymentHandler:
         return promised
 
     def _send_first(self, payment: Payment, request: ChargeRequest, deadline: Deadline) -> Payment:
-        """Send what was just claimed. Whatever is answered with 202 was promised before.
+        """Send a newly claimed payment. The promise is stored before every answer of 202.
 
-        Raises Busy where nothing is promised: then the background ends the payment, and never
-        sends it.
+        Raises Busy without a promise: the background then ends the payment and never sends it.
         """
         try:
             adopted = self._adopted(payment, deadline)
@@ -158,10 +157,10 @@ class PaymentHandler:
             _log_not_recorded(payment, outcome, error)
             if outcome.kind is OutcomeKind.NOT_EXECUTED or payment.status is Status.ACCEPTED:
                 _raise_unpromised(error)
-            # It may have been charged: it is looked up when the lease ends, promised or not.
+            # It may have been charged: a look-up follows when the lease ends, with or without a promise.
             return payment
         if recorded.status in UNSETTLED and not recorded.promised:
-            # The lease ran out meanwhile, and the background is ending it.
+            # The lease has expired, and the background is ending the payment.
             raise KeyInFlight("The payment took too long to be sent.", payment_id=payment.id)
         return recorded
 
@@ -214,9 +213,9 @@ class PaymentHandler:
             self._store.withdraw(payment, reason, deadline, spent=self._provider.two_phase)
 
     def payer_action(self, payment: Payment, deadline: Deadline) -> PayerAction | None:
-        """What finishes 3-D Secure, asked of the provider each time: secrets are not stored.
+        """The data that finishes 3-D Secure, read from the provider each time: secrets are not stored.
 
-        Only for the payment's creator. None: nothing is to be done, or it could not be had now.
+        Only for the payment's creator. None: no action is needed, or the provider gave no answer.
         """
         is_waiting = payment.status is Status.REQUIRES_ACTION
         if not is_waiting or payment.provider_ref is None:
@@ -227,15 +226,15 @@ class PaymentHandler:
         return self._provider.look_up(charge_of(payment), within).payer_action
 
     def execute(self, payment: Payment, deadline: Deadline) -> tuple[Payment, Outcome]:
-        """Send a leased, promised payment: the row as it then stands, and the last outcome.
+        """Send a leased, promised payment: the resulting row, and the last outcome.
 
-        The way of a queued payment. Never raises for a fault of provider or database: what
-        could not be written is found out again by the reconciler, from the same row.
+        Used for queued payments. Never raises for a fault of provider or database: the
+        reconciler finds an unwritten outcome again, from the same row.
         """
         try:
             payment, outcome, op = self._send(payment, deadline)
         except Busy as error:
-            # Not confirmed, so nothing can move: it stays as it is until the lease ends.
+            # Not confirmed, so no money can move: the row stays unchanged until the lease ends.
             log.warning(
                 "payment.reference_not_noted", extra={"payment_id": payment.id, "error": error.code}
             )
@@ -243,9 +242,9 @@ class PaymentHandler:
         return self.record(payment, outcome, op=op), outcome
 
     def _send(self, payment: Payment, deadline: Deadline) -> tuple[Payment, Outcome, str]:
-        """Prepare, note, confirm: the row as last written, the last outcome, and its operation.
+        """Prepare, record, confirm: the row as last written, the last outcome, and its operation.
 
-        Raises Busy where the reference could not be noted; then nothing was confirmed.
+        Raises Busy where the reference could not be recorded; the charge is then not confirmed.
         """
         deadline = deadline.within(self._provider_timeout_s)
         if payment.status is Status.ACCEPTED:
@@ -260,29 +259,29 @@ class PaymentHandler:
                 lie = replace(lie, kind=OutcomeKind.NOT_EXECUTED)
                 return payment, lie, "prepare"
             if payment.is_expired:
-                # It expired while it was prepared or noted: nothing moves, and its look-up ends it.
+                # It expired during prepare or the write: no money moves, and its look-up ends it.
                 return payment, _TOO_LATE, "confirm"
         return payment, self._provider.confirm(charge_of(payment), deadline), "confirm"
 
     def _prepare(self, payment: Payment, deadline: Deadline) -> Outcome:
-        """Make it known: `pending`, refused, not executed, or `unknown` where money may have moved."""
+        """Prepare it: `pending`, refused, not executed, or `unknown` where money may have moved."""
         if payment.provider_ref is not None:
-            # By an earlier try that had no time left to confirm: a second one would be another's.
+            # Prepared by an earlier try without time to confirm: a second prepare would make another charge.
             return Outcome(OutcomeKind.PENDING, Stage.NOT_SENT, provider_ref=payment.provider_ref)
         prepared = self._prepare_anew(payment, deadline)
         if prepared.kind is OutcomeKind.SUCCEEDED:
-            # Nothing was to move yet: its books must tell what did.
+            # No money should have moved yet: only the provider's books can show whether it did.
             return replace(prepared, kind=OutcomeKind.UNKNOWN, error="mismatch")
         if prepared.kind is OutcomeKind.UNKNOWN and prepared.error not in _PREPARED_IN_DOUBT:
-            # Unconfirmed, it moves no money: doubt about it is no doubt about money.
+            # An unconfirmed charge moves no money: doubt about it is not a doubt about money.
             return replace(prepared, kind=OutcomeKind.NOT_EXECUTED)
         return prepared
 
     def _prepare_anew(self, payment: Payment, deadline: Deadline) -> Outcome:
-        """Under the key's first series, as long as the provider does not know it from another call.
+        """Prepare under the key's first series, unless the provider knows it from another call.
 
-        A freed key begins a later series. Where all of its rows are lost, the next call begins at
-        the first one again, and must meet there what was made since.
+        A freed key begins a later series. When all of its rows are lost, the next call begins at
+        the first series again, and must find the charges made since.
         """
         charge = charge_of(payment)
         if self._provider.two_phase and payment.is_freed_keys_next:
@@ -299,7 +298,7 @@ class PaymentHandler:
         return noted
 
     def _note_doubt(self, payment: Payment, prepared: Outcome, deadline: Deadline) -> Payment:
-        """Write `sending` before anything else: from now on only look-ups settle it."""
+        """Write `sending` first: from now on only look-ups settle the payment."""
         try:
             noted = self._note(payment, prepared, deadline)
             if noted.status is Status.ACCEPTED:
@@ -313,11 +312,11 @@ class PaymentHandler:
             ) from error
 
     def record(self, payment: Payment, outcome: Outcome, *, op: str) -> Payment:
-        """Write what a call came to; when that fails, the row stays as it was, and due."""
+        """Record a call's outcome; when the write fails, the row stays unchanged and due."""
         try:
             return self._record(payment, outcome, op, promised=False)
         except Busy as error:
-            # Harmless: the reconciler asks the provider again when the lease ends.
+            # Harmless: the reconciler looks the payment up again when the lease ends.
             _log_not_recorded(payment, outcome, error)
             return payment
 
@@ -333,7 +332,7 @@ class PaymentHandler:
         return recorded
 
     def _withdraw(self, payment: Payment, outcome: Outcome, op: str, deadline: Deadline) -> None:
-        """Free the key for the same call; where that fails, the background ends the payment."""
+        """Free the key for a repeat; when that fails, the background ends the payment."""
         with contextlib.suppress(Busy):
             self._store.withdraw(
                 payment,
@@ -341,7 +340,7 @@ class PaymentHandler:
                 deadline,
                 outcome=outcome,
                 op=op,
-                # In one call the key itself keeps a lost row's charge from being made again.
+                # In one_shot the key itself prevents a second charge for a lost row.
                 spent=self._provider.two_phase,
             )
 
@@ -375,7 +374,7 @@ def _is_of_another_call(first: Outcome) -> bool:
 
 
 def _raise_unpromised(error: Busy) -> NoReturn:
-    """Say that nothing was accepted; where the promise was sent and not answered, that it may be."""
+    """Raise that the payment was not accepted; after an unanswered promise, that it may be."""
     if isinstance(error, DatabaseUnavailable) and error.in_doubt:
         raise AcceptanceUnknown(
             "It is not known whether the payment was accepted. Send it again with the same key;"

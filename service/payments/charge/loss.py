@@ -1,14 +1,14 @@
-"""How a claim learns that commits may be lost: the SQL inside its own statement.
+"""Detects possibly lost commits inside a claim: the SQL in the claim's own statement.
 
-A failover or a restore leaves no moment in which a claim may be trusted and a background check has
-not run yet. So the claim compares the server that executes it with the one that the reconciler has
-checked: in the statement itself, since a pooler may exchange the server behind an open connection.
+After a failover or a restore, a claim before the next background check must not be trusted. So the
+claim compares the server that executes it with the one that the reconciler has checked: in the
+statement itself, because a pooler may exchange the server behind an open connection.
 """
 
 from __future__ import annotations
 
-# Every running reconciler writes its check; a database in which none did for so long was restored,
-# or ours was away for three sweeps: either way the books are compared before the queue goes on.
+# Every running reconciler writes its check; a database without one for this time was restored, or
+# ours was down for three sweeps: in both cases the books are compared before the queue continues.
 GAP_S = 900.0
 
 # The running server: a failover, a restore and a restart all change its start. The table's own
@@ -45,5 +45,5 @@ LOSS = f"""
 
 
 def recovery_name(provider: str) -> str:
-    """The row of `background_runs` that tells of lost commits."""
+    """The row of `background_runs` with the check for lost commits."""
     return f"recovery {provider}"

@@ -1,7 +1,7 @@
-"""Looks for the charge of a lost row, in the foreground: before a payment's first call is sent.
+"""Searches the charge of a lost row in the foreground, before a payment's first call is sent.
 
 Only for a claim that cannot trust our rows (`model.Loss`). The provider's books are listed once for
-all callers of a process, and from then on only what is new: callers that wait for a listing which
+all callers of a process, and later only from the newest entry: callers that wait for a listing which
 began after their claim share it.
 """
 
@@ -20,24 +20,24 @@ from service.payments.charge.store import PaymentStore
 from service.providers.base import OutcomeKind, Provider, ProviderCharge
 from service.resilience.deadline import Deadline
 
-# More than this and the retry of a lost row is sent by the queue, which waits for the whole sweep.
+# Beyond this time the queue sends the retry of a lost row, after the whole sweep.
 SINCE_MAX = timedelta(days=2)
 _CANCELED = "canceled"
 
 
 class LostCharges:
-    """What the provider's books have of lost rows. Used by many threads at once."""
+    """The charges of lost rows in the provider's books. Thread-safe."""
 
     def __init__(self, store: PaymentStore, provider: Provider) -> None:
         self._store = store
         self._books = ProviderBooks(provider)
         self._lock = threading.Lock()
-        # The last whole listing: from when on it is whole, and when it began.
+        # The last whole listing: the time from which it is complete, and its start.
         self._read_from: datetime | None = None
         self._read_at_s = 0.0
 
     def find(self, payment: Payment, loss: Loss, deadline: Deadline) -> ProviderCharge | None:
-        """The charge that was made under the payment's key; None: the books lack it.
+        """The charge made under the payment's key; None: the books lack it.
 
         Raises Busy where neither can be proven in time.
         """
@@ -64,7 +64,7 @@ class LostCharges:
             self._lock.release()
 
     def _is_past(self, found: ProviderCharge, payment: Payment, deadline: Deadline) -> bool:
-        """Whether it moved no money and never will: canceled, or an ended payment's of ours."""
+        """Whether it moved no money and never will: canceled, or of an ended payment of ours."""
         if found.outcome.kind not in (OutcomeKind.NOT_EXECUTED, OutcomeKind.DECLINED):
             return False
         if found.outcome.error == _CANCELED:

@@ -1,4 +1,4 @@
-"""Payments as values: statuses, the moves allowed between them, requests and ids. Pure."""
+"""Payments as values: statuses, the allowed transitions, requests and ids. Pure."""
 
 from __future__ import annotations
 
@@ -17,35 +17,35 @@ from service.providers.base import KEY_USED, Outcome, OutcomeKind, Stage
 
 
 class Status(StrEnum):
-    """Where a payment is. `docs/architecture.md` draws the moves."""
+    """The status of a payment. `docs/architecture.md` draws the transitions."""
 
-    ACCEPTED = "accepted"  # Stored, not sent: nothing can have been charged.
+    ACCEPTED = "accepted"  # Stored, not sent: it cannot have been charged.
     SENDING = "sending"  # May have been charged.
     SUCCEEDED = "succeeded"
     REQUIRES_CAPTURE = "requires_capture"
     REQUIRES_ACTION = "requires_action"
     DECLINED = "declined"
-    UNKNOWN = "unknown"  # The provider's answer is missing; the reconciler is finding out.
+    UNKNOWN = "unknown"  # The provider's answer is missing; the reconciler looks it up.
     NOT_EXECUTED = "not_executed"  # Proven not to have been charged.
-    NEEDS_REVIEW = "needs_review"  # No proof either way could be had: a person decides.
+    NEEDS_REVIEW = "needs_review"  # No proof was found for either outcome: a person decides.
     CANCELED = "canceled"
     EXPIRED = "expired"
 
 
-# Once here a payment's status never moves again; a refund is a row of its own.
+# A payment's status never changes after these; a refund is a separate row.
 TERMINAL = frozenset(
     {Status.SUCCEEDED, Status.DECLINED, Status.NOT_EXECUTED, Status.CANCELED, Status.EXPIRED}
 )
 OPEN = frozenset(Status) - TERMINAL
-# What is answered with 202: we own it, and it is not final yet.
+# Statuses that are answered with 202: we own the payment, and it is not final yet.
 UNSETTLED = frozenset({Status.ACCEPTED, Status.SENDING, Status.UNKNOWN, Status.NEEDS_REVIEW})
 
-# The same table stands in the database as the WHERE of every write (store.py).
+# Every write repeats this table in its WHERE (store.py).
 MOVES: Mapping[Status, frozenset[Status]] = {
     Status.ACCEPTED: frozenset(
         {
             Status.SENDING,
-            # Charged all the same, as the provider's books say: a failover lost our note of it.
+            # Charged by the provider's books: a failover lost our record of it.
             Status.SUCCEEDED,
             Status.REQUIRES_CAPTURE,
             Status.DECLINED,  # The provider refused to prepare it.
@@ -101,7 +101,7 @@ MOVES: Mapping[Status, frozenset[Status]] = {
 
 
 def fact_status(outcome: Outcome) -> Status | None:
-    """The status that a definite outcome leads to; None where the answer is still open."""
+    """The status for a definite outcome; None while the answer is open."""
     match outcome.kind:
         case OutcomeKind.SUCCEEDED if outcome.amount_capturable > 0:
             return Status.REQUIRES_CAPTURE
@@ -111,7 +111,7 @@ def fact_status(outcome: Outcome) -> Status | None:
             return Status.DECLINED
         case OutcomeKind.PENDING if outcome.next_action is not None:
             return Status.REQUIRES_ACTION
-    # Not executed is a fact too, but what follows from it is a choice: send again, or give up.
+    # Not executed is a fact too, but its consequence is a choice: send again, or give up.
     return None
 
 
@@ -122,7 +122,7 @@ def sources_of(target: Status) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class ChargeRequest:
-    """A validated request to pay. `fingerprint` tells a retry from another request."""
+    """A validated request to pay. `fingerprint` distinguishes a retry from another request."""
 
     merchant_id: UUID
     idempotency_key: str
@@ -161,7 +161,7 @@ class Loss:
 
 @dataclass(frozen=True, slots=True)
 class Payment:
-    """One row of `payments`. Amounts are integers in minor units; times carry their zone."""
+    """One row of `payments`. Amounts are integers in minor units; times have their zone."""
 
     merchant_id: UUID
     payment_id: UUID
@@ -179,49 +179,49 @@ class Payment:
     amount_refunded_minor: int
     provider: str
     provider_ref: str | None
-    # Counts the provider keys used: a new series only after proof that the last was not executed.
+    # Counts the provider keys used: a new series needs proof that the last was not executed.
     key_series: int
     decline: Mapping[str, str] | None
     next_action: Mapping[str, Any] | None
     attempts: list[Mapping[str, Any]]
-    # The compare-and-set number of the lease: a guess is written only by who holds the newest.
+    # The compare-and-set number of the lease: only the holder of the newest may write a guess.
     fence: int
     leased: bool
     look_ups: int
     due_at: datetime | None
-    # Seconds since the money call was last begun, by the database's clock; None: never.
+    # Seconds since the last start of the money call, by the database's clock; None: never.
     sent_age_s: float | None
-    # Seconds since it came into doubt; where it is not, since it was sent.
+    # Seconds since the doubt began; without a doubt, since it was sent.
     doubt_age_s: float | None
-    # By the database's clock: the client's patience with a queued payment is at its end.
+    # By the database's clock: the client's time limit for a queued payment has passed.
     is_expired: bool
     created_at: datetime
     updated_at: datetime
-    # Of the client's key; None: a row from before, whose provider key is made from its own id.
+    # The digest of the client's key; None: an old row, with a provider key made from its own id.
     key_digest: str | None = None
-    # A caller was told that we own it; nothing else is sent by the background.
+    # A caller was promised that we own it; the background sends only such payments.
     promised: bool = True
-    # The series whose saved answer is an error: it can execute nothing more.
+    # The series with a saved error answer: it cannot execute anything more.
     spent_series: int | None = None
     # Another payment under its key may have been charged since then, and its row be lost: the books
     # are searched from here before anything is sent. None: no such payment was possible.
     books_from: datetime | None = None
-    # Told by the claim alone: the books come first, also before its caller's own call.
+    # Set only by the claim: the books are read first, also before its caller's own call.
     loss: Loss | None = None
 
     @property
     def id(self) -> str:
-        """As people see it: `pay_` and 32 hexadecimal digits."""
+        """The public form: `pay_` and 32 hexadecimal digits."""
         return payment_id_text(self.payment_id)
 
     @property
     def provider_key(self) -> str:
-        """Derived, so that whoever picks the payment up again uses the very same key."""
+        """Derived, so that every later holder of the payment uses the same key."""
         return provider_key(self.key_digest or self.payment_id.hex, self.key_series)
 
     @property
     def is_spent(self) -> bool:
-        """The provider's saved answer to the current key is an error: it executes nothing more."""
+        """The provider's saved answer to the current key is an error: the key is used up."""
         return self.spent_series == self.key_series
 
     @property
@@ -236,7 +236,7 @@ class Payment:
 
     @property
     def was_sent(self) -> bool:
-        """An earlier call may have moved the money: sent as far as we know, or looked up since."""
+        """An earlier call may have moved the money: recorded as sent, or looked up since."""
         return self.look_ups > 0 or any(
             attempt["op"] == "confirm"
             and attempt["stage"] != Stage.NOT_SENT.value
@@ -258,7 +258,7 @@ class Payment:
 
     @property
     def is_prepared_in_doubt(self) -> bool:
-        """Something other than an unconfirmed charge came of a prepare, and it is still unknown."""
+        """A prepare was answered with something other than an unconfirmed charge; still unknown."""
         has_prepared = any(attempt["op"] == "prepare" for attempt in self.attempts)
         return self.provider_ref is None and has_prepared
 
@@ -268,13 +268,13 @@ class Payment:
 
     @property
     def next_check_at(self) -> datetime | None:
-        """When the reconciler looks next, where it is known."""
+        """The time of the next look-up, if it is known."""
         return None if self.leased or self.is_terminal else self.due_at
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One step in a payment's life, as it was written with the step itself."""
+    """One step of a payment, written in the same statement as the step."""
 
     event_id: UUID
     payment_id: UUID
@@ -284,6 +284,6 @@ class Event:
 
 
 def fingerprint(method: str, route: str, body: Mapping[str, Any]) -> bytes:
-    """SHA-256 over method, route template and canonical JSON: the same for the same meaning."""
+    """SHA-256 over method, route template and canonical JSON: equal for equal requests."""
     canonical = json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(f"{method} {route}\n{canonical}".encode()).digest()

@@ -1,4 +1,4 @@
-"""Keeps a merchant from opening payments without end: by the clock, so that no payment counts."""
+"""Limits a merchant's open payments, with a periodic count, so that no payment pays for it."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from service.resilience.deadline import Deadline
 
 log = logging.getLogger(__name__)
 
-# As often as the figures; workers learn of it with the API key, which they remember for 5 s. The
-# limit is soft by what a merchant can send in these seconds, and a payment pays nothing for it:
-# an exact count would be a row that all of a merchant's payments fight for.
+# The interval of the figures; workers read the mark with the API key, which they cache for 5 s. The
+# limit may be exceeded by the payments of these seconds, and costs a payment nothing: an exact
+# count would be one row with contention between all of a merchant's payments.
 EVERY_S = 5.0
 
-# Reserved money (requires_capture) is settled: only what still needs somebody's work counts.
+# Reserved money (requires_capture) is settled: only payments that need further work count.
 _MARK = Statement(
     "mark_too_many_open",
     """
@@ -32,14 +32,14 @@ _MARK = Statement(
 
 
 class OpenLimit:
-    """Marks the merchants who have `most` payments open, and takes the mark away again."""
+    """Marks the merchants with `most` open payments, and removes the mark again."""
 
     def __init__(self, pool: ConnectionPool, *, most: int) -> None:
         self._pool = pool
         self._most = most
 
     def mark(self, deadline: Deadline) -> None:
-        """Bring the marks up to date; any number of processes may."""
+        """Update the marks; any number of processes may call it."""
         for merchant_id, has_too_many in self._pool.run(_MARK, {"most": self._most}, deadline):
             log.warning(
                 "merchant.too_many_open" if has_too_many else "merchant.open_again",

@@ -1,7 +1,7 @@
-"""What the provider's books show of queued payments: a charge there means that our note is lost.
+"""Compares queued payments with the provider's books: a charge there means that our record is lost.
 
-A failover or a restore takes our newest commits, so a queued row may be one that was charged. The
-books are listed once for a batch, from its oldest payment on, and from then on only what is new.
+A failover or a restore loses our newest commits, so a queued payment may have been charged. The
+books are listed once for a batch, from its oldest payment on, and later only from the newest entry.
 """
 
 from __future__ import annotations
@@ -16,33 +16,33 @@ from service.resilience.deadline import Deadline
 
 log = logging.getLogger(__name__)
 
-# The provider's clock and ours, and the time between our commit and its create.
+# The difference between the provider's clock and ours, and the time from our commit to its create.
 CLOCKS_DIFFER = timedelta(minutes=10)
-# By the provider's own clock, whose list is whole: two charges of one second may come one by one.
+# By the provider's own clock: two charges of one second may appear in its list one after the other.
 OVERLAP = timedelta(seconds=2)
-# About 40 MB; a longer memory is begun anew, from the oldest payment then queued.
+# About 40 MB; beyond it the memory starts again from the oldest queued payment.
 CHARGES_MAX = 50_000
-# A listing of a busy hour has hundreds of pages; whoever leased the batch holds it no longer.
+# A listing of a busy hour has hundreds of pages; the lease of the batch lasts no longer than this.
 LIST_TIMEOUT_S = 120.0
 _CANCELED = "canceled"
 _CANNOT_MOVE = (OutcomeKind.NOT_EXECUTED, OutcomeKind.DECLINED)
 
 
 class ProviderBooks:
-    """The provider's newest charges, as far back as the queue needs them. For one thread."""
+    """The provider's newest charges, as far back as the queue needs them. Not thread-safe."""
 
     def __init__(self, provider: Provider, *, timeout_s: float = LIST_TIMEOUT_S) -> None:
         self._provider = provider
         self._timeout_s = timeout_s
         self._by_payment: dict[str, ProviderCharge] = {}
         self._by_digest: dict[str, ProviderCharge] = {}
-        # None: nothing is known.
+        # None: no charges were read.
         self._covered_from: datetime | None = None
         self._newest: datetime | None = None
 
     def refresh(self, payments: Iterable[Payment], deadline: Deadline | None = None) -> None:
-        """List what may belong to these payments and is not known yet; raises Busy, and then
-        nothing is proven about any of them."""
+        """List new charges that may belong to these payments; raises Busy, which proves nothing
+        about any of them."""
         oldest = min(p.books_from or p.created_at for p in payments) - CLOCKS_DIFFER
         since = self._since(oldest)
         newest = self._newest
@@ -50,7 +50,7 @@ class ProviderBooks:
         for charge in self._provider.list_since(since, within):
             self._add(charge)
             newest = max(newest or charge.created_at, charge.created_at)
-        # Only a whole listing counts: one that was cut short is read again.
+        # Only a whole listing counts: an interrupted one is read again.
         self._newest = newest
         if self._covered_from is None:
             self._covered_from = oldest
@@ -61,11 +61,11 @@ class ProviderBooks:
         return self._covered_from
 
     def find(self, payment: Payment) -> ProviderCharge | None:
-        """The charge that was made for this payment, by its id or by its client's key."""
+        """The charge of this payment, by its id or by its client's key."""
         own = self._by_payment.get(payment.id)
         lost = self._by_digest.get(payment.key_digest or "")
         if own is not None:
-            # The key was freed and used again, and that row is lost: what moved is believed.
+            # The key was freed and used again, and that row is lost: the charge that moved money counts.
             return lost if _has_moved(lost) and not _has_moved(own) else own
         return lost if lost is not None and _may_be_of(lost, payment) else None
 
@@ -96,8 +96,8 @@ class ProviderBooks:
 def _may_be_of(charge: ProviderCharge, payment: Payment) -> bool:
     """Whether a charge under the payment's key, and another id of ours, can be this payment's.
 
-    One that moved no money may be an earlier payment's that left its key free: with another amount
-    it is.
+    A charge without moved money may belong to an earlier payment that left its key free: with
+    another amount it does.
     """
     if charge.outcome.kind is not OutcomeKind.NOT_EXECUTED:
         return True
@@ -106,12 +106,12 @@ def _may_be_of(charge: ProviderCharge, payment: Payment) -> bool:
 
 
 def _has_moved(charge: ProviderCharge | None) -> bool:
-    """Whether money moved, or could move by itself."""
+    """Whether money moved, or could move without another call."""
     return charge is not None and charge.outcome.kind not in _CANNOT_MOVE
 
 
 def _weight(charge: ProviderCharge | None) -> int:
-    """Of two charges of one payment the one is told of that moved money, or could."""
+    """Of two charges of one payment, the one that moved money, or could."""
     if charge is None:
         return -1
     order = (

@@ -1,7 +1,7 @@
-"""The keys that a provider is given for our calls: derived from what the caller sent. Pure.
+"""The provider's idempotency keys, derived from the caller's key. Pure.
 
-A row that a failover lost is claimed again under another id; a key made from that id would let the
-provider execute the call a second time. Made from the caller's own key, it is the same key again.
+A row lost in a failover is claimed again under another id; a key made from that id would let the
+provider execute the call a second time. A key made from the caller's own key is the same again.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from uuid import UUID
 
-# Stands in the provider's metadata as this entry, so that a charge whose row was lost is found.
+# The name of its entry in the provider's metadata, so that a charge with a lost row is found.
 DIGEST_ENTRY = "key_digest"
 
 
@@ -18,7 +18,7 @@ def key_digest(merchant_id: UUID, idempotency_key: str, operation: str) -> str:
 
     The client's key cannot be read back from it, and no two operations share one.
     """
-    # No part can hold a line feed: a client's key is visible ASCII.
+    # No part can contain a line feed: a client's key is visible ASCII.
     named = f"{operation}\n{merchant_id.hex}\n{idempotency_key}"
     return hashlib.sha256(named.encode()).hexdigest()
 

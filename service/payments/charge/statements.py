@@ -1,4 +1,4 @@
-"""The SQL of payments: each a statement that also writes its event, or a read."""
+"""The SQL of payments: each statement is a read, or a write that also writes its event."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ COLUMNS = """
 
 IS_SURE = """(loss.is_none AND loss.provider_ref IS NULL
                AND %(books_from)s::timestamptz IS NULL)"""
-# Where commits may be missing nothing is sent before the provider's books were read: such a payment
-# begins as `accepted` in every flow.
+# While commits may be missing, no payment is sent before the provider's books were read: it begins as
+# `accepted` in every flow.
 _INSERT_PAYMENT = f"""
     {LOSS}, p AS (
         INSERT INTO payments (
@@ -51,7 +51,7 @@ _INSERT_PAYMENT = f"""
     FROM p, loss
 """
 
-# Leased to its caller it is promised to nobody yet; left to the background it is.
+# A payment leased to its caller has no promise yet; one left to the background has.
 CLAIM = Statement(
     "claim",
     f"""
@@ -64,7 +64,7 @@ CLAIM = Statement(
     ), {_INSERT_PAYMENT}""",
 )
 
-# The same under a key that a withdrawn payment left free; of several callers one gets it.
+# The same with a key that a withdrawn payment left free; only one of several callers gets it.
 CLAIM_FREED = Statement(
     "key_freed",
     f"""
@@ -78,8 +78,8 @@ CLAIM_FREED = Statement(
     ), {_INSERT_PAYMENT}""",
 )
 
-# In flight: its caller waits, or the background is about to end what was promised to nobody.
-# Free: it ended so. The key's row stays, so that its next payment begins another key series.
+# In flight: its caller waits, or the background is about to end an unpromised payment.
+# Free: it has ended. The key's row stays, so that its next payment begins another key series.
 READ_BY_KEY = Statement(
     "read_by_key",
     f"""
@@ -101,7 +101,7 @@ GET = Statement(
     """,
 )
 
-# Where every status change goes through: one row moves, and its event is written, or nothing is.
+# Every status change uses this: it changes one row and writes its event, or does neither.
 _MOVE_SQL = """
     WITH p AS (
         UPDATE payments SET
@@ -136,7 +136,7 @@ _MOVE_SQL = """
     )
 """
 MOVE = Statement("move", f"{_MOVE_SQL} SELECT {COLUMNS} FROM p")
-# The same where merchants are told of it; a step on the way does not pay for that.
+# The same with an outbox row for merchants; intermediate steps have no such cost.
 MOVE_AND_TELL = Statement("move_and_tell", f"{_MOVE_SQL}, {OUTBOX} SELECT {COLUMNS} FROM p")
 
 # The same for a charge that was found in the provider's books: as an orphan it is explained now.
@@ -151,7 +151,7 @@ ADOPT = Statement(
 )
 
 # The same for a payment that ended without money: its intent is closed at the provider, so that
-# nobody can pay it later. In the same statement, so that no declined payment is forgotten.
+# no payer can pay it later. One statement, so that no declined payment is forgotten.
 MOVE_TELL_AND_CLOSE = Statement(
     "late_move_and_close",
     f"""{_MOVE_SQL}, {OUTBOX}, closing AS (
@@ -164,8 +164,8 @@ MOVE_TELL_AND_CLOSE = Statement(
     """,
 )
 
-# What was promised to nobody ends and frees its key, in one statement: until then it is leased,
-# so no retry is told of it.
+# An unpromised payment ends and frees its key in one statement: until then it is leased, so no
+# retry sees it.
 WITHDRAW = Statement(
     "withdraw",
     f"""
@@ -188,8 +188,8 @@ WITHDRAW = Statement(
     """,
 )
 
-# Before a retry is told 202. What its caller wanted refused in an outage is never sent from the
-# queue, nor confirmed. Nor is a promise made while the background cancels a noted charge.
+# Runs before a retry is answered with 202. A payment to be refused in an outage is never sent from
+# the queue, nor confirmed. No promise is made while the background cancels a recorded charge.
 PROMISE = Statement(
     "key_promise",
     f"""
@@ -222,8 +222,8 @@ LIST = Statement(
     """,
 )
 
-# Of each status the newest rows, from its own part of an index: a merchant with 10^7 payments and none
-# of these statuses is answered at once. Only the index that is meant has the order of NULLs.
+# The newest rows of each status, from its own part of an index: fast also for a merchant with 10^7
+# payments and none of these statuses. Only the intended index has this order of NULLs.
 _OF_EACH_STATUS = f"""
     SELECT {COLUMNS} FROM unnest(%(statuses)s::text[]) AS wanted (status)
     CROSS JOIN LATERAL (
@@ -236,7 +236,7 @@ _OF_EACH_STATUS = f"""
 LIST_BY_STATUS = Statement(
     "list_by_status", _OF_EACH_STATUS.format(and_more="", nulls="NULLS LAST")
 )
-# A reference may stand in a million payments, and none of them may have the status.
+# A reference may be in a million payments, and none of them may have the status.
 LIST_BY_REFERENCE = Statement(
     "list_by_reference",
     _OF_EACH_STATUS.format(and_more="AND reference = %(reference)s::text", nulls=""),
@@ -251,7 +251,7 @@ TIMELINE = Statement(
     """,
 )
 
-# A needs_review payment has no look-up planned any more; a person who asks gets one.
+# A needs_review payment has no scheduled look-up; an operator's request starts one.
 LOOK_NOW = Statement(
     "look_now",
     """

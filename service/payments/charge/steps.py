@@ -1,4 +1,4 @@
-"""What one step leaves behind: an attempt on its row, and what the timeline tells of it."""
+"""Attempt and timeline JSON of one step."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 
 from service.providers.base import Outcome
 
-# Enough to tell the story; what is sent again and again keeps the newest.
+# Enough to show the history; a payment with many repeats keeps the newest.
 ATTEMPTS_KEPT = 20
 
 Attempts = Sequence[Mapping[str, Any]]
 
 
 def next_attempt(before: Attempts) -> int:
-    """The number of the attempt that comes after these."""
+    """The number of the next attempt."""
     return int(before[-1]["n"]) + 1 if before else 1
 
 
@@ -38,7 +38,7 @@ def detail_json(
     pool_wait_s: float | None = None,
     **facts: str | int | None,
 ) -> str:
-    """What the timeline tells of a step, as JSON; amounts and secrets are not part of it."""
+    """The timeline's detail of a step, as JSON, without amounts and secrets."""
     detail: dict[str, Any] = dict(facts)
     if pool_wait_s is not None:
         detail["pool_wait_ms"] = round(pool_wait_s * 1000, 1)

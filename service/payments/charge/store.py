@@ -1,8 +1,8 @@
 """Payments in PostgreSQL: every write is one statement that also writes its event.
 
 A fact (the provider's definite answer) moves a payment from any status that allows it; a guess (a
-timeout, a schedule) also needs the fence of the lease. Both are compare-and-set: who comes too
-late changes nothing and is given the row as it stands.
+timeout, a schedule) also needs the fence of the lease. Both are compare-and-set: a late writer
+changes nothing and gets the current row.
 """
 
 from __future__ import annotations
@@ -49,14 +49,14 @@ from service.resilience.deadline import Deadline
 
 log = logging.getLogger(__name__)
 
-# The write that records moved money has time of its own, however late the request is.
+# The write that records moved money has its own time limit, also for a late request.
 RECORD_TIMEOUT_S = 2.0
 # The place of the first page of a list: before the newest payment that could be.
 _AFTER_ALL = ("infinity", UUID_MAX)
 
 
 class PaymentStore:
-    """Reads and writes payments. Every method takes one connection, for one statement or two."""
+    """Reads and writes payments. Every method uses one connection, for one or two statements."""
 
     def __init__(self, pool: ConnectionPool, *, lease_s: float, queue_expires_s: float) -> None:
         self._pool = pool
@@ -72,12 +72,12 @@ class PaymentStore:
         status: Status,
         due_in_s: float | None = None,
     ) -> tuple[Payment, bool]:
-        """Store the payment under its key, or read who was first: (payment, is_new).
+        """Store the payment under its key, or read the earlier one: (payment, is_new).
 
-        `due_in_s=None` leases it to the caller, and it is promised to nobody; a number leaves it
-        to the background from then on, as a promise. A commit in doubt raises Busy, and then
-        nothing may be sent: without a promise nobody else sends it either. Where the promise is
-        in doubt, that is AcceptanceUnknown. Raises KeyReused and KeyInFlight.
+        `due_in_s=None` leases it to the caller without a promise; a number leaves it to the
+        background after that time, as a promise. A commit in doubt raises Busy, and the caller
+        must not send: without a promise no other process sends it either. A promise in doubt
+        raises AcceptanceUnknown. Raises KeyReused and KeyInFlight.
         """
         try:
             with self._pool.checkout(deadline) as checkout:
@@ -106,7 +106,7 @@ class PaymentStore:
         return _claimed(rows[0]), True
 
     def find_first(self, request: ChargeRequest, deadline: Deadline) -> Payment | None:
-        """Who was first with this key, as `claim` reads it; None: the key is free."""
+        """The payment of this key, as `claim` reads it; None: the key is free."""
         with self._pool.checkout(deadline) as checkout:
             try:
                 first, is_free = self._read_first(checkout, request)
@@ -153,7 +153,7 @@ class PaymentStore:
         }
 
     def _read_first(self, checkout: Checkout, request: ChargeRequest) -> tuple[Payment, bool]:
-        """The payment that the key belongs to, and whether it left the key free."""
+        """The payment of the key, and whether it left the key free."""
         rows = checkout.run(
             statements.READ_BY_KEY,
             {
@@ -162,7 +162,7 @@ class PaymentStore:
             },
         )
         if not rows:
-            # A worker from before withdrew it between our insert and this look.
+            # A worker of an older version withdrew it between our insert and this read.
             raise KeyInFlight("The first call with this idempotency key just ended; send it again.")
         fingerprint, in_flight, is_free, *row = rows[0]
         payment = payment_of(row)
@@ -178,7 +178,7 @@ class PaymentStore:
         return payment, False
 
     def promise(self, payment: Payment, deadline: Deadline) -> Payment | None:
-        """Write that a caller is told 202, before that; None: it ended, or is not to be queued."""
+        """Store the promise before an answer of 202; None: it ended, or must not be queued."""
         try:
             rows = self._pool.run(
                 statements.PROMISE,
@@ -195,12 +195,12 @@ class PaymentStore:
     ) -> Payment | None:
         """Commit the provider's reference and `sending`, before any money can move.
 
-        Also where `prepared` is a doubt that money has moved already. None: the lease was lost,
-        and whoever has it now decides. The payment as it was, still accepted: the reference is
-        another payment's. Do not confirm either.
+        Also where `prepared` is a doubt that money has already moved. None: the lease was lost,
+        and its new holder decides. The unchanged, still accepted payment: the reference belongs
+        to another payment. Confirm in neither case.
         """
-        # No attempt where nothing was sent (in one call, or prepared by an earlier try), and none
-        # of a doubt, which is recorded next.
+        # No attempt without a call (in one_shot, or prepared by an earlier try), and none for a
+        # doubt, which is recorded next.
         is_new = prepared.stage is Stage.ANSWERED and prepared.kind is OutcomeKind.PENDING
         try:
             return self._move(
@@ -228,8 +228,8 @@ class PaymentStore:
     ) -> Payment | None:
         """Take a charge of the provider's books for this unsent payment's, to be looked up at once.
 
-        Our own note of it is lost, so it may have been confirmed: as if it was sent just now. An
-        orphan that stands for it is resolved. None: the lease was lost, or the charge belongs to
+        Our own record is lost, so it may have been confirmed: treat it as just sent. Its
+        orphan is resolved. None: the lease was lost, or the charge belongs to
         another payment.
         """
         found = Outcome(OutcomeKind.PENDING, Stage.NOT_SENT, provider_ref=provider_ref, error=None)
@@ -252,7 +252,7 @@ class PaymentStore:
             return None
 
     def note_send(self, payment: Payment, deadline: Deadline) -> Payment | None:
-        """Write that the same key is about to be sent once more; None: the lease was lost."""
+        """Record that the same key will be sent once more; None: the lease was lost."""
         return self._move(
             payment,
             payment.status,
@@ -291,18 +291,18 @@ class PaymentStore:
         due_in_s: float,
         promised: bool = False,
     ) -> Payment:
-        """Write what a call came to and return the row as it then stands.
+        """Record a call's outcome and return the resulting row.
 
         A definite outcome is a fact and needs no lease; doubt and waiting are written only
-        under the payment's fence. `due_in_s` is when to look again where the answer is open;
-        `promised`: the caller is told 202 for it.
+        under the payment's fence. `due_in_s` is the time until the next look-up of an open
+        answer; `promised`: the caller gets 202 for it.
         """
         try:
             return self._record(payment, outcome, op=op, due_in_s=due_in_s, promised=promised)
         except UNWRITABLE as error:
-            # More captured than authorised, another's reference, text that no column holds: the
-            # answer is wrong somehow, and the money in doubt. Nothing of it is written, so that
-            # the row goes on with its schedule instead of meeting the same refusal every lease.
+            # More captured than authorised, another's reference, text that no column accepts: the
+            # answer is wrong, and the money in doubt. None of it is written, so that the row
+            # continues its schedule instead of the same refusal in every lease.
             _log_refused(payment, error)
             lie = Outcome(OutcomeKind.UNKNOWN, outcome.stage, error="mismatch", ms=outcome.ms)
             return self._record(payment, lie, op=op, due_in_s=due_in_s, promised=promised)
@@ -350,7 +350,7 @@ class PaymentStore:
     ) -> Payment:
         """End waiting under the lease: expired, not_executed (with proof) or needs_review.
 
-        Not executed and promised to nobody, it leaves its key free.
+        A not executed payment without a promise leaves its key free.
         """
         written = self._move(
             payment,
@@ -361,7 +361,7 @@ class PaymentStore:
             outcome=outcome,
             op="look_up",
             reason=reason,
-            # Of a canceled charge the key is spent: under it the provider has that one for ever.
+            # The key of a canceled charge is used up: at the provider it always names that charge.
             spent=outcome is not None and outcome.error == "canceled",
         )
         return written or self.read(payment, deadline)
@@ -376,8 +376,8 @@ class PaymentStore:
         *,
         actor: Actor | None = None,
     ) -> Payment | None:
-        """Write what an operator found out; None where the payment is not in doubt, or where
-        somebody holds its lease: a call about it may be under way."""
+        """Record an operator's finding; None where the payment is not in doubt, or is leased: a
+        call about it may be in progress."""
 
         def once() -> Payment | None:
             return self._move(
@@ -406,10 +406,10 @@ class PaymentStore:
         op: str = "confirm",
         spent: bool,
     ) -> bool:
-        """End a payment that was not executed and promised to nobody, and leave its key free.
+        """End a payment that was neither executed nor promised, and leave its key free.
 
-        `spent`: the key's next payment begins the next series, since the provider may know this
-        one's. False: the lease was lost, or it was promised meanwhile.
+        `spent`: the key's next payment begins the next series, because the provider may know
+        this one. False: the lease was lost, or it has a promise by now.
         """
         attempts = attempts_json(payment.attempts, op, outcome) if outcome is not None else None
         rows = self._pool.run(
@@ -428,7 +428,7 @@ class PaymentStore:
         return bool(rows)
 
     def get(self, merchant_id: UUID, payment_id: UUID, deadline: Deadline) -> Payment | None:
-        """The payment as it stands; None for another merchant's."""
+        """The current payment; None for another merchant's."""
         rows = self._pool.run(
             statements.GET,
             {"merchant_id": str(merchant_id), "payment_id": str(payment_id)},
@@ -437,11 +437,11 @@ class PaymentStore:
         return payment_of(rows[0]) if rows else None
 
     def read(self, payment: Payment, deadline: Deadline) -> Payment:
-        """The same payment as it stands now."""
+        """The current state of the same payment."""
         return self.get(payment.merchant_id, payment.payment_id, deadline) or payment
 
     def timeline(self, merchant_id: UUID, payment_id: UUID, deadline: Deadline) -> list[Event]:
-        """Every step of the payment's life, oldest first."""
+        """Every step of the payment, oldest first."""
         rows = self._pool.run(
             statements.TIMELINE,
             {"merchant_id": str(merchant_id), "payment_id": str(payment_id)},
@@ -455,9 +455,9 @@ class PaymentStore:
     def look_now(
         self, payment: Payment, deadline: Deadline, *, actor: Actor = audit.SERVICE
     ) -> bool:
-        """Have the reconciler look at an open payment at once, whatever its schedule says.
+        """Schedule an open payment's look-up now, regardless of its schedule.
 
-        False: somebody holds its lease, and is looking already.
+        False: another process holds its lease and is looking it up.
         """
         rows = audit.run_audited(
             self._pool,
@@ -486,7 +486,7 @@ class PaymentStore:
         *,
         at_most_every_s: float = 2.0,
     ) -> bool:
-        """Bring the next look-up forward to now, unless somebody is looking already.
+        """Schedule the next look-up now, unless another process is looking it up.
 
         Without effect while NUDGED_AT_ONCE of the merchant's payments wait for their look-up.
         """
@@ -514,7 +514,7 @@ class PaymentStore:
         before: tuple[datetime, UUID] | None = None,
         limit: int = 20,
     ) -> list[Payment]:
-        """Newest first, at most `limit`, after the payment that `before` names."""
+        """The payments, newest first, at most `limit`, after the payment `before`."""
         statement = statements.LIST_BY_STATUS if statuses else statements.LIST
         if reference is not None:
             statement = statements.LIST_BY_REFERENCE
@@ -566,7 +566,7 @@ class PaymentStore:
         attempts = None
         if outcome is not None and op in ("prepare", "confirm"):
             attempts = attempts_json(payment.attempts, op, outcome)
-        # An act of a person is written in the same transaction; all else is one statement.
+        # A person's act is written in the same transaction; every other write is one statement.
         lend = self._pool.checkout if actor is None else self._pool.transaction
         with lend(deadline) as checkout:
             rows = checkout.run(
@@ -640,7 +640,7 @@ def _claimed(row: Sequence[Any]) -> Payment:
 
 
 def _raise_in_doubt(error: DatabaseUnavailable) -> None:
-    """Say of a promise whose commit is in doubt that only the same key tells what became of it."""
+    """Raise that a promise's commit is in doubt: only a repeat of the key can show the result."""
     if error.in_doubt:
         raise AcceptanceUnknown(
             "It is not known whether the payment was accepted. Send it again with the same key;"

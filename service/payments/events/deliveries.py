@@ -1,4 +1,4 @@
-"""Tells merchants of events: takes what is due from the outbox, signs it, sends it, notes the end."""
+"""Delivers events to merchants: leases due deliveries, signs and sends them, records the result."""
 
 from __future__ import annotations
 
@@ -39,19 +39,19 @@ PAUSES_S = (
     *(5.0, 5 * _MINUTE, 30 * _MINUTE, 2 * _HOUR, 5 * _HOUR),
     *(10 * _HOUR, 14 * _HOUR, 20 * _HOUR, _DAY),
 )
-# Events that failed together shall not come back together.
+# Jitter: events that failed together must not be retried together.
 JITTER = 0.2
-# An endpoint that only failed for as long is paused; fewer tries than this prove nothing.
+# An endpoint that failed all this time is paused; fewer tries than this prove nothing.
 PAUSE_AFTER_S = 3 * _DAY
 PAUSE_AFTER_FAILURES = 10
-# The receiver's own word that nothing will ever be taken there again.
+# The receiver's own statement that it will never accept events again.
 GONE = 410
-# The write that ends a delivery has time of its own, however long the receiver took.
+# The write that ends a delivery has its own time limit, also after a slow receiver.
 NOTE_TIMEOUT_S = 2.0
 TIDIED_AT_ONCE = 1000
 
-# Endpoints in turn: one with a hundred thousand events does not keep another waiting. One that
-# fails gets one event at a time, by the other of the two loops, so that its timeouts are its own.
+# Endpoints take turns: one with a hundred thousand events does not delay another. A failing one
+# gets one event at a time, in the other of the two loops, so that its timeouts delay no other.
 _DUE = Statement(
     "due_deliveries",
     """
@@ -66,7 +66,7 @@ _DUE = Statement(
     """,
 )
 
-# One probe of the index for each endpoint on the way; NULLS FIRST as in lease_statements.py.
+# One probe of the index for each endpoint; NULLS FIRST as in lease_statements.py.
 _DUE_OF_ENDPOINTS = Statement(
     "due_deliveries_of_endpoints",
     """
@@ -105,8 +105,8 @@ _LEASE = Statement(
     """,
 )
 
-# The endpoint's row is written once a minute, not with each of its events. When it had failed, what
-# waits for it comes at once.
+# The endpoint's row is written once a minute, not with each of its events. After a failure, waiting
+# events are due at once.
 _DELIVERED = Statement(
     "delivered",
     """
@@ -175,8 +175,8 @@ _FAILED = Statement(
     """,
 )
 
-# A receiver that asks for patience asks it for all of its events. Another deliverer's lease on one of
-# them only gets longer. A delivery that succeeds earlier brings them back, as after any failure.
+# A receiver's Retry-After applies to all of its events. Another deliverer's lease on one of them only
+# gets longer. An earlier success makes them due again, as after any failure.
 _PUT_OFF = Statement(
     "endpoint_put_off",
     """
@@ -192,7 +192,7 @@ _PUT_OFF = Statement(
     """,
 )
 
-# What waits for a paused endpoint stands aside, so that nobody who is served has to step over it.
+# Deliveries of a paused endpoint are set aside, so that no lease query must skip them.
 _SHELVE = Statement(
     "shelve_deliveries",
     """
@@ -233,13 +233,13 @@ class Delivery:
     tries: int
     fence: int
     url: str
-    # The newest first; both sign while one replaces the other.
+    # Secrets, newest first; both sign during a replacement.
     secrets: list[bytes]
     about: dict[str, Any]
 
 
 class Deliverer:
-    """Delivers what is due. Any number of them, in any number of processes: each row is leased."""
+    """Delivers due events. Any number may run, in any number of processes: each row is leased."""
 
     def __init__(
         self,
@@ -255,20 +255,20 @@ class Deliverer:
         self._timeout_s = timeout_s
         self._pauses_s = pauses_s
         self._pause_after_s = pause_after_s
-        # Endpoints that fail have a loop, and so a turn, of their own.
+        # Failing endpoints have a separate loop.
         self._turns = {False: FairShare(), True: FairShare()}
 
     def deliver(self, limit: int, run_all: RunAll, deadline: Deadline, *, failing: bool) -> int:
         """Deliver up to `limit` due events to endpoints that fail, or to those that do not.
 
-        The number that was due. Raises Busy without a database.
+        Returns the number of due events. Raises Busy without a database.
         """
         due = self._lease(limit, deadline, failing=failing)
         run_all(self._deliver, due)
         return len(due)
 
     def tidy(self, deadline: Deadline) -> None:
-        """Set aside what waits for paused endpoints, take it back for those that no longer are."""
+        """Set deliveries of paused endpoints aside, and take them back for resumed ones."""
         self._pool.run(_SHELVE, {"limit": TIDIED_AT_ONCE}, deadline)
 
     def _lease(self, limit: int, deadline: Deadline, *, failing: bool) -> list[Delivery]:
@@ -279,7 +279,7 @@ class Deliverer:
             "merchant_ids": [due.owner[0] for due in picked],
             "endpoint_ids": [due.owner[1] for due in picked],
             "event_ids": [due.key for due in picked],
-            # Longer than one holder may still take: the call, then its note.
+            # Longer than a holder needs: the call, then its write.
             "lease_s": self._timeout_s + 2 * NOTE_TIMEOUT_S,
         }
         return [_delivery_of(row) for row in self._pool.run(_LEASE, values, deadline)]
@@ -316,7 +316,7 @@ class Deliverer:
         return picked
 
     def _deliver(self, delivery: Delivery) -> bool:
-        """One try under its lease; whether the receiver took it."""
+        """One try under its lease; returns whether the receiver accepted it."""
         body = body_of(delivery)
         headers = signed_headers(delivery.event_id, body, delivery.secrets, now_s=time.time())
         try:
@@ -361,7 +361,7 @@ class Deliverer:
             )
 
     def _put_off(self, delivery: Delivery, wait_s: float) -> None:
-        """Nothing else goes to the endpoint before the wait is over that it asked for."""
+        """Postpone all deliveries to the endpoint by the wait that it requested."""
         until = datetime.now(UTC) + timedelta(seconds=wait_s)
         self._pool.run(
             _PUT_OFF,
@@ -370,16 +370,16 @@ class Deliverer:
         )
 
     def _pause_s(self, delivery: Delivery, receipt: Receipt) -> float:
-        """The schedule's pause, or the longer one that the receiver asked for."""
+        """The schedule's pause, or the longer one that the receiver requested."""
         return max(_spread(self._pauses_s[delivery.tries]), receipt.retry_after_s or 0.0)
 
 
 def body_of(delivery: Delivery) -> bytes:
-    """What the receiver reads: what happened, and to which payment; the whole is at its link."""
+    """The receiver's body: the event type and its payment's id; the link has the full object."""
     data: dict[str, Any] = {}
     if delivery.payment_id is not None:
         payment_id = payment_id_text(delivery.payment_id)
-        # As they stand at the time of sending: receivers may hear of things out of order.
+        # The state at the time of sending: receivers may get events out of order.
         data = {"payment_id": payment_id, **delivery.about}
         data["links"] = {"payment": f"/v1/payments/{payment_id}"}
     document = {
@@ -394,7 +394,7 @@ def body_of(delivery: Delivery) -> bytes:
 def signed_headers(
     event_id: UUID, body: bytes, secrets: Sequence[bytes], *, now_s: float
 ) -> dict[str, str]:
-    """Standard Webhooks: the id stays the same in every try, the time is that of this try."""
+    """The Standard Webhooks headers: the id is the same in every try, the time is that of this try."""
     webhook_id, stamp = event_id_text(event_id), str(int(now_s))
     signed = f"{webhook_id}.{stamp}.".encode() + body
     signatures = (
@@ -419,7 +419,7 @@ def _lease_of(delivery: Delivery) -> dict[str, Any]:
 
 
 def _told_of(delivery: Delivery) -> dict[str, Any]:
-    """What the log tells of a try; the address may hold the receiver's own secrets."""
+    """The log fields of a try; the address may contain the receiver's own secrets."""
     return {
         "endpoint_id": endpoint_id_text(delivery.endpoint_id),
         "event_id": event_id_text(delivery.event_id),

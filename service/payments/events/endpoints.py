@@ -1,4 +1,4 @@
-"""Where merchants hear of events: their endpoints, the secrets that sign, and telling again."""
+"""Webhook endpoints of merchants: addresses, signing secrets and redelivery."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from service.payments.audit import Actor, Entry
 from service.payments.events.outbox import TOLD
 from service.resilience.deadline import Deadline
 
-# Each event is sent to all of them, so a merchant's own list is what bounds the work.
+# Each event is sent to all of them, so the length of a merchant's list bounds the work.
 ENDPOINTS_MAX = 16
 # The Standard Webhooks specification asks for 24 to 64 bytes.
 SECRET_BYTES = 32
-# A deploy of the receiver, and somebody's weekend.
+# Covers a deploy of the receiver and a weekend.
 OLD_SECRET_SIGNS_FOR_S = 3 * 86400.0
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """One row of `webhook_endpoints`, with what waits for it; the secret is not part of it."""
+    """One row of `webhook_endpoints` and its waiting events, without the secret."""
 
     merchant_id: UUID
     endpoint_id: UUID
@@ -45,7 +45,7 @@ class Endpoint:
     last_error: str | None
     last_delivered_at: datetime | None
     created_at: datetime
-    # Events that are still to be delivered, and those that were tried in vain to the end.
+    # Events that are still pending, and those whose tries all failed.
     pending: int
     given_up: int
 
@@ -55,7 +55,7 @@ def endpoint_id_text(endpoint_id: UUID) -> str:
 
 
 def secret_text(secret: bytes) -> str:
-    """As the merchant's own library takes it: `whsec_` and base64."""
+    """The form of the merchant's library: `whsec_` and base64."""
     return "whsec_" + base64.b64encode(secret).decode()
 
 
@@ -93,8 +93,8 @@ _LIST = Statement(
     ORDER BY w.endpoint_id
     """,
 )
-# Enabled again, it begins without a record, and what waited is tried at once: a thousand in this
-# statement, the rest as the clock takes them back.
+# An endpoint enabled again has no failures, and its waiting events are due at once: a thousand in
+# this statement, the rest by the background job.
 _CHANGE = Statement(
     "endpoint_change",
     f"""
@@ -181,7 +181,7 @@ _TROUBLED = Statement(
     FROM webhook_endpoints
     """,
 )
-# The id was made within a day of the commit, so that one partition is read and not all of them.
+# The id was made within a day of the commit, so that one partition is read instead of all.
 _REDELIVER = Statement(
     "redeliver",
     f"""
@@ -201,12 +201,12 @@ _REDELIVER = Statement(
         RETURNING endpoint_id
     )
     SELECT (SELECT type FROM event), array(SELECT endpoint_id::text FROM again)
-    """,  # Only our own constants are put in.
+    """,  # Only our own constants are inserted.
 )
 
 
 class EndpointStore:
-    """Webhook endpoints in PostgreSQL. What is not the merchant's is None, as if it were not there."""
+    """Webhook endpoints in PostgreSQL. Another merchant's endpoint is None, like a missing one."""
 
     def __init__(self, pool: ConnectionPool) -> None:
         self._pool = pool
@@ -221,7 +221,7 @@ class EndpointStore:
         description: str | None = None,
         actor: Actor = audit.SERVICE,
     ) -> tuple[Endpoint, str]:
-        """A new endpoint: (its row, its secret, which can never be read again).
+        """Create an endpoint: (its row, its secret, which can never be read again).
 
         Raises WrongState where the merchant has ENDPOINTS_MAX already.
         """
@@ -260,7 +260,7 @@ class EndpointStore:
         return [_endpoint_of(row) for row in rows]
 
     def get(self, merchant_id: UUID, endpoint_id: UUID, deadline: Deadline) -> Endpoint | None:
-        """The endpoint as it stands."""
+        """The current endpoint."""
         return self._one(_LIST, merchant_id, endpoint_id, deadline)
 
     def change(
@@ -275,7 +275,7 @@ class EndpointStore:
         status: str | None = None,
         actor: Actor = audit.SERVICE,
     ) -> Endpoint | None:
-        """Change what is given; `enabled` also forgets failures and sends at once what waits."""
+        """Change the given fields; `enabled` also resets failures and makes waiting events due at once."""
         ids = _ids(merchant_id, endpoint_id)
         new = {
             "url": url,
@@ -308,7 +308,7 @@ class EndpointStore:
         *,
         actor: Actor = audit.SERVICE,
     ) -> tuple[Endpoint, str] | None:
-        """A new secret, shown once; for OLD_SECRET_SIGNS_FOR_S the one before signs as well."""
+        """Replace the secret, shown once; for OLD_SECRET_SIGNS_FOR_S the old one signs too."""
         secret = secrets.token_bytes(SECRET_BYTES)
         rows = audit.run_audited(
             self._pool,
@@ -366,7 +366,7 @@ class EndpointStore:
         *,
         actor: Actor = audit.SERVICE,
     ) -> tuple[str, list[UUID]] | None:
-        """Tell all enabled endpoints of an event again: (its type, which); None: no such event."""
+        """Deliver an event to all enabled endpoints again: (its type, the endpoints); None: no such event."""
         rows = audit.run_audited(
             self._pool,
             _REDELIVER,
@@ -384,7 +384,7 @@ class EndpointStore:
         return None if type_ is None else (type_, [UUID(text) for text in endpoint_ids])
 
     def troubled(self, deadline: Deadline) -> tuple[int, int]:
-        """Endpoints of all merchants that were paused for failing, and that fail now."""
+        """The counts of all merchants' endpoints that are paused for failures, and that fail now."""
         ((paused, failing),) = self._pool.run(_TROUBLED, {}, deadline)
         return paused, failing
 
@@ -414,7 +414,7 @@ def _ids(merchant_id: UUID, endpoint_id: UUID) -> dict[str, str]:
 
 
 def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-    """What was given and differs, as {field: {from, to}}."""
+    """The given fields that differ, as {field: {from, to}}."""
     changed = {}
     for name, value in new.items():
         if value is not None and value != old[name]:
@@ -426,7 +426,7 @@ def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _shown_url(url: str) -> str:
-    """The address without its query, in which some receivers expect a token of theirs."""
+    """The address without its query, which may contain a receiver's token."""
     place, has_query, _ = url.partition("?")
     return f"{place}?..." if has_query else place
 

@@ -1,4 +1,4 @@
-"""All events of a merchant, in the order they happened, for programs that follow along."""
+"""All events of a merchant, oldest first, for programs that read them continuously."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from uuid import UUID
 from service.database.pool.pool import ConnectionPool, Statement
 from service.resilience.deadline import Deadline
 
-# Ids are ordered by the time they were made, and are committed a little later: an event may appear
-# behind one that was read already. Longer than any statement may run.
+# Ids are ordered by creation time but committed a little later: an event may appear before one that
+# was already read. Longer than the limit of any statement.
 COMMITTED_WITHIN_S = 5.0
 
 _READ = Statement(
@@ -41,11 +41,11 @@ class FeedEvent:
 
 @dataclass(frozen=True, slots=True)
 class FeedPage:
-    """Some events, oldest first, and where to go on."""
+    """Some events, oldest first, and the next position."""
 
     events: list[FeedEvent]
     has_more: bool
-    # None: there is nothing yet; begin at the beginning again.
+    # None: there are no events yet; start from the beginning again.
     next_cursor: UUID | None
 
 
@@ -60,8 +60,8 @@ class EventFeed:
     ) -> FeedPage:
         """Up to `limit` events after `after`.
 
-        Who reads on from `next_cursor` misses none and may see the newest twice, with the same
-        ids: at the end the cursor stays behind what may still be committed.
+        A reader that continues from `next_cursor` misses none and may see the newest twice, with
+        the same ids: at the end the cursor stays before events that may still be committed.
         """
         rows = self._pool.run(
             _READ,

@@ -1,18 +1,18 @@
-"""The rows that tell merchants of an event: part of the very statement that writes the event."""
+"""The outbox rows of an event, written by the statement that writes the event."""
 
 from __future__ import annotations
 
-# Steps on the way (accepted, sending, each look-up) are in the timeline; merchants are told what a
-# payment, capture, void or refund came to, and what they have to do or to wait for.
+# Intermediate steps (accepted, sending, each look-up) are only in the timeline; merchants get the
+# results of payments, captures, voids and refunds, and required actions or waits.
 TOLD = (
     *("succeeded", "declined", "canceled", "expired", "not_executed"),
     *("requires_action", "requires_capture", "unknown", "needs_review"),
-    # Afterwards: payment.disputed, and what a dispute came to.
+    # Later events: payment.disputed, and the result of a dispute.
     *("disputed", "won", "lost", "closed"),
 )
 
-# To follow a CTE `event` that returns what it inserted into `events`. For a merchant without
-# endpoints it reads one index page and writes nothing.
+# Follows a CTE `event` that returns its row of `events`. For a merchant without endpoints it reads
+# one index page and writes nothing.
 OUTBOX = f"""outbox AS (
         INSERT INTO webhook_outbox
             (merchant_id, endpoint_id, event_id, payment_id, type, event_at)
@@ -20,9 +20,9 @@ OUTBOX = f"""outbox AS (
         FROM event e JOIN webhook_endpoints w ON w.merchant_id = e.merchant_id
         WHERE split_part(e.type, '.', 2) IN {TOLD}
           AND w.event_types && ARRAY['*', e.type]
-    )"""  # Only our own constants are put in.
+    )"""  # Only our own constants are inserted.
 
 
 def is_told(event_type: str) -> bool:
-    """Whether merchants are told of events of this type."""
+    """Whether events of this type are delivered to merchants."""
     return event_type.partition(".")[2] in TOLD

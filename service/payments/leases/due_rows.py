@@ -1,4 +1,4 @@
-"""Reads the rows of merchants that are due, for the places that a process has free."""
+"""Reads due rows of merchants for the free places of a process."""
 
 from __future__ import annotations
 

@@ -9,6 +9,6 @@ Item = TypeVar("Item")
 
 
 class RunAll(Protocol):
-    """Runs a call for each payment (or other item), side by side, and gives back the results in any order."""
+    """Runs a call for each payment (or other item) in parallel, and returns the results in any order."""
 
     def __call__(self, call: Callable[[Item], bool], payments: Iterable[Item]) -> list[bool]: ...

@@ -24,14 +24,14 @@ from service.resilience.deadline import Deadline
 
 log = logging.getLogger(__name__)
 
-# What a provider says where the money was captured or released before, by whichever call.
+# The provider's answers where the money was captured or released before, by any call.
 _ENDED_ALREADY = frozenset({"http_4xx", KEY_USED, "mismatch"})
-# What was not sent waits no longer than this for the provider to come back.
+# An unsent movement waits at most this time for the provider to recover.
 UNSENT_WAIT_MAX_S = 60.0
 
 
 class MovementHandler:
-    """Moves money that was authorised. Used by many threads at once; keeps nothing of its own."""
+    """Moves authorised money. Thread-safe and stateless."""
 
     def __init__(
         self, store: MovementStore, provider: Provider, *, provider_timeout_s: float
@@ -45,10 +45,10 @@ class MovementHandler:
     ) -> tuple[Movement, Payment, bool]:
         """Reserve, send, record: (movement, payment, is_new).
 
-        No connection is held while the provider works. What is returned was promised: an outage
-        or doubt leave it to the reconciler. Raises Busy only when nothing was accepted, and
-        AcceptanceUnknown where the same key must tell; NotFound, WrongState, ValidationFailed and
-        KeyReused when it never will be.
+        No connection is held during the provider's call. A returned movement has a promise: an
+        outage or doubt leave it to the reconciler. Raises Busy only when it was not accepted, and
+        AcceptanceUnknown where only a repeat of the key can show it; NotFound, WrongState,
+        ValidationFailed and KeyReused when a repeat never succeeds.
         """
         deadline.require()
         movement, payment, is_new = self._store.claim(
@@ -63,16 +63,16 @@ class MovementHandler:
     def _execute_and_promise(
         self, movement: Movement, payment: Payment, deadline: Deadline
     ) -> tuple[Movement, Payment]:
-        """The caller's own call: what is not ended by it is promised by its record."""
+        """The caller's own call: if it does not end the movement, its record is the promise."""
         outcome = self.send(movement, payment, deadline)
         if outcome.error == KEY_REUSED and self._withdraw(movement, outcome):
             raise KeyReused("This idempotency key was used before with another request.")
         after, payment = self.record(movement, payment, outcome, promise=True)
         is_executed = outcome.kind in (OutcomeKind.SUCCEEDED, OutcomeKind.PENDING)
         if after.withdrawn or (after is movement and not is_executed):
-            # Withdrawn behind a call that overran its lease, or not written: nothing was promised.
+            # Withdrawn after a call that overran its lease, or not written: it has no promise.
             raise _acceptance_unknown(payment)
-        # Executed and not written is found in the provider's books, and so is as good as promised.
+        # An executed, unwritten movement is found in the provider's books, which equals a promise.
         return (after if after is not movement else replace(after, promised=True)), payment
 
     def _promised(self, movement: Movement, deadline: Deadline) -> Movement:
@@ -90,18 +90,18 @@ class MovementHandler:
     def execute(
         self, movement: Movement, payment: Payment, deadline: Deadline
     ) -> tuple[Movement, Payment]:
-        """Send a leased movement, and write what it came to; never raises for a fault."""
+        """Send a leased movement, and record its outcome; never raises for a fault."""
         return self.record(movement, payment, self.send(movement, payment, deadline))
 
     def record(
         self, movement: Movement, payment: Payment, outcome: Outcome, *, promise: bool = False
     ) -> tuple[Movement, Payment]:
-        """Write what a call came to; the very same `movement` where that failed."""
+        """Record a call's outcome; returns the unchanged `movement` when the write failed."""
         found = finding(movement, outcome)
         status = None
         due_in_s = next_look_up_s(movement.doubt_age_s)
         if found is None and movement.status is MovementStatus.SENDING:
-            # Only a first sending can be undone: after a doubt, "not executed" says nothing of it.
+            # Only a first send can be withdrawn: "not executed" proves nothing about an earlier doubt.
             is_unsent = outcome.kind is OutcomeKind.NOT_EXECUTED
             status = MovementStatus.ACCEPTED if is_unsent else MovementStatus.UNKNOWN
             due_in_s = min(due_in_s, UNSENT_WAIT_MAX_S) if is_unsent else due_in_s
@@ -116,7 +116,7 @@ class MovementHandler:
                 promise=promise,
             )
         except Busy as error:
-            # Harmless: the reconciler asks the provider again when the lease ends.
+            # Harmless: the reconciler looks it up again when the lease ends.
             log.warning(
                 "%s.outcome_not_recorded",
                 movement.kind.value,
@@ -127,12 +127,12 @@ class MovementHandler:
         return recorded
 
     def send(self, movement: Movement, payment: Payment, deadline: Deadline) -> Outcome:
-        """One call to the provider; an answer about another end is looked into at once."""
+        """One call to the provider; an answer about another end is checked at once."""
         deadline = deadline.within(self._provider_timeout_s)
         outcome = self._send(movement, payment, deadline)
         if movement.kind is Kind.REFUND or outcome.error not in _ENDED_ALREADY:
             return outcome
-        # It carries no metadata of ours: the payment's state is the proof of an earlier call.
+        # It has no metadata of ours: the payment's state is the proof of an earlier call.
         known = self._provider.look_up(charge_of(payment), deadline)
         return known if finding(movement, known) is not None else outcome
 

@@ -1,4 +1,4 @@
-"""Captures, voids and refunds as values, and what a provider's answer means for them. Pure."""
+"""Captures, voids and refunds as values, and their settlement by a provider's answer. Pure."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from service.providers.base import KEY_REUSED, Outcome, OutcomeKind, ProviderDec
 
 # The provider knows our key with other parameters.
 KEY_USED = "key_used"
-# The provider's word that an authorisation was released: nothing is held any more.
+# The provider's error for a released authorisation: no money is held any more.
 CANCELED = "canceled"
 
 
 class Kind(StrEnum):
-    """What is done with a payment's money after it was authorised."""
+    """The kind of movement of a payment's authorised money."""
 
     CAPTURE = "capture"
     VOID = "void"
@@ -28,15 +28,15 @@ class Kind(StrEnum):
 
 
 class MovementStatus(StrEnum):
-    """Where a movement is. Until it has ended, its amount counts as spent."""
+    """The status of a movement. Until it has ended, its amount counts as spent."""
 
-    ACCEPTED = "accepted"  # Stored, and not executed by any call yet: it will be sent.
+    ACCEPTED = "accepted"  # Stored, not executed by any call yet: it will be sent.
     SENDING = "sending"  # May have been executed.
-    PENDING = "pending"  # The provider has it and has not decided yet.
+    PENDING = "pending"  # The provider has received it and has not decided yet.
     SUCCEEDED = "succeeded"
-    DECLINED = "declined"  # The provider's definite no.
-    UNKNOWN = "unknown"  # The provider's answer is missing; the reconciler is finding out.
-    NEEDS_REVIEW = "needs_review"  # No proof either way could be had: a person decides.
+    DECLINED = "declined"  # The provider's definite refusal.
+    UNKNOWN = "unknown"  # The provider's answer is missing; the reconciler looks it up.
+    NEEDS_REVIEW = "needs_review"  # No proof was found for either outcome: a person decides.
 
 
 ENDED = frozenset({MovementStatus.SUCCEEDED, MovementStatus.DECLINED})
@@ -52,13 +52,13 @@ class MovementRequest:
     kind: Kind
     idempotency_key: str
     fingerprint: bytes
-    # None: all that was authorised (a refund always says how much).
+    # None: the whole authorised amount (a refund always has an amount).
     amount_minor: int | None = None
     reason: str | None = None
 
     @property
     def key_digest(self) -> str:
-        """What stands for the client's key in the provider's books."""
+        """The digest of the client's key in the provider's books."""
         return key_digest(self.merchant_id, self.idempotency_key, self.kind.value)
 
 
@@ -74,15 +74,15 @@ class Movement:
     amount_minor: int
     reason: str | None
     provider_ref: str | None
-    # Counts the provider keys used: a new one only when the last can certainly execute nothing.
+    # Counts the provider keys used: a new one only when the last certainly cannot execute anything.
     key_series: int
     # Of merchant, client key and operation, in hexadecimal; None: a row of an older version.
     key_digest: str | None
     # The provider replayed an error that it saved under the key: the next series may begin.
     key_spent: bool
-    # A caller was told that it is ours: only then the background sends it.
+    # A caller was promised that it is ours: the background sends only such movements.
     promised: bool
-    # Ended unsent: its key was freed, and may belong to another movement by now.
+    # Ended unsent: its key is free, and may belong to another movement by now.
     withdrawn: bool
     decline: Mapping[str, str] | None
     attempts: list[Mapping[str, Any]]
@@ -93,19 +93,19 @@ class Movement:
     due_at: datetime | None
     # Seconds since it was last sent, by the database's clock.
     sent_age_s: float | None
-    # Since it came into doubt, by the same clock; where it is not, since it was sent.
+    # Seconds since the doubt began, by the same clock; without a doubt, since it was sent.
     doubt_age_s: float | None
     created_at: datetime
     updated_at: datetime
 
     @property
     def id(self) -> str:
-        """As people see it: `ref_` for a refund; captures and voids are told of in the timeline."""
+        """The public form: `ref_` for a refund; captures and voids are only in the timeline."""
         return f"{_PREFIXES[self.kind]}{self.movement_id.hex}"
 
     @property
     def provider_key(self) -> str:
-        """Derived, so that whoever picks the movement up again uses the very same key."""
+        """Derived, so that every later holder of the movement uses the same key."""
         if self.key_digest is None:
             return f"hf-{self.movement_id.hex}-{self.key_series}"
         return provider_key(self.key_digest, self.key_series)
@@ -116,12 +116,12 @@ class Movement:
 
     @property
     def next_check_at(self) -> datetime | None:
-        """When the reconciler looks next, where it is known."""
+        """The time of the next look-up, if it is known."""
         return None if self.leased or self.has_ended else self.due_at
 
     @property
     def last_error(self) -> str | None:
-        """How the last call that was sent ended: its error's word."""
+        """The error word of the last call that was sent."""
         return self.attempts[-1]["error"] if self.attempts else None
 
 
@@ -131,17 +131,17 @@ _PREFIXES = {Kind.CAPTURE: "cap_", Kind.VOID: "void_", Kind.REFUND: REFUND_PREFI
 
 @dataclass(frozen=True, slots=True)
 class Settlement:
-    """What is certain after an answer, about the movement and about its payment."""
+    """The certain facts after an answer, about the movement and its payment."""
 
     status: MovementStatus
     decline: ProviderDecline | None = None
-    # What the payment becomes with it; None: it stays as it is.
+    # The payment's new status; None: unchanged.
     payment_status: Status | None = None
     amount_captured_minor: int = 0
 
 
 def finding(movement: Movement, outcome: Outcome) -> Settlement | None:
-    """What the outcome of a call or a look-up settles; None where it settles nothing."""
+    """The settlement by the outcome of a call or a look-up; None where it settles nothing."""
     if movement.kind is Kind.REFUND:
         if outcome.kind is OutcomeKind.NOT_EXECUTED and outcome.error == KEY_REUSED:
             return Settlement(MovementStatus.DECLINED, _KEY_REUSED)
@@ -153,8 +153,8 @@ def finding(movement: Movement, outcome: Outcome) -> Settlement | None:
         return _released(movement)
     if outcome.kind is OutcomeKind.DECLINED:
         if movement.kind is Kind.VOID:
-            # The payer's bank refused the payment meanwhile: nothing is held. What the payment
-            # itself becomes is for its own look-up to write.
+            # The payer's bank has refused the payment: no money is held. The payment's own look-up
+            # writes its new status.
             return Settlement(MovementStatus.SUCCEEDED)
         return Settlement(MovementStatus.DECLINED, outcome.decline)
     return None
@@ -166,7 +166,7 @@ _KEY_REUSED = ProviderDecline(
 
 
 def is_absent(movement: Movement, outcome: Outcome) -> bool:
-    """Whether a look-up proved that no call of ours has been executed by now."""
+    """Whether a look-up proved that no call of ours was executed until now."""
     if outcome.stage is not Stage.ANSWERED:
         return False
     if movement.kind is Kind.REFUND and movement.provider_ref is not None:
@@ -201,10 +201,10 @@ def _released(movement: Movement) -> Settlement:
 
 
 def spends_key(movement: Movement, outcome: Outcome) -> bool:
-    """Whether the answer shows that the key of this series can execute nothing any more.
+    """Whether the answer shows that the key of this series cannot execute anything any more.
 
-    A used key is spent for a capture or a void, which the provider's own state allows once; for a
-    refund it is proof of an earlier one.
+    A used key is used up for a capture or a void, which the provider's own state allows once; for a
+    refund it proves an earlier one.
     """
     is_used = outcome.error == KEY_USED and movement.kind is not Kind.REFUND
     return is_used or (outcome.is_replay and outcome.error == "http_5xx")

@@ -1,4 +1,4 @@
-"""The SQL of captures, voids and refunds: each a statement that also writes its events."""
+"""The SQL of captures, voids and refunds: each statement also writes its events."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MOVEMENT_COLUMNS = """
 """
 
 
-# The payment came to this end, and no row of ours brought it there.
+# The payment has this status, and no row of ours caused it.
 _ENDED_WITHOUT_US = """capture_method = 'manual' AND provider_ref IS NOT NULL
     AND NOT EXISTS (
         SELECT 1 FROM movements o
@@ -34,10 +34,10 @@ def _claim(
     status: str = "sending",
     payment_event: str | None = None,
 ) -> Statement:
-    """The statement that takes hold of the money: all of it happens, or nothing.
+    """The statement that reserves the money: it succeeds completely or not at all.
 
     The key's insert has no ON CONFLICT: of two calls with one key the loser's whole statement
-    fails, so that it can have reserved nothing.
+    fails, so that it cannot have reserved any money.
     """
     return Statement(
         name,
@@ -104,7 +104,7 @@ CLAIMS = {
                 AND coalesce(%(amount)s::bigint, amount) <= amount""",
             reserve="amount_settling = coalesce(%(amount)s::bigint, amount)",
         ),
-        # The capture whose row was lost: the sweep has learnt of it, and its caller asks again.
+        # A capture with a lost row: the sweep has found it, and its caller repeats the call.
         _claim(
             "adopt_capture",
             allowed=f"""status = 'succeeded' AND {_ENDED_WITHOUT_US}
@@ -119,7 +119,7 @@ CLAIMS = {
             allowed="status IN ('requires_capture', 'requires_action') AND amount_settling = 0",
             reserve="amount_settling = amount",
         ),
-        # Nothing was sent, and without this row's status nothing will be.
+        # No call was sent, and without this row's status none will be.
         _claim(
             "cancel_queued",
             allowed="status = 'accepted'",
@@ -156,7 +156,7 @@ GET = Statement(
     """,
 )
 
-# A row whose key was lost with its commit, or that the sweep restored: the digest still finds it.
+# A row that lost its key with a commit, or that the sweep restored: the digest still finds it.
 READ_BY_DIGEST = Statement(
     "read_movement_by_digest",
     f"""
@@ -166,7 +166,7 @@ READ_BY_DIGEST = Statement(
     """,
 )
 
-# The key of such a row, known again.
+# Stores the key of such a row again.
 ADD_KEY = Statement(
     "add_movement_key",
     """
@@ -179,7 +179,7 @@ ADD_KEY = Statement(
     """,
 )
 
-# Written before a 202: from here on the background sends it. A promise needs no lease.
+# Written before a 202: from now on the background sends it. A promise needs no lease.
 PROMISE = Statement(
     "promise_movement",
     """
@@ -190,8 +190,8 @@ PROMISE = Statement(
     """,
 )
 
-# Ends a claim of which the provider's books know nothing: its key and its amount are free again.
-# Merchants are not told of it: none was promised anything, but where a promise could not be kept.
+# Ends a claim that the provider's books lack: its key and its amount are free again. Merchants get no
+# event, because it had no promise, except where a promise could not be kept.
 WITHDRAW = Statement(
     "withdraw_movement",
     """
@@ -223,7 +223,7 @@ WITHDRAW = Statement(
     """,
 )
 
-# A key without its movement leads nowhere: the call begins anew, and the digest still protects it.
+# A key without its movement is invalid: the call starts again, and the digest still protects it.
 FREE_KEY = Statement(
     "free_movement_key",
     """
@@ -257,8 +257,8 @@ LIST_REFUNDS = Statement(
     """,
 )
 
-# Where every change of a movement goes through. What it held of the payment is spent or given
-# back in the very statement that ends it.
+# Every change of a movement uses this. Its reserved amount is spent or released in the same statement
+# that ends it.
 MOVE = Statement(
     "move_movement",
     f"""
@@ -315,7 +315,7 @@ MOVE = Statement(
     """,
 )
 
-# As the leases of payments (lease_statements.py): the oldest of all, each merchant's oldest, the take.
+# Like the leases of payments: the oldest of all, each merchant's oldest, and the lease itself.
 DUE = Statement(
     "due_movements",
     """
@@ -373,7 +373,7 @@ POSTPONE = Statement(
     """,
 )
 
-# Those that a person must decide about too: they have no look-up planned any more.
+# Includes movements for a person's decision: they have no scheduled look-up.
 LOOK_NOW = Statement(
     "look_now_movements",
     """

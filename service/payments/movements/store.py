@@ -1,7 +1,7 @@
 """Captures, voids and refunds in PostgreSQL: each reserved on the payment's row before it is sent.
 
-As in store.py every write is one statement that also writes its events; a fact may be written by
-anybody from any open status, a guess only under the fence of the lease.
+As in the store of payments, every write is one statement that also writes its events; any process may
+write a fact from any open status, but a guess only under the fence of the lease.
 """
 
 from __future__ import annotations
@@ -64,9 +64,9 @@ _WIDTH = len(fields(Movement))
 
 
 class MovementStore:
-    """Reads and writes movements; each method takes one connection, for one statement or two.
+    """Reads and writes movements; each method uses one connection, for one or two statements.
 
-    As with SettlingStore, only what belongs to `provider` is leased.
+    As in SettlingStore, only rows of `provider` are leased.
     """
 
     def __init__(
@@ -85,11 +85,11 @@ class MovementStore:
         amounts: AmountTable = ISO_4217,
     ) -> tuple[Movement, Payment, bool]:
         """Reserve the amount and store the movement under its key, leased to the caller; or read
-        who was first: (movement, payment, is_new).
+        the earlier one: (movement, payment, is_new).
 
-        Raises NotFound, WrongState, ValidationFailed (more than is left, or nothing that the
-        provider's `amounts` can say in the payment's currency), KeyReused, KeyInFlight;
-        then nothing is reserved. A commit in doubt raises Busy, and then nothing may be sent.
+        Raises NotFound, WrongState, ValidationFailed (more than the remaining amount, or an amount
+        that the provider's `amounts` cannot express in the currency), KeyReused, KeyInFlight, all
+        without a reservation. A commit in doubt raises Busy, and the caller must not send.
         """
         movement_id = new_id()
         with self._pool.checkout(deadline) as checkout:
@@ -109,10 +109,10 @@ class MovementStore:
             return *first, False
 
     def promise(self, movement: Movement, deadline: Deadline) -> Movement | None:
-        """Note that a caller is told that it is ours: the background sends it from here on.
+        """Store the promise to the caller: the background sends it from now on.
 
-        None: it was withdrawn meanwhile, and the key is free. Raises AcceptanceUnknown where the
-        promise may have been written or not.
+        None: it was withdrawn, and the key is free. Raises AcceptanceUnknown where the promise
+        may have been written or not.
         """
         try:
             kept = self._pool.run(
@@ -132,9 +132,9 @@ class MovementStore:
         return replace(movement, promised=True) if kept else None
 
     def withdraw(self, movement: Movement, deadline: Deadline, *, proof: Outcome) -> bool:
-        """End an unpromised movement of which the provider knows nothing; free key and amount.
+        """End an unpromised movement that the provider lacks; free its key and amount.
 
-        False: it was promised meanwhile, or the lease was lost.
+        False: it has a promise by now, or the lease was lost.
         """
         rows = self._pool.run(
             statements.WITHDRAW,
@@ -190,7 +190,7 @@ class MovementStore:
         if not rows:
             return None
         fingerprint, in_flight, *row = rows[0]
-        # The fingerprint tells the payment's own call from a movement's, so past it there is one.
+        # The fingerprint excludes the payment's own call, so after it a movement exists.
         if bytes(fingerprint) != request.fingerprint:
             raise KeyReused("This idempotency key was used before with another request.")
         if row[0] is None:
@@ -215,11 +215,11 @@ class MovementStore:
         status: MovementStatus | None = None,
         promise: bool = False,
     ) -> tuple[Movement, Payment]:
-        """Write what a call or look-up came to, with `promise` that a caller is told of it; the
-        rows as they then stand.
+        """Record the outcome of a call or look-up, with `promise` also the promise to its caller;
+        returns the resulting rows.
 
-        `found` is a fact and needs no lease. Without it the movement becomes `status` (None: it
-        stays), under its fence, and is looked at again in `due_in_s`.
+        `found` is a fact and needs no lease. Without it the movement becomes `status` (None:
+        unchanged), under its fence, and is due again in `due_in_s`.
         """
         deadline = Deadline.after(RECORD_TIMEOUT_S)
         if found is not None:
@@ -228,7 +228,7 @@ class MovementStore:
             target, fence = status or movement.status, movement.fence
             sources = [movement.status.value]
         if target is movement.status:
-            # No news is no fact: only who holds the lease plans the next look.
+            # Without a fact, only the lease's holder may schedule the next look-up.
             fence, sources = movement.fence, [movement.status.value]
         is_attempt = op == movement.kind.value
         ends = found is not None and target is not MovementStatus.PENDING
@@ -248,8 +248,8 @@ class MovementStore:
                 promise=promise,
             )[:2]
         except UNWRITABLE as error:
-            # Another refund's reference, more than was authorised, text that no column holds: the
-            # answer is wrong somehow, and the money in doubt; nothing of it is written.
+            # Another refund's reference, more than authorised, text that no column accepts: the
+            # answer is wrong, and the money in doubt; none of it is written.
             _log_refused(movement, error)
             lie = Outcome(OutcomeKind.UNKNOWN, outcome.stage, error="mismatch", ms=outcome.ms)
             is_first = movement.status is MovementStatus.SENDING
@@ -266,7 +266,7 @@ class MovementStore:
         with_next_key: bool = False,
         proof: Outcome | None = None,
     ) -> Movement | None:
-        """Note that it is sent once more, after a look-up's `proof` that it was not executed.
+        """Record another send, after a look-up's `proof` that it was not executed.
 
         None: the lease was lost; do not send.
         """
@@ -289,7 +289,7 @@ class MovementStore:
     def get(
         self, merchant_id: UUID, movement_id: UUID, deadline: Deadline
     ) -> tuple[Movement, Payment] | None:
-        """The movement and its payment as they stand; None for another merchant's."""
+        """The current movement and its payment; None for another merchant's."""
         rows = self._pool.run(
             statements.GET,
             {"merchant_id": str(merchant_id), "movement_id": str(movement_id)},
@@ -340,7 +340,7 @@ class MovementStore:
         return [_both_of(row) for row in self._pool.run(statements.LEASE, values, deadline)]
 
     def postpone(self, movement: Movement, due_in_s: float, deadline: Deadline) -> None:
-        """Give a lease back unused, to be taken again in `due_in_s`."""
+        """Release an unused lease; the row is due again in `due_in_s`."""
         self._pool.run(
             statements.POSTPONE,
             {
@@ -355,8 +355,8 @@ class MovementStore:
     def look_now(
         self, payment: Payment, deadline: Deadline, *, actor: Actor = audit.SERVICE
     ) -> int:
-        """Have the reconciler look at once at what is open of the payment's captures, voids and
-        refunds; how many there are that no call is under way about."""
+        """Schedule look-ups of the payment's open captures, voids and refunds now; returns the
+        number of those without a call in progress."""
         rows = audit.run_audited(
             self._pool,
             statements.LOOK_NOW,
@@ -373,11 +373,11 @@ class MovementStore:
         return len(rows)
 
     def is_under_way(self, payment: Payment, deadline: Deadline) -> bool:
-        """Whether a call about one of the payment's captures, voids or refunds is under way."""
+        """Whether a call about one of the payment's captures, voids or refunds is in progress."""
         return bool(self._pool.run(statements.UNDER_WAY, _of_payment(payment), deadline))
 
     def nudge(self, movement: Movement, deadline: Deadline) -> None:
-        """Bring the next look-up forward to now, unless somebody is looking or just has."""
+        """Schedule the next look-up now, unless one is in progress or has just ended."""
         self._pool.run(
             statements.NUDGE,
             {
@@ -420,7 +420,7 @@ class MovementStore:
                     "status": status.value,
                     "sources": list(sources),
                     "fence": fence,
-                    # A capture's reference is its payment's; a refund has one of its own.
+                    # A capture has its payment's reference; a refund has a separate one.
                     "provider_ref": outcome.provider_ref if outcome and is_refund else None,
                     "decline": json.dumps(found.decline.document()) if found.decline else None,
                     "attempts": attempts,
@@ -459,19 +459,19 @@ class MovementStore:
 
 
 def _claimed(checkout: Checkout, parameters: Mapping[str, Any]) -> bool:
-    """Whether the money could be taken hold of under this key."""
+    """Whether the money could be reserved under this key."""
     kind = Kind(parameters["kind"])
     try:
         return any(checkout.run(statement, parameters) for statement in statements.CLAIMS[kind])
     except psycopg2.IntegrityError:
-        # Somebody else has the key, or the payment's one end: the whole statement did nothing.
+        # Another call has the key, or the payment's only end: the whole statement had no effect.
         return False
 
 
 def _recognised(checkout: Checkout, request: MovementRequest) -> tuple[Movement, Payment] | None:
-    """The movement of this client key whose key row was lost with a commit; its key is known again.
+    """Find the movement of this client key after its key row was lost with a commit; restores the key.
 
-    Raises KeyReused where it moved something else.
+    Raises KeyReused where its request differs.
     """
     named = {"merchant_id": str(request.merchant_id), "key_digest": request.key_digest}
     rows = checkout.run(statements.READ_BY_DIGEST, named)
@@ -513,7 +513,7 @@ def _reserved(checkout: Checkout, request: MovementRequest) -> tuple[Any, ...] |
 def _refusal(
     request: MovementRequest, reserved: tuple[Any, ...] | None, amounts: AmountTable
 ) -> Exception:
-    """Why the payment did not allow it, told from how it stands now."""
+    """The reason for the payment's refusal, from its current state."""
     if reserved is None:
         return NotFound("There is no such payment.")
     status, amount, left, settling, provider_ref, currency = reserved
@@ -582,5 +582,5 @@ def _of_payment(payment: Payment) -> dict[str, str]:
 
 
 def _named(kind: Kind, movement_id: UUID) -> dict[str, str]:
-    """How the timeline of the payment tells which movement it was."""
+    """The timeline's detail that identifies the movement."""
     return {f"{kind.value}_id": movement_id.hex}

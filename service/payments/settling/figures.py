@@ -1,4 +1,4 @@
-"""The figures of what is open: counts, ages and money at risk, from the database to the gauges."""
+"""The figures of open payments: counts, ages and money at risk, from the database to the gauges."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from service.payments.settling.store import SettlingStore
 from service.payments.settling.sweep_progress import SweepRuns, age_s
 from service.resilience.deadline import Deadline
 
-# What may have moved without our knowing.
+# The statuses in which money may have moved without our knowledge.
 AT_RISK = ("sending", "unknown", "needs_review")
 
 
 class OpenFigures:
-    """Refreshes the gauges; remembers the currencies shown, so that one goes back to 0."""
+    """Refreshes the gauges; remembers the shown currencies, so that each can return to 0."""
 
     def __init__(self, settling: SettlingStore, late: LateStore, runs: SweepRuns) -> None:
         self._settling = settling
         self._late = late
         self._runs = runs
-        # Where nobody has ever swept, the age grows from here.
+        # Without any sweep so far, the age grows from here.
         self._began = datetime.now(UTC)
         self._currencies: set[str] = set()
 
     def refresh(self, deadline: Deadline) -> None:
-        """Read all that is open (only that, however much is closed) and set the gauges."""
+        """Read the open rows (only those, for any number of closed ones) and set the gauges."""
         figures = self._settling.open_figures(deadline)
         for status in metrics.OPEN_STATUSES:
             count = sum(f.count for f in figures if f.status == status and f.kind == "payment")
             metrics.payments_open.labels(status=status).set(count)
-        # What a person must settle has an alert of its own; its age would keep this one ringing.
+        # Payments for a person have a separate alert; their age would keep this one firing.
         unknown = [figure for figure in figures if figure.status == "unknown"]
         queued = [f for f in figures if f.status == "accepted" and f.kind == "payment"]
         metrics.unknown_oldest_age_seconds.set(max((f.oldest_age_s for f in unknown), default=0))

@@ -1,4 +1,4 @@
-"""Sends queued payments once the provider takes them again, a few at first, then more."""
+"""Sends queued payments when the provider accepts calls again, a few at first, then more."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from service.resilience.deadline import Deadline
 
 log = logging.getLogger(__name__)
 
-# What the provider takes at once after an outage: doubled while all goes well, so that the queue
-# does not bring it down a second time.
+# The batch size after an outage: doubled while calls succeed, so that the queue does not overload
+# the provider again.
 FIRST_BATCH = 2
-# The fence of a row that nobody took after its claim.
+# The fence of a row without a lease since its claim.
 NEVER_LEASED = 1
-# What expired, and may have been charged before our rows were rolled back, waits for the books.
+# Expired payments that may have been charged before our rows were rolled back wait for the books.
 EXPIRED_AGAIN_S = 5.0
 
 
@@ -44,9 +44,9 @@ class Forwarder:
         provider: Provider,
         *,
         send_timeout_s: float,
-        # As many as are sent at once: what waits for a thread under its lease could outlive it.
+        # The number of concurrent sends: a leased payment that waits for a thread could outlive its lease.
         batch_max: int,
-        # Our rows may be older than the provider's: nothing is sent before they were compared.
+        # Our rows may be older than the provider's: no payment is sent before a comparison.
         is_recovering: Callable[[], bool] = lambda: False,
     ) -> None:
         self._store = store
@@ -64,10 +64,10 @@ class Forwarder:
     def drain(self, run_all: RunAll, deadline: Deadline) -> int:
         """Send one batch; the number of payments that were due. Raises Busy without a database.
 
-        While the provider is down only what has waited too long is taken, to be ended on time.
+        While the provider is down, only expired payments are leased, to be ended in time.
         """
         if self._is_recovering():
-            # Our rows may be older than the provider's books: first a whole sweep compares them.
+            # Our rows may be older than the provider's books: a whole sweep must compare them first.
             return 0
         if not self._provider.available:
             self._batch = FIRST_BATCH
@@ -82,7 +82,7 @@ class Forwarder:
         return len(queued)
 
     def _read_books(self, queued: list[Payment]) -> bool:
-        """Know what the provider has of these; False: it cannot be had, and all are given back."""
+        """Read the provider's charges of these; False: the books are unreadable, all leases are released."""
         unseen = [payment for payment in queued if self._needs_books(payment)]
         try:
             if unseen:
@@ -98,15 +98,15 @@ class Forwarder:
         return True
 
     def _needs_books(self, payment: Payment) -> bool:
-        """What is confirmed by the reference that it has cannot be charged twice."""
+        """Whether it has a reference: a confirm by the same reference cannot charge twice."""
         is_to_be_confirmed = payment.promised and not payment.is_expired
         has_reference = payment.provider_ref is not None and is_to_be_confirmed
-        # What had another payment under its key is compared all the same.
+        # A payment with an earlier one under its key is still compared.
         has_reference = has_reference and payment.books_from is None
         return payment.provider == self._provider.name and not has_reference
 
     def _end_unseen(self, payment: Payment) -> bool:
-        """End what expired while the books cannot be read; not what may have been sent before."""
+        """End expired payments while the books are unreadable, except those that may have been sent."""
         deadline = Deadline.after(self._send_timeout_s)
         if _may_have_been_sent(payment) or payment.key_digest in self._lost:
             self._settling.postpone(payment, EXPIRED_AGAIN_S, deadline)
@@ -115,7 +115,7 @@ class Forwarder:
         return True
 
     def _send_or_park(self, payment: Payment) -> bool:
-        """As `_send`; a payment that cannot be handled as it is waits without stopping the rest."""
+        """Like `_send`; a payment that raises is parked and does not stop the rest."""
         try:
             return self._send(payment)
         except Busy:
@@ -126,7 +126,7 @@ class Forwarder:
             return True
 
     def _send(self, payment: Payment) -> bool:
-        """One queued payment under its lease; False where the provider did not take it."""
+        """Send one queued payment under its lease; False where the provider did not accept it."""
         deadline = Deadline.after(self._send_timeout_s)
         if payment.provider != self._provider.name:
             return self._leave_to_others(payment, deadline)
@@ -148,10 +148,10 @@ class Forwarder:
             self._expire(payment, deadline)
             return True
         if found is not None:
-            # Unconfirmed, as the provider says: the very one to confirm.
+            # Unconfirmed by the provider's own books: confirm this one.
             payment = replace(payment, provider_ref=found.provider_ref)
         elif payment.is_spent:
-            # The saved answer to its key is an error, and the books lack it: nothing can move.
+            # The saved answer to its key is an error, and the books lack it: no money can move.
             again = self._store.begin_series(payment, deadline)
             if again is None:
                 return True
@@ -162,7 +162,7 @@ class Forwarder:
         return outcome.kind not in (OutcomeKind.NOT_EXECUTED, OutcomeKind.UNKNOWN)
 
     def _found(self, payment: Payment, deadline: Deadline) -> ProviderCharge | None:
-        """What the books have of it; of an earlier payment under the same key only what moved."""
+        """Its charge in the books; of an earlier payment with the same key only one that moved money."""
         found = self._books.find(payment)
         if found is None or found.payment_id == payment.id:
             return found
@@ -193,10 +193,10 @@ class Forwarder:
         return True
 
     def _adopt(self, payment: Payment, provider_ref: str, deadline: Deadline) -> bool:
-        """Our note of this charge is lost: the reconciler finds out at once what became of it."""
+        """Our record of this charge is lost: the reconciler looks it up at once."""
         adopted = self._store.adopt(payment, provider_ref, deadline)
         if adopted is None:
-            # Another payment has it: two of ours claim one charge, and none is sent again.
+            # Another payment has this charge: two of ours claim it, and neither is sent again.
             self._settling.postpone(payment, OTHERS_AGAIN_S, deadline)
         log.error(
             "payment.found_in_books",
@@ -209,7 +209,7 @@ class Forwarder:
         return True
 
     def _withdraw(self, payment: Payment, deadline: Deadline) -> None:
-        """Its caller was promised nothing: it ends, and its key begins anew."""
+        """It has no promise: it ends, and its key is free again."""
         self._store.withdraw(
             payment, "promised to nobody", deadline, spent=self._provider.two_phase
         )
@@ -221,5 +221,5 @@ class Forwarder:
 
 
 def _may_have_been_sent(payment: Payment) -> bool:
-    """Whether its row tells of more than a claim and this lease."""
+    """Whether its row shows more than a claim and this lease."""
     return payment.fence > NEVER_LEASED + 1 or bool(payment.attempts) or not payment.promised

@@ -1,9 +1,9 @@
-"""Keeps the rules about money checked: a slice at a time, each rule by itself, with its age.
+"""Checks the invariants periodically: a slice at a time, each rule separately, with its age.
 
-Three passes over each rule. The quick pass reads what has changed since a little before the last
-quick pass; the whole pass reads the window in slices, over as many turns as it takes; the walk reads
-one slice a turn of payments of any age. The position of each pass is stored in the database, so that
-processes share the work and a crash loses one slice.
+Each rule has three passes. The quick pass reads rows changed since shortly before the last quick
+pass; the whole pass reads the window in slices, over several turns; the walk reads one slice a turn
+of payments of any age. The position of each pass is stored in the database, so that processes share
+the work and a crash loses one slice.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from service.resilience.deadline import Deadline
 
 log = logging.getLogger(__name__)
 
-# How often a rule has a turn, and how long one turn and one statement may last.
+# The interval of a rule's turns, and the time limits of one turn and of one statement.
 EVERY_S = 60.0
 TURN_S = 5.0
 SLICE_TIMEOUT_S = 2.0
 LEASE_S = 30.0
 # Commits are late, and clocks differ.
 OVERLAP = timedelta(minutes=2)
-# After a pause the whole pass reads what is older.
+# After a pause the whole pass reads the older rows.
 QUICK_WINDOW = timedelta(minutes=10)
 LOOK_EVERY_S = 5.0
 SLICE_ROWS_MIN = 100
@@ -62,14 +62,14 @@ _ALL = Statement(
 
 @dataclass(frozen=True, slots=True)
 class RuleState:
-    """What is known of one rule: how many rows broke it, and as of when all were read."""
+    """The result of one rule: its number of violations, and the time at which all rows were read."""
 
     violations: int
     checked_at: datetime | None
 
 
 class InvariantChecks:
-    """Gives each rule that is due a turn; any number of processes may."""
+    """Gives each due rule a turn; any number of processes may run it."""
 
     def __init__(
         self, pool: ConnectionPool, settling: SettlingStore, *, turn_s: float = TURN_S
@@ -77,19 +77,19 @@ class InvariantChecks:
         self._pool = pool
         self._settling = settling
         self._turn_s = turn_s
-        # Where a rule has never been checked, its age grows from here.
+        # For a rule that was never checked, the age grows from here.
         self._began = datetime.now(UTC)
         self._look_at_s = 0.0
 
     def run(self, deadline: Deadline) -> int:
-        """One turn for each rule that is due, the cheapest first; how many there were."""
+        """One turn for each due rule, the cheapest first; returns their number."""
         if monotonic() < self._look_at_s:
             return 0
         self._look_at_s = monotonic() + LOOK_EVERY_S
         return sum(self._turn(rule, deadline) for rule in RULES)
 
     def show(self, deadline: Deadline) -> None:
-        """Set the gauges from what all processes have found."""
+        """Set the gauges from the results of all processes."""
         states = self.states(deadline)
         for rule, state in states.items():
             metrics.invariant_violations.labels(rule=rule).set(state.violations)
@@ -98,7 +98,7 @@ class InvariantChecks:
         metrics.invariant_age_seconds.set(age_s)
 
     def states(self, deadline: Deadline) -> Mapping[str, RuleState]:
-        """Every rule, as it was found last."""
+        """The last result of every rule."""
         names = {_name(rule): rule for rule in RULES}
         rows = self._pool.run(_ALL, {"names": list(names)}, deadline)
         details = {names[name]: detail for name, detail in rows}
@@ -114,7 +114,7 @@ class InvariantChecks:
         try:
             self._check(rule, detail, Deadline.after(self._turn_s))
         except Busy as error:
-            # Its age tells, and the next rule has its own turn; a slice of half the size may do.
+            # Its age shows the failure, and the next rule has its own turn; a slice of half the size may work.
             detail["rows"] = max(int(detail.get("rows", SLICE_ROWS)) // 2, SLICE_ROWS_MIN)
             log.warning("invariant.not_checked", extra={"rule": rule, "code": error.code})
         self._save(run, detail)
@@ -123,7 +123,7 @@ class InvariantChecks:
         return True
 
     def _check(self, rule: str, detail: dict[str, Any], turn: Deadline) -> None:
-        """The quick pass, then as much of the whole one as the turn allows; written to `detail`."""
+        """Run the quick pass, then as much of the whole one as the turn allows; writes `detail`."""
         began = datetime.now(UTC)
         rows = int(detail.get("rows", SLICE_ROWS))
         quick_at = _moment(detail.get("quick_at")) or began - QUICK_WINDOW
@@ -132,7 +132,7 @@ class InvariantChecks:
         if quick is not None:
             detail["quick"], detail["quick_at"] = quick, began.isoformat()
         self._walk(rule, detail, rows)
-        # At least one slice a turn, with time of its own: a short turn is slow, and never stuck.
+        # At least one slice a turn, with its own time limit: a short turn is slow but never stuck.
         while True:
             if not detail.get("pass_began"):
                 detail |= {
@@ -160,10 +160,10 @@ class InvariantChecks:
                 return
 
     def _quick(self, rule: str, since: datetime, turn: Deadline, rows: int) -> int | None:
-        """Violations among what changed lately; None: more than a turn's worth, which the whole pass reads."""
+        """Violations among recently changed rows; None: too many for a turn, the whole pass reads them."""
         place: Place | None = Place()
         total = 0
-        # At most half of the turn: the whole pass must come on in any case.
+        # At most half of the turn: the whole pass must always advance.
         end = turn.within(self._turn_s / 2)
         while place is not None:
             if end.remaining_s() <= 0:
@@ -202,7 +202,7 @@ def _name(rule: str) -> str:
 
 
 def _state(detail: Mapping[str, Any]) -> RuleState:
-    # What a running pass has found counts at once; what the last whole one found, until it ends.
+    # Violations found by a running pass count at once; what the last whole one found, until it ends.
     names = ["whole", "quick", "walk", "walk_found"]
     if detail.get("pass_began"):
         names.append("found")

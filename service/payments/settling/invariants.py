@@ -1,8 +1,7 @@
-"""The promises about money as SQL: each counts rows that break one, and each must be 0.
+"""The invariants about money as SQL: each counts its violations, and each count must be 0.
 
 A rule reads one slice at a time, by the primary key and merchant by merchant, so the cost of a
-statement does not grow with the payments stored; a rule that is slow or fails keeps no other from
-being checked.
+statement does not grow with the number of payments; a slow or failing rule blocks no other.
 """
 
 from __future__ import annotations
@@ -16,16 +15,16 @@ from service.database.pool.pool import ConnectionPool, Statement
 from service.errors import Busy
 from service.resilience.deadline import Deadline
 
-# Long enough that every payment is looked at many times while it can still be mended quietly.
+# Long enough to check every payment many times while a repair is still easy.
 WINDOW = timedelta(hours=6)
-# A statement over so many rows takes a few hundredths of a second.
+# A statement over this many rows takes a few hundredths of a second.
 SLICE_ROWS = 5000
 _NOWHERE = "00000000-0000-0000-0000-000000000000"
 
 # The rows after (merchant_id, last_id), in that order; each merchant by its own index range, so that
-# neither what was read nor what is older is read again. The join to a LATERAL with a limit can only
-# be a nested loop, which keeps the merchants' order: a sort above it would read all of them for each
-# slice. Only our own names are put in.
+# neither already read nor older rows are read again. The join to a LATERAL with a limit can only be
+# a nested loop, which keeps the merchants' order: a sort above it would read all of them for each
+# slice. Only our own names are inserted.
 _SLICE = """
     slice AS MATERIALIZED (
         SELECT r.* FROM (
@@ -41,8 +40,9 @@ _SLICE = """
         LIMIT %(rows)s::integer
     )
 """
-# Each change of a payment writes an event, whose id tells its time: by them old rows that have
-# changed lately are found, and by movements those whose money was moved. The LIMIT makes it one look into the primary key for each.
+# Each change of a payment writes an event with the time in its id: the ids find old rows that have
+# changed recently, and movements find those with moved money. The LIMIT makes it one read of the
+# primary key for each.
 _PAYMENTS_CHANGED = """
     payments_read AS MATERIALIZED (
         SELECT p.* FROM (SELECT DISTINCT merchant_id, payment_id FROM slice) c CROSS JOIN LATERAL (
@@ -75,7 +75,7 @@ def _rule(name: str, of: Mapping[str, str], broken: str, *more: str) -> Statemen
 
 
 def _rule_of_changes(rule: str) -> Statement:
-    """The same rule for what has changed, whatever its age."""
+    """The same rule for changed rows of any age."""
     whole = _STATEMENTS[rule].sql
     broken = whole[whole.index("broken AS (") :]
     end = broken.replace(_READ.format(**_PAYMENTS), _READ.format(**_EVENTS))
@@ -85,7 +85,7 @@ def _rule_of_changes(rule: str) -> Statement:
     )
 
 
-# The cheapest first, so that a database with little to give tells as much as it can.
+# The cheapest first, so that a slow database completes as many as possible.
 _STATEMENTS = {
     "captured_within_authorised": _rule(
         "captured_within_authorised",
@@ -146,7 +146,7 @@ _STATEMENTS = {
     "terminal_stays": _rule(
         "terminal_stays",
         _PAYMENTS,
-        # A move that a late fact explains says so in its event.
+        # A transition caused by a late fact is marked in its event.
         """SELECT 1 FROM payments_read r WHERE 1 < (
                SELECT count(*) FROM events e
                WHERE e.merchant_id = r.merchant_id AND e.payment_id = r.payment_id
@@ -157,7 +157,7 @@ _STATEMENTS = {
     "one_payment_a_key": _rule(
         "one_payment_a_key",
         _PAYMENTS,
-        # The payment knows its key's digest: a second key that leads to it has another one. Rows of
+        # The payment stores its key's digest: a second key that refers to it has another one. Rows of
         # older versions have none, and are counted.
         """SELECT 1 FROM payments_read r WHERE (
                SELECT count(*) > 1 OR coalesce(r.key_digest <> min(encode(sha256(convert_to(
@@ -175,14 +175,14 @@ _STATEMENTS = {
     ),
 }
 RULES = tuple(_STATEMENTS)
-# A payment without events is not to be found by its events, and orphans are few.
+# A payment without events cannot be found by its events, and orphans are few.
 _BY_CREATION = frozenset({"payment_has_events", "charge_has_payment"})
 _OF_CHANGES = {rule: _rule_of_changes(rule) for rule in RULES if rule not in _BY_CREATION}
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a pass over the rows of a rule is: after this row."""
+    """The position of a pass over the rows of a rule: after this row."""
 
     merchant_id: str = _NOWHERE
     last_id: str = _NOWHERE
@@ -201,9 +201,9 @@ def check_slice(
     rows: int = SLICE_ROWS,
     of_changes: bool = False,
 ) -> tuple[int, Place | None]:
-    """(violations, where the next slice begins; None: that was the last) of one rule.
+    """(violations, the next slice's position; None: this was the last) of one rule.
 
-    `of_changes`: of what has changed since, where the rule can be read so.
+    `of_changes`: reads only the rows changed since, if the rule supports it.
     """
     statement = _STATEMENTS[rule]
     if of_changes:
@@ -237,17 +237,17 @@ def check_rule(
 def check_invariants(
     pool: ConnectionPool, deadline: Deadline, *, window: timedelta = WINDOW
 ) -> dict[str, int]:
-    """Count the violations of every rule; raises Busy where one could not be checked."""
+    """Count the violations of every rule; raises Busy where a check failed."""
     return {rule: check_rule(pool, rule, deadline, window=window) for rule in RULES}
 
 
 def try_invariants(
     pool: ConnectionPool, deadline: Deadline, *, window: timedelta = WINDOW
 ) -> dict[str, int | None]:
-    """As `check_invariants`, each rule by itself; None: it could not be checked, which is not 0."""
+    """Like `check_invariants`, each rule separately; None: its check failed, which is not 0."""
     found: dict[str, int | None] = {}
     for number, rule in enumerate(RULES):
-        # A slow rule has its share of what is left, and no more.
+        # A slow rule gets only its share of the remaining time.
         share = deadline.within(deadline.remaining_s() / (len(RULES) - number))
         try:
             found[rule] = check_rule(pool, rule, share, window=window)

@@ -1,7 +1,7 @@
-"""Learns what became of money after a payment had come to rest: paid, released, given back, disputed.
+"""Checks settled payments for late facts: paid, released, refunded, disputed.
 
-Hints come by webhook and from the sweep; each leads to a check, which asks the provider about its
-own reference and believes only that answer.
+Hints arrive by webhook and from the sweep; each causes a check, which reads the provider's own
+reference and believes only that answer.
 """
 
 from __future__ import annotations
@@ -40,26 +40,26 @@ from service.resilience.deadline import Deadline
 
 log = logging.getLogger(__name__)
 
-# A refused or failed question: 10 s, 20 s, 40 s .. 1 h; after about a day once a day, with a page
-# each time. After two months more a person has the charge as an orphan, and the check ends.
+# The pauses after a refused or failed read: 10 s, 20 s, 40 s .. 1 h; after about a day once a day, with
+# a page each time. Two months later the charge becomes an orphan for a person, and the check ends.
 AGAIN_S = 10.0
 AGAIN_MAX_S = 3600.0
 CHECK_TRIES = 30
 RARELY_S = 86_400.0
 RARE_TRIES = 60
 NEVER_ANSWERED = "could not be compared with the provider for two months"
-# A refund by hand that the bank has not decided about.
+# The pause for a refund by hand without the bank's decision.
 PENDING_AGAIN_S = 3600.0
 # Far more refunds than a payment has.
 REFUNDS_MAX = 1000
 BY_HAND = "made at the provider"
 OURS_LOST = "made by us; its row was lost"
-# An intent in these states could still be paid by whoever has its client secret.
+# An intent in these states could still be paid by a holder of its client secret.
 _UNPAID = (Status.DECLINED, Status.EXPIRED)
 
 
 class LateFacts:
-    """Checks one resting payment at a time; any number of them, in any number of processes."""
+    """Checks one settled payment at a time; any number may run, in any number of processes."""
 
     def __init__(
         self,
@@ -83,7 +83,7 @@ class LateFacts:
         self._late.name_hints(provider, charge_ref, ids, deadline)
 
     def settle(self, check: LateCheck, deadline: Deadline) -> None:
-        """Ask about one payment and write what is known. The caller holds the check's lease."""
+        """Check one payment and write the facts. The caller holds the check's lease."""
         payment = self._store.get(check.merchant_id, check.payment_id, deadline)
         if payment is None or payment.provider_ref is None:
             self._late.end_check(check, deadline)
@@ -105,13 +105,13 @@ class LateFacts:
             self._ask_rarely(check, payment, deadline)
 
     def put_off(self, check: LateCheck, error: Exception, deadline: Deadline) -> None:
-        """After an error of ours: the check is due again later, and a person is told."""
+        """After an error of ours: the check is due again later, and a person is paged."""
         payment_id = f"pay_{check.payment_id.hex}"
         pause_s = max(park(error, None, payment_id=payment_id), _pause_s(check))
         self._late.postpone_check(check, pause_s, deadline)
 
     def _ask_rarely(self, check: LateCheck, payment: Payment, deadline: Deadline) -> None:
-        """A check without an end after a day: seen by people, and asked once a day from then on."""
+        """A check without a result after a day: it pages, and runs once a day from then on."""
         metrics.rows_parked_total.inc()
         log.error("late.given_up", extra={"payment_id": payment.id, "tries": check.tries})
         if check.tries < CHECK_TRIES + RARE_TRIES:
@@ -121,7 +121,7 @@ class LateFacts:
         self._late.end_check(check, deadline)
 
     def _look(self, check: LateCheck, payment: Payment, deadline: Deadline) -> float | None:
-        """Compare the charge, its refunds and its disputes; when to look again, None: all is known."""
+        """Compare the charge, its refunds and its disputes; returns the next check's time, None: done."""
         if check.closes and payment.status in _UNPAID:
             outcome = self._close(check, payment, deadline)
         else:
@@ -130,7 +130,7 @@ class LateFacts:
             return _pause_s(check)
         moved = self.apply(payment, outcome, deadline)
         if moved is None:
-            # A capture or a void of our own is under way: its look-up is there sooner.
+            # A capture or a void of ours is in progress: its look-up comes sooner.
             return _pause_s(check)
         if check.closes and moved.status in _UNPAID and outcome.error != "canceled":
             return None if self._is_final(outcome) else _pause_s(check)
@@ -141,8 +141,8 @@ class LateFacts:
         return again_in_s
 
     def _close(self, check: LateCheck, payment: Payment, deadline: Deadline) -> Outcome:
-        """Cancel the intent of a payment that ended without money; else how it stands."""
-        # A key for each try: the provider would replay a failure under the same one.
+        """Cancel the intent of a payment that ended without money; returns the outcome."""
+        # A new key for each try: the provider would replay a failure under the same one.
         key = f"{payment.provider_key}-close-{check.tries}"
         outcome = self._provider.cancel(charge_of(payment), key, deadline)
         if outcome.kind is OutcomeKind.NOT_EXECUTED and outcome.error == "canceled":
@@ -151,15 +151,15 @@ class LateFacts:
         return self._provider.look_up(charge_of(payment), deadline)
 
     def _is_final(self, outcome: Outcome) -> bool:
-        """Whether a refused charge can never be paid: one of Charges, which has no second try."""
+        """Whether a refused charge can never be paid: the Charges API has no second try."""
         return not self._provider.two_phase and outcome.kind is OutcomeKind.DECLINED
 
     # --- The charge itself ----------------------------------------------------------------------
 
     def apply(self, payment: Payment, outcome: Outcome, deadline: Deadline) -> Payment | None:
-        """Move a resting payment to what the provider says of its charge, or report an orphan.
+        """Move a settled payment to the status of its charge at the provider, or report an orphan.
 
-        None: a capture or a void of our own is under way, and its look-up tells.
+        None: a capture or a void of ours is in progress, and its look-up settles it.
         """
         target = late_target(outcome)
         if target is None or target is payment.status:
@@ -199,7 +199,7 @@ class LateFacts:
         return moved
 
     def report(self, payment: Payment, outcome: Outcome, reason: str, deadline: Deadline) -> None:
-        """Keep a charge that its payment cannot explain, and page."""
+        """Store a charge that contradicts its payment, and page."""
         charge = ProviderCharge(
             provider_ref=outcome.provider_ref or payment.provider_ref or payment.id,
             payment_id=payment.id,
@@ -219,7 +219,7 @@ class LateFacts:
         reason: str,
         deadline: Deadline,
     ) -> None:
-        """Keep a charge that our books cannot explain, and page."""
+        """Store a charge that our books cannot explain, and page."""
         is_new = self._settling.add_orphan(
             charge,
             provider=self._provider.name,
@@ -237,9 +237,9 @@ class LateFacts:
     def _compare_refunds(
         self, check: LateCheck, payment: Payment, deadline: Deadline
     ) -> float | None:
-        """Bring our refunds in line with the provider's; when to look again, None: they are."""
-        # Ours first: a row that is written meanwhile is then no news, and one that has moved is not
-        # moved back by an older answer.
+        """Adjust our refunds to the provider's; returns the next check's time, None: they are equal."""
+        # Read ours first: a row written in between is then no news, and a changed row is not moved
+        # back by an older answer.
         known = self._movements.list_refunds(
             payment.merchant_id, payment.payment_id, deadline, limit=REFUNDS_MAX
         )
@@ -249,8 +249,8 @@ class LateFacts:
             authorised_minor=payment.amount_minor,
             captured_minor=payment.amount_captured_minor,
         )
-        # What one of ours under way has set aside may be what the provider gave back otherwise:
-        # only after its end is it known whether there is room for both.
+        # An amount reserved by one of our refunds in progress may be the amount that the provider
+        # refunded otherwise: only after its end is it known whether the payment covers both.
         may_make_room = any(not movement.has_ended for movement in known)
         again_in_s: float | None = None
         for refund in found:
@@ -276,7 +276,7 @@ class LateFacts:
     def _compare_refund(
         self, payment: Payment, movement: Movement, refund: ProviderRefund, deadline: Deadline
     ) -> bool:
-        """False: our books have no room for what the provider says."""
+        """Write the provider's refund; False: it exceeds the payment's remaining amount."""
         if not movement.has_ended:
             self._movements.nudge(movement, deadline)
             return True
@@ -298,7 +298,7 @@ class LateFacts:
         return True
 
     def _add_refund(self, payment: Payment, refund: ProviderRefund, deadline: Deadline) -> bool:
-        """False: our books have no room for what the provider gave back."""
+        """Add the provider's refund; False: it exceeds the payment's remaining amount."""
         ours = parse_id(refund.refund_id or "", REFUND_PREFIX)
         reason = OURS_LOST if ours is not None else BY_HAND
         try:
@@ -344,12 +344,12 @@ class LateFacts:
 
 
 def ids_of(charge: ProviderCharge) -> tuple[UUID, UUID] | None:
-    """Merchant and payment as our metadata names them; None where it is not ours."""
+    """Merchant and payment from our metadata; None where it is not ours."""
     return parse_ids(charge.merchant_id, charge.payment_id)
 
 
 def parse_ids(merchant_id: str | None, payment_id: str | None) -> tuple[UUID, UUID] | None:
-    """The ids behind our metadata; None unless both are there and ours."""
+    """The ids in our metadata; None unless both are present and ours."""
     ours = parse_id(payment_id or "", "pay_")
     try:
         merchant = UUID(merchant_id or "")

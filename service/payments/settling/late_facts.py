@@ -1,7 +1,7 @@
-"""Facts that contradict a resting payment, as values: which events are news, which moves are allowed.
+"""Facts that contradict a settled payment, as values: relevant events and allowed transitions.
 
-Pure. A resting payment moves only by a fact that the provider states about its own reference, and
-each move writes an event, so that merchants are told.
+Pure. A settled payment changes only by a fact that the provider states about its own reference, and
+each transition writes an event for merchants.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from service.payments.movements.model import Movement, MovementStatus
 from service.providers.base import Outcome, OutcomeKind
 from service.providers.later import ProviderRefund
 
-# The mark in an event's detail by which the invariants know an allowed late move.
+# The mark in an event's detail by which the invariants recognise an allowed late transition.
 LATE = "late"
 
 _ENDED_WITHOUT_MONEY = (Status.DECLINED, Status.EXPIRED, Status.CANCELED)
 # not_executed is missing on purpose: it was proven, and its key may be free again, so that a second
-# payment may stand beside this charge. A person must look: an orphan, and a page.
+# payment may exist beside this charge. A person must decide: an orphan, and a page.
 LATE_MOVES: Mapping[Status, frozenset[Status]] = {
     **{
         status: frozenset({Status.SUCCEEDED, Status.REQUIRES_CAPTURE})
@@ -34,8 +34,8 @@ RESTING = (
 _UNPAID = (*_ENDED_WITHOUT_MONEY, Status.NOT_EXECUTED)
 _PAID = (Status.SUCCEEDED,)
 
-# The provider's event types that can be news about a resting payment, and the statuses to which
-# each is. The payment's own success, told of when it is known, is none.
+# The provider's event types that can be news about a settled payment, with the statuses for which
+# they are. An event about the payment's own, known success is no news.
 NEWS: Mapping[str, tuple[Status, ...]] = {
     "payment_intent.succeeded": (*_UNPAID, Status.REQUIRES_CAPTURE),
     "payment_intent.amount_capturable_updated": _UNPAID,
@@ -53,12 +53,12 @@ NEWS: Mapping[str, tuple[Status, ...]] = {
     "charge.dispute.funds_reinstated": RESTING,
     "charge.dispute.funds_withdrawn": RESTING,
 }
-# Those about money that has moved: before the payment rests they wait for it.
+# Types about money that has moved: they wait until the payment is settled.
 AFTERWARDS = tuple(name for name in NEWS if "refund" in name or "dispute" in name)
 
 
 def is_news(event_type: str, status: Status | None) -> bool:
-    """Whether an event can change what we know; True for a payment that is not known or open."""
+    """Whether an event can be news; True for an unknown or open payment."""
     statuses = NEWS.get(event_type)
     if statuses is None:
         return False
@@ -66,7 +66,7 @@ def is_news(event_type: str, status: Status | None) -> bool:
 
 
 def late_target(outcome: Outcome) -> Status | None:
-    """The status that the provider's present state of a charge stands for; None: no money rests."""
+    """The status for the provider's present state of a charge; None: no money has moved."""
     if outcome.kind is OutcomeKind.SUCCEEDED:
         return Status.REQUIRES_CAPTURE if outcome.amount_capturable > 0 else Status.SUCCEEDED
     if outcome.kind is OutcomeKind.NOT_EXECUTED and outcome.error == "canceled":
@@ -75,16 +75,16 @@ def late_target(outcome: Outcome) -> Status | None:
 
 
 def late_sources(target: Status) -> list[str]:
-    """The resting statuses from which a late fact may move a payment to `target`."""
+    """The settled statuses from which a late fact may move a payment to `target`."""
     return [source.value for source, targets in LATE_MOVES.items() if target in targets]
 
 
 def row_of(found: ProviderRefund, known: Sequence[Movement]) -> Movement | None:
-    """The row that the provider's refund is, of a payment's `known` ones; None: none of them.
+    """The row of the provider's refund among a payment's `known` ones; None: none of them.
 
-    The row that holds its reference, whichever row its metadata names. Without such a row the
-    metadata tells: a row that keeps its key comes before one that was withdrawn and freed it,
-    because a retry under the key adopts what the withdrawn call has left behind.
+    The row with its reference comes first, even if its metadata names another. Without such a row
+    the metadata decides: a row that keeps its key comes before one that was withdrawn and freed
+    it, because a retry under the key adopts the refund of the withdrawn call.
     """
     holder = next((one for one in known if one.provider_ref == found.provider_ref), None)
     named = [one for one in known if one.provider_ref is None and _is_named(found, one)]
@@ -98,7 +98,7 @@ def _is_named(found: ProviderRefund, movement: Movement) -> bool:
 
 
 def contradicts(found: ProviderRefund, status: MovementStatus) -> bool:
-    """Whether the provider's word about a refund is another than our row's."""
+    """Whether the provider's state of a refund differs from our row's."""
     return {
         OutcomeKind.SUCCEEDED: status is not MovementStatus.SUCCEEDED,
         OutcomeKind.DECLINED: status is not MovementStatus.DECLINED,
@@ -106,13 +106,13 @@ def contradicts(found: ProviderRefund, status: MovementStatus) -> bool:
     }.get(found.kind, False)
 
 
-# A release comes with the capture; a person's refund of exactly the rest does not.
+# A release arrives with the capture; a person's refund of exactly the rest does not.
 def released_with_capture(
     refunds: list[ProviderRefund], *, authorised_minor: int, captured_minor: int
 ) -> str | None:
     """The reference of the "refund" that is only the rest of a partly captured reservation.
 
-    Stripe writes the release of what was not captured as a refund of that amount, the oldest one.
+    Stripe records the release of the uncaptured amount as a refund of it, the oldest one.
     """
     rest_minor = authorised_minor - captured_minor
     if rest_minor <= 0 or not refunds:

@@ -1,4 +1,4 @@
-"""The SQL of late facts: checks to be done, moves of resting rows, disputes."""
+"""The SQL of late facts: due checks, transitions of settled rows, disputes."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _NEWS_VALUES = ", ".join(
 _AFTERWARDS = ", ".join(f"'{name}'" for name in AFTERWARDS)
 _RESTING = ", ".join(f"'{status.value}'" for status in RESTING)
 
-# A hint brings the look-ups forward: the payment's, and those of what is done with its money. About
-# a resting payment it asks for a late check, where its type is news. Without a row yet, while
-# somebody is looking, or while money is not at rest that it is about, it waits.
-# Only our own constants are put in.
+# A hint makes look-ups due at once: those of the payment and of its movements. For a settled payment
+# it requests a late check, if its type is news. It waits while its row is missing, while a process
+# looks the payment up, or while its money is not settled.
+# Only our own constants are inserted.
 APPLY_HINTS = Statement(
     "late_apply_hints",
     f"""
@@ -81,10 +81,10 @@ APPLY_HINTS = Statement(
     """,
 )
 
-# Hints that name an object of the provider's and no payment: a dispute, a refund by hand. Our own
+# Hints with an object of the provider and no payment: a dispute, a refund by hand. Our own
 # references come first, at no question to the provider: a probe of the unique index for each
 # merchant. LATERAL with LIMIT, so that no plan reads all payments instead.
-# What our charge is not named by, and is no refund or dispute, carries our metadata where it is ours.
+# An event that neither names our charge nor is a refund or dispute has our metadata if it is ours.
 NAME_OWN_HINTS = Statement(
     "late_name_own_hints",
     f"""
@@ -142,7 +142,7 @@ NAME_HINTS = Statement(
     """,
 )
 
-# A page of the provider's feed at once; what came by webhook is here already.
+# A whole page of the provider's feed; events that arrived by webhook are stored already.
 RECEIVE_MANY = Statement(
     "late_receive_many",
     """
@@ -159,7 +159,7 @@ RECEIVE_MANY = Statement(
     """,
 )
 
-# What the sweep compares a page with, in one read.
+# One read of all rows that the sweep compares with a page.
 PAYMENTS = Statement(
     "late_payments",
     f"""
@@ -216,7 +216,7 @@ ASK = Statement(
     """,
 )
 
-# Merchants that are none of ours, and whether people have been told of a charge of theirs.
+# Foreign merchants, and whether a charge of theirs was already reported.
 STRANGERS = Statement(
     "late_strangers",
     """
@@ -279,7 +279,7 @@ LEASE_CHECKS = Statement(
     """,
 )
 
-# Done, unless a hint has asked again meanwhile: then at once once more.
+# Done, unless a new hint has arrived: then due at once again.
 END_CHECK = Statement(
     "late_end_check",
     """
@@ -300,7 +300,7 @@ POSTPONE_CHECK = Statement(
     """,
 )
 
-# Not while a capture or a void of our own is under way: that one's look-up tells what it came to.
+# Not while a capture or a void of ours is in progress: its look-up finds the result.
 LATE_MOVE = Statement(
     "late_move",
     f"""
@@ -364,8 +364,8 @@ LATE_REFUND_MOVE = Statement(
     """,
 )
 
-# A refund of the provider's that no row of ours stands for. One that has ended is never due; one that
-# is pending holds its amount, and its look-ups by reference tell its end. It is never sent.
+# A refund of the provider without a row of ours. An ended one is never due; a pending one holds its
+# amount, and its look-ups by reference find its end. It is never sent.
 ADD_REFUND = Statement(
     "late_add_refund",
     f"""
@@ -398,8 +398,8 @@ ADD_REFUND = Statement(
     """,
 )
 
-# Told of when it is new, when an inquiry becomes a dispute that takes the money, and when it has come
-# to an end; what is between is in the row.
+# An event is written for a new dispute, for an inquiry that becomes a dispute and takes the money, and
+# at the end; intermediate states are only in the row.
 PUT_DISPUTE = Statement(
     "late_put_dispute",
     f"""

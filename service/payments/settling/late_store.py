@@ -1,4 +1,4 @@
-"""Late facts in PostgreSQL: hints, checks to be done, moves of resting rows, disputes."""
+"""Late facts in PostgreSQL: hints, due checks, transitions of settled rows, disputes."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ from service.providers.base import Outcome, OutcomeKind, ProviderCharge
 from service.providers.later import EventHint, ProviderDispute, ProviderRefund
 from service.resilience.deadline import Deadline
 
-# What a hint is tried before it is left alone; the last pauses are an hour.
+# The tries of a hint before it is dropped; the last pauses are an hour.
 HINT_TRIES = 24
 _ENDS = {"won": "dispute.won", "lost": "dispute.lost"}
 _CLOSED = frozenset({"warning_closed", "prevented"})
 
 
 class Contradiction(Exception):
-    """A constraint refuses the fact: more than was authorised, more back than was captured."""
+    """A constraint refuses the fact: more captured than authorised, or more refunded than captured."""
 
 
 class AlreadyKnown(Exception):
-    """Another process has written it down."""
+    """Another process has already written it."""
 
 
 @dataclass(frozen=True, slots=True)
 class LateCheck:
-    """A resting payment that the caller is to ask the provider about, leased to it."""
+    """A settled payment leased to the caller for a check at the provider."""
 
     merchant_id: UUID
     payment_id: UUID
@@ -54,7 +54,7 @@ class LateCheck:
 
 @dataclass(frozen=True, slots=True)
 class Dispute:
-    """One dispute about a payment, as our books have it."""
+    """One dispute about a payment in our books."""
 
     payment_id: UUID
     dispute_ref: str
@@ -67,7 +67,7 @@ class Dispute:
 
 
 class LateStore:
-    """Reads and writes what comes after a payment has come to rest. One statement a method."""
+    """Reads and writes late facts about settled payments. One statement a method."""
 
     def __init__(
         self, pool: ConnectionPool, *, lease_s: float, provider: str | None = None
@@ -83,14 +83,14 @@ class LateStore:
     # --- Hints ----------------------------------------------------------------------------------
 
     def name_own_hints(self, limit: int, deadline: Deadline) -> int:
-        """Lead unnamed hints about references of ours to their payments; how many were read.
+        """Assign unnamed hints about our references to their payments; returns the number of hints read.
 
-        The others wait for `unnamed_hints`; an event that would carry our metadata is used up.
+        The others wait for `unnamed_hints`; an event of a kind that would have our metadata is used up.
         """
         return len(self._pool.run(statements.NAME_OWN_HINTS, {"limit": limit}, deadline))
 
     def unnamed_hints(self, limit: int, deadline: Deadline) -> list[tuple[str, str]]:
-        """(provider, charge's reference) of hints about which only the provider can tell."""
+        """(provider, charge's reference) of hints that only the provider can assign."""
         if limit < 1:
             return []
         parameters = {"limit": limit, "max_tries": HINT_TRIES}
@@ -106,8 +106,7 @@ class LateStore:
         ids: tuple[UUID, UUID] | None,
         deadline: Deadline,
     ) -> None:
-        """Note which payment all hints about a charge are about; None: none of ours, and they are
-        used up."""
+        """Store the payment of all hints about a charge; None: not ours, and the hints are used up."""
         merchant_id, payment_id = ids or (None, None)
         self._pool.run(
             statements.NAME_HINTS,
@@ -126,7 +125,7 @@ class LateStore:
         events: Sequence[tuple[EventHint, tuple[UUID, UUID] | None]],
         deadline: Deadline,
     ) -> int:
-        """Keep events of the provider's feed as if they had come by webhook; how many are new."""
+        """Store events of the provider's feed like webhooks; returns the number of new ones."""
         if not events:
             return 0
         rows = self._pool.run(
@@ -146,7 +145,7 @@ class LateStore:
     def payments(
         self, ids: Iterable[tuple[UUID, UUID]], deadline: Deadline
     ) -> dict[tuple[UUID, UUID], Payment]:
-        """Those payments (merchant, payment) that there are."""
+        """The existing ones of these payments (merchant, payment)."""
         wanted = list(set(ids))
         if not wanted:
             return {}
@@ -188,7 +187,7 @@ class LateStore:
         return {(payment.merchant_id, charge_ref): payment for charge_ref, payment in found}
 
     def strangers(self, merchant_ids: Iterable[UUID], deadline: Deadline) -> dict[UUID, bool]:
-        """Those merchants that are none of ours; True: people have been told of a charge of theirs."""
+        """The foreign ones of these merchants; True: a charge of theirs was already reported."""
         wanted = [str(merchant_id) for merchant_id in set(merchant_ids)]
         if not wanted:
             return {}
@@ -198,7 +197,7 @@ class LateStore:
     def refund_statuses(
         self, ids: Iterable[tuple[UUID, UUID]], deadline: Deadline
     ) -> dict[UUID, MovementStatus]:
-        """The statuses of those refunds (merchant, movement) that there are."""
+        """The statuses of the existing ones of these refunds (merchant, movement)."""
         wanted = list(set(ids))
         if not wanted:
             return {}
@@ -215,12 +214,12 @@ class LateStore:
     # --- Checks ---------------------------------------------------------------------------------
 
     def ask(self, payment: Payment, deadline: Deadline) -> None:
-        """Have a resting payment checked at once."""
+        """Schedule the check of a settled payment now."""
         parameters = {**_payment_ids(payment), "provider": payment.provider}
         self._pool.run(statements.ASK, parameters, deadline)
 
     def lease_checks(self, limit: int, deadline: Deadline) -> list[LateCheck]:
-        """Take up to `limit` checks that are due, merchants in turn, for `lease_s`."""
+        """Lease up to `limit` due checks, merchants in turn, for `lease_s`."""
         picked = pick_due(
             self._pool,
             self._turn,
@@ -241,11 +240,11 @@ class LateStore:
         return [LateCheck(UUID(str(m)), UUID(str(p)), *rest) for m, p, *rest in rows]
 
     def end_check(self, check: LateCheck, deadline: Deadline) -> None:
-        """The check is done; without effect where it was asked for again meanwhile."""
+        """End the check; without effect after a new request for it."""
         self._pool.run(statements.END_CHECK, _ids_of(check), deadline)
 
     def postpone_check(self, check: LateCheck, due_in_s: float, deadline: Deadline) -> None:
-        """Check again in `due_in_s`, unless it was asked for again meanwhile."""
+        """Check again in `due_in_s`, unless a new request has arrived."""
         parameters = {**_ids_of(check), "due_in_s": due_in_s}
         self._pool.run(statements.POSTPONE_CHECK, parameters, deadline)
 
@@ -254,7 +253,7 @@ class LateStore:
     def move(
         self, payment: Payment, target: Status, outcome: Outcome, deadline: Deadline
     ) -> Payment | None:
-        """Move a resting payment; raises Contradiction. None where it stands otherwise, or its money is being moved."""
+        """Move a settled payment; raises Contradiction. None where its status differs, or its money is being moved."""
         rows = self._write(
             statements.LATE_MOVE,
             {
@@ -272,8 +271,8 @@ class LateStore:
     def move_refund(
         self, movement: Movement, found: ProviderRefund, deadline: Deadline
     ) -> MovementStatus | None:
-        """Move an ended refund as the provider says, with the payment's amounts; None where it
-        stands otherwise."""
+        """Move an ended refund to the provider's status, with the payment's amounts; None where its
+        own status differs."""
         target = _REFUND_STATUSES[found.kind]
         decline = found.decline
         rows = self._write(
@@ -305,8 +304,8 @@ class LateStore:
         reason: str,
         deadline: Deadline,
     ) -> bool:
-        """Write down a refund of the provider's that has no row and has succeeded or is pending;
-        False: it cannot be."""
+        """Add a refund of the provider's without a row of ours, succeeded or pending; False: the
+        payment has no room for it."""
         rows = self._write(
             statements.ADD_REFUND,
             {
@@ -341,7 +340,7 @@ class LateStore:
     def put_dispute(
         self, payment: Payment, found: ProviderDispute, deadline: Deadline
     ) -> list[str]:
-        """Write down how a dispute stands; the types of the events that were written with it."""
+        """Store a dispute's state; returns the types of the events written with it."""
         end_type = _ENDS.get(found.status)
         if found.status in _CLOSED:
             end_type = "dispute.closed"
@@ -377,7 +376,7 @@ class LateStore:
     def disputes_of(
         self, merchant_id: UUID, payment_ids: Sequence[UUID], deadline: Deadline
     ) -> Mapping[UUID, list[Dispute]]:
-        """The disputes of those payments, oldest first."""
+        """The disputes of these payments, oldest first."""
         rows = self._pool.run(
             statements.DISPUTES_OF,
             {
@@ -393,7 +392,7 @@ class LateStore:
         return found
 
     def open_disputes(self, deadline: Deadline) -> int:
-        """How many disputes are open, of all merchants."""
+        """The number of open disputes of all merchants."""
         return int(self._pool.run(statements.OPEN_DISPUTES, {}, deadline)[0][0])
 
 

@@ -1,8 +1,8 @@
-"""The SQL of leases: reads of what is due, bounded whatever waits, and the take by compare-and-set.
+"""The SQL of leases: bounded reads of due rows, and the lease by compare-and-set.
 
-Two kinds that share no index: payments to send (queued) and payments to look up. Of each, the
-oldest rows of all merchants and each merchant's oldest. Nothing is locked before the UPDATE: its
-own look at `due_at`, against the row's newest version, decides who has the lease.
+Two kinds that share no index: payments to send (queued) and payments to look up. For each, the
+oldest rows of all merchants and each merchant's oldest. No row is locked before the UPDATE: its
+own check of `due_at`, on the row's newest version, decides who gets the lease.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ LOOK_UP_IS = "status <> 'accepted'"
 
 @dataclass(frozen=True, slots=True)
 class LeaseStatements:
-    """The three statements of one kind of work; without `has_provider` any provider's is ours."""
+    """The three statements of one kind of work; without `has_provider` for rows of any provider."""
 
     oldest: Statement
     of_merchants: Statement
@@ -46,9 +46,9 @@ _OLDEST = """
     ORDER BY due_at LIMIT %(limit)s::integer
 """
 
-# One probe of the index for each merchant on the way; the outer LIMIT ends it once there are rows
-# for all places. NULLS FIRST: an order that the index by time does not give, since the planner
-# would step over one merchant's 100,000 rows in it.
+# One probe of the index for each merchant; the outer LIMIT ends it as soon as all places are filled.
+# NULLS FIRST: an order that the index by time does not have; with that index the planner would skip
+# over one merchant's 100,000 rows.
 _OF_MERCHANTS = """
     SELECT m.merchant_id, p.payment_id FROM merchants m
     CROSS JOIN LATERAL (
@@ -60,7 +60,7 @@ _OF_MERCHANTS = """
     ORDER BY m.merchant_id LIMIT %(limit)s::integer
 """
 
-# Queued beyond its end: also another provider's, since nothing is sent for it.
+# Queued and expired: also for another provider, because no call is sent.
 OLDEST_EXPIRED = Statement(
     "due_expired",
     """
@@ -84,8 +84,8 @@ _TAKE = f"""
     SELECT {COLUMNS} FROM p
 """
 
-# The outage explains their doubt. The soonest first; the pauses are drawn by the caller, so that
-# those that failed together do not come back together.
+# The outage explains their doubt. The soonest first; the caller draws the pauses at random, so that
+# payments that failed together are not retried together.
 DOUBTFUL = Statement(
     "due_later",
     """

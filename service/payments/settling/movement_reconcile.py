@@ -1,4 +1,4 @@
-"""Settles captures, voids and refunds whose outcome is open, by asking the provider first."""
+"""Settles captures, voids and refunds with an open outcome, after a look-up at the provider."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 class MovementReconciler:
-    """Settles one leased movement at a time; any number of them, in any number of processes."""
+    """Settles one leased movement at a time; any number may run, in any number of processes."""
 
     def __init__(
         self,
@@ -43,13 +43,13 @@ class MovementReconciler:
         self._quiescence_s = quiescence_s
 
     def settle(self, movement: Movement, payment: Payment, deadline: Deadline) -> Movement:
-        """Find out what became of it and write that; the row as it then stands.
+        """Look the movement up and write the result; returns the resulting row.
 
-        The caller holds the lease. Killed anywhere, the lease ends and the next begins at the
-        top; raises Busy when the database does not answer, with nothing lost.
+        The caller holds the lease. After a kill at any line the lease ends and the next look-up
+        starts again; raises Busy when the database does not answer, without a loss.
         """
         if payment.provider != self._provider.name:
-            # To another provider what is in doubt would be absent, and be sent a second time.
+            # Another provider lacks the movement, so it would be sent a second time.
             self._store.postpone(movement, OTHERS_AGAIN_S, deadline)
             return movement
         is_queued = movement.status is MovementStatus.ACCEPTED and movement.promised
@@ -83,10 +83,10 @@ class MovementReconciler:
             if movement.last_error != "http_4xx" and not is_used:
                 return self._send_again(movement, payment, outcome, deadline)
             if is_used:
-                # Proof of an earlier refund, which the books lack as yet: never the next key.
+                # Proof of an earlier refund that the books do not show yet: never use the next key.
                 due_in_s = next_look_up_s(movement.doubt_age_s)
                 return self._record(movement, payment, outcome, None, due_in_s=due_in_s)
-            # It answered "no" to the call itself, and its books agree that nothing moved.
+            # The provider refused the call itself, and its books agree that no money moved.
             found = Settlement(
                 MovementStatus.DECLINED, ProviderDecline("refused", "The provider refused it.")
             )
@@ -94,11 +94,11 @@ class MovementReconciler:
         return self._record(movement, payment, outcome, found, due_in_s=due_in_s)
 
     def _withdraw(self, movement: Movement, outcome: Outcome, deadline: Deadline) -> Movement:
-        """Nobody was told that it is ours, and it was not executed: it is ended unsent."""
+        """End a movement that was neither promised nor executed, without a send."""
         if self._store.withdraw(movement, deadline, proof=outcome):
             log.info("%s.withdrawn", movement.kind.value, extra={"movement_id": movement.id})
         else:
-            # Promised a moment ago: the next look sends it.
+            # It has a promise by now: the next look-up sends it.
             self._store.postpone(movement, 0.0, deadline)
         both = self._store.get(movement.merchant_id, movement.movement_id, deadline)
         return movement if both is None else both[0]
@@ -111,10 +111,10 @@ class MovementReconciler:
     def _send_again(
         self, movement: Movement, payment: Payment, outcome: Outcome, deadline: Deadline
     ) -> Movement:
-        """It was not executed, and no call of ours is on its way any more: send it once more.
+        """Send it once more: it was not executed, and no call of ours is in flight any more.
 
-        Under the same key, so that a straggler and this call can only be executed once between
-        them. Only a key under which an error was replayed can execute nothing: then the next one.
+        The same key is used, so that a late call and this one can only be executed once together.
+        Only a key with a replayed error cannot execute anything: then the next one is used.
         """
         again = self._store.begin_again(
             movement, deadline, with_next_key=movement.key_spent, proof=outcome
@@ -124,7 +124,7 @@ class MovementReconciler:
     def _execute(
         self, before: Movement, again: Movement | None, payment: Payment, deadline: Deadline
     ) -> Movement:
-        """Send what was noted as begun; where the lease was lost, whoever has it now does."""
+        """Send a movement recorded as started; after a lost lease, its new holder does."""
         return before if again is None else self._handler.execute(again, payment, deadline)[0]
 
     def _record(

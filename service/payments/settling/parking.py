@@ -1,4 +1,4 @@
-"""Rows that cannot be handled as they are: told of loudly, and tried again ever more rarely."""
+"""Parks rows that raise an error: reports them, and retries them with growing pauses."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from service.payments.leases.schedule import next_look_up_s
 
 log = logging.getLogger(__name__)
 
-# A bug or a value that no column holds waits for a person or a new version, not for a second.
+# A bug or a value that no column accepts needs a person or a new version, not another second.
 PARKED_MIN_S = 60.0
 
 
 def park(error: Exception, doubt_age_s: float | None, *, payment_id: str) -> float:
-    """Tell of what stopped the row; the seconds until the row is tried again.
+    """Log the error of a row; returns the seconds until its next try.
 
-    Without a pause its lease would end and it would be tried every few seconds, for ever.
+    Without a pause its lease would end and it would be retried every few seconds, without end.
     """
     metrics.rows_parked_total.inc()
     log.error("reconciler.parked", extra={"payment_id": payment_id}, exc_info=error)

@@ -1,4 +1,4 @@
-"""Settles payments whose outcome is open, by asking the provider; never by charging on a guess."""
+"""Settles payments with an open outcome by a look-up at the provider; never charges on a guess."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from service.resilience.deadline import Deadline
 
 log = logging.getLogger(__name__)
 
-# A confirm that was cut off may still be on its way; twice the provider's deadline later it is not.
+# A confirm that was cut off may still arrive; after twice the provider's deadline it cannot.
 QUIESCENCE_S = 10.0
-# Our own guard refused the look-up: about when it lets the next probe through.
+# The pause after our own guard refused a look-up: about the time until its next probe.
 REFUSED_AGAIN_S = 1.0
-# Another provider's: whoever runs with that one may be there by then.
+# The pause for another provider's payment: a reconciler with that provider may run after it.
 OTHERS_AGAIN_S = 60.0
-# The provider's word that a charge is canceled: nothing can be executed any more.
+# The provider's error for a canceled charge: it cannot be executed any more.
 CANCELED = "canceled"
 
 
 class Reconciler:
-    """Settles one leased payment at a time; any number of them, in any number of processes."""
+    """Settles one leased payment at a time; any number may run, in any number of processes."""
 
     def __init__(
         self,
@@ -46,23 +46,23 @@ class Reconciler:
         self._quiescence_s = quiescence_s
 
     def settle(self, payment: Payment, deadline: Deadline) -> Payment:
-        """Look the payment up and write what is known; the row as it then stands.
+        """Look the payment up and write the result; returns the resulting row.
 
-        The caller holds the lease. Killed anywhere, the lease ends and the next look-up begins
-        at the top; raises Busy when the database does not answer, with nothing lost.
+        The caller holds the lease. After a kill at any line the lease ends and the next look-up
+        starts again; raises Busy when the database does not answer, without a loss.
         """
         if payment.is_terminal:
-            # Nothing is asked, and above all nothing sent, about what has ended.
+            # A settled payment needs no look-up, and must never be sent.
             log.error("payment.ended_and_due", extra={"payment_id": payment.id})
             return payment
         if payment.provider != self._provider.name:
-            # Only who was asked to charge can say what became of it: to another it is absent.
+            # Only the provider of the charge knows its state: another provider lacks it.
             self._settling.postpone(payment, OTHERS_AGAIN_S, deadline)
             log.warning("payment.of_another_provider", extra={"payment_id": payment.id})
             return payment
         may_send_again = self._may_send_again(payment)
         if may_send_again:
-            # Before anything is sent: what comes of it may be late, and is waited for from here.
+            # Recorded before the send: its result may be late, and the wait counts from here.
             noted = self._store.note_send(payment, deadline)
             if noted is None:
                 return self._store.read(payment, deadline)
@@ -75,8 +75,8 @@ class Reconciler:
             return payment
         proven_absent = outcome.kind is OutcomeKind.NOT_EXECUTED and outcome.stage is Stage.ANSWERED
         if proven_absent and outcome.provider_ref is None and payment.is_prepared_in_doubt:
-            # Its own answer told of money, or of an earlier call; that the books lack it now is
-            # no proof against that.
+            # Its own answer reported money, or an earlier call; its absence in the books now does
+            # not disprove that.
             outcome = replace(outcome, kind=OutcomeKind.UNKNOWN, error="mismatch")
             proven_absent = False
         if proven_absent:
@@ -109,11 +109,11 @@ class Reconciler:
         )
 
     def _send_again_or_end(self, payment: Payment, outcome: Outcome, deadline: Deadline) -> Payment:
-        """The provider has proven that nothing moved: confirm under the next key, or end it."""
+        """The provider has proven that no money moved: confirm under the next key, or end it."""
         sent_age_s = self._quiescence_s if payment.sent_age_s is None else payment.sent_age_s
         at_rest_in_s = self._quiescence_s - sent_age_s
         if payment.provider_ref is None and outcome.provider_ref is not None:
-            # The charge whose reference we lost: from now on it is looked up by that.
+            # The charge with the reference that we lost: look-ups use it from now on.
             at_rest_in_s = max(at_rest_in_s, REFUSED_AGAIN_S)
         if at_rest_in_s > 0:
             return self._store.record(payment, outcome, op="look_up", due_in_s=at_rest_in_s)
@@ -134,9 +134,9 @@ class Reconciler:
         return self._handler.record(again, confirmed, op="confirm")
 
     def _search_or_end(self, payment: Payment, outcome: Outcome, deadline: Deadline) -> Payment:
-        """Its key was used for another call, of a row that we lost: no further key is sent.
+        """Its key was used for another call of a lost row: no further key is sent.
 
-        The charge of that call is searched by the client's key. Where the books lack it, the
+        The charge of that call is searched by the client's key. If the books lack it, the
         unconfirmed one is canceled, so that neither can move money.
         """
         by_key = replace(charge_of(payment), provider_ref=None)
@@ -149,7 +149,7 @@ class Reconciler:
     def _send_same_key_or_end(
         self, payment: Payment, outcome: Outcome, deadline: Deadline
     ) -> Payment:
-        """No saved error was replayed, so no other key may be sent: the same one, or none."""
+        """Without a replayed saved error no other key may be sent: the same one, or none."""
         if not self._may_send_again(payment):
             return self._end(payment, outcome, deadline)
         again = self._store.note_send(payment, deadline)
@@ -159,7 +159,7 @@ class Reconciler:
         return self._handler.record(again, confirmed, op="confirm")
 
     def _fence_off(self, payment: Payment, outcome: Outcome, deadline: Deadline) -> Payment:
-        """Have the provider cancel it, so that a straggler of ours finds nothing to confirm."""
+        """Cancel it at the provider, so that a late call of ours finds no charge to confirm."""
         if payment.provider_ref is None:
             return self._end(payment, outcome, deadline)
         key = f"{payment.provider_key}-cancel"
@@ -170,7 +170,7 @@ class Reconciler:
         return self._store.record(payment, canceled, op="cancel", due_in_s=due_in_s)
 
     def _end(self, payment: Payment, outcome: Outcome, deadline: Deadline) -> Payment:
-        """End it as not executed; what was promised to nobody leaves its key free."""
+        """End it as not executed; without a promise its key becomes free."""
         return self._store.give_up(
             payment, Status.NOT_EXECUTED, "proven not executed", deadline, outcome
         )
@@ -181,7 +181,7 @@ def _key_is_young(payment: Payment) -> bool:
 
 
 def _is_over(payment: Payment) -> bool:
-    """Whether a person must decide; one who waits for the payer's own action cannot."""
+    """Whether a person must decide; not for a payment that waits for the payer's own action."""
     is_doubtful = payment.status in (Status.UNKNOWN, Status.NEEDS_REVIEW)
     return is_doubtful and is_exhausted(payment.look_ups + 1, payment.doubt_age_s)
 

@@ -1,7 +1,7 @@
-"""Whether our rows may be older than the provider's books: after a restore or a failover.
+"""Detects rows that may be older than the provider's books, after a restore or a failover.
 
-An asynchronous failover, or a restore, takes the newest commits. What then waits in the queue may
-have been charged, so nothing is sent from it before one whole sweep has compared the books. A claim
+An asynchronous failover, or a restore, loses the newest commits. A payment in the queue may then
+have been charged, so none is sent from it before one whole sweep has compared the books. A claim
 does not wait for this check: it compares the server that runs it with the one that was checked last
 (`loss.LOSS`), so that no moment between a failover and the next check is trusted.
 """
@@ -28,10 +28,10 @@ from service.resilience.deadline import Deadline
 log = logging.getLogger(__name__)
 
 CHECKED_EVERY_S = 5.0
-# A call that was under way when the database was exchanged may charge until then: a sweep that
-# began before proves nothing about it.
+# A call in flight when the database was exchanged may charge until then: a sweep that began before
+# proves nothing about it.
 IN_FLIGHT_S = 15.0
-# Database clocks are set by small steps; a greater step backwards is that of older rows.
+# Database clocks are adjusted in small steps; a larger step backwards means older rows.
 STEP_S = 1.0
 
 # A restore into another cluster has another identifier; a promotion and a restore to a point in
@@ -53,7 +53,7 @@ _READ = Statement(
     WHERE name = ANY(%(names)s::text[])
     """,
 )
-# Payments of before, and no check: these rows came from a backup, or from an older version.
+# Earlier payments without a check: these rows came from a backup, or from an older version.
 _BEGIN = Statement(
     "key_begin_recovery",
     """
@@ -68,7 +68,7 @@ _BEGIN = Statement(
     RETURNING 1
     """,
 )
-# Of several reconcilers that saw the same, one writes it: what another has found is not undone.
+# Only one of several reconcilers with the same result writes it: another's result is not undone.
 _SAVE = Statement(
     "key_save_recovery",
     """
@@ -78,8 +78,8 @@ _SAVE = Statement(
     RETURNING extract(epoch FROM last_run_at)::float8
     """,
 )
-# A pass that began before the loss proves nothing about it: it ends where it is, and the next one,
-# which does, is due at once. Its fence keeps whoever reads for it from writing more.
+# A pass that began before the loss proves nothing about it: it ends at its position, and the next one
+# is due at once. Its fence prevents further writes of its reader.
 _SWEEP_NOW = Statement(
     "key_sweep_now",
     """
@@ -89,7 +89,7 @@ _SWEEP_NOW = Statement(
     RETURNING 1
     """,
 )
-# A pass that ended although it was too old (another host's clock is behind): the next one follows.
+# A pass that ended although it was too old (another host's clock is slow): the next one follows.
 _SWEEP_AGAIN = Statement(
     "key_sweep_again",
     """
@@ -102,21 +102,21 @@ _SWEEP_AGAIN = Statement(
 
 @dataclass(frozen=True, slots=True)
 class _Server:
-    """The database as it says of itself; None: the engine does not tell."""
+    """The database's own identity; None: the engine does not report it."""
 
     identity: str | None = None
-    # As `loss.SERVER`; a plain restart changes it too.
+    # Like `loss.SERVER`; a plain restart changes it too.
     running: str | None = None
 
     @property
     def table(self) -> str | None:
-        """The number of the table of payments: another one was read back from a dump."""
+        """The number of the table of payments: it differs after a restore from a dump."""
         return self.running.rpartition("/")[2] if self.running else None
 
 
 @dataclass(frozen=True, slots=True)
 class _Kept:
-    """A row of `background_runs` as it was read."""
+    """A row of `background_runs`."""
 
     detail: Mapping[str, Any]
     age_s: float | None
@@ -126,11 +126,11 @@ class _Kept:
 
 @dataclass(frozen=True, slots=True)
 class _RecoveryState:
-    """What is kept in `background_runs`."""
+    """The state stored in `background_runs`."""
 
-    # None: the engine does not tell.
+    # None: the engine does not report it.
     identity: str | None
-    # Until when a call that preceded the loss may have charged; None: no commits are missing.
+    # The time until which a call before the loss may have charged; None: no commits are missing.
     since: datetime | None
     # The oldest commit that may be lost; None: not known.
     lost_from: datetime | None = None
@@ -158,7 +158,7 @@ class _RecoveryState:
 
 
 class Recovery:
-    """Notices lost commits, and that a whole sweep has ended since. For one reconciler process."""
+    """Detects lost commits, and the end of a whole sweep since then. One for each reconciler process."""
 
     def __init__(
         self,
@@ -169,25 +169,25 @@ class Recovery:
         in_flight_s: float = IN_FLIGHT_S,
     ) -> None:
         self._pool = pool
-        # The charges' list; its checkpoint says up to when the provider's books were compared.
+        # The list of charges; its checkpoint is the time up to which the provider's books were compared.
         self._sweep = run_name(provider, Feed.CHARGES)
-        # Of each provider one, since each one's books are compared by a sweep of its own.
+        # One for each provider, because each one's books have a separate sweep.
         self._name = recovery_name(provider)
         self._unread = UnreadStore(pool, provider)
         self._gap_s = gap_s
         self._in_flight_s = in_flight_s
         self._tells_identity = True
-        # Until it is known that they are not, our rows may be old.
+        # Our rows may be old until the first check.
         self._is_recovering = True
         # The newest check that this process has seen: a row with an older one was rolled back.
         self._seen_s: float | None = None
 
     def is_recovering(self) -> bool:
-        """Whether the queue waits; cheap, as of the last check."""
+        """Whether the queue waits, by the last check; cheap."""
         return self._is_recovering
 
     def check(self, deadline: Deadline) -> None:
-        """Compare the database with what it was; raises Busy, and then the last answer stands."""
+        """Compare the database with its last stored state; raises Busy, which keeps the last result."""
         server = self._server(deadline)
         kept = self._read(deadline)
         is_first = self._name not in kept
@@ -199,7 +199,7 @@ class Recovery:
         swept_to = kept[self._sweep].detail.get("swept_to") if self._sweep in kept else None
         before = _RecoveryState.of(own.detail)
         if before.since is not None and self._unread.counts(deadline)[1]:
-            # What could be any lost charge is unread: the books count as not compared.
+            # An unread object could be any lost charge: the books count as not compared.
             swept_to = None
         loss = self._loss(before, server, own, is_first=is_first)
         after = self._next(before, server, loss, swept_to)
@@ -229,7 +229,7 @@ class Recovery:
     def _loss(
         self, before: _RecoveryState, server: _Server, own: _Kept, *, is_first: bool
     ) -> tuple[datetime | None] | None:
-        """Whether commits were lost, and (from when on?); None: nothing tells of it."""
+        """Whether commits were lost, and since when; None: no sign of a loss."""
         is_other = _differ(server.identity, before.identity) or _differ(server.table, before.table)
         is_rolled_back = self._seen_s is not None and (
             is_first or (own.checked_at_s or 0.0) < self._seen_s - STEP_S
@@ -245,7 +245,7 @@ class Recovery:
                 "unchecked_s": round(age_s),
             },
         )
-        # What was committed before the last check is here, for that check is.
+        # Rows committed before the last check are present, because that check is.
         return (None if is_first else datetime.now(UTC) - timedelta(seconds=age_s),)
 
     def _next(
@@ -269,7 +269,7 @@ class Recovery:
         if before.since is None:
             return known
         waiting = replace(known, since=before.since, lost_from=before.lost_from)
-        # A clock that was ahead wrote neither a moment to wait for nor a proof.
+        # A time from a clock that was ahead is neither a start of a wait nor a proof.
         latest = now + CLOCKS_DIFFER
         if before.since > latest:
             return replace(waiting, since=now)
@@ -285,7 +285,7 @@ class Recovery:
         try:
             return _Server(*self._pool.run(_IDENTITY, {}, deadline)[0])
         except psycopg2.Error as error:
-            # Not every engine has these functions, or grants them: the gap must tell.
+            # Not every engine has or grants these functions: the gap between checks must show it.
             log.warning("recovery.no_identity", extra={"sqlstate": error.pgcode})
             self._tells_identity = False
             return _Server()
@@ -296,7 +296,7 @@ class Recovery:
 
 
 def _differ(one: str | None, other: str | None) -> bool:
-    """Whether both are known, and not the same."""
+    """Whether both are known and differ."""
     return one is not None and other is not None and one != other
 
 

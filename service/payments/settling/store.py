@@ -1,4 +1,4 @@
-"""What the reconciler reads and writes in bulk: leases, the webhook inbox, orphans, the figures."""
+"""Bulk reads and writes of the reconciler: leases, the webhook inbox, orphans, the figures."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from service.payments.settling.lease_statements import (
 from service.providers.base import ProviderCharge
 from service.resilience.deadline import Deadline
 
-# One statement's rows when doubtful payments are rescheduled, and how many statements there are.
+# The rows of one statement when doubtful payments are rescheduled, and the number of statements.
 HASTENED_AT_ONCE, HASTENED_PAGES = 1000, 20
 HASTENED_WITHIN_S = 2.0
 
-# Nothing was asked, so nothing is told: without an event, and the schedule does not move on.
+# No look-up took place, so no event is written, and the schedule does not advance.
 _POSTPONE = Statement(
     "postpone",
     """
@@ -56,7 +56,7 @@ _RECEIVE_WEBHOOK = Statement(
     """,
 )
 
-# Of a charge of ours without a row, which may be paid yet: it is known to a retry, and pages nobody.
+# The reason for a charge of ours without a row that may still be paid: a retry finds it, and it does not page.
 _NOT_PAID = "not paid yet"
 
 _ADD_ORPHAN = Statement(
@@ -149,7 +149,7 @@ _OPEN_FIGURES = Statement(
 
 @dataclass(frozen=True, slots=True)
 class OpenFigure:
-    """What is open of one kind, status and currency, as one row of the figures."""
+    """The open rows of one kind, status and currency, as one row of the figures."""
 
     # payment, capture, void or refund.
     kind: str
@@ -174,8 +174,8 @@ class BackgroundRun:
 class SettlingStore:
     """Leases and bulk reads. A lease is committed before any call to the provider.
 
-    Only what was made with `provider` is leased (None: whatever is due): the rest is left to
-    whoever runs with its own.
+    Only rows made with `provider` are leased (None: rows of any provider); a process with their
+    own provider leases the rest.
     """
 
     def __init__(
@@ -202,7 +202,7 @@ class SettlingStore:
     ) -> list[Payment]:
         """Take up to `limit` queued payments, merchants in turn, each merchant's oldest first.
 
-        Expired ones have up to half of the places: to end them, nothing is sent.
+        Expired ones get up to half of the places: ending them sends no call.
         """
         places = limit if only_expired else (limit + 1) // 2
         expired = self._pool.run(OLDEST_EXPIRED, {"limit": places}, deadline)
@@ -242,7 +242,7 @@ class SettlingStore:
         return [taken[due.key] for due in picked if due.key in taken]
 
     def postpone(self, payment: Payment, due_in_s: float, deadline: Deadline) -> None:
-        """Give a lease back unused, to be taken again in `due_in_s`."""
+        """Release an unused lease; the row is due again in `due_in_s`."""
         self._pool.run(
             _POSTPONE,
             {
@@ -255,7 +255,7 @@ class SettlingStore:
         )
 
     def hasten(self, deadline: Deadline) -> int:
-        """Look at doubtful payments within 2 s: the provider is back; how many there were.
+        """Schedule look-ups of doubtful payments within 2 s, as the provider is back; returns their number.
 
         At most HASTENED_PAGES x HASTENED_AT_ONCE; the rest keep their own schedule.
         """
@@ -268,7 +268,7 @@ class SettlingStore:
                 values = {
                     "merchant_ids": [str(merchant_id) for merchant_id, _ in rows],
                     "payment_ids": [str(payment_id) for _, payment_id in rows],
-                    # Spread, so as not to cause another outage.
+                    # Spread at random, so that they do not cause another outage.
                     "due_in_s": [random.uniform(0, HASTENED_WITHIN_S) for _ in rows],  # noqa: S311
                 }
                 hastened += len(self._pool.run(HASTEN, values, deadline))
@@ -287,7 +287,7 @@ class SettlingStore:
         merchant_id: UUID | None,
         payment_id: UUID | None,
     ) -> bool:
-        """Keep a provider's event durably; False: it was here already."""
+        """Store a provider's event; False: it was stored already."""
         rows = self._pool.run(
             _RECEIVE_WEBHOOK,
             {
@@ -303,7 +303,7 @@ class SettlingStore:
         return bool(rows)
 
     def apply_hints(self, limit: int, deadline: Deadline) -> int:
-        """Bring forward the look-ups that webhooks hint at; the number of hints used up."""
+        """Reschedule the look-ups of webhook hints; returns the number of consumed hints."""
         rows = self._pool.run(APPLY_HINTS, {"limit": limit, "max_tries": 24}, deadline)
         return sum(used_up for (used_up,) in rows)
 
@@ -317,7 +317,7 @@ class SettlingStore:
         reason: str,
         deadline: Deadline,
     ) -> bool:
-        """Keep a charge that our books cannot explain; False: it is kept already."""
+        """Store a charge that our books cannot explain; False: it was stored already."""
         rows = self._pool.run(
             _ADD_ORPHAN,
             {
@@ -343,7 +343,7 @@ class SettlingStore:
         payment_id: UUID,
         deadline: Deadline,
     ) -> None:
-        """Keep a charge of ours whose row is lost, and that may be paid yet, for its key's retry."""
+        """Store a charge of ours with a lost row, which may still be paid, for its key's retry."""
         self.add_orphan(
             charge,
             provider=provider,
@@ -356,7 +356,7 @@ class SettlingStore:
     def lost_charges(
         self, payments: Sequence[Payment], provider: str, deadline: Deadline
     ) -> dict[str, LostCharge]:
-        """What the sweep has found under the keys of these payments, by the key's digest."""
+        """The sweep's charges under the keys of these payments, by the key's digest."""
         keyed = [payment for payment in payments if payment.key_digest is not None]
         if not keyed:
             return {}
@@ -371,14 +371,14 @@ class SettlingStore:
     def lease_run(
         self, name: str, *, every_s: float, lease_s: float, deadline: Deadline
     ) -> BackgroundRun | None:
-        """The right to do what is done once every `every_s` in all; None: not due, or taken."""
+        """Lease a run that takes place once every `every_s` in all processes; None: not due, or leased."""
         rows = self._pool.run(
             _LEASE_RUN, {"name": name, "every_s": every_s, "lease_s": lease_s}, deadline
         )
         return BackgroundRun(name, *rows[0]) if rows else None
 
     def end_run(self, run: BackgroundRun, detail: Mapping[str, Any], deadline: Deadline) -> None:
-        """Note that the run is done; without effect when its lease went to somebody else."""
+        """Record the end of the run; without effect when another process has its lease."""
         self._pool.run(
             _END_RUN,
             {"name": run.name, "fence": run.fence, "detail": json.dumps(dict(detail))},
@@ -386,14 +386,14 @@ class SettlingStore:
         )
 
     def heartbeat(self, name: str, deadline: Deadline) -> None:
-        """Say that a background process is alive; health checks read how long ago."""
+        """Write a background process's heartbeat; health checks read its age."""
         self._pool.run(_HEARTBEAT, {"name": name}, deadline)
 
     def last_heartbeat(self, name: str, deadline: Deadline) -> datetime | None:
-        """When such a background process last said that it is alive; None: never."""
+        """The time of the newest heartbeat of such a background process; None: never."""
         rows = self._pool.run(_LAST_HEARTBEAT, {"name": name}, deadline)
         return rows[0][0] if rows else None
 
     def open_figures(self, deadline: Deadline) -> list[OpenFigure]:
-        """Counts, sums and ages of all that is open; reads only that, however much is closed."""
+        """Counts, sums and ages of all open rows; reads only those, for any number of closed ones."""
         return [OpenFigure(*row) for row in self._pool.run(_OPEN_FIGURES, {}, deadline)]

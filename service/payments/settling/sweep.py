@@ -1,8 +1,8 @@
 """The reverse sweep: compares the provider's books with ours, and repairs or reports the rest.
 
-A database failover can lose the newest commits; then a charge is known to the provider alone. And
-what happens at the provider after a payment has come to rest is known to it first. Four lists are
-read, oldest slice first: charges, refunds, disputes, and events, which tell of every change.
+A database failover can lose the newest commits; then only the provider knows a charge. Later changes
+of a settled payment also happen at the provider first. Four lists are read, oldest slice first:
+charges, refunds, disputes, and events, which contain every change.
 """
 
 from __future__ import annotations
@@ -60,16 +60,16 @@ from service.resilience.deadline import Deadline
 log = logging.getLogger(__name__)
 
 EVERY_S = 300.0
-# Of one list, before the next has its turn: a long one keeps no other waiting for longer.
+# The time of one list before the next has its turn: a long list delays no other for longer.
 TURN_S = 20.0
 # One page, its comparison and its checkpoint.
 PAGE_S = 15.0
-# A page and its comparison; the checkpoint after each page renews it.
+# The lease covers a page and its comparison; the checkpoint after each page renews it.
 LEASE_S = 60.0
-# After a page that could not be had; longer where the provider asks for it.
+# The pause after an unreadable page; longer at the provider's request.
 FAILED_AGAIN_S = 10.0
 FAILED_AGAIN_MAX_S = 300.0
-# Parts of a list that may stay unread before the list counts as one that cannot be had.
+# The unread parts of a list before the list counts as unreadable.
 UNREAD_SLICES_MAX = 100
 # Unread objects that are looked at again in one round.
 LOOKED_AT_AGAIN = 5
@@ -82,7 +82,7 @@ ForeignCharges = Literal["page", "ignore"]
 
 
 class Sweep:
-    """Looks from the provider's side for money that our books do not explain."""
+    """Searches the provider's books for money that our books do not explain."""
 
     def __init__(
         self,
@@ -116,10 +116,10 @@ class Sweep:
         }
 
     def run_if_due(self, deadline: Deadline, *, every_s: float = EVERY_S) -> bool:
-        """Give each list that is due a turn; True if one was read. Raises Busy on an outage, and
-        then each list goes on where its last page was compared."""
+        """Give each due list a turn; True if one was read. Raises Busy on an outage; each list
+        then continues after its last compared page."""
         is_swept = False
-        # The same for each list, whatever the ones before it took.
+        # The same time for each list, independent of the earlier ones.
         turn_s = min(TURN_S, deadline.remaining_s())
         failure: Busy | None = None
         turns: list[Callable[[Deadline], bool]] = [
@@ -130,7 +130,7 @@ class Sweep:
             try:
                 is_swept |= turn(Deadline.after(turn_s))
             except Busy as error:
-                # One list that cannot be read keeps no other from being read.
+                # An unreadable list must not block the others.
                 failure = failure or error
         if failure is not None:
             raise failure
@@ -146,7 +146,7 @@ class Sweep:
         return self._read(run, feed, progress, deadline)
 
     def _sweep_older(self, deadline: Deadline) -> bool:
-        """What is older than the first sweep: oldest first, after all lists had their turns."""
+        """Read the part older than the first sweep: oldest first, after all lists had their turns."""
         if self._is_all_older_read:
             return False
         ready, is_any_left = self._runs.older(Deadline.after(PAGE_S))
@@ -166,13 +166,13 @@ class Sweep:
     def _read(self, run: BackgroundRun, feed: Feed, progress: Progress, deadline: Deadline) -> bool:
         try:
             while not progress.is_done:
-                # Time of its own: the end of a turn is no failure of the page that met it.
+                # A separate time limit: the end of a turn must not fail its last page.
                 within = Deadline.after(PAGE_S)
                 progress = self._step(feed, progress, within)
                 if deadline.expired or progress.is_done:
                     break
                 if not self._runs.save(run, progress, LEASE_S, within):
-                    return True  # The lease went to somebody else, with what we had committed.
+                    return True  # Another process has the lease, with our committed progress.
         except FeedMissing:
             log.warning("sweep.list_missing", extra={"feed": feed.value})
             return self._end(run, feed, _passed(progress), Deadline.after(PAGE_S))
@@ -289,8 +289,8 @@ class Sweep:
         strangers: dict[UUID, bool],
         deadline: Deadline,
     ) -> None:
-        """A charge that another instance has made, or whose merchant was lost with its commit: only
-        a person can tell which, and the first charge of each merchant is enough for that."""
+        """A charge of another instance, or of a merchant that was lost with its commit: only a
+        person can decide, and the first charge of each merchant is enough for that."""
         if charge.outcome.kind is not OutcomeKind.SUCCEEDED:
             return
         if self._foreign_charges == "page" or not strangers[merchant_id]:
@@ -355,12 +355,12 @@ class Sweep:
     def _compare_resting(
         self, charge: ProviderCharge, payment: Payment, deadline: Deadline
     ) -> None:
-        """The page may be older than the row by now: only a fresh look may move what rests."""
+        """The page may be older than the row: only a new look-up may change a settled payment."""
         outcome = charge.outcome
         target = late_target(outcome)
         is_paid_here = payment.status in (Status.SUCCEEDED, Status.REQUIRES_CAPTURE)
         if target is None or not (is_paid_here or outcome.kind is OutcomeKind.SUCCEEDED):
-            return  # Ended without money, here and there.
+            return  # Ended without money in both books.
         is_other_amount = (
             target is payment.status
             and outcome.amount_capturable == 0
@@ -388,7 +388,7 @@ class Sweep:
     # --- Refunds: by creation -------------------------------------------------------------------
 
     def _compare_refunds(self, items: Sequence[Item], deadline: Deadline) -> None:
-        """Ours are compared by their id; those by hand are hints about the charge they name."""
+        """Our refunds are compared by id; refunds by hand are hints about their charge."""
         refunds = [item for item in items if isinstance(item, ProviderRefund)]
         ours = {refund.provider_ref: ids for refund in refunds if (ids := _refund_ids(refund))}
         statuses = self._late_store.refund_statuses(ours.values(), deadline)
@@ -405,7 +405,7 @@ class Sweep:
     # --- Disputes: by creation ------------------------------------------------------------------
 
     def _compare_disputes(self, items: Sequence[Item], deadline: Deadline) -> None:
-        """Each state of each is a hint about the charge that it names."""
+        """Each state of each dispute is a hint about its charge."""
         disputes = [item for item in items if isinstance(item, ProviderDispute)]
         hints = [(_as_event_of(dispute), None) for dispute in disputes if dispute.charge_ref]
         self._late_store.receive(EVENT_SOURCE, hints, deadline)
@@ -413,16 +413,16 @@ class Sweep:
     # --- Events: by change ----------------------------------------------------------------------
 
     def _compare_events(self, items: Sequence[Item], deadline: Deadline) -> None:
-        """Keep what is news, as if it had come by webhook; both are applied in the same way."""
+        """Store relevant events like webhooks; both are applied in the same way."""
         events = [item for item in items if isinstance(item, EventHint)]
         named = [(event, parse_ids(event.merchant_id, event.payment_id)) for event in events]
         payments = self._late_store.payments([ids for _, ids in named if ids], deadline)
         kept = []
         for event, ids in named:
             payment = payments.get(ids) if ids else None
-            # Without our metadata only what is made beside the charge can be about one of ours.
+            # Without our metadata, only an object beside the charge can be about one of ours.
             is_possible = ids is not None or event.type in AFTERWARDS
-            # Another row may hold the charge: the inbox finds that row by the reference.
+            # Another row may have the charge: the inbox finds that row by the reference.
             is_its_own = payment is not None and payment.provider_ref == event.charge_ref
             if is_possible and is_news(
                 event.type, payment.status if is_its_own and payment else None
@@ -432,7 +432,7 @@ class Sweep:
 
 
 def _passed(progress: Progress) -> Progress:
-    """A list that this provider does not have holds nothing that could be missed."""
+    """Mark a list that this provider does not have as done."""
     return replace(progress, position=progress.began, swept_to=progress.began)
 
 
@@ -441,8 +441,8 @@ def _holds(payment: Payment | None, charge: ProviderCharge) -> bool:
 
 
 def _is_paid(payment: Payment | None) -> bool:
-    """Whether its money came from a charge of its own: a further charge that names it is too much,
-    whichever row holds that."""
+    """Whether its money came from another charge: a further charge that names it is an excess,
+    independent of the row that has it."""
     return payment is not None and payment.status in (Status.SUCCEEDED, Status.REQUIRES_CAPTURE)
 
 
@@ -457,12 +457,12 @@ def _may_be_paid(charge: ProviderCharge) -> bool:
 
 
 def _is_foreign(charge: ProviderCharge) -> bool:
-    """Whether nothing in its metadata is of our making: another program's, on the same account."""
+    """Whether its metadata has none of our entries: made by another program on the same account."""
     return _ids_told(charge) == (None, None)
 
 
 def _ids_told(charge: ProviderCharge) -> tuple[UUID | None, UUID | None]:
-    """Merchant and payment as our metadata names them; None where it is not ours."""
+    """Merchant and payment from our metadata; None where it is not ours."""
     try:
         merchant_id = UUID(charge.merchant_id) if charge.merchant_id else None
     except ValueError:
@@ -471,14 +471,14 @@ def _ids_told(charge: ProviderCharge) -> tuple[UUID | None, UUID | None]:
 
 
 def _refund_ids(refund: ProviderRefund) -> tuple[UUID, UUID] | None:
-    """(merchant, movement) of a refund that we made."""
+    """(merchant, movement) of one of our refunds."""
     ids = parse_ids(refund.merchant_id, refund.payment_id)
     movement_id = parse_id(refund.refund_id or "", REFUND_PREFIX)
     return None if ids is None or movement_id is None else (ids[0], movement_id)
 
 
 def _as_event(refund: ProviderRefund) -> EventHint:
-    """A hint with a name of its own for each thing that the list tells of the refund."""
+    """A hint with a separate name for each state of the refund in the list."""
     return EventHint(
         event_id=f"sweep.{refund.provider_ref}.{refund.kind.value}",
         type="refund.updated",

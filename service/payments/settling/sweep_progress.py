@@ -1,4 +1,4 @@
-"""How far each of the provider's lists has been swept: a checkpoint that outlives the process."""
+"""The sweep's progress in each of the provider's lists: a checkpoint in the database."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from service.payments.settling.store import BackgroundRun
 from service.providers.later import Feed, Page, Slice
 from service.resilience.deadline import Deadline
 
-# Clocks differ and commits are late: each sweep reads an hour again that the last one read.
+# Clocks differ and commits are late: each sweep repeats the last hour of the one before.
 OVERLAP = timedelta(hours=1)
-# A provider whose clock is ahead lists charges from what is still to come here.
+# A provider with a fast clock lists charges from our future.
 CLOCKS_DIFFER = timedelta(minutes=10)
-# A checkpoint from the future was dated by a clock that was wrong, for how long is not known: it
-# proves nothing, and the time in which a provider remembers keys is read again.
+# A checkpoint from the future came from a wrong clock, since an unknown time: it proves nothing, and
+# the time for which a provider remembers keys is read again.
 DISTRUSTED = timedelta(days=2)
-# The provider forgets its events after 30 days. After a longer pause they cannot tell of changes to
-# what is older, so the other lists are read again from before it: reservations, late payments and
-# failed refunds are younger than a month, disputes may take four.
+# The provider deletes its events after 30 days. After a longer pause they lack changes of older
+# objects, so the other lists are read again from before it: reservations, late payments and failed
+# refunds are younger than a month, disputes may take four.
 EVENTS_KEPT = timedelta(days=29)
 READ_AGAIN = {Feed.DISPUTES: timedelta(days=120), Feed.EVENTS: OVERLAP}
 READ_AGAIN_ELSE = timedelta(days=30)
-# A slice with more is no slice: a list that repeats itself, or a rush. Half as wide it is tried again.
+# A slice with more items is a list that repeats itself, or a rush: it is halved and tried again.
 SLICE_MOST = 100_000
-# A slice is to hold some pages: few empty reads in quiet weeks, small steps in a rush.
+# A slice should have some pages: few empty reads in quiet weeks, small steps in a rush.
 WIDTH_FIRST_S = 3600
 WIDTH_MAX_S = 7 * 86_400
 # A list that was never swept is first read as far back as providers remember keys: until then a
-# retry may meet its lost charge. What is older follows in a run of its own.
+# retry may meet its lost charge. The older part follows in a separate run.
 FIRST_READ = timedelta(days=2)
 _FEW, _MANY = 500, 2000
 PAGE_SIZE_MAX = 100
@@ -58,36 +58,36 @@ _SWEPT = Statement(
 
 
 def run_name(provider: str, feed: Feed) -> str:
-    """Of each provider's lists one: else what one has read would pass for read in another's."""
+    """The name for each provider's list: a shared one would count one provider's pages for another."""
     return f"sweep {provider}" if feed is Feed.CHARGES else f"sweep {provider} {feed.value}"
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where the present pass over one list is; `swept_to` goes back only with a wrong clock."""
+    """The position of the present pass over one list; `swept_to` goes back only with a wrong clock."""
 
     began: datetime
-    # The start of the present slice, and where in it to read on.
+    # The start of the present slice, and the next position in it.
     position: datetime
     after: str | None = None
     in_slice: int = 0
-    # All that was made before it has been read by now.
+    # All objects created before it were read.
     swept_to: datetime | None = None
     width_s: int = WIDTH_FIRST_S
     page_size: int = PAGE_SIZE_MAX
     compared: int = 0
-    # The end of a slice that could not be read: up to here it is halved until that is cornered.
+    # The end of an unreadable slice: up to here it is halved until the object is isolated.
     narrow_until: datetime | None = None
     # The start of the first pass over a list that was never swept before.
     older_until: datetime | None = None
-    # A place in the slice that is met again where the list goes in a circle, and the pages so far.
+    # A position in the slice that is met again if the list is circular, and the pages so far.
     mark: str | None = None
     pages: int = 0
     is_circle: bool = False
 
     @classmethod
     def of(cls, detail: Mapping[str, Any], now: datetime, feed: Feed = Feed.CHARGES) -> Progress:
-        """The pass that was cut short, else a new one from where the last whole one ended."""
+        """The interrupted pass, else a new one from the end of the last whole one."""
         swept_to = _moment(detail.get("swept_to"))
         width_s = int(detail.get("width_s", WIDTH_FIRST_S))
         page_size = int(detail.get("page_size", PAGE_SIZE_MAX))
@@ -126,7 +126,7 @@ class Progress:
     def of_older(
         cls, detail: Mapping[str, Any], older_until: datetime, back: timedelta, feed: Feed
     ) -> Progress:
-        """The pass over what is older than the first sweep, so far `back` from its start."""
+        """The pass over the part older than the first sweep, `back` before its start."""
         position = _moment(detail.get("position"))
         if position is not None:
             return cls.of(detail, max(older_until, datetime.now(UTC)), feed)
@@ -138,13 +138,13 @@ class Progress:
 
     @property
     def slice(self) -> Slice:
-        """What to read next."""
+        """The next slice to read."""
         return Slice(self.position, self._until, self.after, self.page_size)
 
     @property
     def _until(self) -> datetime:
         until = self.position + timedelta(seconds=self.width_s)
-        # The last slice takes along what a clock ahead of ours has dated later.
+        # The last slice includes objects dated later by a clock ahead of ours.
         return self.began + CLOCKS_DIFFER if until >= self.began else until
 
     @property
@@ -152,8 +152,8 @@ class Progress:
         return self.position >= self.began
 
     def past(self, page: Page, size: int) -> Progress:
-        """After a page of so many items: the next page, or the next slice."""
-        # A page that has a next one was full, whatever of it was about us.
+        """The progress after a page with this many items: the next page, or the next slice."""
+        # A page with a next one was full, even if few of its items were ours.
         size = size if page.after is None else max(size, page.page_size)
         read = replace(
             self,
@@ -165,7 +165,7 @@ class Progress:
             return read._within(page.after)
         width_s = _next_width_s(self.width_s, read.in_slice)
         if self.narrow_until is not None and self._until < self.narrow_until:
-            # What could not be read is in the rest: its half is next.
+            # The unreadable object is in the rest: its half is next.
             rest_s = int((self.narrow_until - self._until).total_seconds())
             width_s = max(min(width_s, rest_s // 2), 1)
         return replace(
@@ -173,7 +173,7 @@ class Progress:
         )
 
     def _within(self, after: str) -> Progress:
-        """Read on in the same slice. The mark moves at each power of two, so that a circle of any
+        """Continue in the same slice. The mark moves at each power of two, so that a circle of any
         length meets it (Brent)."""
         pages = self.pages + 1
         is_circle = after == self.mark
@@ -195,16 +195,16 @@ class Progress:
 
     @property
     def is_endless(self) -> bool:
-        """Whether the present slice holds more than any slice may, or goes in a circle."""
+        """Whether the present slice has too many items, or is circular."""
         return self.is_circle or (self.after is not None and self.in_slice > SLICE_MOST)
 
     @property
     def is_narrowest(self) -> bool:
-        """Whether no smaller part of the list can be asked for."""
+        """Whether no smaller part of the list can be requested."""
         return self.width_s == 1
 
     def again_narrower(self) -> Progress:
-        """The present slice from its start, half as wide: what cannot be read there is cornered."""
+        """The present slice from its start, half as wide, to isolate an unreadable object."""
         return replace(
             self,
             after=None,
@@ -217,15 +217,15 @@ class Progress:
         )
 
     def skipped(self) -> Progress:
-        """After the present slice, of which nothing is known."""
+        """The progress after the present slice was left unread."""
         return self._next_slice()
 
     def with_smaller_pages(self) -> Progress:
-        """After a page that did not come in time."""
+        """The progress after a page that was too slow."""
         return replace(self, page_size=max(self.page_size // 2, PAGE_SIZE_MIN))
 
     def detail(self) -> dict[str, Any]:
-        """As JSON; of a pass that is done only what the next one begins with."""
+        """The JSON form; of a completed pass only the start of the next one."""
         kept = {
             "swept_to": self.swept_to.isoformat() if self.swept_to else None,
             "width_s": self.width_s,
@@ -265,13 +265,13 @@ class SweepRuns:
         return self._names[feed]
 
     def older_name(self, feed: Feed) -> str:
-        """The run over what is older than the first sweep."""
+        """The run over the part older than the first sweep."""
         return f"older {self._names[feed]}"
 
     def older(self, deadline: Deadline) -> tuple[dict[Feed, datetime], bool]:
-        """The lists whose older part is to be read now, and where it ends; whether any is left.
+        """The lists with a due older part, and its end; also whether any part is left.
 
-        A list comes to its older part after its first pass: what is newest matters first.
+        The older part of a list follows its first pass: the newest objects matter most.
         """
         names = [*self._names.values(), *map(self.older_name, Feed)]
         details: dict[str, Any] = dict(self._pool.run(_SWEPT, {"names": names}, deadline))
@@ -289,7 +289,7 @@ class SweepRuns:
     def save(
         self, run: BackgroundRun, progress: Progress, lease_s: float, deadline: Deadline
     ) -> bool:
-        """Commit how far it is and keep the lease for so long; False: it is somebody else's."""
+        """Commit the progress and renew the lease; False: another process has it."""
         rows = self._pool.run(
             _SAVE,
             {
@@ -305,11 +305,11 @@ class SweepRuns:
     def swept_to(
         self, deadline: Deadline, *, feeds: tuple[Feed, ...] = tuple(Feed)
     ) -> datetime | None:
-        """Everything that the provider had before this moment, in all `feeds`, has been compared
-        with our books; None: one of them has never been swept.
+        """The time before which all objects of the provider in all `feeds` were compared with our
+        books; None: one of them was never swept.
 
-        After a restore the books are older than the provider's: once this is past the moment at
-        which the restored database came up, one whole sweep over the lost time has ended.
+        After a restore our books are older than the provider's: when this time is later than the
+        start of the restored database, one whole sweep over the lost time has ended.
         """
         names = [self._names[feed] for feed in feeds]
         rows = self._pool.run(_SWEPT, {"names": names}, deadline)
@@ -319,5 +319,5 @@ class SweepRuns:
 
 
 def age_s(swept_to: datetime) -> float:
-    """How long ago that was, by this host's clock."""
+    """The age of that time, by this host's clock."""
     return max(0.0, (datetime.now(UTC) - swept_to).total_seconds())

@@ -1,4 +1,4 @@
-"""What the sweep could not read in the provider's lists: parked, and looked at again later."""
+"""Unreadable objects in the provider's lists: parked, and read again later by the sweep."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from service.resilience.deadline import Deadline
 
 log = logging.getLogger(__name__)
 
-# The first look comes after a minute, each later one after twice the time, at most after half an
-# hour: so the alert RowParked, which counts an hour, goes on while anything is unread.
+# The first retry comes after a minute, each later one after twice the time, at most after half an
+# hour: so the alert RowParked, which counts an hour, fires while any object is unread.
 AGAIN_S = 60.0
 AGAIN_MAX_S = 1800.0
 REASON_LENGTH_MAX = 200
@@ -44,7 +44,7 @@ _PARK = Statement(
     """,
 )
 
-# Taken and put off in one step: a process that dies over an object costs one look.
+# Leased and postponed in one statement: a process that crashes on an object costs one retry.
 _TAKE = Statement(
     "late_take_unread",
     """
@@ -98,18 +98,18 @@ _ABOUT = Statement(
 
 @dataclass(frozen=True, slots=True)
 class Parked:
-    """One object, or one slice, that waits to be read."""
+    """One object, or one slice, that waits for a retry."""
 
     feed: Feed
     mark: str
-    # None: the slice is to be read again.
+    # None: the whole slice is read again.
     provider_ref: str | None
     since: datetime
     until: datetime
 
 
 class UnreadStore:
-    """The unread objects of one provider's lists. For many threads."""
+    """The unread objects of one provider's lists. Thread-safe."""
 
     def __init__(self, pool: ConnectionPool, provider: str) -> None:
         self._pool = pool
@@ -123,10 +123,10 @@ class UnreadStore:
         known: set[tuple[UUID, UUID]],
         deadline: Deadline,
     ) -> None:
-        """Keep objects that were met in a slice; `known`: the payments of theirs that are here.
+        """Store unreadable objects of a slice; `known`: their payments in our database.
 
-        A charge holds only its own payment where that payment or its client's key can be told;
-        else it could be the charge of any payment that was lost.
+        A charge blocks only its own payment if that payment or its client's key is readable;
+        else it could be the charge of any lost payment.
         """
         rows: list[tuple[object, ...]] = []
         for one in {one.mark: one for one in found}.values():
@@ -147,7 +147,7 @@ class UnreadStore:
         self._park(feed, rows, deadline)
 
     def park_slice(self, feed: Feed, part: Slice, reason: str, deadline: Deadline) -> None:
-        """Keep a slice that could not be read at all."""
+        """Store a completely unreadable slice."""
         mark = f"slice_{int(part.since.timestamp())}_{int(part.until.timestamp())}"
         nobody = (None, None, None)
         row = (mark, None, part.since, part.until, *nobody, reason, feed is Feed.CHARGES)
@@ -178,28 +178,28 @@ class UnreadStore:
             log.error("sweep.parked", extra={"feed": feed.value, "objects": new})
 
     def take(self, limit: int, deadline: Deadline) -> list[Parked]:
-        """What is due for another look; it is due again later, unless it is dropped."""
+        """The objects due for a retry; each is due again later, unless it is dropped."""
         parameters = {"again_s": AGAIN_S, "most_s": AGAIN_MAX_S, "limit": limit}
         rows = self._pool.run(_TAKE, {"provider": self._provider, **parameters}, deadline)
         return [Parked(Feed(feed), *rest) for feed, *rest in rows]
 
     def drop(self, parked: Parked, deadline: Deadline) -> None:
-        """It was read and compared."""
+        """Drop an object that was read and compared."""
         parameters = {"feed": parked.feed.value, "mark": parked.mark}
         self._pool.run(_DROP, {"provider": self._provider, **parameters}, deadline)
 
     def slices(self, feed: Feed, deadline: Deadline) -> int:
-        """How many parts of a list wait to be read again."""
+        """The number of parts of a list that wait for a retry."""
         parameters = {"provider": self._provider, "feed": feed.value}
         return int(self._pool.run(_SLICES, parameters, deadline)[0][0])
 
     def counts(self, deadline: Deadline) -> tuple[int, int]:
-        """How many are unread, and how many of them could be the charge of any lost payment."""
+        """The number of unread objects, and of those that could be the charge of any lost payment."""
         unread, holding = self._pool.run(_COUNTS, {"provider": self._provider}, deadline)[0]
         return int(unread), int(holding)
 
     def about(self, payments: Iterable[Payment], deadline: Deadline) -> list[ProviderCharge]:
-        """The unread charges that are told to be of these payments, as charges in doubt."""
+        """The unread charges that name these payments, as charges in doubt."""
         wanted = list(payments)
         if not wanted:
             return []
@@ -232,7 +232,7 @@ def in_doubt(
     key_digest: str | None,
     created_at: datetime | None,
 ) -> ProviderCharge:
-    """A charge of which it is known only whose it is: money may have moved."""
+    """A charge of which only the owner is known: money may have moved."""
     return ProviderCharge(
         provider_ref=provider_ref,
         payment_id=payment_id,

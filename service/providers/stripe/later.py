@@ -114,7 +114,7 @@ class StripeLater:
         with _read():
             answer = self._api.get("look_up", f"{path}/{provider_ref}", deadline)
         if answer.status != 200:
-            # Listed, and unknown by its own address: that is no proof that it moved nothing.
+            # Listed, but unknown by its own address: this does not prove that it moved no money.
             raise _refusal(answer, feed, is_first=False)
         try:
             item = of_item(answers.parse(answer))
@@ -125,7 +125,7 @@ class StripeLater:
     def _list(
         self, feed: Feed
     ) -> tuple[str, Callable[[Object], Item | None], list[tuple[str, str]]]:
-        """The path of a feed, the reading of one of its objects, and what its query adds."""
+        """The path of a feed, the parser of its objects, and its additional query."""
         types = [("types[]", name) for name in EVENT_TYPES]
         lists: dict[Feed, tuple[str, Callable[[Object], Item | None], list[tuple[str, str]]]] = {
             Feed.CHARGES: (self._path, self._of_listed, []),
@@ -240,10 +240,10 @@ class StripeLater:
 def _reading(
     feed: Feed, of_item: Callable[[Object], Item | None], found: Any
 ) -> Item | Unreadable | None:
-    """The item; None where it is not to be read and can be no charge of ours.
+    """The item; None where it is unreadable and cannot be a charge of ours.
 
-    One odd object must not hold up the list for ever. An odd charge without our mark in metadata
-    that can be read is another program's; refunds, disputes and events are made by hand as well.
+    One odd object must not block the list without end. An odd charge with readable metadata and
+    without our mark belongs to another program; people also make refunds, disputes and events by hand.
     """
     try:
         if not isinstance(found, dict):
@@ -279,7 +279,7 @@ def _unreadable(feed: Feed, found: Any, reason: str) -> Unreadable:
 
 
 def _refusal(answer: ProviderAnswer, feed: Feed, *, is_first: bool) -> Exception:
-    """What an answer other than 200 to a page means."""
+    """The exception for an answer other than 200 to a page."""
     if answer.status == 404 and is_first and feed is not Feed.CHARGES:
         return FeedMissing(feed.value)
     if answer.status in (400, 404) and not is_first:
@@ -296,7 +296,7 @@ def _unreadable_page(feed: Feed, reason: str) -> PageUnreadable:
 
 
 def _objects_of(page: Object, after: str | None) -> tuple[list[Any], str | None]:
-    """The objects of a page, and where the list is read on; raises Garbage."""
+    """The objects of a page, and the next position in the list; raises Garbage."""
     items, has_more = page.get("data"), page.get("has_more")
     if not isinstance(items, list):
         raise Garbage("a list without its items")
@@ -304,7 +304,7 @@ def _objects_of(page: Object, after: str | None) -> tuple[list[Any], str | None]
         raise Garbage("a list that does not say whether it goes on")
     if not has_more:
         return items, None
-    # What follows the last readable id is on the next page once more.
+    # Objects after the last readable id are repeated on the next page.
     read = [_reference(item.get("id")) for item in items if isinstance(item, dict)]
     last = next((name for name in reversed(read) if name is not None), None)
     if last is None or last == after:
@@ -313,7 +313,7 @@ def _objects_of(page: Object, after: str | None) -> tuple[list[Any], str | None]
 
 
 def may_be_ours(found: Any) -> bool:
-    """Whether an object that cannot be read may be a charge of ours: ours always have metadata."""
+    """Whether an unreadable object may be a charge of ours: ours always have metadata."""
     metadata = found.get("metadata") if isinstance(found, dict) else None
     return not isinstance(metadata, dict) or not _OUR_MARKS.isdisjoint(metadata)
 
