@@ -169,9 +169,9 @@ PAYMENTS = Statement(
     """,
 )
 
-# The rows that charges belong to, whichever rows their metadata names: by reference, else the row of
-# the same client key whose call is under way and has noted no reference yet. Read once a page, only for
-# charges that the rows which they name do not hold: the second part reads a merchant's open rows.
+# The rows of charges, independent of the rows in their metadata: by reference, else the row of the same
+# client key with a call in progress and without a reference. Read once a page, only for charges that
+# the rows in their metadata do not have: the second part reads a merchant's open rows.
 HOLDERS = Statement(
     "late_holders",
     f"""
