@@ -15,17 +15,38 @@ import yaml
 from moto.server import ThreadedMotoServer
 from pydantic import ValidationError
 
+from service.payments.settling.invariants import RULES
 from tests.support.cwagent_configuration import AgentConfiguration
 from tests.support.stack.cloudwatch_stack import (
     CLOUDWATCH,
     REGION,
     dashboard,
+    dashboard_metrics,
     filtered_event,
     metrics_of,
     resources,
 )
 
 ROOT = CLOUDWATCH.parent.parent
+
+
+def test_each_rule_about_money_has_its_place_in_the_alarm() -> None:
+    alarm = resources("CloudWatch::Alarm")["InvariantViolatedAlarm"]["Metrics"]
+    watched = {
+        dimension["Value"]
+        for metric in alarm
+        for dimension in metric.get("MetricStat", {}).get("Metric", {}).get("Dimensions", ())
+        if dimension["Name"] == "rule"
+    }
+
+    assert watched == set(RULES)
+    shown = {
+        value
+        for metric in dashboard_metrics()
+        for name, value in metric.dimensions
+        if name == "rule"
+    }
+    assert shown == set(RULES)
 
 
 def test_the_agents_configuration_says_only_what_the_agent_reads() -> None:
