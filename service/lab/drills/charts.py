@@ -1,11 +1,10 @@
-"""Draws a run's timeline as SVG: no script, no inline style, colours from the page's classes. Pure."""
+"""A run's timeline as charts: the shapes of an SVG, placed; the page's template writes them. Pure."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import Any
 
 WIDTH, LEFT, RIGHT, TOP, FOOT = 760, 52, 12, 24, 22
@@ -61,7 +60,43 @@ def timeline_of(document: Mapping[str, Any], side: Mapping[str, Any]) -> ChartTi
     )
 
 
-def answers_chart(timeline: ChartTimeline) -> str:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mark:
+    """One element of an SVG; its class gives the colour, `text` is shown under the pointer."""
+
+    shape: str
+    attributes: Mapping[str, str]
+    text: str = ""
+
+
+def drawn(timeline: ChartTimeline, callers: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Four charts of the same seconds, for the template."""
+    samples = callers["samples"]
+    left_out = callers["count"] - len(samples)
+    note = f"The first {len(samples)} payments are drawn." if left_out else ""
+    return [
+        _answers(timeline),
+        {**_waits(timeline, samples), "note": note},
+        _breaker(timeline),
+        _pool(timeline),
+    ]
+
+
+def gauge(check: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The ratio of a check's value to its bound: the bar is full at the bound."""
+    value, least, most = check["value"], check["min"], check["max"]
+    if value is None:
+        return None
+    if most is not None:
+        share = value / most if most else float(value > 0)
+        is_kept = value <= most
+    else:
+        share = 1.0 if not least else value / least
+        is_kept = value >= (least or 0.0)
+    return {"width": 60 * min(1.0, max(0.0, share)), "is_kept": is_kept}
+
+
+def _answers(timeline: ChartTimeline) -> dict[str, Any]:
     """The outcomes of calls, stacked; a late reading covers more than one second."""
     stacks = [
         (start, end, {name: read[name] / max(0.5, end - start) for name in OUTCOMES})
@@ -75,70 +110,61 @@ def answers_chart(timeline: ChartTimeline) -> str:
         for name, rate in stack.items():
             if rate:
                 top, foot = _y(below + rate, most), _y(below, most)
-                marks.append(
-                    f'<rect class="{name}" x="{left + 0.6:.1f}" y="{top:.1f}"'
-                    f' width="{max(1.0, right - left - 1.2):.1f}" height="{foot - top:.1f}"/>'
-                )
+                width = max(1.0, right - left - 1.2)
+                marks.append(_box(name, left + 0.6, top, width, foot - top))
                 below += rate
-    return _chart("Answers a second", "".join(marks), timeline, _even_ticks(most), legend=OUTCOMES)
+    return _chart("Answers a second", marks, timeline, _even_ticks(most), OUTCOMES)
 
 
-def waits_chart(timeline: ChartTimeline, samples: Sequence[Mapping[str, Any]]) -> str:
+def _waits(timeline: ChartTimeline, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """One dot for each payment: when it was sent, and how long its caller waited."""
-    dots = "".join(
-        f'<circle class="{_class_of(sample)}" cx="{_x(sample["at_s"], timeline.end_s):.1f}"'
-        f' cy="{_log_y(sample["ms"]):.1f}" r="2.6"><title>{sample["ms"]:g} ms,'
-        f" {escape(str(sample['status'] or 'no answer'))}</title></circle>"
+    dots = [
+        Mark(
+            shape="circle",
+            attributes={
+                "class": _class_of(sample),
+                "cx": f"{_x(sample['at_s'], timeline.end_s):.1f}",
+                "cy": f"{_log_y(sample['ms']):.1f}",
+                "r": "2.6",
+            },
+            text=f"{sample['ms']:g} ms, {sample['status'] or 'no answer'}",
+        )
         for sample in samples
-    )
+    ]
     ticks = [(_log_y(ms), text) for ms, text in _WAITS_MS.items()]
-    return _chart("How long each caller waited", dots, timeline, ticks, legend=OUTCOMES)
+    return _chart("How long each caller waited", dots, timeline, ticks, OUTCOMES)
 
 
-def pool_chart(timeline: ChartTimeline) -> str:
+def _pool(timeline: ChartTimeline) -> dict[str, Any]:
     """Database connections checked out, and callers queued for one."""
     lines = {"pool_in_use": "connections in use", "pool_waiting": "callers in line"}
     values = {name: timeline.values(name) for name in lines}
     most = _round_up(max((v for points in values.values() for _, v in points), default=0))
-    marks = "".join(
-        f'<polyline class="{name}" points="'
-        + " ".join(f"{_x(at_s, timeline.end_s):.1f},{_y(v, most):.1f}" for at_s, v in points)
-        + '"/>'
+    marks = [
+        Mark(
+            shape="polyline",
+            attributes={
+                "class": name,
+                "points": " ".join(
+                    f"{_x(at_s, timeline.end_s):.1f},{_y(v, most):.1f}" for at_s, v in points
+                ),
+            },
+        )
         for name, points in values.items()
-    )
-    return _chart("Database connections", marks, timeline, _even_ticks(most), legend=lines)
+    ]
+    return _chart("Database connections", marks, timeline, _even_ticks(most), lines)
 
 
-def breaker_chart(timeline: ChartTimeline) -> str:
+def _breaker(timeline: ChartTimeline) -> dict[str, Any]:
     """The breaker's state, second by second."""
     states = {"closed": "closed", "half_open": "probing", "open": "open"}
-    bands = "".join(
-        f'<rect class="{read["breaker"]}" x="{_x(start, timeline.end_s):.1f}" y="{TOP}"'
-        f' width="{_x(end, timeline.end_s) - _x(start, timeline.end_s) + 0.3:.1f}"'
-        f' height="{STRIP_HEIGHT - TOP - FOOT}"/>'
-        for start, end, read in timeline.spans()
-        if read["breaker"] in states
-    )
-    return _chart("Circuit breaker", bands, timeline, [], legend=states, height=STRIP_HEIGHT)
-
-
-def gauge(value: float | None, least: float | None, most: float | None) -> str:
-    """The ratio of a number to its bound: the bar is full at the bound."""
-    if value is None:
-        return ""
-    if most is not None:
-        share = value / most if most else float(value > 0)
-        is_kept = value <= most
-    else:
-        share = 1.0 if not least else value / least
-        is_kept = value >= (least or 0.0)
-    width = 60 * min(1.0, max(0.0, share))
-    word = "kept" if is_kept else "broken"
-    return (
-        '<svg class="gauge" viewBox="0 0 62 8" aria-hidden="true"><rect class="track" x="1" y="1"'
-        f' width="60" height="6" rx="3"/><rect class="{word}" x="1" y="1" width="{width:.1f}"'
-        ' height="6" rx="3"/></svg>'
-    )
+    bands = []
+    for start, end, read in timeline.spans():
+        if read["breaker"] in states:
+            left, right = _x(start, timeline.end_s), _x(end, timeline.end_s)
+            height = STRIP_HEIGHT - TOP - FOOT
+            bands.append(_box(read["breaker"], left, TOP, right - left + 0.3, height))
+    return _chart("Circuit breaker", bands, timeline, [], states, height=STRIP_HEIGHT)
 
 
 def _class_of(sample: Mapping[str, Any]) -> str:
@@ -151,52 +177,69 @@ def _class_of(sample: Mapping[str, Any]) -> str:
 
 def _chart(
     title: str,
-    marks: str,
+    marks: Sequence[Mark],
     timeline: ChartTimeline,
     ticks: Iterable[tuple[float, str]],
-    *,
     legend: Mapping[str, str],
+    *,
     height: int = HEIGHT,
-) -> str:
-    keys = "".join(
-        f'<span><i class="{name}"></i>{escape(text)}</span>' for name, text in legend.items()
-    )
-    grid = "".join(
-        f'<line class="grid" x1="{LEFT}" y1="{y:.1f}" x2="{WIDTH - RIGHT}" y2="{y:.1f}"/>'
-        f'<text class="tick" x="{LEFT - 6}" y="{y + 4:.1f}">{escape(text)}</text>'
-        for y, text in ticks
-    )
-    label = f"{title} of the {timeline.side}, {timeline.end_s:.0f} seconds"
-    return (
-        f'<figure><figcaption><b>{escape(title)}</b><span class="legend">{keys}</span></figcaption>'
-        f'<div class="wide" tabindex="0"><svg viewBox="0 0 {WIDTH} {height}" role="img"'
-        f' aria-label="{escape(label)}">{_fault_bands(timeline, height)}{grid}{marks}'
-        f"{_time_axis(timeline.end_s, height)}</svg></div></figure>"
-    )
+) -> dict[str, Any]:
+    """A whole chart: its marks between the faults' bands, the grid and the seconds."""
+    right = f"{WIDTH - RIGHT}"
+    foot = height - FOOT
+    return {
+        "title": title,
+        "label": f"{title} of the {timeline.side}, {timeline.end_s:.0f} seconds",
+        "legend": legend,
+        "width": WIDTH,
+        "height": height,
+        "marks": marks,
+        "faults": _fault_bands(timeline, height),
+        "ticks": [
+            {
+                "line": {"x1": LEFT, "y1": f"{y:.1f}", "x2": right, "y2": f"{y:.1f}"},
+                "at": {"x": LEFT - 6, "y": f"{y + 4:.1f}"},
+                "text": text,
+            }
+            for y, text in ticks
+        ],
+        "axis": {"x1": LEFT, "y1": foot, "x2": right, "y2": foot},
+        "seconds": [
+            {"at": {"x": f"{_x(at_s, timeline.end_s):.1f}", "y": foot + 15}, "text": f"{at_s} s"}
+            for at_s in range(0, int(timeline.end_s) + 1, _step_s(timeline.end_s))
+        ],
+        "note": "",
+    }
 
 
-def _fault_bands(timeline: ChartTimeline, height: int) -> str:
+def _fault_bands(timeline: ChartTimeline, height: int) -> list[dict[str, Any]]:
     bands = []
     for number, fault in enumerate(timeline.faults, 1):
         left = _x(fault["from_s"], timeline.end_s)
         right = _x(fault["to_s"] or timeline.end_s, timeline.end_s)
-        text = "fault" if len(timeline.faults) == 1 else f"fault {number}"
         bands.append(
-            f'<rect class="fault" x="{left:.1f}" y="{TOP - 12}" width="{right - left:.1f}"'
-            f' height="{height - TOP - FOOT + 12}"><title>{escape(fault["text"])}</title></rect>'
-            f'<text class="fault-name" x="{left + 4:.1f}" y="{TOP - 2}">{text}</text>'
+            {
+                "text": fault["text"],
+                "name": "fault" if len(timeline.faults) == 1 else f"fault {number}",
+                "box": _sizes(left, TOP - 12, right - left, height - TOP - FOOT + 12),
+                "at": {"x": f"{left + 4:.1f}", "y": TOP - 2},
+            }
         )
-    return "".join(bands)
+    return bands
 
 
-def _time_axis(end_s: float, height: int) -> str:
-    y = height - FOOT
-    step = next(step for step in (2, 5, 10, 20, 30, 60, 120, 300) if end_s / step <= 12)
-    ticks = "".join(
-        f'<text class="second" x="{_x(at_s, end_s):.1f}" y="{y + 15}">{at_s} s</text>'
-        for at_s in range(0, int(end_s) + 1, step)
-    )
-    return f'<line class="axis" x1="{LEFT}" y1="{y}" x2="{WIDTH - RIGHT}" y2="{y}"/>{ticks}'
+def _box(name: str, left: float, top: float, width: float, height: float) -> Mark:
+    return Mark(shape="rect", attributes={"class": name, **_sizes(left, top, width, height)})
+
+
+def _sizes(left: float, top: float, width: float, height: float) -> dict[str, str]:
+    sizes = {"x": left, "y": top, "width": width, "height": height}
+    return {name: f"{size:.1f}" for name, size in sizes.items()}
+
+
+def _step_s(end_s: float) -> int:
+    """The seconds between two labels of the time axis: at most twelve labels."""
+    return next(step for step in (2, 5, 10, 20, 30, 60, 120, 300) if end_s / step <= 12)
 
 
 def _x(at_s: float, end_s: float) -> float:
