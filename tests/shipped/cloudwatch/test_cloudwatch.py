@@ -1,4 +1,4 @@
-"""The CloudWatch files by themselves: the agent's words, the template's rules, and what AWS keeps."""
+"""The CloudWatch files without a run: the agent's syntax, the template's rules, and AWS's stored state."""
 
 from __future__ import annotations
 
@@ -132,8 +132,8 @@ def test_queries_are_equal_in_files_dashboard_and_saved_queries() -> None:
 
 @pytest.fixture(scope="module")
 def aws() -> Iterator[dict[str, Any]]:
-    """Clients of a stand-in AWS on loopback. It extracts nothing and raises no alarm: see the live
-    tests for that; it does say whether the API takes what we ask for."""
+    """Clients of a simulated AWS on loopback. It extracts no metrics and raises no alarm (the live
+    tests do); it shows whether the API accepts our calls."""
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
@@ -202,7 +202,7 @@ def _alternatives(regex: str) -> list[str]:
 
 
 def _as_call(properties: dict[str, Any]) -> dict[str, Any]:
-    """CloudFormation's words as the API spells them."""
+    """CloudFormation's keys in the API's spelling."""
     return {
         name[0].lower() + name[1:]: (
             [_as_call(each) for each in value] if isinstance(value, list) else value

@@ -1,4 +1,4 @@
-"""The three incidents on a real service, as CloudWatch gets to see them through the agent."""
+"""The three incidents on a real service, in CloudWatch's view through the agent."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.support.stack.running_house import House, running_house, wait_for
 
 PARTS = ("data-plane", "ops-plane", "reconciler")
 PAYMENTS_AT_ONCE = 8
-# Everything quick, so that three incidents take seconds: the numbers are not what is tested.
+# Short intervals, so that three incidents take seconds: the numbers are not under test.
 QUICK = {
     "HOLDFAST_WEB_WORKERS": "1",
     "HOLDFAST_PROVIDER_TIMEOUT_MS": "1000",
@@ -41,7 +41,7 @@ QUICK = {
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What reached CloudWatch: values by metric, and events by the file that the agent reads."""
+    """CloudWatch's data: values by metric, and events by the agent's source file."""
 
     values: dict[MetricName, list[float]]
     events: dict[str, list[dict[str, Any]]]
@@ -58,7 +58,7 @@ class Run:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
-    """Good payments, then the three incidents in turn, scraped all the while."""
+    """Good payments, then the three incidents in turn, with continuous scrapes."""
     agent = EmfAgent(
         json.loads((CLOUDWATCH / "agent.json").read_text()),
         yaml.safe_load((CLOUDWATCH / "prometheus.yaml").read_text()),
@@ -71,8 +71,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
             for name, seen in agent.scrape(page).items():
                 values.setdefault(name, []).extend(seen)
 
-        # The first payment opens what the worker opens lazily; the reconciler sets its own gauges.
-        # Where everything is so quick, a busy machine may be too late once.
+        # The first payment opens the worker's lazy resources; the reconciler sets its own gauges.
+        # With such short intervals, a busy machine may be too late once.
         wait_for(lambda: house.pay().status_code == 201)
         wait_for(lambda: "holdfast_invariant_violations{" in _page(house))
         scrape()
@@ -171,7 +171,7 @@ def test_the_agent_reads_the_files_and_the_time_of_every_event(run: Run) -> None
 
     assert [Path(each["file_path"]).stem for each in collected] == list(PARTS)
     for each in collected:
-        # The agent's %f takes what strptime's takes.
+        # The agent's %f accepts the same text as strptime's.
         for event in run.events[Path(each["file_path"]).stem]:
             datetime.strptime(event["timestamp"], each["timestamp_format"])  # noqa: DTZ007
         assert each["log_group_name"] == resources("Logs::LogGroup")["ServiceLogs"]["LogGroupName"]
@@ -179,7 +179,7 @@ def test_the_agent_reads_the_files_and_the_time_of_every_event(run: Run) -> None
 
 @contextmanager
 def _locked(database_url: str) -> Iterator[None]:
-    """While somebody holds the table, whoever has a connection keeps it and the others wait."""
+    """Lock the table: callers with a connection keep it, and the others wait."""
     connection = psycopg2.connect(database_url)
     try:
         with connection.cursor() as cursor:

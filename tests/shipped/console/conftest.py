@@ -25,7 +25,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def seen(running: ConsoleHouse, browser: Browser) -> Iterator[Console]:
-    """A console in which the browser must not have complained about anything at the end."""
+    """A console; at the end the browser must not have reported any error."""
     with console(browser, running.house) as seen:
         yield seen
         assert seen.complaints == []

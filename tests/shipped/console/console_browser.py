@@ -13,7 +13,7 @@ from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_play
 from tests.needed_programs import path_of
 from tests.support.stack.running_house import House, free_port, running_house
 
-# The buttons of the page, by their words.
+# The buttons of the page, by their text.
 PAYMENT = "Process a Test Payment"
 TIMEOUT = "Test Payment Timeout (5000ms)"
 POOL = "Test DB Pool Exhaustion"
@@ -30,7 +30,7 @@ WAIT_MS = 60_000
 
 
 class ConsoleHouse:
-    """A running Holdfast that can go away and come back at the same addresses."""
+    """A running Holdfast that can stop and restart at the same addresses."""
 
     def __init__(self, home: Path) -> None:
         self._home = home
@@ -50,7 +50,7 @@ class ConsoleHouse:
 
 
 class Console:
-    """The page as somebody sees it, and everything that the browser complained about."""
+    """The visible page, and all errors of the browser."""
 
     def __init__(self, page: Page, house: House) -> None:
         self.page = page
@@ -90,7 +90,7 @@ def chromium() -> Iterator[Browser]:
 
 @contextmanager
 def console(browser: Browser, house: House, **context: Any) -> Iterator[Console]:
-    """A console in a context of its own: no key, no theme, nothing remembered."""
+    """A console in a new context: no key, no theme, no stored data."""
     opened = browser.new_context(**{"viewport": {"width": 1440, "height": 900}, **context})
     expect.set_options(timeout=WAIT_MS)
     try:

@@ -1,4 +1,4 @@
-"""Draws docs/screenshots from a running house that takes payments: `make screenshots`."""
+"""Draws docs/screenshots from a running local stack with payments: `make screenshots`."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from tests.shipped.console.console_browser import chromium, console
 from tests.support.stack.running_house import House, running_house
 
 SHOTS = Path(__file__).parents[3] / "docs" / "screenshots"
-# A reader looks at them beside the text; more colours would only be more bytes.
+# The pictures illustrate the text; more colours would only add bytes.
 COLOURS = 128
 WIDE = {"viewport": {"width": 1440, "height": 900}}
 PHONE = {"viewport": {"width": 360, "height": 740}}
 PAYMENTS_PER_S = 3
-# So that the charts have something to tell.
+# A wait, so that the charts have data.
 LIVED_MS = 45_000
 RUN_WITHIN_MS = 120_000
 # From the verdict down to the first payments; the drills follow below.
@@ -42,7 +42,7 @@ def main() -> None:
 
 
 def _by_day(browser: Browser, house: House) -> None:
-    """The whole page after a rehearsal, and the rehearsal's evidence alone."""
+    """The whole page after a drill, and a picture of only its evidence."""
     with console(browser, house, **WIDE) as seen:
         page = seen.open()
         page.wait_for_timeout(LIVED_MS)
@@ -52,7 +52,7 @@ def _by_day(browser: Browser, house: House) -> None:
         expect(verdict).to_have_text("SHOWN", timeout=RUN_WITHIN_MS)
         _save(page, "console-evidence", of="#stage")
         expect(page.locator("#state")).to_have_text("Money is safe", timeout=RUN_WITHIN_MS)
-        # The evidence has a picture of its own.
+        # The evidence has a separate picture.
         page.reload()
         expect(page.locator("#state")).to_have_text("Money is safe", timeout=RUN_WITHIN_MS)
         seen.press("Process a Test Payment")
@@ -61,7 +61,7 @@ def _by_day(browser: Browser, house: House) -> None:
 
 
 def _by_night(browser: Browser, house: House) -> None:
-    """The dark page while a fault is on: the banner, the breaker, the queue."""
+    """The dark page during a fault: the banner, the breaker, the queue."""
     with console(browser, house, **WIDE, color_scheme="dark") as seen:
         page = seen.open()
         seen.press("Test HTTPSConnectionPool Error")
@@ -79,7 +79,7 @@ def _save(page: Page, name: str, *, of: str | None = None, height: int | None = 
     if of:
         png = page.locator(of).screenshot()
     elif height:
-        # Else the header, which stays in the window, hides what it stands over.
+        # Otherwise the header, which stays in the window, covers the content.
         page.evaluate("scrollTo(0, 0)")
         top = {"x": 0, "y": 0, "width": WIDE["viewport"]["width"], "height": height}
         png = page.screenshot(full_page=True, clip=top)

@@ -1,4 +1,4 @@
-"""What the console says first: never safe when it is not, and never a 0 for what is not known."""
+"""The console's first view: never "safe" when it is not, and never a 0 for an unknown value."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_the_budget_left_is_what_the_bad_answers_have_not_used():
 
     truthful = budgets(windows)[0]
 
-    # Two in ten thousand, where five are allowed.
+    # Two in ten thousand; five are allowed.
     assert truthful["left"] == pytest.approx(0.6)
 
 

@@ -1,4 +1,4 @@
-"""The charts' rows: rates, times and pools between readings, bounded, with gaps where nobody knows."""
+"""The charts' rows: rates, times and pools between readings, bounded, with gaps for unknown values."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_a_row_tells_what_was_counted_since_the_last_reading():
 
 def test_reading_of_another_process_counts_at_its_own_time():
     paid = ("holdfast_payments_total", (("outcome", "succeeded"), ("provider", "stripe")))
-    # A hundred a second, at every moment.
+    # A constant rate of a hundred a second.
     recent = RecentSamples(lambda: {paid: 100 * monotonic()}, keep_s=0.2)
     history = History(recent.reading)
     history.take_reading()

@@ -1,4 +1,4 @@
-"""The console in a real Chromium, on a real Holdfast: what people see, press and are kept from."""
+"""The console in a real Chromium, on a real Holdfast: its views, buttons and restrictions."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ HERE = Path(__file__).parent
 def test_the_page_and_its_first_answers_are_small(seen: Console):
     page = seen.open(with_key=False)
 
-    # The page, its files and the first answers: with their headers, as they are sent.
+    # The page, its files and the first answers, with their headers, in the sent form.
     loaded = page.evaluate(
         "[...performance.getEntriesByType('navigation'), ...performance.getEntriesByType('resource')]"
         ".map(e => [e.name, e.transferSize])"
@@ -148,10 +148,10 @@ def test_wrong_key_is_refused_with_a_reason_and_right_one_works(
         page.get_by_label("API key", exact=True).fill(running.house.api_key)
         seen.press("Use this key")
 
-        # What the key was asked for is done without being asked for again.
+        # After the key is entered, the requested action continues without another click.
         expect(page.locator("#stage .chip").first).to_have_text("succeeded")
         expect(page.locator("#key-dialog")).to_be_hidden()
-        # The browser itself reports the 401, and nothing else is wrong.
+        # The browser itself reports the 401, and no other error.
         assert all("401" in complaint for complaint in seen.complaints)
 
 
@@ -189,7 +189,7 @@ def test_the_health_button_checks_every_component_now(seen: Console):
     expect(page.locator("#stage .marks")).to_contain_text("database pass")
 
 
-# --- What moves ------------------------------------------------------------------------------
+# --- Live updates ----------------------------------------------------------------------------
 
 
 def test_the_charts_move_with_the_payments_of_all_workers(seen: Console):
@@ -251,7 +251,7 @@ def test_the_drills_are_listed_with_a_button_each(seen: Console, running: Consol
     expect(page.get_by_role("button", name=f"Run the drill {names[0]}")).to_be_visible()
 
 
-# --- For everybody ---------------------------------------------------------------------------
+# --- Accessibility ---------------------------------------------------------------------------
 
 
 def test_a_phone_shows_everything_without_scrolling_sideways(
@@ -286,7 +286,7 @@ def test_everything_can_be_done_with_the_keyboard_alone(seen: Console):
     page.keyboard.press("Enter")
 
     expect(page.locator("#stage .chip").first).to_have_text("succeeded")
-    # Back where the work was, not at the top of the page.
+    # Focus returns to the button, not to the top of the page.
     expect(page.get_by_role("button", name=PAYMENT, exact=True)).to_be_focused()
     _tab_to(page, re.compile("pay_"))
     page.keyboard.press("Enter")
@@ -314,7 +314,7 @@ def test_theme_follows_the_system_and_a_choice_is_remembered(
 )
 def test_axe_finds_nothing(running: ConsoleHouse, browser: Browser, scheme: str, width: int):
     looks = {"color_scheme": scheme, "viewport": {"width": width, "height": 800}}
-    # axe itself writes markup, which the page's own policy would not let it.
+    # axe itself writes markup, which the page's own policy forbids.
     with console(browser, running.house, **looks, bypass_csp=True) as seen:
         page = seen.open()
         seen.press(PAYMENT)
@@ -332,7 +332,7 @@ def test_axe_finds_nothing(running: ConsoleHouse, browser: Browser, scheme: str,
         assert _axe_findings(page) == []
 
 
-# --- Left open, and left alone ---------------------------------------------------------------
+# --- A page that stays open ------------------------------------------------------------------
 
 
 def test_a_page_left_open_does_not_grow(seen: Console):
@@ -407,7 +407,7 @@ def _axe_findings(page: Page) -> list[str]:
 
 
 def _let_pass(page: Page, *, polls: int) -> None:
-    """Let the page's clock run, waiting for the answer of each poll."""
+    """Advance the page's clock, and wait for the answer of each poll."""
     for _ in range(polls):
         with page.expect_response(re.compile("/console/state")):
             page.clock.run_for(2100)

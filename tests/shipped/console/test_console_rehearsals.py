@@ -1,4 +1,4 @@
-"""Simulations and drills from the console in a real Chromium: their course, their evidence, and their end."""
+"""Simulations and drills from the console in a real Chromium: progress, evidence, and end."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.needs("chromium")
 
 @pytest.fixture(autouse=True)
 def _at_rest(running: ConsoleHouse) -> Iterator[None]:
-    """Lend out the one instance without a rehearsal, however the last test ended."""
+    """The shared instance without a running drill, after any end of the last test."""
     yield
     come_to_rest(running.house)
 
@@ -38,7 +38,7 @@ def test_payment_timeout_shows_progress_and_then_the_evidence(seen: Console):
 
     expect(page.locator("#simulation")).to_contain_text("Simulation running")
     expect(page.locator("#stage .log li").first).to_be_visible()
-    # The others say why they do nothing meanwhile.
+    # The other buttons show the reason why they are disabled.
     button = page.get_by_role("button", name=POOL, exact=True)
     expect(button).to_have_attribute("aria-disabled", "true")
     expect(page.locator("#rehearsal-note")).to_contain_text("A rehearsal is running")
@@ -50,7 +50,7 @@ def test_payment_timeout_shows_progress_and_then_the_evidence(seen: Console):
     expect(evidence).to_contain_text("holdfast_provider_timeouts_total")
     expect(evidence).to_contain_text("callers got")
     expect(page.locator("#simulation")).to_be_hidden()
-    # The live figures of the same moments moved with it.
+    # The live figures changed in the same moments.
     expect(page.locator("#errors tr").first.locator("td").nth(1)).not_to_have_text("0")
 
 
@@ -81,12 +81,12 @@ def test_the_other_two_errors_show_their_words_and_figures_too(
 
 def test_an_outage_is_seen_in_every_chart_and_so_is_its_end(seen: Console):
     page = seen.open()
-    # The longest fault: it ends when the page has shown everything, however slow the machine is.
+    # The longest fault: the test ends it after the page has shown all data, also on a slow machine.
     page.get_by_label("Fault lasts").select_option("60")
 
     seen.press(TIMEOUT)
 
-    # Answers take the whole timeout, the breaker opens, payments queue.
+    # Answers take the whole timeout, the breaker opens, payments are queued.
     expect(legend(page, "Answer times")).to_contain_text(re.compile(r"p99 [2-9]\d{3}"))
     expect(legend(page, "Circuit breaker")).to_contain_text("open")
     expect(legend(page, "Queue and doubt")).not_to_contain_text("Queued 0")
@@ -163,5 +163,5 @@ def test_second_page_shows_the_same_simulation(
 
 
 def legend(page: Page, title: str) -> Any:
-    """What a chart says in words of its newest row."""
+    """The text of a chart's newest row."""
     return page.locator("figure", has=page.locator("figcaption", has_text=title)).locator(".legend")

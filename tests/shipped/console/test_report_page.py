@@ -1,4 +1,4 @@
-"""A drill's report in a real Chromium: read, shown on a phone, printed."""
+"""A drill's report in a real Chromium: on a screen, on a phone, in print."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ max = 0
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Where the report of a drill that has ended is to be seen."""
+    """The address of an ended drill's report."""
     own = tmp_path_factory.mktemp("drills")
     (own / "a-little-slow.toml").write_text(DRILL)
     home = tmp_path_factory.mktemp("house")
@@ -70,7 +70,7 @@ def test_report_is_readable_at_any_width_without_browser_errors(
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing_in_the_report(address: str, browser: Browser, scheme: str):
-    # axe itself writes markup, which the page's own policy would not let it.
+    # axe itself writes markup, which the page's own policy forbids.
     page, _ = opened(browser, address, color_scheme=scheme, bypass_csp=True)
     page.evaluate((HERE / "vendor" / "axe.min.js").read_text())
 
@@ -86,14 +86,14 @@ def test_the_report_is_printed_whole(address: str, browser: Browser):
     page.emulate_media(media="print")
 
     assert printed.startswith(b"%PDF")
-    # What scrolls sideways on a screen would be cut off on paper.
+    # Content that scrolls sideways on a screen would be cut off on paper.
     assert page.evaluate(
         "[...document.querySelectorAll('.charts .wide')].every(e => e.scrollWidth <= e.clientWidth)"
     )
 
 
 def opened(browser: Browser, address: str, **context: Any) -> tuple[Page, list[str]]:
-    """The page, and what the browser complains about."""
+    """The page, and the browser's errors."""
     page = browser.new_context(**context).new_page()
     complaints: list[str] = []
     page.on(

@@ -1,4 +1,4 @@
-"""Every alert fires when it should, is silent when it should, and reaches whom it should."""
+"""Every alert fires and stays silent in its test cases, and its route has the right receiver."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CASES = [
 
 
 def identity(rule: dict[str, Any]) -> str:
-    """A rule's name; burn-rate rules share theirs and differ in their windows."""
+    """A rule's name; burn-rate rules share a name and differ in their windows."""
     return f"{rule['alert']} {rule['labels'].get('long_window', '')}".strip()
 
 

@@ -1,4 +1,4 @@
-"""The dashboards are what their code says, and ask only for what the service tells."""
+"""The dashboards match their code, and query only metrics of the service."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.support.shipped_queries import (
     rule_queries,
 )
 
-# What no dashboard and no rule asks for, and why.
+# Metrics that no dashboard and no rule queries, with the reason.
 DELIBERATELY_UNUSED: dict[str, str] = {}
 
 
@@ -115,7 +115,7 @@ def test_panels_fill_the_grid_without_overlap(name: str) -> None:
 
     assert len(taken) == len(set(taken))
     assert max(x for x, _ in taken) == 23
-    # Whole rows: no hole makes the eye stumble.
+    # Complete rows without holes.
     assert len(taken) == 24 * (max(y for _, y in taken) + 1)
 
 

@@ -1,4 +1,4 @@
-"""The incident for real, as Prometheus and Alertmanager saw it: every query answers, the right ones move."""
+"""The real incident in Prometheus and Alertmanager: every query answers, and the expected ones change."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from tests.support.stack.running_house import House, running_house
 
 pytestmark = pytest.mark.needs("prometheus", "alertmanager")
 
-# Small and quick, so that seconds show what minutes show at the real size.
+# Small and quick: seconds in place of the real minutes.
 SMALL = {
     "HOLDFAST_PROVIDER_TIMEOUT_MS": "1000",
     "HOLDFAST_PROVIDER_CONNECT_TIMEOUT_MS": "500",
@@ -45,7 +45,7 @@ SMALL = {
     "HOLDFAST_WEB_THREADS": "12",
 }
 WINDOW = "30s"
-# What each incident must move: counters that stood at 0 before it.
+# The counters that each incident must increase from 0.
 MOVED_BY = {
     "Provider timeout": (
         "holdfast_provider_timeouts_total",
@@ -70,19 +70,19 @@ FIRED_BY = {
     "HTTPS connection error": {"ProviderConnectionErrors"},
     "Connection pool exhausted": {"PoolTimeouts", "PaymentsRefused"},
 }
-# An instance is drilled by its ops plane alone; test_live_queries shows these.
+# Only an instance's ops plane can run drills; test_live_queries covers these.
 OF_DRILLS = ("instance:holdfast_drill:active", 'drill="true"', "holdfast_drill_runs_total")
 
 
 @dataclass(frozen=True, slots=True)
 class Aftermath:
-    """What is left to look at when all three incidents are over."""
+    """The recorded data after all three incidents."""
 
     house: House
     prometheus: Prometheus
     alertmanager: Alertmanager
     began_s: float
-    # How much each counter grew in its incident, by the incident's name.
+    # The growth of each counter in its incident, by the incident's name.
     grown: Mapping[str, Mapping[str, float]]
     fired: Mapping[str, set[str]]
 
@@ -99,7 +99,7 @@ def aftermath(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Aftermath]:
                 directory,
                 [urlsplit(house.ops_url).netloc],
                 alertmanager=alertmanager,
-                # A scrape may take as long as this: a machine with other work on it needs a second.
+                # The scrape timeout: a busy machine needs a second.
                 hurry_s=1.0,
             )
         )
@@ -120,7 +120,7 @@ def _suffer(
     fault_client: FaultClient,
     incident: Incident,
 ) -> tuple[dict[str, float], set[str]]:
-    """Hold the fault until all that it must move has moved and its alerts have reached somebody."""
+    """Keep the fault until all its counters have grown and its alerts have reached a receiver."""
     name = incident.title
     is_closed = 'holdfast_breaker_state{state="closed"} == 1'
     prometheus.wait_for(is_closed)
@@ -129,7 +129,7 @@ def _suffer(
     fired: set[str] = set()
 
     def is_seen() -> bool:
-        # A scrape that failed leaves no value, and takes nothing back of what was seen before it.
+        # A failed scrape leaves no value, and does not remove earlier ones.
         for one in before:
             grown[one] = max(grown[one], prometheus.value(one) - before[one])
         received = alertmanager.received().get("pages", [])
@@ -137,7 +137,7 @@ def _suffer(
         return all(grown.values()) and fired >= FIRED_BY[name]
 
     fault_client.inject(incident.link, incident.mode, ttl_s=60)
-    # What is missing is said by the tests, one by one; some of it shows only after the fault.
+    # The tests report each missing counter; some appear only after the fault.
     for within_s in (30.0, 30.0):
         with contextlib.suppress(AssertionError):
             wait_until(is_seen, within_s=within_s, what=name)
@@ -182,7 +182,7 @@ def test_every_recording_rule_records_and_none_fails(aftermath: Aftermath) -> No
     [
         'holdfast_payment_duration_seconds_bucket{outcome="accepted"}',
         'holdfast_http_request_duration_seconds_bucket{route="/v1/payments"}',
-        # Who waited half a second for nothing.
+        # Callers that waited half a second without success.
         'holdfast_db_pool_wait_seconds_bucket{le=~"0.6|1.0"}',
     ],
 )
@@ -224,7 +224,7 @@ def test_incident_dashboard_shows_that_no_money_is_lost(
 
     at_zero = {title for title, value in highest.items() if value == 0}
     assert at_zero >= {"Untruthful answers", "Charged twice or lost"}
-    # Whether an answer was lost before the breaker opened is a matter of chance.
+    # An answer may or may not be lost before the breaker opens.
     assert at_zero <= {"Untruthful answers", "Charged twice or lost", "Not known yet"}
 
 

@@ -1,4 +1,4 @@
-"""What a real Prometheus makes of our queries and rules, and a real Alertmanager of our routes."""
+"""Our queries and rules in a real Prometheus, and our routes in a real Alertmanager."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.needs("prometheus", "alertmanager")
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
-    """Two instances in the same trouble; one of them is being drilled."""
+    """Two instances with the same fault; one of them runs a drill."""
 
     prometheus: Prometheus
     alertmanager: Alertmanager
@@ -117,6 +117,6 @@ def test_every_instance_has_the_mark_that_the_alerts_join(fleet: Fleet) -> None:
         return {sample.labels["instance"]: sample.labels["drill"] for sample in samples}
 
     wanted = {fleet.in_earnest: "false", fleet.drilled: "true"}
-    # An instance whose scrape came too late has none until the next.
+    # An instance with a late scrape has no value until the next.
     wait_until(lambda: marks() == wanted, within_s=60, what="a mark on each of the two")
     assert any("instance:holdfast_drill:info" in rule["expr"] for rule in rules())

@@ -1,7 +1,7 @@
 """The instance of compose.yaml, run by podman from the built image.
 
-What it runs, it reads from the file: command lines, users, limits, volumes, secrets, health checks. Only
-the network is the host's, so that a build agent needs no bridge, and so the ports are free ones.
+The command lines, users, limits, volumes, secrets and health checks come from the file. Only the network
+is the host's, so that a build agent needs no bridge, and therefore the ports are free ones.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 from tests.support.manifests import ENTRYPOINT, ROOT, compose
 
 STOP_TIMEOUT_S = 30
-# podman would raise these limits and start a systemd timer: more than a build agent may.
+# podman would raise these limits and start a systemd timer, which a build agent forbids.
 AS_A_BUILD_AGENT = ("--ulimit=nofile=1024:1024", "--ulimit=nproc=1024:1024", "--no-healthcheck")
 
 
@@ -29,7 +29,7 @@ class Instance:
         self._images = images
         self._secrets = secrets
         self._ports = ports
-        # Their names begin as the directory's, and memory file systems are mounted in it.
+        # Their names begin with the directory's, and memory file systems are mounted in it.
         self._home = Path(tempfile.mkdtemp(prefix="holdfast-image-"))
         self._mounted: list[Path] = []
         self.started: list[str] = []
@@ -39,7 +39,7 @@ class Instance:
     def running(
         cls, *, images: dict[str, str], secrets: Path, ports: dict[str, int]
     ) -> Iterator[Instance]:
-        """With its volumes, and nothing started; everything is removed at the end."""
+        """The instance with its volumes, without started services; all is removed at the end."""
         instance = cls(images, secrets, ports)
         try:
             instance._make_volumes()
@@ -52,7 +52,7 @@ class Instance:
             instance._remove()
 
     def start(self, name: str) -> None:
-        """Run a service of the file; a one-shot one is awaited."""
+        """Run a service of the file; waits for the end of a one-shot one."""
         service = self._service(name)
         is_once = service["restart"] == "no"
         words = ["--rm"] if is_once else ["--detach", f"--name={self._named(name)}"]
@@ -72,7 +72,7 @@ class Instance:
         return subprocess.run(line, capture_output=True).returncode == 0
 
     def inside(self, name: str, *command: str) -> str:
-        """What a command says in the container."""
+        """The output of a command in the container."""
         return run("podman", "exec", self._named(name), *command).strip()
 
     def capabilities(self, name: str) -> int:
@@ -85,7 +85,7 @@ class Instance:
         return said.stdout + said.stderr
 
     def kill(self, name: str) -> None:
-        """SIGKILL, as the kernel does when memory runs out."""
+        """SIGKILL, like the kernel's when memory runs out."""
         run("podman", "kill", "--signal=KILL", self._named(name))
         run("podman", "wait", self._named(name))
 
@@ -93,12 +93,12 @@ class Instance:
         run("podman", "start", self._named(name))
 
     def stop(self, name: str) -> int:
-        """SIGTERM as an engine sends it; the exit status."""
+        """SIGTERM, like an engine's; returns the exit status."""
         run("podman", "stop", f"--time={STOP_TIMEOUT_S}", self._named(name))
         return int(run("podman", "inspect", "--format={{.State.ExitCode}}", self._named(name)))
 
     def _service(self, name: str) -> dict[str, Any]:
-        """As the file has it, with this machine's ports."""
+        """The file's value, with this machine's ports."""
         service: dict[str, Any] = _replaced(self._whole["services"][name], self._ports)
         if name in ("data-plane", "ops-plane", "reconciler"):
             service["environment"] |= {
@@ -138,7 +138,7 @@ class Instance:
                 run("podman", "volume", "create", self._named(name))
 
     def _mount(self, kind: str, how: str, device: str, place: Path) -> None:
-        """As Docker mounts it; Debian's podman takes neither a size nor an owner for memory."""
+        """The mount in Docker's form; Debian's podman accepts neither a size nor an owner for memory."""
         place.mkdir()
         run("mount", "-t", kind, "-o", how, device, str(place))
         self._mounted.append(place)
@@ -162,7 +162,7 @@ class Instance:
 
 
 def run(*command: str, environ: dict[str, str] | None = None) -> str:
-    """Its standard output; ends the test with what it said when it fails."""
+    """The standard output; a failure ends the test with the program's output."""
     done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True)
     if done.returncode != 0:
         raise SystemExit(f"{' '.join(command)}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
@@ -170,7 +170,7 @@ def run(*command: str, environ: dict[str, str] | None = None) -> str:
 
 
 def _replaced(value: Any, ports: dict[str, int]) -> Any:
-    """The same, with the file's ports exchanged for this machine's, and `$$` read as compose does."""
+    """The same with this machine's ports in place of the file's, and `$$` read by compose's rule."""
     if isinstance(value, dict):
         return {key: _replaced(each, ports) for key, each in value.items()}
     if isinstance(value, list):

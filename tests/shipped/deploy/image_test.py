@@ -1,6 +1,6 @@
-"""`make image-test`: build the image and pay with it, as compose.yaml runs it in production.
+"""`make image-test`: build the image and make a payment with it, as compose.yaml runs it in production.
 
-Read-only, without capabilities, as a plain user, against a PostgreSQL that is outside of it. Needs
+Read-only, without capabilities, as a plain user, with an external PostgreSQL. Needs
 root, and Debian's buildah, podman, runc, uidmap and postgresql; debootstrap too, unless BASE names an
 image to build on.
 """
@@ -25,7 +25,7 @@ from tests.shipped.deploy.image_instance import Instance, run
 from tests.support.manifests import DEPLOY
 from tests.support.stack.running_house import free_port, wait_for
 
-# Both images, by the lock that they are built with.
+# Both images, by their lock file.
 IMAGES = {
     "holdfast:0.1.0": ("localhost/holdfast:image-test", "requirements.lock"),
     "holdfast:0.1.0-sandbox": ("localhost/holdfast:image-test-sandbox", "deploy/sandbox.lock"),
@@ -35,7 +35,7 @@ SUITE = "bookworm"
 UID = "10001"
 TOOLS = ("buildah", "podman", "runc")
 PARTS = ("data-plane", "ops-plane", "reconciler")
-# Where a machine keeps what it trusts; a base made here must trust the same package index.
+# The machine's directory of trusted certificates; a base made here must trust the same package index.
 TRUSTED = Path("/etc/ssl/certs/ca-certificates.crt")
 START_TIMEOUT_S = 60.0
 
@@ -59,7 +59,7 @@ def main() -> int:
 
 
 def _ensure_base() -> str:
-    """A bare Debian with Python, made once a machine: registries are not reachable everywhere."""
+    """A bare Debian with Python, made once on each machine: registries are not reachable everywhere."""
     if subprocess.run(["podman", "image", "exists", BASE]).returncode == 0:
         return BASE
     with tempfile.TemporaryDirectory(prefix="holdfast-base-") as directory:
@@ -101,14 +101,14 @@ def _pay() -> None:
         _require_paid(instance, callers)
         _require_closed(instance)
         _require_survives(instance, callers)
-        # The first holds the others' processes, so it goes last.
+        # The first container has the others' processes, so it is removed last.
         for name in (*PARTS, "sandbox"):
             status = instance.stop(name)
             _require(status == 0, f"{name} does not stop in good order: {status}")
 
 
 def _require_paid(instance: Instance, callers: _Callers) -> None:
-    """A payment through all of it: charged once, counted, logged, announced, and health is green."""
+    """A payment through all parts: charged once, counted, logged, delivered, and health is green."""
     wait_for(callers.is_ready, timeout_s=START_TIMEOUT_S)
     answer = callers.pay("image-test")
     _require(answer.status_code == 201, f"the payment was answered {answer.text}")
@@ -122,7 +122,7 @@ def _require_paid(instance: Instance, callers: _Callers) -> None:
         wait_for(lambda counted=counted: counted in callers.metrics(), timeout_s=START_TIMEOUT_S)
     for name in ("data-plane", "ops-plane"):
         wait_for(lambda name=name: instance.is_healthy(name), timeout_s=START_TIMEOUT_S)
-    # Database, provider, reconciler, both workers, disk and clock, as the ops plane sees them.
+    # Database, provider, reconciler, both workers, disk and clock, in the ops plane's view.
     wait_for(lambda: callers.health() == "pass", timeout_s=START_TIMEOUT_S)
     kept = instance.inside("ops-plane", "cat", "/var/log/holdfast/data-plane.log")
     _require('"payment.succeeded"' in kept, "the agent would not see the payment in the log")
@@ -141,7 +141,7 @@ def _require_closed(instance: Instance) -> None:
 
 
 def _require_survives(instance: Instance, callers: _Callers) -> None:
-    """A part that is killed comes back without the others, and goes on counting."""
+    """A killed part restarts without the others, and continues its counts."""
     instance.kill("data-plane")
     _require(callers.metrics() != "", "the ops plane died with the data plane")
     instance.start_again("data-plane")
@@ -152,7 +152,7 @@ def _require_survives(instance: Instance, callers: _Callers) -> None:
 
 
 class _Callers:
-    """An application, a scraper, and whoever reads the provider's books."""
+    """An application, a scraper, and a reader of the provider's books."""
 
     def __init__(self, session: requests.Session, secrets: Path, ports: dict[str, int]) -> None:
         session.trust_env = False
@@ -191,7 +191,7 @@ class _Callers:
         return movements
 
     def _text(self, url: str) -> str:
-        """The body of a 200, else nothing."""
+        """The body of a 200, else None."""
         try:
             answer = self._session.get(url, timeout=5)
         except requests.RequestException:
@@ -200,7 +200,7 @@ class _Callers:
 
 
 def _make_secrets(directory: Path, ports: dict[str, int]) -> Path:
-    """As the guide makes them: by the image; then with the database where it is here."""
+    """The secrets by the guide's command in the image; then with this machine's database."""
     directory.mkdir()
     image, _ = IMAGES["holdfast:0.1.0"]
     options = ("--rm", "--runtime=runc", "--network=host", "--user=0:0", "--entrypoint=python")
@@ -215,7 +215,7 @@ def _make_secrets(directory: Path, ports: dict[str, int]) -> Path:
 
 @contextmanager
 def _running_postgres(home: Path, secrets: Path, port: int) -> Iterator[None]:
-    """A server of this machine's own, prepared as compose.yaml has its own prepared."""
+    """A server of this machine, prepared like the one of compose.yaml."""
     binaries = sorted(Path("/usr/lib/postgresql").glob("*/bin"))[-1]
     home.mkdir()
     password = (secrets / "postgres_password").read_text()

@@ -1,4 +1,4 @@
-"""compose.yaml: the schema, what is mounted and given, and how closed each container is."""
+"""compose.yaml: the schema, the mounts and variables, and the restrictions of each container."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_a_container_has_bounds_and_somebody_looks_at_it(name: str) -> None:
 
     assert {"memory", "pids"} <= set(limits)
     assert service["logging"]["options"].keys() >= {"max-size", "max-file"}
-    # The agent's image has nothing to ask with; what has no port says so.
+    # The agent's image has no program for a probe; containers without a port disable it explicitly.
     assert "healthcheck" in service or name == "cloudwatch-agent"
 
 
@@ -122,7 +122,7 @@ def test_the_parts_of_the_instance_live_together_as_in_a_pod() -> None:
 
 def test_nothing_of_the_sandbox_is_in_the_file_for_production() -> None:
     assert "sandbox" not in (DEPLOY / "compose.yaml").read_text()
-    # One that starts without its provider would queue payments for ever.
+    # A service without its provider would queue payments without end.
     assert all("sandbox" in SERVICES[name]["depends_on"] for name in PARTS)
 
 

@@ -1,4 +1,4 @@
-"""Compose, Kubernetes and ECS run what the image carries, with settings that exist, and let it end."""
+"""Compose, Kubernetes and ECS: commands of the image, existing settings, and time to stop."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SERVING = [part for part in PARTS if part.sub_command in ("serve", "ops", "recon
 ENGINES = sorted({part.engine for part in PARTS})
 DOCKERFILE = (DEPLOY / "Dockerfile").read_text()
 IMAGE_ENVIRON = dict(re.findall(r"([A-Z_]+)=(\S+)", DOCKERFILE.partition("ENV TMPDIR")[2]))
-# The engine's kill comes at least so long after our own end, or it would come first on a busy node.
+# The engine's kill comes at least this long after our own end, or a busy node would kill first.
 GRACE_MARGIN_S = 5
 
 
@@ -80,7 +80,7 @@ def test_the_images_version_is_the_packages(part: Part) -> None:
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
 
-    # A release's commit has the digest behind it.
+    # A release's commit adds the digest.
     assert part.image.partition("@")[0].rpartition(":")[2] == setup["metadata"]["version"]
 
 
@@ -92,7 +92,7 @@ def test_engine_kills_only_after_the_time_of_calls_in_flight(part: Part) -> None
 
     assert part.grace_s is not None
     assert part.grace_s >= own_end_s + GRACE_MARGIN_S
-    # A request that is accepted at the end of the drain has its whole budget, and a record beyond.
+    # A request accepted at the end of the drain has its whole budget, and time for its record.
     assert settings.graceful_stop_s >= settings.request_timeout_ms / 1000 + 2
 
 

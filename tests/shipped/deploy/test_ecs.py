@@ -1,4 +1,4 @@
-"""The files for ECS: as the API takes them, closed, and at one with the stack and the agent."""
+"""The files for ECS: valid for the API, restricted, and consistent with the stack and the agent."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CALLS = {
 }
 POLICIES = {"agent-policy", "execution-policy"}
 TASKS = ("task-definition", "migrate-task-definition")
-# What a parameter of the standard tier may hold.
+# The size limit of a parameter of the standard tier.
 PARAMETER_BYTES_MAX = 4096
 
 
@@ -67,7 +67,7 @@ def test_the_parts_share_network_processes_and_metric_files() -> None:
         container = containers("task-definition")[name]
         assert run in container["mountPoints"]
         assert container["user"] == "10001:10001"
-        # It comes back where it was; a part that cannot brings a new task.
+        # It restarts in its task; a part that cannot causes a new task.
         assert container["essential"] is True
         assert container["restartPolicy"]["enabled"] is True
 

@@ -1,4 +1,4 @@
-"""The programs of the image besides the service: the kept log, the health check, gunicorn's settings."""
+"""The image's programs besides the service: the log keeper, the health check, gunicorn's settings."""
 
 from __future__ import annotations
 
@@ -125,8 +125,8 @@ def test_gunicorn_writes_no_socket_and_trusts_no_client_header(plane: str, tmp_p
     shown = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True)
 
     settings = dict(re.findall(r"^(\w+) += (.*)$", shown.stdout, re.MULTILINE))
-    # A read-only container has no place for it.
+    # A read-only container has no directory for it.
     assert settings["control_socket_disable"] == "True"
     assert settings["forwarded_allow_ips"] == "[]"
-    # The master counts the drain too, where there is one.
+    # The master's timeout includes the drain, if one is set.
     assert settings["graceful_timeout"] == ("22" if plane == "gunicorn.conf.py" else "15")

@@ -1,4 +1,4 @@
-"""The production image has no `service.lab`: every plane starts without it, and refuses what needs it."""
+"""The production image has no `service.lab`: every plane starts without it, and refuses its commands."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ print(app.test_client().get("/healthz").status_code)
 
 @pytest.fixture(scope="module")
 def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The source as the image carries it."""
+    """The image's copy of the source."""
     root = tmp_path_factory.mktemp("image")
     shutil.copytree(
         ROOT / "service", root / "service", ignore=shutil.ignore_patterns("__pycache__")

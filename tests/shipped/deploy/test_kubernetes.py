@@ -1,4 +1,4 @@
-"""The kustomizations: built as a cluster would get them, valid, closed, and every name leads somewhere."""
+"""The kustomizations: built for a cluster, valid, restricted, and with every name defined."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.manifests import DEPLOY, KUSTOMIZATIONS, ROOT, kubernetes, re
 
 # Kinds that a cluster learns from the Prometheus operator; the validator has no schema of them.
 CUSTOM_KINDS = {"PodMonitor"}
-# PostgreSQL's own default of max_connections, less what it keeps for administrators.
+# PostgreSQL's default of max_connections, without those for administrators.
 CONNECTIONS_BY_DEFAULT = 97
 SELECTING = ("Deployment", "Job")
 
@@ -120,7 +120,7 @@ def test_secrets_match_the_guide_and_no_other_role_reads_them(
                 )
                 secret = volumes[mount["name"]]["secret"]
                 assert Path(path).name in made[secret["secretName"]]
-                # The service refuses a secret that everybody may read.
+                # The service refuses a secret that every user may read.
                 assert secret["defaultMode"] == 0o440
 
 
@@ -194,7 +194,7 @@ def test_only_calls_that_are_meant_pass_the_network_policy() -> None:
     assert opened == {8080, 8081}
     assert all("from" in rule for rule in policy["ingress"])
     public = next(rule for rule in policy["egress"] if rule["ports"][0]["port"] == 443)
-    # A webhook endpoint must not be a way into private networks, nor to the node's credentials.
+    # A webhook endpoint must lead neither into private networks nor to the node's credentials.
     assert "169.254.0.0/16" in public["to"][0]["ipBlock"]["except"]
     assert "10.0.0.0/8" in public["to"][0]["ipBlock"]["except"]
 

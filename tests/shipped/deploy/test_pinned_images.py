@@ -1,4 +1,4 @@
-"""Images by digest: no manifest names a floating tag, and a release's step finds all of them."""
+"""Images by digest: no manifest has a floating tag, and the release step finds all images."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support.manifests import ROOT
 
 DEPLOY = ROOT / "deploy"
 OWN = f"registry.example.com/holdfast@sha256:{'c' * 64}"
-# The program that asks a registry is a stranger's: this one answers as it does.
+# A third-party program queries the registry: this one gives the same answers.
 CRANE = f"#!/bin/sh\necho sha256:{'a' * 64}\n"
 
 

@@ -1,4 +1,4 @@
-"""What README and docs/ point at is there: pages, pictures, make's targets, settings."""
+"""References of README and docs/ exist: pages, pictures, make targets, settings."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from service.settings import describe
 ROOT = Path(__file__).parents[3]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted(DOCS.rglob("*.md"))]
-# Not the service's: what the agent's image, Grafana's provisioning and the command `drill` read.
+# Variables of the agent's image, Grafana's provisioning and the command `drill`, not of the service.
 OTHERS = {
     *("PROMETHEUS_CONFIG_CONTENT", "PROMETHEUS_URL", "HOLDFAST_DASHBOARDS"),
     *("HOLDFAST_OPS_URL", "HOLDFAST_API_KEY"),
@@ -20,7 +20,7 @@ OTHERS = {
 
 
 def targets(page: Path) -> set[Path]:
-    """The files that a page links to or shows."""
+    """The files that a page links or shows."""
     text = page.read_text()
     named = re.findall(r"\]\(([^)#\s]+)", text) + re.findall(r'src="([^"]+)"', text)
     return {(page.parent / name).resolve() for name in named if "://" not in name}

@@ -1,4 +1,4 @@
-"""Every alert has a runbook whose queries work, and no runbook outlives its alert."""
+"""Every alert has a runbook with valid queries, and every runbook has an alert."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ALERTS = sorted({rule["alert"] for rule in rules() if "alert" in rule})
 
 
 def blocks(language: str) -> list[tuple[str, str]]:
-    """Every fenced block of a language, with the page it stands on."""
+    """Every fenced block of a language, with its page."""
     return [
         (path.name, block)
         for path in sorted(RUNBOOKS.glob("*.md"))
@@ -36,7 +36,7 @@ def blocks(language: str) -> list[tuple[str, str]]:
 
 
 def queries() -> list[tuple[str, str]]:
-    """The PromQL queries, which an empty line parts."""
+    """The PromQL queries, separated by empty lines."""
     return [
         (page, query.strip()) for page, block in blocks("promql") for query in block.split("\n\n")
     ]

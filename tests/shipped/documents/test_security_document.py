@@ -1,4 +1,4 @@
-"""docs/security.md: whatever it says is tested is tested by something that exists."""
+"""docs/security.md: every test that it names exists."""
 
 from __future__ import annotations
 
