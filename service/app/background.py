@@ -147,7 +147,7 @@ class Background:
         """A separate loop, since look-ups from before the breaker opened may still hang."""
         is_available = self.probe(deadline)
         if is_available and not self.is_available:
-            hastened = self.settling.hasten(deadline)
+            hastened = self.settling.reschedule_now(deadline)
             log.info("reconciler.provider_is_back", extra={"hastened": hastened})
         self.is_available = is_available
         return 0

@@ -1,9 +1,9 @@
 """Runs one program that cannot outlive its parent, however the parent ends.
 
-`ManagedProcess` starts this file as a small separate process, the keeper, and the program as the keeper's
-child. A socket pair joins parent and keeper: when the parent's end closes, by `stop` or because the
-parent was killed, the keeper ends the program and all its descendants. When the keeper itself is
-killed, the kernel ends the program (Linux). The keeper also bounds its log.
+`ManagedProcess` starts this file as a small separate process, the manager, and the program as the manager's
+child. A socket pair joins parent and manager: when the parent's end closes, by `stop` or because the
+parent was killed, the manager ends the program and all its descendants. When the manager itself is
+killed, the kernel ends the program (Linux). The manager also bounds its log.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ LOG_BYTES_MAX = 4 * 1024 * 1024
 ORPHANS_GRACE_S = 3.0
 # One for the program, one for its descendants; a process that survives both is stuck in the kernel.
 KILLS_MAX = 2
-# After the grace periods of the program and its descendants the keeper itself must be broken.
-KEEPER_MARGIN_S = 5.0
+# After the grace periods of the program and its descendants the manager itself must be broken.
+MANAGER_MARGIN_S = 5.0
 
 
 class ManagedProcess:
@@ -58,7 +58,7 @@ class ManagedProcess:
         self.grace_s = grace_s
         self._pid: int | None = None
         self._log_start = log_path.stat().st_size if log_path.exists() else 0
-        self._lifeline, theirs = socket.socketpair()
+        self._control, theirs = socket.socketpair()
         order = {
             "command": self.command,
             "log_path": str(log_path.absolute()),
@@ -68,10 +68,10 @@ class ManagedProcess:
             "uid_gid": uid_gid,
             "echo": echo,
         }
-        held_fds = [kept._lifeline.fileno() for kept in outlived_by]
+        held_fds = [kept._control.fileno() for kept in outlived_by]
         with theirs:
             # Isolated and without site-packages: it starts in 20 ms and has no dependencies.
-            self._keeper = subprocess.Popen(
+            self._manager = subprocess.Popen(
                 [sys.executable, "-I", "-S", __file__, str(theirs.fileno()), log_path.stem],
                 stdin=subprocess.DEVNULL,
                 stdout=None if echo else subprocess.DEVNULL,
@@ -82,45 +82,45 @@ class ManagedProcess:
                 start_new_session=True,
             )
         # Not on its command line, which every user of the machine can read.
-        self._lifeline.sendall(json.dumps(order).encode() + b"\n")
+        self._control.sendall(json.dumps(order).encode() + b"\n")
 
     @property
     def pid(self) -> int:
-        """The program's process id (the keeper's when the program could not be started)."""
+        """The program's process id (the manager's when the program could not be started)."""
         if self._pid is None:
-            self._pid = int(self._lifeline.recv(32) or self._keeper.pid)
+            self._pid = int(self._control.recv(32) or self._manager.pid)
         return self._pid
 
     @property
-    def keeper_pid(self) -> int:
-        return self._keeper.pid
+    def manager_pid(self) -> int:
+        return self._manager.pid
 
     def fileno(self) -> int:
         """For `select`: readable, once `pid` was read, when the program has ended."""
-        return self._lifeline.fileno()
+        return self._control.fileno()
 
     def poll(self) -> int | None:
         """The program's exit status, 128 + N for signal N; None while it runs."""
-        return self._keeper.poll()
+        return self._manager.poll()
 
     def wait(self, timeout_s: float) -> int | None:
         """Like `poll`, after waiting at most `timeout_s`."""
         try:
-            return self._keeper.wait(timeout_s)
+            return self._manager.wait(timeout_s)
         except subprocess.TimeoutExpired:
             return None
 
     def release(self) -> None:
         """Ask it to end, without waiting."""
-        self._lifeline.close()
+        self._control.close()
 
     def stop(self) -> int:
         """End it and all its descendants within the grace; its exit status. A second call does nothing."""
         self.release()
-        status = self.wait(self.grace_s + ORPHANS_GRACE_S + KEEPER_MARGIN_S)
+        status = self.wait(self.grace_s + ORPHANS_GRACE_S + MANAGER_MARGIN_S)
         if status is None:
-            self._keeper.kill()
-            status = self._keeper.wait()
+            self._manager.kill()
+            status = self._manager.wait()
         return status
 
     def lines(self) -> list[str]:
@@ -141,12 +141,12 @@ def end_with_parent(stop_signal: signal.Signals) -> None:
     _prctl()(_PR_SET_PDEATHSIG, stop_signal)
 
 
-class _Keeper:
-    """The keeper's whole life: start, watch, end, sweep."""
+class _Manager:
+    """The manager's whole life: start, watch, end, sweep."""
 
-    def __init__(self, lifeline: socket.socket, order: dict[str, Any]) -> None:
+    def __init__(self, control: socket.socket, order: dict[str, Any]) -> None:
         self._order = order
-        self._lifeline = lifeline
+        self._control = control
         self._log = _BoundedLog(Path(order["log_path"]), echo=order["echo"])
         self._status: int | None = None
         self._kill_at_s: float | None = None
@@ -161,14 +161,14 @@ class _Keeper:
         os.set_blocking(output_fd, False)
         self._start(program_fd, prctl)
         os.close(program_fd)
-        watched = {self._lifeline.fileno(), wake_fd, output_fd}
+        watched = {self._control.fileno(), wake_fd, output_fd}
         while self._reap() and self._kills < KILLS_MAX:
             ready, _, _ = select.select(watched, [], [], self._until_kill_s())
             if output_fd in ready and not self._log.copy(output_fd):
                 watched.remove(output_fd)
-            told_to_end = wake_fd in ready and set(os.read(wake_fd, 512)) - {signal.SIGCHLD}
-            if self._lifeline.fileno() in ready or told_to_end:
-                watched.discard(self._lifeline.fileno())
+            asked_to_end = wake_fd in ready and set(os.read(wake_fd, 512)) - {signal.SIGCHLD}
+            if self._control.fileno() in ready or asked_to_end:
+                watched.discard(self._control.fileno())
                 self._end()
             if self._until_kill_s() == 0:
                 self._kill()
@@ -176,14 +176,14 @@ class _Keeper:
         return self._status or 0
 
     def _start(self, program_fd: int, prctl: Callable[[int, int], int]) -> None:
-        keeper_pid = os.getpid()
+        manager_pid = os.getpid()
         stop_signal = self._order["stop_signal"]
         uid, gid = self._order["uid_gid"] or (None, None)
 
-        def die_with_keeper() -> None:
+        def die_with_manager() -> None:
             # Set after the change of user, which would clear it.
             prctl(_PR_SET_PDEATHSIG, stop_signal)
-            if os.getppid() != keeper_pid:
+            if os.getppid() != manager_pid:
                 os._exit(1)
 
         try:
@@ -197,7 +197,7 @@ class _Keeper:
                 group=gid,
                 extra_groups=None if uid is None else [],
                 start_new_session=True,
-                preexec_fn=die_with_keeper,  # The keeper has one thread.
+                preexec_fn=die_with_manager,  # The manager has one thread.
             )
         except OSError as error:
             self._log.write(f"{self._order['command'][0]}: {error.strerror}\n".encode())
@@ -208,7 +208,7 @@ class _Keeper:
             os.close(inherited_fd)
         # The parent may have ended already; the closed socket then shows it.
         with contextlib.suppress(OSError):
-            self._lifeline.send(str(program.pid).encode())
+            self._control.send(str(program.pid).encode())
 
     def _reap(self) -> bool:
         """Reap dead children; True while any descendant of the program is alive."""
@@ -283,7 +283,7 @@ class _BoundedLog:
 
 
 def _signals_as_bytes() -> int:
-    """A descriptor that yields one byte for each signal to the keeper."""
+    """A descriptor that yields one byte for each signal to the manager."""
     read_fd, write_fd = os.pipe()
     os.set_blocking(read_fd, False)
     os.set_blocking(write_fd, False)
@@ -306,15 +306,15 @@ def _prctl() -> Callable[[int, int], int]:
 
 
 def main() -> int:
-    """Run the keeper of the program that the parent names through the socket."""
-    lifeline = socket.socket(fileno=int(sys.argv[1]))
+    """Run the manager of the program that the parent names through the socket."""
+    control = socket.socket(fileno=int(sys.argv[1]))
     order = b""
     while not order.endswith(b"\n"):
-        piece = lifeline.recv(65536)
+        piece = control.recv(65536)
         if not piece:
             return 0  # The parent ended before it sent the order.
         order += piece
-    status = _Keeper(lifeline, json.loads(order)).run()
+    status = _Manager(control, json.loads(order)).run()
     # A signal's -N would become 256 - N; shells report 128 + N.
     return 128 - status if status < 0 else status
 

@@ -1,4 +1,4 @@
-"""What each list of the API reads while one merchant has many payments: pages and milliseconds.
+"""The reads of each list of the API while one merchant has many payments: pages and milliseconds.
 
 HOLDFAST_BENCH_PAYMENTS is their number (1,000,000): all of them paid and under one reference, each
 with a refund, an event and a delivery that waits.

@@ -1,4 +1,4 @@
-"""A lost row whose caller asks again at once, also at a provider that ignores keys: one charge."""
+"""A lost row with an immediate repeat of its call, also at a provider that ignores keys: one charge."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.support.providers.scripted_provider import ScriptedProvider, scripted
 from tests.support.stack.lost_commits import FLOWS, Rig, lossy_rigs
 from tests.support.stack.settling import MERCHANT, soon
 
-# Where the flow makes no difference of its own: one that ignores keys, and one call without prepare.
+# Tests without a difference between the flows: one that ignores keys, and one call without prepare.
 SOME = ["two_phase, keys ignored", "one_shot, keys ignored"]
 _ORPHANS = Statement("orphans", "SELECT reason, resolved_at IS NULL FROM orphan_charges")
 
@@ -217,7 +217,7 @@ def test_a_lost_row_that_waits_for_its_payer_is_adopted(rig_of, swept):
 
     assert (again.status, again.provider_ref) == (Status.REQUIRES_ACTION, lost.provider_ref)
     assert len(rig.scripted.objects("payment_intents")) == 1
-    # It pages nobody before it has moved money.
+    # It does not page before it has moved money.
     assert [is_open for _, is_open in orphans(rig)] == [False] * swept
 
 

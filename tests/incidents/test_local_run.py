@@ -62,10 +62,10 @@ def test_kill_of_any_part_leaves_no_process_and_loses_no_payment(home, paid_befo
 def test_after_a_kill_of_a_keeper_nothing_runs_either(home):
     with running_house(home, first_start=True, **SMALL) as house:
         everyone = family(house.process.pid)
-        keeper_pid = parent(house.pids["data_plane"])
-        assert keeper_pid in everyone
+        manager_pid = parent(house.pids["data_plane"])
+        assert manager_pid in everyone
 
-        os.kill(keeper_pid, signal.SIGKILL)
+        os.kill(manager_pid, signal.SIGKILL)
 
         wait_for(lambda: not any(map(runs, everyone)), timeout_s=30)
 

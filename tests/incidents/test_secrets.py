@@ -55,10 +55,10 @@ def test_no_secret_and_no_card_number_leaves_the_service(
     with running_house(home, **settings) as house:
         lines = [Path(f"/proc/{pid}/cmdline").read_text() for pid in house.pids.values()]
         emitted = [answer.text for answer in _provoke(house)]
-        emitted += _told(house, settings)
+        emitted += _output(house, settings)
         postgres_of_its_own.stop()
         refused = house.pay()
-        emitted += [refused.text, *_told(house, settings)]
+        emitted += [refused.text, *_output(house, settings)]
     # After the stop, so that the last log lines are read too.
     logs = [*(home / "logs").glob("*.log"), home / "run.out"]
     emitted += [log.read_text(errors="replace") for log in logs]
@@ -72,7 +72,7 @@ def test_no_secret_and_no_card_number_leaves_the_service(
         assert [canary for canary in (*canaries, CARD) if canary in text] == []
 
 
-def _told(house: House, settings: dict[str, str]) -> list[str]:
+def _output(house: House, settings: dict[str, str]) -> list[str]:
     """The current text of every page, and the output of the command line."""
     headers = {"Authorization": f"Bearer {house.api_key}"}
     pages = [house.ops_url + page for page in PAGES]

@@ -25,7 +25,7 @@ from tests.support.stack.running_house import wait_for
 
 pytestmark = [pytest.mark.needs("prometheus", "alertmanager"), pytest.mark.short]
 
-# No package index has Grafana, so the test uses this stand-in: it answers the one request, and
+# No package index has Grafana, so the test uses this program: it answers the one request, and
 # records its own command line.
 GRAFANA = """
     import http.server, json, os, pathlib
@@ -58,7 +58,7 @@ def hurried_tour(grafana: Path) -> Iterator[Show]:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """A tour that has come to its end, and the environment that it gave to Grafana."""
+    """An ended `observe`, and Grafana's environment in it."""
 
     tour: Show
     environ: dict[str, str]

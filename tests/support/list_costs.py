@@ -44,7 +44,7 @@ _FILL = """
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What one list read, and the plan that says so."""
+    """The reads of one list, and its plan."""
 
     name: str
     kind: str
@@ -54,7 +54,7 @@ class Cost:
 
 
 def fill(cursor: Any, rows: int) -> str:
-    """So many payments, refunds, events and deliveries of one merchant, whose id is returned."""
+    """Insert this many payments, refunds, events and deliveries of one merchant; returns its id."""
     merchant, endpoint = str(uuid4()), str(uuid4())
     cursor.execute("INSERT INTO merchants (merchant_id, name) VALUES (%s, '')", (merchant,))
     cursor.execute(

@@ -17,12 +17,12 @@ from service.database.pool.statements import (
     Statement,
     count_error,
     execute,
-    in_our_words,
     is_collision,
     is_out_of_step,
     is_sign_of_failover,
     is_stale_plan,
     statement_duration,
+    translate_error,
 )
 from service.errors import DatabaseUnavailable
 from service.resilience.deadline import Deadline
@@ -61,7 +61,7 @@ class Checkout:
         connection = self.connection
         # A caller that keeps the checkout must not affect the next holder's statements.
         del self.connection
-        self._pool.give_back(connection)
+        self._pool.release(connection)
 
     @property
     def wait_s(self) -> float:
@@ -117,7 +117,7 @@ class Checkout:
         self._pool.note_error(has_timed_out=has_timed_out)
         if not has_timed_out and (is_stale or is_sign_of_failover(error, is_closed=is_closed)):
             self._pool.evict(self.connection.generation, error.pgcode or "closed")
-        return in_our_words(
+        return translate_error(
             error, is_closed=is_closed, has_timed_out=has_timed_out, is_stale=is_stale
         )
 

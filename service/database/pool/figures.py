@@ -62,7 +62,7 @@ class Figures:
         self.lost = 0
         self._uses = 0
         self._held_s = 0.0
-        self._instant_told = 0
+        self._instant_counted = 0
         self._hold_seconds = _Bulk(metrics.db_pool_hold_seconds)
         self._wait_seconds = _Bulk(metrics.db_pool_wait_seconds)
         metrics.db_pool_size.set(size)
@@ -88,9 +88,9 @@ class Figures:
             self._hold_seconds.note(held_s)
         # Waits in the queue were observed as they ended; all other checkouts did not wait.
         instant = self._uses - self.queued
-        if instant > self._instant_told:
-            self._wait_seconds.note(0.0, times=instant - self._instant_told)
-            self._instant_told = instant
+        if instant > self._instant_counted:
+            self._wait_seconds.note(0.0, times=instant - self._instant_counted)
+            self._instant_counted = instant
         self._hold_seconds.tell()
         self._wait_seconds.tell()
 

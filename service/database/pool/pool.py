@@ -161,7 +161,7 @@ class ConnectionPool(psycopg2.pool.ThreadedConnectionPool):
     def putconn(self, conn: Any = None, key: Any = None, close: bool = False) -> None:
         """Release a connection; one that is broken or in a transaction is replaced."""
         conn.is_broken |= close
-        self.give_back(conn)
+        self.release(conn)
 
     def closeall(self) -> None:
         """The same as `close`."""
@@ -196,7 +196,7 @@ class ConnectionPool(psycopg2.pool.ThreadedConnectionPool):
             # A caller that received a dead connection stays first in the queue.
             at_head = waiter is not None
             waiter = waiter or Waiter()
-            connection = self._stand_in_line(waiter, until, started_s, at_head=at_head)
+            connection = self._wait_in_queue(waiter, until, started_s, at_head=at_head)
         connection.taken_at_s = monotonic()
         connection.wait_s = connection.taken_at_s - started_s if waiter else 0.0
         if waiter:
@@ -204,7 +204,7 @@ class ConnectionPool(psycopg2.pool.ThreadedConnectionPool):
                 self._figures.waited(connection.wait_s)
         return connection
 
-    def _stand_in_line(
+    def _wait_in_queue(
         self, waiter: Waiter, until: Deadline, started_s: float, *, at_head: bool
     ) -> Connection:
         with self._lock:
@@ -292,7 +292,7 @@ class ConnectionPool(psycopg2.pool.ThreadedConnectionPool):
             raise DatabaseUnavailable("The database did not answer in time.")
         return False
 
-    def give_back(self, connection: Connection) -> None:
+    def release(self, connection: Connection) -> None:
         """Release it to the next caller; replace it if broken, in a transaction or too old."""
         now_s = monotonic()
         connection.taken_code = None
@@ -303,7 +303,7 @@ class ConnectionPool(psycopg2.pool.ThreadedConnectionPool):
             or connection.get_transaction_status()  # 0 is idle.
             or now_s > connection.expires_at_s
         ):
-            self._give_back_bad(connection)
+            self._release_bad(connection)
             return
         connection.idle_since_s = now_s
         connection.fresh_until_s = now_s + FRESH_S
@@ -312,7 +312,7 @@ class ConnectionPool(psycopg2.pool.ThreadedConnectionPool):
         if self._waiters or self.closed:
             self._match()
 
-    def _give_back_bad(self, connection: Connection) -> None:
+    def _release_bad(self, connection: Connection) -> None:
         is_reusable = connection.get_transaction_status() == TRANSACTION_STATUS_IDLE
         if self.closed:
             reason = "closed"

@@ -140,7 +140,7 @@ def is_collision(error: BaseException | None) -> bool:
     return isinstance(error, psycopg2.Error) and error.pgcode in SERIALIZATION
 
 
-def in_our_words(
+def translate_error(
     error: psycopg2.Error, *, is_closed: bool, has_timed_out: bool, is_stale: bool
 ) -> Exception:
     """DatabaseUnavailable if a retry may succeed; constraint violations and bugs unchanged."""

@@ -97,7 +97,7 @@ class Rehearsals:
         except BaseException:
             self._let_go(run)
             raise
-        log.warning("rehearsal.started", extra=_told(run))
+        log.warning("rehearsal.started", extra=_log_fields(run))
         threading.Thread(
             target=self._carry_out, args=(run, request), name="rehearsal", daemon=True
         ).start()
@@ -113,7 +113,7 @@ class Rehearsals:
 
     def stop(self, run: Run, by: Actor, deadline: Deadline) -> None:
         run.stop(f"Stopped by {by.name}.")
-        log.warning("rehearsal.stopped", extra={**_told(run), "stopped_by": by.name})
+        log.warning("rehearsal.stopped", extra={**_log_fields(run), "stopped_by": by.name})
         # The stop must not wait for a database whose failure may be the drill's fault.
         try:
             self.context.store.audit(by, "stopped", run.id, {}, deadline)
@@ -252,7 +252,7 @@ class Rehearsals:
             log.warning(
                 "rehearsal.ended",
                 extra={
-                    **_told(run),
+                    **_log_fields(run),
                     "verdict": document["verdict"],
                     "summary": document["summary"],
                 },
@@ -291,7 +291,7 @@ class Rehearsals:
                 return
 
 
-def _told(run: Run) -> dict[str, Any]:
+def _log_fields(run: Run) -> dict[str, Any]:
     document = run.document()
     fields = ("kind", "scope", "reason", "requested_by")
     # `logging` reserves the field `name`.

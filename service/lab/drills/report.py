@@ -121,7 +121,7 @@ def bounds(check: dict[str, Any]) -> str:
 def junit(document: dict[str, Any]) -> str:
     """One test case for each promise, so that a build shows the broken one."""
     promises = [
-        *((check["text"], check["ok"], _told(check)) for check in document["expectations"]),
+        *((check["text"], check["ok"], _measured(check)) for check in document["expectations"]),
         *(
             (f"{rule['book']}: {rule['rule']}", rule["ok"], f"{violations_of(rule)} violations")
             for rule in document["invariants"]
@@ -154,5 +154,5 @@ def junit(document: dict[str, Any]) -> str:
     return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True)
 
 
-def _told(check: dict[str, Any]) -> str:
+def _measured(check: dict[str, Any]) -> str:
     return f"measured {shown(check['value'])}, {bounds(check)}; {check['promql']}"

@@ -274,8 +274,8 @@ class Runner:
         """Mark this instance's alerts as a drill's while it has a fault; a pair raises no alerts."""
         name = self._plan.name
         # The gauge must not reveal the fault of a blind game day.
-        is_told = name in SIMULATIONS and not self._run.is_hidden
-        gauge = metrics.simulation_active.labels(name.replace("-", "_") if is_told else "other")
+        is_public = name in SIMULATIONS and not self._run.is_hidden
+        gauge = metrics.simulation_active.labels(name.replace("-", "_") if is_public else "other")
         if scope == "instance":
             gauge.set(1)
         try:

@@ -54,7 +54,7 @@ def run_local_stack(settings: Settings, environ: dict[str, str], *, verbose: boo
     if settings.env == "production":
         raise SettingsError("`run` is for one machine: in production start serve, ops, reconcile.")
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _told)
+        signal.signal(number, _raise_stop)
     stack = _LocalStack(settings, environ, verbose=verbose)
     status = 0
     try:
@@ -75,7 +75,7 @@ def run_local_stack(settings: Settings, environ: dict[str, str], *, verbose: boo
     return status
 
 
-def _told(number: int, frame: object) -> NoReturn:
+def _raise_stop(number: int, frame: object) -> NoReturn:
     raise _StopRequested
 
 
@@ -318,7 +318,7 @@ def _lock(home: Path) -> int:
     """Take the home's lock; every part inherits it, so it is free once all of them have ended."""
     lock_fd = os.open(home / "lock", os.O_RDWR | os.O_CREAT, 0o600)
     give_up_at_s = monotonic() + PREDECESSOR_WAIT_S
-    is_told = False
+    is_reported = False
     while True:
         try:
             fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -328,9 +328,9 @@ def _lock(home: Path) -> int:
                 break
             if monotonic() > give_up_at_s:
                 break
-            if not is_told:
+            if not is_reported:
                 print("Waiting for the previous run to end ...", flush=True)  # noqa: T201
-                is_told = True
+                is_reported = True
             sleep(0.05)
     os.close(lock_fd)
     raise SettingsError(

@@ -21,7 +21,7 @@ class Pager:
         self._tell = tell
         self._lock = threading.Lock()
         # The last reported state of each alert: "firing" or "resolved".
-        self._told: dict[tuple[str, str], str] = {}
+        self._sent: dict[tuple[str, str], str] = {}
         self._woken_by: set[str] = set()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self._receive))
         self._server.daemon_threads = True
@@ -62,8 +62,8 @@ class Pager:
             labels, status = alert["labels"], alert["status"]
             key = (receiver, json.dumps(labels, sort_keys=True))
             with self._lock:
-                is_news = self._told.get(key, "resolved") != status
-                self._told[key] = status
+                is_news = self._sent.get(key, "resolved") != status
+                self._sent[key] = status
                 if is_news and status == "firing" and receiver == "pages":
                     self._woken_by.add(labels["alertname"])
             if is_news:

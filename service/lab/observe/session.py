@@ -63,7 +63,7 @@ def observe(settings: Settings, environ: Mapping[str, str], options: ObserveOpti
     """Start all parts and run the incidents; 0 after a stop, or when each incident has paged."""
     _require_playground(settings)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _told)
+        signal.signal(number, _raise_stop)
     _say("Starting Holdfast and its monitoring ...")
     hurry_s = HURRY_S if options.is_hurried else None
     try:
@@ -90,7 +90,7 @@ def _require_links(site: Site) -> None:
         raise SettingsError("observe injects faults: HOLDFAST_SIMULATION_ENABLED must not be off.")
 
 
-def _told(number: int, frame: object) -> NoReturn:
+def _raise_stop(number: int, frame: object) -> NoReturn:
     raise _StopSignal
 
 

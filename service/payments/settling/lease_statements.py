@@ -95,7 +95,7 @@ DOUBTFUL = Statement(
     ORDER BY due_at LIMIT %(limit)s::integer
     """,
 )
-HASTEN = Statement(
+RESCHEDULE_NOW = Statement(
     "hasten",
     """
     UPDATE payments p SET due_at = now() + doubtful.due_in_s * interval '1 second'

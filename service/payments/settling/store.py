@@ -18,10 +18,10 @@ from service.payments.leases.fair_share import Due, FairShare
 from service.payments.settling.late_statements import APPLY_HINTS
 from service.payments.settling.lease_statements import (
     DOUBTFUL,
-    HASTEN,
     LOOK_UP_IS,
     OLDEST_EXPIRED,
     QUEUED_IS,
+    RESCHEDULE_NOW,
     LeaseStatements,
     lease_statements,
 )
@@ -29,8 +29,8 @@ from service.providers.base import ProviderCharge
 from service.resilience.deadline import Deadline
 
 # The rows of one statement when doubtful payments are rescheduled, and the number of statements.
-HASTENED_AT_ONCE, HASTENED_PAGES = 1000, 20
-HASTENED_WITHIN_S = 2.0
+RESCHEDULED_AT_ONCE, RESCHEDULED_PAGES = 1000, 20
+RESCHEDULED_WITHIN_S = 2.0
 
 # No look-up took place, so no event is written, and the schedule does not advance.
 _POSTPONE = Statement(
@@ -254,25 +254,25 @@ class SettlingStore:
             deadline,
         )
 
-    def hasten(self, deadline: Deadline) -> int:
+    def reschedule_now(self, deadline: Deadline) -> int:
         """Schedule look-ups of doubtful payments within 2 s, as the provider is back; returns their number.
 
-        At most HASTENED_PAGES x HASTENED_AT_ONCE; the rest keep their own schedule.
+        At most RESCHEDULED_PAGES x RESCHEDULED_AT_ONCE; the rest keep their own schedule.
         """
         hastened = 0
-        for _ in range(HASTENED_PAGES):
+        for _ in range(RESCHEDULED_PAGES):
             rows = self._pool.run(
-                DOUBTFUL, {"limit": HASTENED_AT_ONCE, "within_s": HASTENED_WITHIN_S}, deadline
+                DOUBTFUL, {"limit": RESCHEDULED_AT_ONCE, "within_s": RESCHEDULED_WITHIN_S}, deadline
             )
             if rows:
                 values = {
                     "merchant_ids": [str(merchant_id) for merchant_id, _ in rows],
                     "payment_ids": [str(payment_id) for _, payment_id in rows],
                     # Spread at random, so that they do not cause another outage.
-                    "due_in_s": [random.uniform(0, HASTENED_WITHIN_S) for _ in rows],  # noqa: S311
+                    "due_in_s": [random.uniform(0, RESCHEDULED_WITHIN_S) for _ in rows],  # noqa: S311
                 }
-                hastened += len(self._pool.run(HASTEN, values, deadline))
-            if len(rows) < HASTENED_AT_ONCE or deadline.expired:
+                hastened += len(self._pool.run(RESCHEDULE_NOW, values, deadline))
+            if len(rows) < RESCHEDULED_AT_ONCE or deadline.expired:
                 break
         return hastened
 

@@ -62,7 +62,7 @@ class ClientConnection(gthread.TConn):  # type: ignore[misc]
         self.arrived_s = 0.0
         self.expires_s = 0.0
         self.is_closing = False
-        self.in_line = False
+        self.is_queued = False
         # The base class would wait for the first byte in a thread.
         self.data_ready = True
 
@@ -214,7 +214,7 @@ class PaymentWorker(gthread.ThreadWorker):  # type: ignore[misc]
             self._shed(connection, "queue_full", "More requests wait than can be served.")
             return
         self._admitted += 1
-        connection.in_line = True
+        connection.is_queued = True
         future = self._submit(self.tpool, connection)
         if waiting >= 0:
             self._line.append((future, connection))
@@ -284,7 +284,7 @@ class PaymentWorker(gthread.ThreadWorker):  # type: ignore[misc]
             return super().handle(connection)
         finally:
             metrics.worker_threads_busy.dec()
-            if connection.in_line:
+            if connection.is_queued:
                 # A race between two threads loses one sample.
                 self._service_s += 0.1 * (monotonic() - began_s - self._service_s)
 
@@ -322,8 +322,8 @@ class PaymentWorker(gthread.ThreadWorker):  # type: ignore[misc]
     # --- After a request
 
     def finish_request(self, connection: ClientConnection, future: Future[Any]) -> None:
-        if connection.in_line:
-            connection.in_line = False
+        if connection.is_queued:
+            connection.is_queued = False
             self._admitted -= 1
         if future.cancelled():
             # It was refused while it was queued; _refuse owns the connection now.

@@ -159,7 +159,7 @@ def test_killed_starter_leaves_no_process_and_keeps_the_data(home):
 def test_a_killed_keeper_ends_the_server(server):
     pid = server.pid
 
-    os.kill(server.process.keeper_pid, signal.SIGKILL)
+    os.kill(server.process.manager_pid, signal.SIGKILL)
     server.stop()
 
     give_up_at_s = monotonic() + 30

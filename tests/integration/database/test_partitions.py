@@ -145,7 +145,7 @@ def test_the_service_role_is_told_to_use_the_owner(database_url, owner_url):
 
 
 def drop_months(url: str, how_many: int) -> None:
-    """Detach the last months that were made ahead, as if nobody had made them; their tables stay."""
+    """Detach the last months that were made ahead, as if they had never been made; their tables stay."""
     names = [
         name
         for (name,) in read(

@@ -312,7 +312,7 @@ def test_a_long_queue_does_not_hold_up_one_hasten(settling, pool, owner_url):
     merchant = uuid4()
     queue(owner_url, (merchant, 2500, -3600), status="unknown")
 
-    assert settling.hasten(soon()) == 2500
+    assert settling.reschedule_now(soon()) == 2500
 
     with cursor_to(owner_url) as cursor:
         cursor.execute(

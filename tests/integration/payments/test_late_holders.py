@@ -1,7 +1,7 @@
 """A charge, refund or capture that names one row of ours and is held by another is no orphan.
 
 The first row ends as not executed and leaves its key free; its call is executed afterwards. The retry
-under the key adopts that charge, whose metadata names the first row for ever.
+under the key adopts that charge, with the first row in its metadata.
 """
 
 from __future__ import annotations

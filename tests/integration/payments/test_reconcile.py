@@ -318,7 +318,7 @@ def test_when_the_provider_is_back_doubt_is_looked_at_at_once(pool):
     service.settle()
     service.settle()
 
-    assert service.settling.hasten(soon()) == 1
+    assert service.settling.reschedule_now(soon()) == 1
 
     after = service.read(payment)
     assert after.due_at is not None

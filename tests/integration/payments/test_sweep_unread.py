@@ -1,4 +1,4 @@
-"""What cannot be read in the provider's lists is parked; the sweep and other payments go on."""
+"""Unreadable objects in the provider's lists are parked; the sweep and other payments go on."""
 
 from __future__ import annotations
 

@@ -94,7 +94,7 @@ class BookedProvider:
         # Entries besides the charges.
         self.listed: list[ProviderCharge] = []
         self.books_are_shut = False
-        # Their references -> what the list of charges tells of them instead.
+        # Their references -> the entries of the list of charges instead.
         self.unreadable: dict[str, Unreadable] = {}
         # operation -> the answers to its next calls; the books do not contain them.
         self.next_answers: dict[str, list[Outcome]] = defaultdict(list)

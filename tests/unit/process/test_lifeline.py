@@ -94,12 +94,12 @@ def test_a_killed_starter_takes_the_program_with_it(tmp_path):
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs PR_SET_PDEATHSIG")
-def test_a_killed_keeper_takes_the_program_with_it(tmp_path):
+def test_killed_manager_ends_the_program(tmp_path):
     polite = FAMILY.replace("SIG_IGN", "SIG_DFL").replace("child = os.fork()", "child = 1")
     process = ManagedProcess([sys.executable, "-c", polite], log_path=tmp_path / "log")
     program_pid, _ = _family_of(process)
 
-    os.kill(process.keeper_pid, signal.SIGKILL)
+    os.kill(process.manager_pid, signal.SIGKILL)
     process.wait(60)
     process.release()
 
