@@ -245,3 +245,49 @@ def test_events_may_be_larger_than_other_requests() -> None:
     assert MAX_EVENT_BYTES > 4 * MAX_BODY_BYTES
     assert judged(head % MAX_EVENT_BYTES) is WAIT
     assert judged(head % (MAX_EVENT_BYTES + 1)) == "body_too_large"
+
+
+SIBLINGS = {
+    "two codings": (CHUNKED + CHUNKED, b"0\r\n\r\n", "bad_request"),
+    "a coding and a comma": (b"Transfer-Encoding: chunked,\r\n", b"0\r\n\r\n", "bad_request"),
+    "a quoted coding": (b'Transfer-Encoding: "chunked"\r\n', b"", "not_implemented"),
+    "a coding and no-break space": (b"Transfer-Encoding: chunked\xa0\r\n", b"", "not_implemented"),
+    "a coding and vertical tab": (b"Transfer-Encoding: \x0bchunked\r\n", b"", "bad_request"),
+    "two lengths, two cases": (
+        b"Content-Length: 3\r\ncontent-length: 4\r\n",
+        b"abcd",
+        "header_repeated",
+    ),
+    "an empty length": (b"Content-Length:\r\n", b"", "bad_request"),
+    "a name and no-break space": (b"Content-Length\xa0: 3\r\n", b"abc", "bad_request"),
+    "a folded key": (b"Idempotency-Key: K\r\n L\r\n", b"", "bad_request"),
+    "two keys, two cases": (
+        b"IDEMPOTENCY-KEY: K\r\nidempotency-key: K\r\n",
+        b"",
+        "header_repeated",
+    ),
+    "two keys, underscores": (
+        b"Idempotency_Key: K\r\nIdempotency_Key: K\r\n",
+        b"",
+        "header_repeated",
+    ),
+    "a folded trailer": (CHUNKED, b"0\r\nA: b\r\n c\r\n\r\n", "bad_request"),
+    "a line end in a chunk's extension": (
+        CHUNKED,
+        b'3;a="\r\n"\r\nabc\r\n0\r\n\r\n',
+        "bad_request",
+    ),
+}
+
+
+@pytest.mark.parametrize(("headers", "body", "code"), SIBLINGS.values(), ids=SIBLINGS)
+def test_no_spelling_makes_two_readings(headers: bytes, body: bytes, code: str) -> None:
+    assert judged(request(headers, body)) == code
+
+
+def test_fields_of_the_trailers_are_not_read() -> None:
+    arrival = Arrival()
+    trailers = b"0\r\nIdempotency-Key: K\r\nContent-Length: 5\r\n\r\n"
+
+    assert arrival.feed(request(CHUNKED, trailers)) is WHOLE
+    assert arrival.take() == HEAD + b"Content-Length: 0\r\n\r\n"
