@@ -52,6 +52,7 @@ def create_background(settings: Settings) -> Background:
     late_store = LateStore(parts.pool, lease_s=4 * lease_s, provider=parts.provider.name)
     late = LateFacts(parts.store, late_store, parts.movements, parts.settling, parts.provider)
     runs = SweepRuns(parts.pool, parts.provider.name)
+    unread = UnreadStore(parts.pool, parts.provider.name)
     return Background(
         pool=parts.pool,
         settling=parts.settling,
@@ -61,6 +62,7 @@ def create_background(settings: Settings) -> Background:
             parts.settling,
             parts.handler,
             parts.provider,
+            unread,
             send_timeout_s=send_timeout_s,
             batch_max=RECONCILER_THREADS,
             is_recovering=recovery.is_recovering,
@@ -95,7 +97,7 @@ def create_background(settings: Settings) -> Background:
             late,
             late_store,
             runs,
-            UnreadStore(parts.pool, parts.provider.name),
+            unread,
             parts.provider,
             foreign_charges=settings.foreign_charges,
             first_back=timedelta(days=settings.sweep_first_days),

@@ -66,8 +66,8 @@ class ProviderBooks:
         lost = self._by_digest.get(payment.key_digest or "")
         if own is not None:
             # The key was freed and used again, and that row is lost: the charge that moved money counts.
-            return lost if _has_moved(lost) and not _has_moved(own) else own
-        return lost if lost is not None and _may_be_of(lost, payment) else None
+            return lost if has_moved(lost) and not has_moved(own) else own
+        return lost if lost is not None and may_be_of(lost, payment) else None
 
     def _since(self, oldest: datetime) -> datetime:
         is_full = len(self._by_payment) > CHARGES_MAX
@@ -83,7 +83,7 @@ class ProviderBooks:
             (self._by_payment, charge.payment_id),
             (self._by_digest, charge.key_digest),
         ):
-            if name and _weight(charge) >= _weight(index.get(name)):
+            if name and weight(charge) >= weight(index.get(name)):
                 index[name] = charge
 
     def _forget(self) -> None:
@@ -93,7 +93,7 @@ class ProviderBooks:
         self._newest = None
 
 
-def _may_be_of(charge: ProviderCharge, payment: Payment) -> bool:
+def may_be_of(charge: ProviderCharge, payment: Payment) -> bool:
     """Whether a charge under the payment's key, and another id of ours, can be this payment's.
 
     A charge without moved money may belong to an earlier payment that left its key free: with
@@ -105,12 +105,12 @@ def _may_be_of(charge: ProviderCharge, payment: Payment) -> bool:
     return is_same and charge.outcome.error != _CANCELED
 
 
-def _has_moved(charge: ProviderCharge | None) -> bool:
+def has_moved(charge: ProviderCharge | None) -> bool:
     """Whether money moved, or could move without another call."""
     return charge is not None and charge.outcome.kind not in _CANNOT_MOVE
 
 
-def _weight(charge: ProviderCharge | None) -> int:
+def weight(charge: ProviderCharge | None) -> int:
     """Of two charges of one payment, the one that moved money, or could."""
     if charge is None:
         return -1

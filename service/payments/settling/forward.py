@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from time import monotonic
 
 from service.errors import Busy
 from service.ids import (
@@ -13,13 +14,15 @@ from service.ids import (
 from service.observability.metrics import catalogue as metrics
 from service.payments.charge.handler import PaymentHandler
 from service.payments.charge.model import LostCharge, Payment, Status
-from service.payments.charge.provider_books import ProviderBooks
 from service.payments.charge.store import PaymentStore
 from service.payments.leases.run_all import RunAll
 from service.payments.settling.parking import park
+from service.payments.settling.queue_books import QueueBooks
 from service.payments.settling.reconcile import OTHERS_AGAIN_S, REFUSED_AGAIN_S
 from service.payments.settling.store import SettlingStore
-from service.providers.base import OutcomeKind, Provider, ProviderCharge
+from service.payments.settling.sweep_unread import UnreadStore
+from service.providers.base import OutcomeKind, ProviderCharge
+from service.providers.later import LaterProvider
 from service.resilience.deadline import Deadline
 
 log = logging.getLogger(__name__)
@@ -31,6 +34,12 @@ FIRST_BATCH = 2
 NEVER_LEASED = 1
 # Expired payments that may have been charged before our rows were rolled back wait for the books.
 EXPIRED_AGAIN_S = 5.0
+# A payment whose part of the provider's books is not read yet.
+BOOKS_AGAIN_S = 2.0
+# What a lease has to spare beside the sending of its payment.
+BOOKS_SLOW_S = 2.0
+# The longest pause that a provider may ask for before its books are read again.
+BOOKS_PAUSE_MAX_S = 60.0
 
 
 class Forwarder:
@@ -41,7 +50,8 @@ class Forwarder:
         store: PaymentStore,
         settling: SettlingStore,
         handler: PaymentHandler,
-        provider: Provider,
+        provider: LaterProvider,
+        unread: UnreadStore,
         *,
         send_timeout_s: float,
         # The number of concurrent sends: a leased payment that waits for a thread could outlive its lease.
@@ -57,9 +67,12 @@ class Forwarder:
         self._batch_max = batch_max
         self._batch = FIRST_BATCH
         self._is_recovering = is_recovering
-        self._books = ProviderBooks(provider)
+        self._books = QueueBooks(provider)
         # Of the present batch, what the sweep has found under the same keys.
         self._lost: dict[str, LostCharge] = {}
+        self._unread = unread
+        # Of the present batch.
+        self._unreadable: list[ProviderCharge] = []
 
     def drain(self, run_all: RunAll, deadline: Deadline) -> int:
         """Send one batch; the number of payments that were due. Raises Busy without a database.
@@ -77,25 +90,40 @@ class Forwarder:
             return len(expired)
         queued = self._settling.lease_queued(self._batch, deadline)
         if queued:
-            all_taken = self._read_books(queued) and all(run_all(self._send_or_park, queued))
+            seen = self._read_books(queued)
+            all_taken = seen is not None and all(run_all(self._send_or_park, seen))
             self._batch = min(self._batch * 2, self._batch_max) if all_taken else FIRST_BATCH
         return len(queued)
 
-    def _read_books(self, queued: list[Payment]) -> bool:
-        """Read the provider's charges of these; False: the books are unreadable, all leases are released."""
+    def _read_books(self, queued: list[Payment]) -> list[Payment] | None:
+        """Those of which it is known what the provider has; the others are given back. None: the
+        provider's books cannot be read, and all are given back."""
         unseen = [payment for payment in queued if self._needs_books(payment)]
+        if not unseen:
+            return queued
+        begun_s = monotonic()
         try:
-            if unseen:
-                within = Deadline.after(self._send_timeout_s)
-                self._lost = self._settling.lost_charges(unseen, self._provider.name, within)
-                self._books.refresh(unseen)
+            within = Deadline.after(self._send_timeout_s)
+            self._lost = self._settling.lost_charges(unseen, self._provider.name, within)
+            self._unreadable = self._unread.about(unseen, within)
+            pages = self._books.refresh(unseen)
         except Busy as error:
             log.warning("queue.books_not_read", extra={"detail": error.detail})
-            deadline = Deadline.after(self._send_timeout_s)
-            for payment in queued:
-                self._settling.postpone(payment, REFUSED_AGAIN_S, deadline)
-            return False
-        return True
+            pause_s = min(max(REFUSED_AGAIN_S, error.retry_after_s), BOOKS_PAUSE_MAX_S)
+            self._give_back(queued, pause_s)
+            return None
+        if pages > 1 and monotonic() - begun_s > BOOKS_SLOW_S:
+            # The lease must outlast the sending: the pages are kept, and the rows leased anew.
+            self._give_back(queued, 0.0)
+            return []
+        hidden = {payment.id for payment in unseen if not self._books.covers(payment)}
+        self._give_back([one for one in queued if one.id in hidden], BOOKS_AGAIN_S)
+        return [payment for payment in queued if payment.id not in hidden]
+
+    def _give_back(self, payments: Iterable[Payment], due_in_s: float) -> None:
+        deadline = Deadline.after(self._send_timeout_s)
+        for payment in payments:
+            self._settling.postpone(payment, due_in_s, deadline)
 
     def _needs_books(self, payment: Payment) -> bool:
         """Whether it has a reference: a confirm by the same reference cannot charge twice."""
@@ -134,6 +162,11 @@ class Forwarder:
         if lost is not None:
             return self._adopt_lost(payment, lost, deadline)
         found = self._found(payment, deadline)
+        if found is not None and not found.provider_ref:
+            # In the provider's list, and not even its id can be read: neither sent nor ended.
+            self._settling.postpone(payment, OTHERS_AGAIN_S, deadline)
+            log.error("queue.held_by_unreadable", extra={"payment_id": payment.id})
+            return True
         if found is not None and (
             found.outcome.kind is not OutcomeKind.NOT_EXECUTED
             or found.outcome.error is not None
@@ -162,8 +195,8 @@ class Forwarder:
         return outcome.kind not in (OutcomeKind.NOT_EXECUTED, OutcomeKind.UNKNOWN)
 
     def _found(self, payment: Payment, deadline: Deadline) -> ProviderCharge | None:
-        """Its charge in the books; of an earlier payment with the same key only one that moved money."""
-        found = self._books.find(payment)
+        """What the books have of it; of an earlier payment under the same key only what moved."""
+        found = self._books.find(payment) or self._parked(payment)
         if found is None or found.payment_id == payment.id:
             return found
         if found.outcome.kind is not OutcomeKind.NOT_EXECUTED:
@@ -171,6 +204,14 @@ class Forwarder:
         earlier = parse_id(found.payment_id or "", "pay_")
         is_here = earlier and self._store.get(payment.merchant_id, earlier, deadline)
         return None if is_here else found
+
+    def _parked(self, payment: Payment) -> ProviderCharge | None:
+        """A charge that is told to be this payment's and could not be read by the sweep."""
+        for one in self._unreadable:
+            has_key = one.key_digest is not None and one.key_digest == payment.key_digest
+            if has_key or one.payment_id == payment.id:
+                return one
+        return None
 
     def _leave_to_others(self, payment: Payment, deadline: Deadline) -> bool:
         if payment.is_expired and not _may_have_been_sent(payment):

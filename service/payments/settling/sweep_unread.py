@@ -90,7 +90,6 @@ _ABOUT = Statement(
     """
     SELECT provider_ref, payment_id, merchant_id, key_digest, since FROM unread_objects
     WHERE provider = %(provider)s::text AND feed = 'charges' AND NOT released
-      AND provider_ref IS NOT NULL
       AND (key_digest = ANY(%(key_digests)s::text[]) OR payment_id = ANY(%(payment_ids)s::uuid[]))
     """,
 )
@@ -214,7 +213,7 @@ class UnreadStore:
         )
         return [
             in_doubt(
-                str(reference),
+                reference,
                 payment_id=f"pay_{payment_id.hex}" if payment_id else None,
                 merchant_id=str(merchant_id) if merchant_id else None,
                 key_digest=key_digest,
@@ -225,16 +224,17 @@ class UnreadStore:
 
 
 def in_doubt(
-    provider_ref: str,
+    provider_ref: str | None,
     *,
     payment_id: str | None,
     merchant_id: str | None,
     key_digest: str | None,
     created_at: datetime | None,
 ) -> ProviderCharge:
-    """A charge of which only the owner is known: money may have moved."""
+    """A charge of which only its owner is known: money may have moved. Without a readable id its
+    reference is empty."""
     return ProviderCharge(
-        provider_ref=provider_ref,
+        provider_ref=provider_ref or "",
         payment_id=payment_id,
         merchant_id=merchant_id,
         key_digest=key_digest,

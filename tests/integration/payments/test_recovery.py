@@ -119,6 +119,7 @@ def test_nothing_is_sent_from_the_queue_while_recovering(pool, recovery):
         service.settling,
         service.handler,
         provider,
+        service.unread,
         send_timeout_s=2,
         batch_max=8,
         is_recovering=recovery.is_recovering,

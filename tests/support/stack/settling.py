@@ -64,14 +64,20 @@ class Service:
         self.reconciler = Reconciler(
             self.store, self.settling, self.handler, provider, quiescence_s=quiescence_s
         )
+        self.unread = UnreadStore(pool, provider.name)
         self.forwarder = Forwarder(
-            self.store, self.settling, self.handler, provider, send_timeout_s=2, batch_max=8
+            self.store,
+            self.settling,
+            self.handler,
+            provider,
+            self.unread,
+            send_timeout_s=2,
+            batch_max=8,
         )
         self.movements = MovementStore(pool, lease_s=10)
         self.late_store = LateStore(pool, lease_s=10)
         self.late = LateFacts(self.store, self.late_store, self.movements, self.settling, provider)
         self.runs = SweepRuns(pool, provider.name)
-        self.unread = UnreadStore(pool, provider.name)
         self.sweep = Sweep(
             self.store,
             self.settling,
