@@ -63,7 +63,7 @@ def test_the_newest_days_are_read_first_and_then_oldest_first(restored):
 
 
 def test_the_queue_does_not_wait_for_what_is_older(pool, restored):
-    recovery = Recovery(pool, "fake")
+    recovery = Recovery(pool, "fake", in_flight_s=0.0)
     recovery.check(soon())
     run(pool, "UPDATE background_runs SET last_run_at = now() - interval '1 hour'")
     recovery.check(soon())

@@ -178,7 +178,7 @@ def test_an_unreadable_charge_is_read_by_itself_later(service):
 )
 def test_recovery_waits_only_for_what_could_be_any_lost_charge(service, changes, holds):
     odd = make_odd(service, **changes)
-    recovery = Recovery(service.pool, "fake")
+    recovery = Recovery(service.pool, "fake", in_flight_s=0.0)
     recovery.check(soon())
     run(service.pool, "UPDATE background_runs SET last_run_at = now() - interval '1 hour'")
     recovery.check(soon())
