@@ -27,7 +27,7 @@ PAGES_MIN = 2
 
 
 @dataclass
-class Reading:
+class BooksReading:
     """The charges from `whole_from` on, as far as `progress` has come. For one thread."""
 
     progress: Progress
@@ -41,7 +41,7 @@ class Reading:
     newest: datetime | None = None
 
     @classmethod
-    def of(cls, start: datetime, until: datetime) -> Reading:
+    def of(cls, start: datetime, until: datetime) -> BooksReading:
         return cls(Progress(until, start), start)
 
     @property

@@ -15,7 +15,7 @@ from time import monotonic
 from service.errors import Busy
 from service.payments.charge.model import Payment
 from service.payments.charge.provider_books import has_moved, may_be_of, weight
-from service.payments.settling.books_reading import Reading, need_of
+from service.payments.settling.books_reading import BooksReading, need_of
 from service.providers.base import ProviderCharge
 from service.providers.later import LaterProvider
 
@@ -35,10 +35,10 @@ class QueueBooks:
     def __init__(self, provider: LaterProvider, *, turn_s: float = TURN_S) -> None:
         self._provider = provider
         self._turn_s = turn_s
-        self._front: Reading | None = None
+        self._front: BooksReading | None = None
         self._is_front_whole = False
         # The reading under way for older payments, and the last one that came to its end.
-        self._older: list[Reading] = []
+        self._older: list[BooksReading] = []
         self._older_ended_s = float("-inf")
 
     def refresh(self, payments: Iterable[Payment]) -> int:
@@ -77,20 +77,20 @@ class QueueBooks:
             return lost if has_moved(lost) and not has_moved(own) else own
         return lost if lost is not None and may_be_of(lost, payment) else None
 
-    def _front_for(self, asked: Sequence[Payment], now: datetime) -> Reading:
+    def _front_for(self, asked: Sequence[Payment], now: datetime) -> BooksReading:
         """The reading of the newest charges; a new one where it has far more left than is needed."""
         young = [need for one in asked if (need := need_of(one)) >= now - YOUNG]
         start = min(young, default=now - YOUNG)
         if self._front is None or self._front.next_start() < start - YOUNG:
-            self._front = Reading.of(start, now)
+            self._front = BooksReading.of(start, now)
         return self._front
 
-    def _read_older(self, older: Sequence[Payment], front: Reading) -> int:
+    def _read_older(self, older: Sequence[Payment], front: BooksReading) -> int:
         """Give one turn to what the front does not reach; a failure there holds only these."""
         waiting = [one for one in older if not self._is_wanted(one)]
         is_at_rest = all(one.position >= front.whole_from for one in self._older)
         if waiting and is_at_rest:
-            started = Reading.of(min(map(need_of, waiting)), front.whole_from)
+            started = BooksReading.of(min(map(need_of, waiting)), front.whole_from)
             # The one before stays: payments that it has found are still to be leased.
             self._older = [*self._older[-1:], started]
             for one in older:
