@@ -1,1 +1,1 @@
-"""What production never imports: faults, sandbox, drills, local stack, observe."""
+"""The laboratory, which production never imports: faults, sandbox, drills, local stack, observe."""

@@ -1,1 +1,1 @@
-"""What every request passes: scope, authentication, bodies, headers, problems."""
+"""The steps of every request: scope, authentication, bodies, headers, problems."""
