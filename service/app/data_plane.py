@@ -29,10 +29,11 @@ from service.providers.prober import Prober
 from service.resilience.deadline import Deadline
 from service.resilience.rate_limit import RateLimit
 from service.settings import Settings
+from service.web.api import health
 from service.web.api.captures import captures_blueprint
 from service.web.api.endpoints import webhook_endpoints_blueprint
 from service.web.api.events import events_blueprint
-from service.web.api.health import health_blueprint
+from service.web.api.health import Readiness
 from service.web.api.keys import api_keys_blueprint
 from service.web.api.operators import operators_blueprint
 from service.web.api.payments import payments_blueprint
@@ -40,7 +41,8 @@ from service.web.api.refunds import refunds_blueprint
 from service.web.api.webhooks import webhooks_blueprint
 from service.web.http import rate_limits
 from service.web.http.auth import Authenticator
-from service.web.openapi.document import openapi_blueprint
+from service.web.http.parts import put_parts
+from service.web.openapi import document
 from service.web.server import lifecycle
 
 _APPLIED = Statement("applied", migrate.APPLIED_SQL)
@@ -111,17 +113,15 @@ def create_app(settings: Settings, *, provider: LaterProvider | None = None) -> 
         )
     )
     app.register_blueprint(webhooks_blueprint(inbox=parts.settling, stripe_secrets=secrets))
-    app.register_blueprint(
-        health_blueprint(
-            check_ready=lambda deadline: _missing(parts.pool, deadline),
-            is_stopping=lifecycle.is_stopping,
-        )
-    )
-    app.register_blueprint(
-        openapi_blueprint(
+    put_parts(app, Readiness(partial(_missing, parts.pool), is_stopping=lifecycle.is_stopping))
+    app.register_blueprint(health.blueprint)
+    put_parts(
+        app,
+        document.Description(
             title="Holdfast", version=own_version(), address=address_of(settings.bind)
-        )
+        ),
     )
+    app.register_blueprint(document.blueprint)
     preregister.begin_answers(routes_of(app))
     return app
 

@@ -36,11 +36,13 @@ from service.resilience.deadline import Deadline
 from service.resilience.watchdog import Watchdog
 from service.settings import Settings, SettingsError, reachable
 from service.startup.database import OPS_POOL_SIZE
-from service.web.api.health import health_blueprint
+from service.web.api import health as probes
+from service.web.api.health import Readiness
 from service.web.http import request_scope, same_origin
 from service.web.http.auth import Authenticator
 from service.web.http.bodies import parse_object, read_body, validated
-from service.web.openapi.document import openapi_blueprint
+from service.web.http.parts import put_parts
+from service.web.openapi import document
 from service.web.ops.console import Instance, console_blueprint
 from service.web.ops.diagnostics import diagnostics_blueprint
 from service.web.ops.history import History
@@ -84,9 +86,8 @@ def create_ops_app(settings: Settings) -> Flask:
     app = web_app(OPS_REQUEST_TIMEOUT_S)
     same_origin.install(app, _ops_hosts(settings))
     # This plane serves without a database too: an outage is when people need it.
-    app.register_blueprint(
-        health_blueprint(check_ready=lambda deadline: None, is_stopping=lifecycle.is_stopping)
-    )
+    put_parts(app, Readiness(lambda deadline: None, is_stopping=lifecycle.is_stopping))
+    app.register_blueprint(probes.blueprint)
     app.register_blueprint(
         diagnostics_blueprint(
             registry=registry,
@@ -125,13 +126,15 @@ def create_ops_app(settings: Settings) -> Flask:
             authenticate=authenticate,
         )
         app.register_blueprint(rehearsals)
-    app.register_blueprint(
-        openapi_blueprint(
+    put_parts(
+        app,
+        document.Description(
             title="Holdfast: operations",
             version=own_version(),
             address=address_of(settings.ops_bind),
-        )
+        ),
     )
+    app.register_blueprint(document.blueprint)
     preregister.begin_answers(routes_of(app))
     preregister.begin_drills(drills)
     return app

@@ -13,6 +13,7 @@ from flask import Blueprint, Response
 from service.errors import Busy
 from service.resilience.deadline import Deadline
 from service.web.api.schemas import Health
+from service.web.http.parts import parts_of
 from service.web.openapi.operation import Operation, documented
 
 log = logging.getLogger(__name__)
@@ -24,49 +25,26 @@ CHECK_EVERY_S = 0.5
 _MEDIA_TYPE = "application/health+json"
 
 
-def health_blueprint(
-    *, check_ready: Callable[[Deadline], str | None], is_stopping: Callable[[], bool]
-) -> Blueprint:
-    """`check_ready` names the missing part (database, migrations), None when payments can be stored.
+class Readiness:
+    """Whether payments can be stored here, by the newest check; one thread at a time checks.
 
     The payment provider does not count: while it is down payments are stored and sent later.
     """
-    blueprint = Blueprint("health", __name__)
-    readiness = _Readiness(check_ready)
 
-    @blueprint.get("/healthz")
-    @documented(
-        Operation(
-            summary="This process runs", answers={200: ("It runs", Health)}, media_type=_MEDIA_TYPE
-        )
-    )
-    def healthz() -> Response:
-        return _answer(None)
-
-    @blueprint.get("/readyz")
-    @documented(
-        Operation(
-            summary="Payments can be stored here",
-            answers={200: ("Ready", Health), 503: ("Not ready; `reason` says why", Health)},
-            media_type=_MEDIA_TYPE,
-        )
-    )
-    def readyz() -> Response:
-        return _answer("stopping" if is_stopping() else readiness.reason())
-
-    return blueprint
-
-
-class _Readiness:
-    """The newest result of the check; one thread at a time checks, the others use the last result."""
-
-    def __init__(self, check_ready: Callable[[Deadline], str | None]) -> None:
+    def __init__(
+        self, check_ready: Callable[[Deadline], str | None], *, is_stopping: Callable[[], bool]
+    ) -> None:
+        """`check_ready` names the missing part (database, migrations), None when there is none."""
         self._check_ready = check_ready
+        self._is_stopping = is_stopping
         self._checking = threading.Lock()
         self._reason: str | None = "not checked yet"
         self._until_s = 0.0
 
     def reason(self) -> str | None:
+        """Why payments cannot be stored here, or None. Other threads use the last result."""
+        if self._is_stopping():
+            return "stopping"
         if monotonic() >= self._until_s and self._checking.acquire(blocking=self._until_s == 0.0):
             try:
                 self._reason = self._check()
@@ -81,6 +59,31 @@ class _Readiness:
         except Busy as error:
             log.warning("health.not_ready", extra={"code": error.code, "detail": error.detail})
             return error.code
+
+
+blueprint = Blueprint("health", __name__)
+
+
+@blueprint.get("/healthz")
+@documented(
+    Operation(
+        summary="This process runs", answers={200: ("It runs", Health)}, media_type=_MEDIA_TYPE
+    )
+)
+def healthz() -> Response:
+    return _answer(None)
+
+
+@blueprint.get("/readyz")
+@documented(
+    Operation(
+        summary="Payments can be stored here",
+        answers={200: ("Ready", Health), 503: ("Not ready; `reason` says why", Health)},
+        media_type=_MEDIA_TYPE,
+    )
+)
+def readyz() -> Response:
+    return _answer(parts_of(Readiness).reason())
 
 
 def _answer(reason: str | None) -> Response:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+from dataclasses import dataclass
 from typing import Any
 
 from flask import Blueprint, Flask, Response, current_app, render_template
@@ -11,6 +12,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from service.web.http import problems
+from service.web.http.parts import parts_of
 from service.web.http.problem_schemas import (
     Problem,
 )
@@ -32,45 +34,59 @@ _PATH_PARAMETERS: dict[str, dict[str, Any]] = {
 }
 
 
-def openapi_blueprint(*, title: str, version: str, address: str) -> Blueprint:
-    """/openapi.json and /docs, for every documented route of the application."""
-    blueprint = Blueprint(
-        "openapi",
-        __name__,
-        template_folder="templates",
-        static_folder="static/docs",
-        static_url_path="/docs/static",
+@dataclass(frozen=True)
+class Description:
+    """The title of a plane's document, and the document of the application in a request."""
+
+    title: str
+    version: str
+    # Of this plane, for the commands on the page.
+    address: str
+
+    @functools.cached_property
+    def document(self) -> dict[str, Any]:
+        """Built once, from every documented route of the application."""
+        return build_document(current_app, title=self.title, version=self.version)
+
+
+blueprint = Blueprint(
+    "openapi",
+    __name__,
+    template_folder="templates",
+    static_folder="static/docs",
+    static_url_path="/docs/static",
+)
+
+
+@blueprint.get("/openapi.json")
+@documented(Operation(summary="This document", answers={200: ("OpenAPI 3.1", None)}))
+def openapi_json() -> Response:
+    return Response(json.dumps(parts_of(Description).document), content_type=JSON)
+
+
+@blueprint.get("/docs")
+@documented(
+    Operation(
+        summary="This document as a page",
+        answers={200: ("HTML", None)},
+        media_type="text/html",
     )
-
-    @functools.cache
-    def document() -> dict[str, Any]:
-        return build_document(current_app, title=title, version=version)
-
-    @blueprint.get("/openapi.json")
-    @documented(Operation(summary="This document", answers={200: ("OpenAPI 3.1", None)}))
-    def openapi_json() -> Response:
-        return Response(json.dumps(document()), content_type=JSON)
-
-    @blueprint.get("/docs")
-    @documented(
-        Operation(
-            summary="This document as a page",
-            answers={200: ("HTML", None)},
-            media_type="text/html",
-        )
+)
+def docs_page() -> Response:
+    described = parts_of(Description)
+    page = render_template(
+        "docs.html",
+        document=described.document,
+        codes=problems.CODES,
+        command=command,
+        address=described.address,
     )
-    def docs_page() -> Response:
-        page = render_template(
-            "docs.html", document=document(), codes=problems.CODES, command=command, address=address
-        )
-        answer = Response(page, content_type="text/html; charset=utf-8")
-        answer.headers["Content-Security-Policy"] = (
-            "default-src 'none'; style-src 'self'; img-src 'self' data:; base-uri 'none'; "
-            "form-action 'none'; frame-ancestors 'none'"
-        )
-        return answer
-
-    return blueprint
+    answer = Response(page, content_type="text/html; charset=utf-8")
+    answer.headers["Content-Security-Policy"] = (
+        "default-src 'none'; style-src 'self'; img-src 'self' data:; base-uri 'none'; "
+        "form-action 'none'; frame-ancestors 'none'"
+    )
+    return answer
 
 
 def build_document(app: Flask, *, title: str, version: str) -> dict[str, Any]:
