@@ -7,6 +7,7 @@ from functools import partial
 from flask import Flask
 
 from service.app.parts import (
+    Parts,
     address_of,
     build_parts,
     own_version,
@@ -29,24 +30,41 @@ from service.providers.prober import Prober
 from service.resilience.deadline import Deadline
 from service.resilience.rate_limit import RateLimit
 from service.settings import Settings
-from service.web.api import health
-from service.web.api.captures import captures_blueprint
-from service.web.api.endpoints import webhook_endpoints_blueprint
-from service.web.api.events import events_blueprint
+from service.web.api import (
+    captures,
+    endpoints,
+    events,
+    health,
+    keys,
+    operators,
+    payments,
+    refunds,
+    webhooks,
+)
 from service.web.api.health import Readiness
-from service.web.api.keys import api_keys_blueprint
-from service.web.api.operators import operators_blueprint
-from service.web.api.payments import payments_blueprint
-from service.web.api.refunds import refunds_blueprint
-from service.web.api.webhooks import webhooks_blueprint
+from service.web.api.plane import DataPlane
 from service.web.http import rate_limits
 from service.web.http.auth import Authenticator
 from service.web.http.parts import put_parts
+from service.web.http.preferences import Waiting
 from service.web.openapi import document
 from service.web.server import lifecycle
 
 _APPLIED = Statement("applied", migrate.APPLIED_SQL)
 _SUITABLE = Statement("suitable", SUITABLE_SQL)
+
+_BLUEPRINTS = (
+    payments.blueprint,
+    captures.blueprint,
+    refunds.blueprint,
+    events.blueprint,
+    operators.blueprint,
+    keys.blueprint,
+    endpoints.blueprint,
+    webhooks.blueprint,
+    health.blueprint,
+    document.blueprint,
+)
 
 
 def create_app(settings: Settings, *, provider: LaterProvider | None = None) -> Flask:
@@ -64,66 +82,52 @@ def create_app(settings: Settings, *, provider: LaterProvider | None = None) -> 
     app = web_app(settings.request_timeout_ms / 1000)
     spans.trace_requests(app)
     rate_limits.install(app)
-    # A file of this instance: its workers count together.
-    limit = RateLimit(
-        settings.metrics_path / "rate-limits",
-        per_s=settings.rate_limit_per_s,
-        burst=settings.rate_limit_burst,
-    )
-    keys = KeyStore(parts.pool)
-    authenticate = Authenticator(
-        keys,
-        rate_limits.RateLimits(limit),
-        mode=settings.provider_mode,
-        strangers=rate_limits.Strangers(settings.metrics_path),
-    )
-    secrets = [settings.stripe_webhook_secret] if settings.stripe_webhook_secret else []
-    late = LateStore(parts.pool, lease_s=0.0)
-    app.register_blueprint(
-        payments_blueprint(
-            handler=parts.handler,
-            store=parts.store,
-            late=late,
-            authenticate=authenticate,
-        )
-    )
-    app.register_blueprint(
-        captures_blueprint(handler=parts.movement_handler, late=late, authenticate=authenticate)
-    )
-    app.register_blueprint(
-        refunds_blueprint(
-            handler=parts.movement_handler,
-            movements=parts.movements,
-            payments=parts.store,
-            authenticate=authenticate,
-        )
-    )
-    app.register_blueprint(events_blueprint(feed=EventFeed(parts.pool), authenticate=authenticate))
-    app.register_blueprint(
-        operators_blueprint(
-            store=parts.store, movements=parts.movements, late=late, authenticate=authenticate
-        )
-    )
-    app.register_blueprint(api_keys_blueprint(keys=keys, authenticate=authenticate))
-    app.register_blueprint(
-        webhook_endpoints_blueprint(
-            endpoints=EndpointStore(parts.pool),
-            authenticate=authenticate,
-            refusal_of=partial(refusal_of, allow_private=settings.webhook_allow_private),
-        )
-    )
-    app.register_blueprint(webhooks_blueprint(inbox=parts.settling, stripe_secrets=secrets))
+    put_parts(app, _data_plane(settings, parts))
     put_parts(app, Readiness(partial(_missing, parts.pool), is_stopping=lifecycle.is_stopping))
-    app.register_blueprint(health.blueprint)
     put_parts(
         app,
         document.Description(
             title="Holdfast", version=own_version(), address=address_of(settings.bind)
         ),
     )
-    app.register_blueprint(document.blueprint)
+    for blueprint in _BLUEPRINTS:
+        app.register_blueprint(blueprint)
     preregister.begin_answers(routes_of(app))
     return app
+
+
+def _data_plane(settings: Settings, parts: Parts) -> DataPlane:
+    key_store = KeyStore(parts.pool)
+    return DataPlane(
+        authenticate=_authenticator(settings, key_store),
+        handler=parts.handler,
+        store=parts.store,
+        waiting=Waiting(waiters=payments.WAITERS),
+        late=LateStore(parts.pool, lease_s=0.0),
+        movement_handler=parts.movement_handler,
+        movements=parts.movements,
+        feed=EventFeed(parts.pool),
+        keys=key_store,
+        endpoints=EndpointStore(parts.pool),
+        refusal_of=partial(refusal_of, allow_private=settings.webhook_allow_private),
+        inbox=parts.settling,
+        stripe_secrets=[settings.stripe_webhook_secret] if settings.stripe_webhook_secret else [],
+    )
+
+
+def _authenticator(settings: Settings, key_store: KeyStore) -> Authenticator:
+    # A file of this instance: its workers count together.
+    limit = RateLimit(
+        settings.metrics_path / "rate-limits",
+        per_s=settings.rate_limit_per_s,
+        burst=settings.rate_limit_burst,
+    )
+    return Authenticator(
+        key_store,
+        rate_limits.RateLimits(limit),
+        mode=settings.provider_mode,
+        strangers=rate_limits.Strangers(settings.metrics_path),
+    )
 
 
 def _missing(pool: ConnectionPool, deadline: Deadline) -> str | None:

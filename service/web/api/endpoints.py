@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from datetime import datetime
 from typing import Annotated, Any, Literal
 from uuid import UUID
@@ -11,14 +10,12 @@ from flask import Blueprint, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from service.errors import NotFound, ValidationFailed, WrongState
-from service.ids import (
-    parse_id,
-)
-from service.payments.events.endpoints import Endpoint, EndpointStore, endpoint_id_text
+from service.ids import parse_id
+from service.payments.events.endpoints import Endpoint, endpoint_id_text
 from service.payments.events.outbox import TOLD
 from service.web.api.payments import json_answer
+from service.web.api.plane import DataPlane, data_plane
 from service.web.api.schemas import PLAIN, shown_time
-from service.web.http.auth import Authenticator
 from service.web.http.bodies import parse_object, read_body, validated
 from service.web.http.request_scope import request_deadline
 from service.web.openapi.operation import Operation, documented
@@ -124,124 +121,172 @@ class Redelivery(BaseModel):
     endpoints: list[str]
 
 
-def webhook_endpoints_blueprint(
-    *,
-    endpoints: EndpointStore,
-    authenticate: Authenticator,
-    refusal_of: Callable[[str], str | None],
-) -> Blueprint:
-    """/v1/webhook_endpoints and POST /v1/events/{id}/redeliver.
+blueprint = Blueprint("webhook_endpoints", __name__)
 
-    `refusal_of` gives the reason why an address is never called, as far as its text shows.
-    """
-    blueprint = Blueprint("webhook_endpoints", __name__)
 
-    def check(url: str | None) -> None:
-        reason = None if url is None else refusal_of(url)
-        if reason is not None:
-            raise ValidationFailed("Refused: url.", fields=[{"field": "url", "reason": reason}])
+@blueprint.post("/v1/webhook_endpoints")
+@documented(
+    Operation(
+        summary="Create a webhook endpoint",
+        scope="operator",
+        body=CreateEndpoint,
+        answers={201: ("Made; the secret is shown this once", EndpointWithSecret)},
+        example={
+            "url": "https://shop.example/webhooks",
+            "event_types": ["payment.succeeded", "payment.declined"],
+        },
+        sends={201: ("Location",)},
+        problems=("wrong_state",),
+    )
+)
+def create_endpoint() -> Response:
+    plane, deadline = data_plane(), request_deadline()
+    caller = plane.authenticate("operator", deadline)
+    asked = validated(CreateEndpoint, parse_object(read_body()))
+    _check_address(plane, asked.url)
+    endpoint, secret = plane.endpoints.create(
+        caller.merchant_id,
+        deadline,
+        url=asked.url,
+        event_types=asked.event_types,
+        description=asked.description,
+        actor=caller.actor(),
+    )
+    answer = json_answer({**present_endpoint(endpoint), "secret": secret}, 201)
+    answer.headers["Location"] = _path(endpoint)
+    return answer
 
-    @blueprint.post("/v1/webhook_endpoints")
-    @documented(_CREATE)
-    def create_endpoint() -> Response:
-        deadline = request_deadline()
-        caller = authenticate("operator", deadline)
-        asked = validated(CreateEndpoint, parse_object(read_body()))
-        check(asked.url)
-        endpoint, secret = endpoints.create(
-            caller.merchant_id,
-            deadline,
-            url=asked.url,
-            event_types=asked.event_types,
-            description=asked.description,
-            actor=caller.actor(),
-        )
-        answer = json_answer({**present_endpoint(endpoint), "secret": secret}, 201)
-        answer.headers["Location"] = _path(endpoint)
-        return answer
 
-    @blueprint.get("/v1/webhook_endpoints")
-    @documented(_LIST)
-    def list_endpoints() -> Response:
-        deadline = request_deadline()
-        caller = authenticate("read", deadline)
-        found = endpoints.of_merchant(caller.merchant_id, deadline)
-        return json_answer({"data": [present_endpoint(endpoint) for endpoint in found]})
+@blueprint.get("/v1/webhook_endpoints")
+@documented(
+    Operation(
+        summary="List webhook endpoints",
+        scope="read",
+        answers={200: ("All of them, oldest first", EndpointList)},
+    )
+)
+def list_endpoints() -> Response:
+    plane, deadline = data_plane(), request_deadline()
+    caller = plane.authenticate("read", deadline)
+    found = plane.endpoints.of_merchant(caller.merchant_id, deadline)
+    return json_answer({"data": [present_endpoint(endpoint) for endpoint in found]})
 
-    @blueprint.get("/v1/webhook_endpoints/<endpoint_id>")
-    @documented(_GET)
-    def get_endpoint(endpoint_id: str) -> Response:
-        deadline = request_deadline()
-        caller = authenticate("read", deadline)
-        found = endpoints.get(caller.merchant_id, _parse(endpoint_id), deadline)
-        return json_answer(present_endpoint(_found(found)))
 
-    @blueprint.patch("/v1/webhook_endpoints/<endpoint_id>")
-    @documented(_CHANGE)
-    def change_endpoint(endpoint_id: str) -> Response:
-        deadline = request_deadline()
-        caller = authenticate("operator", deadline)
-        asked = validated(ChangeEndpoint, parse_object(read_body()))
-        check(asked.url)
-        changed = endpoints.change(
-            caller.merchant_id,
-            _parse(endpoint_id),
-            deadline,
-            url=asked.url,
-            event_types=asked.event_types,
-            description=asked.description,
-            status=asked.status,
-            actor=caller.actor(),
-        )
-        return json_answer(present_endpoint(_found(changed)))
+@blueprint.get("/v1/webhook_endpoints/<endpoint_id>")
+@documented(
+    Operation(
+        summary="Read a webhook endpoint",
+        scope="read",
+        answers={200: ("The endpoint as it stands", EndpointDocument)},
+    )
+)
+def get_endpoint(endpoint_id: str) -> Response:
+    plane, deadline = data_plane(), request_deadline()
+    caller = plane.authenticate("read", deadline)
+    found = plane.endpoints.get(caller.merchant_id, _parse(endpoint_id), deadline)
+    return json_answer(present_endpoint(_found(found)))
 
-    @blueprint.delete("/v1/webhook_endpoints/<endpoint_id>")
-    @documented(_DELETE)
-    def delete_endpoint(endpoint_id: str) -> Response:
-        deadline = request_deadline()
-        caller = authenticate("operator", deadline)
-        identifier = _parse(endpoint_id)
-        if not endpoints.delete(caller.merchant_id, identifier, deadline, actor=caller.actor()):
-            raise _no_such_endpoint()
-        return Response(status=204)
 
-    @blueprint.post("/v1/webhook_endpoints/<endpoint_id>/rotate_secret")
-    @documented(_ROTATE)
-    def rotate_secret(endpoint_id: str) -> Response:
-        deadline = request_deadline()
-        caller = authenticate("operator", deadline)
-        identifier = _parse(endpoint_id)
-        rotated = endpoints.rotate(caller.merchant_id, identifier, deadline, actor=caller.actor())
-        if rotated is None:
-            raise _no_such_endpoint()
-        return json_answer({**present_endpoint(rotated[0]), "secret": rotated[1]})
+@blueprint.patch("/v1/webhook_endpoints/<endpoint_id>")
+@documented(
+    Operation(
+        summary="Change, pause or enable a webhook endpoint",
+        scope="operator",
+        body=ChangeEndpoint,
+        answers={200: ("The endpoint as it now stands", EndpointDocument)},
+        example={"status": "paused"},
+    )
+)
+def change_endpoint(endpoint_id: str) -> Response:
+    plane, deadline = data_plane(), request_deadline()
+    caller = plane.authenticate("operator", deadline)
+    asked = validated(ChangeEndpoint, parse_object(read_body()))
+    _check_address(plane, asked.url)
+    changed = plane.endpoints.change(
+        caller.merchant_id,
+        _parse(endpoint_id),
+        deadline,
+        url=asked.url,
+        event_types=asked.event_types,
+        description=asked.description,
+        status=asked.status,
+        actor=caller.actor(),
+    )
+    return json_answer(present_endpoint(_found(changed)))
 
-    @blueprint.post("/v1/events/<event_id>/redeliver")
-    @documented(_REDELIVER)
-    def redeliver_event(event_id: str) -> Response:
-        deadline = request_deadline()
-        caller = authenticate("operator", deadline)
-        identifier = parse_id(event_id, "evt_")
-        again = (
-            endpoints.redeliver(caller.merchant_id, identifier, deadline, actor=caller.actor())
-            if identifier
-            else None
-        )
-        if again is None:
-            raise NotFound("There is no such event.")
-        type_, told = again
-        if not told:
-            raise WrongState("No enabled endpoint hears of events of this type.")
-        return json_answer(
-            {
-                "event_id": event_id,
-                "type": type_,
-                "endpoints": [endpoint_id_text(endpoint) for endpoint in told],
-            },
-            202,
-        )
 
-    return blueprint
+@blueprint.delete("/v1/webhook_endpoints/<endpoint_id>")
+@documented(
+    Operation(
+        summary="Delete a webhook endpoint, with its pending deliveries",
+        scope="operator",
+        answers={204: ("It is gone", None)},
+    )
+)
+def delete_endpoint(endpoint_id: str) -> Response:
+    plane, deadline = data_plane(), request_deadline()
+    caller = plane.authenticate("operator", deadline)
+    identifier = _parse(endpoint_id)
+    if not plane.endpoints.delete(caller.merchant_id, identifier, deadline, actor=caller.actor()):
+        raise _no_such_endpoint()
+    return Response(status=204)
+
+
+@blueprint.post("/v1/webhook_endpoints/<endpoint_id>/rotate_secret")
+@documented(
+    Operation(
+        summary="Replace an endpoint's secret; for three days both secrets sign",
+        scope="operator",
+        answers={200: ("The new secret, shown this once", EndpointWithSecret)},
+    )
+)
+def rotate_secret(endpoint_id: str) -> Response:
+    plane, deadline = data_plane(), request_deadline()
+    caller = plane.authenticate("operator", deadline)
+    identifier = _parse(endpoint_id)
+    rotated = plane.endpoints.rotate(caller.merchant_id, identifier, deadline, actor=caller.actor())
+    if rotated is None:
+        raise _no_such_endpoint()
+    return json_answer({**present_endpoint(rotated[0]), "secret": rotated[1]})
+
+
+@blueprint.post("/v1/events/<event_id>/redeliver")
+@documented(
+    Operation(
+        summary="Deliver an event to its endpoints again",
+        scope="operator",
+        answers={202: ("It is sent again, with the same webhook-id", Redelivery)},
+        problems=("wrong_state",),
+    )
+)
+def redeliver_event(event_id: str) -> Response:
+    plane, deadline = data_plane(), request_deadline()
+    caller = plane.authenticate("operator", deadline)
+    identifier = parse_id(event_id, "evt_")
+    again = (
+        plane.endpoints.redeliver(caller.merchant_id, identifier, deadline, actor=caller.actor())
+        if identifier
+        else None
+    )
+    if again is None:
+        raise NotFound("There is no such event.")
+    type_, told = again
+    if not told:
+        raise WrongState("No enabled endpoint hears of events of this type.")
+    return json_answer(
+        {
+            "event_id": event_id,
+            "type": type_,
+            "endpoints": [endpoint_id_text(endpoint) for endpoint in told],
+        },
+        202,
+    )
+
+
+def _check_address(plane: DataPlane, url: str | None) -> None:
+    reason = None if url is None else plane.refusal_of(url)
+    if reason is not None:
+        raise ValidationFailed("Refused: url.", fields=[{"field": "url", "reason": reason}])
 
 
 def present_endpoint(endpoint: Endpoint) -> dict[str, Any]:
@@ -283,50 +328,3 @@ def _found(endpoint: Endpoint | None) -> Endpoint:
 
 def _no_such_endpoint() -> NotFound:
     return NotFound("There is no such webhook endpoint.")
-
-
-_CREATE = Operation(
-    summary="Create a webhook endpoint",
-    scope="operator",
-    body=CreateEndpoint,
-    answers={201: ("Made; the secret is shown this once", EndpointWithSecret)},
-    example={
-        "url": "https://shop.example/webhooks",
-        "event_types": ["payment.succeeded", "payment.declined"],
-    },
-    sends={201: ("Location",)},
-    problems=("wrong_state",),
-)
-_LIST = Operation(
-    summary="List webhook endpoints",
-    scope="read",
-    answers={200: ("All of them, oldest first", EndpointList)},
-)
-_GET = Operation(
-    summary="Read a webhook endpoint",
-    scope="read",
-    answers={200: ("The endpoint as it stands", EndpointDocument)},
-)
-_CHANGE = Operation(
-    summary="Change, pause or enable a webhook endpoint",
-    scope="operator",
-    body=ChangeEndpoint,
-    answers={200: ("The endpoint as it now stands", EndpointDocument)},
-    example={"status": "paused"},
-)
-_DELETE = Operation(
-    summary="Delete a webhook endpoint, with its pending deliveries",
-    scope="operator",
-    answers={204: ("It is gone", None)},
-)
-_ROTATE = Operation(
-    summary="Replace an endpoint's secret; for three days both secrets sign",
-    scope="operator",
-    answers={200: ("The new secret, shown this once", EndpointWithSecret)},
-)
-_REDELIVER = Operation(
-    summary="Deliver an event to its endpoints again",
-    scope="operator",
-    answers={202: ("It is sent again, with the same webhook-id", Redelivery)},
-    problems=("wrong_state",),
-)

@@ -10,10 +10,10 @@ from flask import Blueprint, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from service.errors import Forbidden, NotFound, ValidationFailed, WrongState
-from service.payments.merchants import ALL_SCOPES, PLATFORM, SCOPES, ApiKey, KeyStore
+from service.payments.merchants import ALL_SCOPES, PLATFORM, SCOPES, ApiKey
 from service.web.api.payments import json_answer
+from service.web.api.plane import data_plane
 from service.web.api.schemas import PLAIN, Moment, shown_time
-from service.web.http.auth import Authenticator
 from service.web.http.bodies import parse_object, read_body, validated
 from service.web.http.request_scope import request_deadline
 from service.web.openapi.operation import Operation, documented
@@ -71,63 +71,84 @@ class KeyList(BaseModel):
     data: list[KeyDocument]
 
 
-def api_keys_blueprint(*, keys: KeyStore, authenticate: Authenticator) -> Blueprint:
-    """/v1/api_keys. To replace a key: create a new one, use both for a time, revoke the old one."""
-    blueprint = Blueprint("api_keys", __name__)
+blueprint = Blueprint("api_keys", __name__)
 
-    @blueprint.post("/v1/api_keys")
-    @documented(_CREATE)
-    def create_key() -> Response:
-        deadline = request_deadline()
-        caller = authenticate("operator", deadline)
-        asked = validated(CreateKey, parse_object(read_body()))
-        if not caller.scopes.issuperset(asked.scopes):
-            raise Forbidden("A key cannot create a key with scopes that it lacks.")
-        if asked.expires_at is not None and asked.expires_at <= datetime.now(UTC):
-            raise ValidationFailed(
-                "Refused: expires_at.", fields=[{"field": "expires_at", "reason": "is past"}]
-            )
-        key, api_key = keys.create(
-            caller.merchant_id,
-            deadline,
-            mode="live" if caller.mode == "live" else "test",
-            scopes=sorted(set(asked.scopes)),
-            label=asked.label,
-            expires_at=asked.expires_at,
-            actor=caller.actor(),
+
+@blueprint.post("/v1/api_keys")
+@documented(
+    Operation(
+        summary="Create an API key",
+        scope="operator",
+        body=CreateKey,
+        answers={201: ("Created; the key is shown only once", KeyWithSecret)},
+        example={"scopes": ["payments", "read"], "label": "shop, new"},
+        problems=("wrong_state",),
+    )
+)
+def create_key() -> Response:
+    plane, deadline = data_plane(), request_deadline()
+    caller = plane.authenticate("operator", deadline)
+    asked = validated(CreateKey, parse_object(read_body()))
+    if not caller.scopes.issuperset(asked.scopes):
+        raise Forbidden("A key cannot create a key with scopes that it lacks.")
+    if asked.expires_at is not None and asked.expires_at <= datetime.now(UTC):
+        raise ValidationFailed(
+            "Refused: expires_at.", fields=[{"field": "expires_at", "reason": "is past"}]
         )
-        log.warning("api_key.created", extra={"key_id": key.key_id, "by": caller.key_id})
-        return json_answer({**present_key(key), "key": api_key}, 201)
+    key, api_key = plane.keys.create(
+        caller.merchant_id,
+        deadline,
+        mode="live" if caller.mode == "live" else "test",
+        scopes=sorted(set(asked.scopes)),
+        label=asked.label,
+        expires_at=asked.expires_at,
+        actor=caller.actor(),
+    )
+    log.warning("api_key.created", extra={"key_id": key.key_id, "by": caller.key_id})
+    return json_answer({**present_key(key), "key": api_key}, 201)
 
-    @blueprint.get("/v1/api_keys")
-    @documented(_LIST)
-    def list_keys() -> Response:
-        deadline = request_deadline()
-        caller = authenticate("operator", deadline)
-        found = keys.of_merchant(caller.merchant_id, deadline)
-        return json_answer({"data": [present_key(key) for key in found]})
 
-    @blueprint.delete("/v1/api_keys/<key_id>")
-    @documented(_REVOKE)
-    def revoke_key(key_id: str) -> Response:
-        deadline = request_deadline()
-        caller = authenticate("operator", deadline)
-        if key_id == caller.key_id:
-            # A key cannot revoke itself: a merchant that revokes the last key would be locked out.
-            raise WrongState("A key cannot revoke itself: use another one.")
-        if not (key_id.isascii() and key_id.isalnum()):
-            raise NotFound("There is no such live API key.")
-        # A merchant's operator must not revoke the keys of the platform's operators.
-        found = keys.find(key_id, deadline)
-        is_own = found is not None and found.merchant_id == caller.merchant_id
-        if found is not None and is_own and not caller.scopes.issuperset(found.scopes & {PLATFORM}):
-            raise Forbidden("A key without the scope 'platform' cannot revoke one that has it.")
-        if not keys.revoke(caller.merchant_id, key_id, deadline, actor=caller.actor()):
-            raise NotFound("There is no such live API key.")
-        log.warning("api_key.revoked", extra={"key_id": key_id, "by": caller.key_id})
-        return Response(status=204)
+@blueprint.get("/v1/api_keys")
+@documented(
+    Operation(
+        summary="List API keys, with the time of their last use",
+        scope="operator",
+        answers={200: ("The newest 100, with revoked ones", KeyList)},
+    )
+)
+def list_keys() -> Response:
+    plane, deadline = data_plane(), request_deadline()
+    caller = plane.authenticate("operator", deadline)
+    found = plane.keys.of_merchant(caller.merchant_id, deadline)
+    return json_answer({"data": [present_key(key) for key in found]})
 
-    return blueprint
+
+@blueprint.delete("/v1/api_keys/<key_id>")
+@documented(
+    Operation(
+        summary="Revoke an API key; it stops working within five seconds",
+        scope="operator",
+        answers={204: ("Revoked permanently", None)},
+        problems=("wrong_state",),
+    )
+)
+def revoke_key(key_id: str) -> Response:
+    plane, deadline = data_plane(), request_deadline()
+    caller = plane.authenticate("operator", deadline)
+    if key_id == caller.key_id:
+        # A key cannot revoke itself: a merchant that revokes the last key would be locked out.
+        raise WrongState("A key cannot revoke itself: use another one.")
+    if not (key_id.isascii() and key_id.isalnum()):
+        raise NotFound("There is no such live API key.")
+    # A merchant's operator must not revoke the keys of the platform's operators.
+    found = plane.keys.find(key_id, deadline)
+    is_own = found is not None and found.merchant_id == caller.merchant_id
+    if found is not None and is_own and not caller.scopes.issuperset(found.scopes & {PLATFORM}):
+        raise Forbidden("A key without the scope 'platform' cannot revoke one that has it.")
+    if not plane.keys.revoke(caller.merchant_id, key_id, deadline, actor=caller.actor()):
+        raise NotFound("There is no such live API key.")
+    log.warning("api_key.revoked", extra={"key_id": key_id, "by": caller.key_id})
+    return Response(status=204)
 
 
 def present_key(key: ApiKey) -> dict[str, Any]:
@@ -145,24 +166,3 @@ def present_key(key: ApiKey) -> dict[str, Any]:
         "expires_at": shown_time(key.expires_at),
         "revoked_at": shown_time(key.revoked_at),
     }
-
-
-_CREATE = Operation(
-    summary="Create an API key",
-    scope="operator",
-    body=CreateKey,
-    answers={201: ("Created; the key is shown only once", KeyWithSecret)},
-    example={"scopes": ["payments", "read"], "label": "shop, new"},
-    problems=("wrong_state",),
-)
-_LIST = Operation(
-    summary="List API keys, with the time of their last use",
-    scope="operator",
-    answers={200: ("The newest 100, with revoked ones", KeyList)},
-)
-_REVOKE = Operation(
-    summary="Revoke an API key; it stops working within five seconds",
-    scope="operator",
-    answers={204: ("Revoked permanently", None)},
-    problems=("wrong_state",),
-)

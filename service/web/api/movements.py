@@ -9,9 +9,7 @@ from flask import Response
 from pydantic import BaseModel
 
 from service.errors import KeyInFlight, KeyReused, NotFound
-from service.ids import (
-    parse_id,
-)
+from service.ids import parse_id
 from service.observability.metrics import catalogue as metrics
 from service.payments.charge.model import (
     Payment,

@@ -6,17 +6,15 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 from uuid import UUID
 
 from flask import Blueprint, Response, request
 
 from service.errors import KeyInFlight, KeyReused, NotFound, RateLimited
-from service.ids import (
-    parse_id,
-)
+from service.ids import parse_id
 from service.observability.metrics import catalogue as metrics
-from service.payments.charge.handler import PaymentHandler
 from service.payments.charge.model import (
     UNSETTLED,
     ChargeRequest,
@@ -24,10 +22,10 @@ from service.payments.charge.model import (
     Status,
     fingerprint,
 )
-from service.payments.charge.store import PaymentStore
-from service.payments.settling.late_store import Dispute, LateStore
+from service.payments.settling.late_store import Dispute
 from service.providers.base import PayerAction
 from service.resilience.deadline import Deadline
+from service.web.api.plane import DataPlane, data_plane
 from service.web.api.schemas import (
     CreatedPayment,
     CreatePayment,
@@ -39,10 +37,10 @@ from service.web.api.schemas import (
     present_created,
     present_event,
 )
-from service.web.http.auth import Authenticator, Caller
+from service.web.http.auth import Caller
 from service.web.http.bodies import parse_object, read_body, validated
 from service.web.http.idempotency import read_idempotency_key
-from service.web.http.preferences import Waiting, prefers_async
+from service.web.http.preferences import prefers_async
 from service.web.http.problems import declined
 from service.web.http.queries import read_query
 from service.web.http.request_scope import request_deadline
@@ -66,115 +64,157 @@ WAITERS = 2
 Disputes = Mapping[UUID, Sequence[Dispute]]
 
 
-def payments_blueprint(
-    *,
-    handler: PaymentHandler,
-    store: PaymentStore,
-    late: LateStore,
-    authenticate: Authenticator,
-) -> Blueprint:
-    """POST and GET /v1/payments, one payment, and its timeline."""
-    blueprint = Blueprint("payment", __name__)
-    waiting = Waiting(waiters=WAITERS)
+blueprint = Blueprint("payment", __name__)
 
-    def disputes_of(payments: Sequence[Payment], deadline: Deadline) -> Disputes:
-        """Only for payments with moved money: no other can have one."""
-        paid = [one for one in payments if one.amount_captured_minor > 0]
-        if not paid:
-            return {}
-        ids = [payment.payment_id for payment in paid]
-        return late.disputes_of(paid[0].merchant_id, ids, deadline)
 
-    @blueprint.post("/v1/payments")
-    @documented(_CREATE)
-    def create_payment() -> Response:
-        deadline = request_deadline()
-        caller = authenticate("payments", deadline)
-        if caller.has_too_many_open:
-            raise RateLimited(
-                "Your account has too many open payments; nothing was stored.",
-                retry_after_s=TOO_MANY_OPEN_RETRY_S,
-            )
-        charge = _read_charge(caller)
-        try:
-            payment, is_new = handler.process_payment(charge, deadline)
-        except KeyInFlight:
-            metrics.idempotent_requests_total.labels("in_flight").inc()
-            raise
-        except KeyReused:
-            metrics.idempotent_requests_total.labels("mismatch").inc()
-            raise
-        metrics.idempotent_requests_total.labels("new" if is_new else "replayed").inc()
-        disputes = () if is_new else late.disputes_about(payment, deadline)
-        return _created(
-            payment,
-            handler.payer_action(payment, deadline),
-            disputes,
-            is_new=is_new,
+@blueprint.post("/v1/payments")
+@documented(
+    Operation(
+        summary="Create a payment, once for each idempotency key",
+        scope="payments",
+        body=CreatePayment,
+        example={"amount": 2599, "currency": "usd", "payment_method": "pm_card_visa"},
+        headers=(IDEMPOTENCY_KEY, PREFER_ASYNC),
+        sends={
+            200: ("Location",),
+            201: ("Location",),
+            202: ("Location", "Retry-After"),
+            402: ("Location",),
+        },
+        answers={
+            200: (
+                "Ended without moving money: expired before it could be sent; in a replay also "
+                "canceled or not_executed.",
+                CreatedPayment,
+            ),
+            201: ("Charged, reserved, or waiting for the payer's action.", CreatedPayment),
+            202: ("Durably accepted; we own it: queued, processing or unknown.", CreatedPayment),
+        },
+        problems=(
+            *("card_declined", "request_refused", "amount_not_representable"),
+            *("provider_unavailable", "bulkhead_full", "acceptance_unknown"),
+        ),
+    )
+)
+def create_payment() -> Response:
+    plane, deadline = data_plane(), request_deadline()
+    caller = plane.authenticate("payments", deadline)
+    if caller.has_too_many_open:
+        raise RateLimited(
+            "Your account has too many open payments; nothing was stored.",
+            retry_after_s=TOO_MANY_OPEN_RETRY_S,
         )
+    charge = _read_charge(caller)
+    try:
+        payment, is_new = plane.handler.process_payment(charge, deadline)
+    except KeyInFlight:
+        metrics.idempotent_requests_total.labels("in_flight").inc()
+        raise
+    except KeyReused:
+        metrics.idempotent_requests_total.labels("mismatch").inc()
+        raise
+    metrics.idempotent_requests_total.labels("new" if is_new else "replayed").inc()
+    disputes = () if is_new else plane.late.disputes_about(payment, deadline)
+    return _created(
+        payment,
+        plane.handler.payer_action(payment, deadline),
+        disputes,
+        is_new=is_new,
+    )
 
-    @blueprint.get("/v1/payments")
-    @documented(_LIST)
-    def list_payments() -> Response:
-        deadline = request_deadline()
-        caller = authenticate("read", deadline)
-        query = read_query(PaymentQuery)
-        # One more than the limit shows whether there is another page.
-        payments = store.list(
-            caller.merchant_id,
-            deadline,
-            statuses=query.statuses,
-            reference=query.reference,
-            created_gte=query.created_gte,
-            before=parse_cursor(query.cursor),
-            limit=query.limit + 1,
-        )
-        page = payments[: query.limit]
-        has_more = len(payments) > query.limit
-        disputes = disputes_of(page, deadline)
-        return json_answer(
-            {
-                "data": [present(one, disputes.get(one.payment_id, ())) for one in page],
-                "has_more": has_more,
-                "next_cursor": cursor_after(page[-1]) if has_more else None,
-            }
-        )
 
-    @blueprint.get("/v1/payments/<payment_id>")
-    @documented(_GET)
-    def get_payment(payment_id: str) -> Response:
-        deadline = request_deadline()
-        caller = authenticate("read", deadline)
-        identifier = _parse_payment_id(payment_id)
+@blueprint.get("/v1/payments")
+@documented(
+    Operation(
+        summary="List payments, newest first",
+        scope="read",
+        query=PaymentQuery,
+        answers={200: ("A page of payments", PaymentPage)},
+    )
+)
+def list_payments() -> Response:
+    plane, deadline = data_plane(), request_deadline()
+    caller = plane.authenticate("read", deadline)
+    query = read_query(PaymentQuery)
+    # One more than the limit shows whether there is another page.
+    payments = plane.store.list(
+        caller.merchant_id,
+        deadline,
+        statuses=query.statuses,
+        reference=query.reference,
+        created_gte=query.created_gte,
+        before=parse_cursor(query.cursor),
+        limit=query.limit + 1,
+    )
+    page = payments[: query.limit]
+    has_more = len(payments) > query.limit
+    disputes = _disputes_of(plane, page, deadline)
+    return json_answer(
+        {
+            "data": [present(one, disputes.get(one.payment_id, ())) for one in page],
+            "has_more": has_more,
+            "next_cursor": cursor_after(page[-1]) if has_more else None,
+        }
+    )
 
-        def look(deadline: Deadline) -> Payment | None:
-            return store.get(caller.merchant_id, identifier, deadline)
 
-        payment, has_waited = waiting.until_settled(look, deadline)
-        if payment is None:
-            raise _no_such_payment()
-        disputes = late.disputes_about(payment, deadline)
-        answer = _with_etag(json_answer(present(payment, disputes)))
-        if payment.status in UNSETTLED:
-            # A caller is interested: look it up soon, ahead of the schedule.
-            store.nudge(caller.merchant_id, identifier, deadline)
-            answer.headers["Retry-After"] = ASK_AGAIN_S
-        if has_waited:
-            answer.headers["Preference-Applied"] = "wait"
-        return answer
+@blueprint.get("/v1/payments/<payment_id>")
+@documented(
+    Operation(
+        summary="Read a payment",
+        scope="read",
+        headers=(PREFER_WAIT, IF_NONE_MATCH),
+        sends={200: ("ETag",), 304: ("ETag",)},
+        answers={
+            200: ("The current state of the payment, with its ETag", PaymentDocument),
+            304: ("Unchanged.", None),
+        },
+    )
+)
+def get_payment(payment_id: str) -> Response:
+    plane, deadline = data_plane(), request_deadline()
+    caller = plane.authenticate("read", deadline)
+    identifier = _parse_payment_id(payment_id)
+    look = partial(plane.store.get, caller.merchant_id, identifier)
+    payment, has_waited = plane.waiting.until_settled(look, deadline)
+    if payment is None:
+        raise _no_such_payment()
+    disputes = plane.late.disputes_about(payment, deadline)
+    answer = _with_etag(json_answer(present(payment, disputes)))
+    if payment.status in UNSETTLED:
+        # A caller is interested: look it up soon, ahead of the schedule.
+        plane.store.nudge(caller.merchant_id, identifier, deadline)
+        answer.headers["Retry-After"] = ASK_AGAIN_S
+    if has_waited:
+        answer.headers["Preference-Applied"] = "wait"
+    return answer
 
-    @blueprint.get("/v1/payments/<payment_id>/timeline")
-    @documented(_TIMELINE)
-    def get_timeline(payment_id: str) -> Response:
-        deadline = request_deadline()
-        caller = authenticate("read", deadline)
-        events = store.timeline(caller.merchant_id, _parse_payment_id(payment_id), deadline)
-        if not events:
-            # Every payment has an event from its creation.
-            raise _no_such_payment()
-        return json_answer({"data": [present_event(event) for event in events]})
 
-    return blueprint
+@blueprint.get("/v1/payments/<payment_id>/timeline")
+@documented(
+    Operation(
+        summary="Every step of a payment",
+        scope="read",
+        answers={200: ("The steps, oldest first", Timeline)},
+    )
+)
+def get_timeline(payment_id: str) -> Response:
+    plane, deadline = data_plane(), request_deadline()
+    caller = plane.authenticate("read", deadline)
+    events = plane.store.timeline(caller.merchant_id, _parse_payment_id(payment_id), deadline)
+    if not events:
+        # Every payment has an event from its creation.
+        raise _no_such_payment()
+    return json_answer({"data": [present_event(event) for event in events]})
+
+
+def _disputes_of(plane: DataPlane, payments: Sequence[Payment], deadline: Deadline) -> Disputes:
+    """Only for payments with moved money: no other can have one."""
+    paid = [one for one in payments if one.amount_captured_minor > 0]
+    if not paid:
+        return {}
+    ids = [payment.payment_id for payment in paid]
+    return plane.late.disputes_of(paid[0].merchant_id, ids, deadline)
 
 
 def _read_charge(caller: Caller) -> ChargeRequest:
@@ -269,52 +309,3 @@ def _with_etag(answer: Response) -> Response:
         answer.status_code = 304
         answer.set_data(b"")
     return answer
-
-
-_CREATE = Operation(
-    summary="Create a payment, once for each idempotency key",
-    scope="payments",
-    body=CreatePayment,
-    example={"amount": 2599, "currency": "usd", "payment_method": "pm_card_visa"},
-    headers=(IDEMPOTENCY_KEY, PREFER_ASYNC),
-    sends={
-        200: ("Location",),
-        201: ("Location",),
-        202: ("Location", "Retry-After"),
-        402: ("Location",),
-    },
-    answers={
-        200: (
-            "Ended without moving money: expired before it could be sent; in a replay also "
-            "canceled or not_executed.",
-            CreatedPayment,
-        ),
-        201: ("Charged, reserved, or waiting for the payer's action.", CreatedPayment),
-        202: ("Durably accepted; we own it: queued, processing or unknown.", CreatedPayment),
-    },
-    problems=(
-        *("card_declined", "request_refused", "amount_not_representable"),
-        *("provider_unavailable", "bulkhead_full", "acceptance_unknown"),
-    ),
-)
-_LIST = Operation(
-    summary="List payments, newest first",
-    scope="read",
-    query=PaymentQuery,
-    answers={200: ("A page of payments", PaymentPage)},
-)
-_GET = Operation(
-    summary="Read a payment",
-    scope="read",
-    headers=(PREFER_WAIT, IF_NONE_MATCH),
-    sends={200: ("ETag",), 304: ("ETag",)},
-    answers={
-        200: ("The current state of the payment, with its ETag", PaymentDocument),
-        304: ("Unchanged.", None),
-    },
-)
-_TIMELINE = Operation(
-    summary="Every step of a payment",
-    scope="read",
-    answers={200: ("The steps, oldest first", Timeline)},
-)

@@ -16,11 +16,9 @@ from pydantic import BaseModel, Field
 from pydantic_core import from_json
 
 from service.errors import NotFound, SignatureInvalid
-from service.ids import (
-    parse_id,
-)
+from service.ids import parse_id
 from service.observability.metrics import catalogue as metrics
-from service.payments.settling.store import SettlingStore
+from service.web.api.plane import data_plane
 from service.web.api.schemas import Received
 from service.web.http.bodies import read_body
 from service.web.http.request_scope import request_deadline
@@ -68,47 +66,44 @@ class ProviderEvent(BaseModel):
     related_object: RelatedObject | None = None
 
 
-def webhooks_blueprint(*, inbox: SettlingStore, stripe_secrets: Sequence[str]) -> Blueprint:
-    """POST /v1/webhooks/stripe. Without a secret every webhook is refused."""
-    blueprint = Blueprint("webhooks", __name__)
+blueprint = Blueprint("webhooks", __name__)
 
-    @blueprint.post("/v1/webhooks/<provider>")
-    @documented(
-        Operation(
-            summary="A provider's event; 200 once it is stored",
-            body=ProviderEvent,
-            headers=(STRIPE_SIGNATURE,),
-            answers={200: ("Stored, here already, or signed and not about payments", Received)},
-            problems=("signature_invalid",),
-        )
+
+@blueprint.post("/v1/webhooks/<provider>")
+@documented(
+    Operation(
+        summary="A provider's event; 200 once it is stored",
+        body=ProviderEvent,
+        headers=(STRIPE_SIGNATURE,),
+        answers={200: ("Stored, here already, or signed and not about payments", Received)},
+        problems=("signature_invalid",),
     )
-    def receive_webhook(provider: str) -> Response:
-        if provider != "stripe":
-            raise NotFound("There is no such provider.")
-        deadline = request_deadline()
-        body = read_body(MAX_EVENT_BYTES)
-        try:
-            check_signature(
-                body,
-                request.headers.get("Stripe-Signature", ""),
-                secrets=stripe_secrets,
-                now_s=time.time(),
-            )
-        except SignatureInvalid:
-            metrics.webhooks_received_total.labels("bad_signature").inc()
-            log.warning("webhook.signature_invalid", extra={"provider": provider})
-            raise
-        event = read_event(body)
-        if event is None:
-            # A valid signature, but no hint for us. A refusal would not change the event, and
-            # providers stop sending to endpoints that refuse.
-            metrics.webhooks_received_total.labels("ignored").inc()
-            return _received()
-        is_new = inbox.receive_webhook(deadline, provider=provider, **event)
-        metrics.webhooks_received_total.labels("stored" if is_new else "duplicate").inc()
+)
+def receive_webhook(provider: str) -> Response:
+    if provider != "stripe":
+        raise NotFound("There is no such provider.")
+    plane, deadline = data_plane(), request_deadline()
+    body = read_body(MAX_EVENT_BYTES)
+    try:
+        check_signature(
+            body,
+            request.headers.get("Stripe-Signature", ""),
+            secrets=plane.stripe_secrets,
+            now_s=time.time(),
+        )
+    except SignatureInvalid:
+        metrics.webhooks_received_total.labels("bad_signature").inc()
+        log.warning("webhook.signature_invalid", extra={"provider": provider})
+        raise
+    event = read_event(body)
+    if event is None:
+        # A valid signature, but no hint for us. A refusal would not change the event, and
+        # providers stop sending to endpoints that refuse.
+        metrics.webhooks_received_total.labels("ignored").inc()
         return _received()
-
-    return blueprint
+    is_new = plane.inbox.receive_webhook(deadline, provider=provider, **event)
+    metrics.webhooks_received_total.labels("stored" if is_new else "duplicate").inc()
+    return _received()
 
 
 def _received() -> Response:

@@ -13,9 +13,7 @@ from uuid import uuid4
 from flask import Blueprint, Response, jsonify, render_template, request
 
 from service.errors import NotFound, WrongState
-from service.ids import (
-    parse_id,
-)
+from service.ids import parse_id
 from service.observability.health.checks import HealthChecks
 from service.observability.metrics.statistics import Statistics, describe_now
 from service.observability.metrics.window import Window
