@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
 from service.database.pool.pool import ConnectionPool, Statement
-from service.errors import Busy
-from service.payments.charge.model import ChargeRequest, Status
+from service.errors import Busy, WrongState
+from service.payments.charge.model import ChargeRequest, Payment, Status
+from service.payments.movements.handler import MovementHandler
+from service.payments.movements.model import Kind, Movement, MovementRequest, MovementStatus
+from service.payments.movements.store import MovementStore
 from tests.support.charge_requests import charge_request
 from tests.support.providers.scripted_books import Rule
 from tests.support.providers.scripted_provider import ScriptedProvider, scripted_provider
@@ -234,3 +238,58 @@ def test_a_queued_payment_leaves_a_withdrawn_ones_charge_alone(rig_of):
 
     assert rig.service.read(queued).status is Status.SUCCEEDED
     assert rig.charges == 1
+
+
+# --- A queued row that was set back, and is to be voided --------------------------------------------
+
+
+def void(rig: Any, payment: Payment) -> Movement:
+    handler = MovementHandler(
+        MovementStore(rig.service.pool, lease_s=10), rig.service.provider, provider_timeout_s=5
+    )
+    asked = MovementRequest(MERCHANT, payment.payment_id, Kind.VOID, str(uuid4()), b"void")
+    return handler.process(asked, soon())[0]
+
+
+@pytest.mark.parametrize("flow", FLOWS)
+def test_a_void_of_a_paid_row_that_was_set_back_tells_so(rig_of, flow):
+    rig = rig_of(flow)
+    paid = rig.pay(request())
+    rig.set_back()
+
+    with pytest.raises(Busy):
+        void(rig, paid)
+    rig.work()
+    with pytest.raises(WrongState):
+        void(rig, paid)
+
+    assert rig.service.read(paid).status is Status.SUCCEEDED
+
+
+def test_a_void_of_a_queued_row_is_told_at_once(rig_of):
+    rig = rig_of("two_phase")
+    queued = rig.pay(request(respond_async=True))
+
+    assert void(rig, queued).status is MovementStatus.SUCCEEDED
+    rig.work()
+
+    assert rig.service.read(queued).status is Status.CANCELED
+    assert rig.charges == 0
+
+
+@pytest.mark.parametrize("lost", [False, True], ids=["trusted", "failed over"])
+def test_without_the_books_a_void_needs_trusted_rows(rig_of, lost):
+    rig = rig_of("two_phase")
+    queued = rig.pay(request(respond_async=True))
+    if lost:
+        rig.fail_over()
+    rig.scripted.script(Rule("list", status=504, times=None, execute="never"))
+
+    if lost:
+        with pytest.raises(Busy):
+            void(rig, queued)
+    else:
+        void(rig, queued)
+
+    expected = Status.ACCEPTED if lost else Status.CANCELED
+    assert rig.service.read(queued).status is expected

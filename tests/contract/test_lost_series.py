@@ -173,3 +173,62 @@ def test_later_refund_finds_the_payment_with_the_charge(rig_of):
     rig.service.settle_late()
 
     assert rig.service.read(again).amount_refunded_minor == 10
+
+
+# --- However many payments a freed key had ----------------------------------------------------------
+
+
+def charged_after(rig: Rig, asked: ChargeRequest, refusals: int) -> tuple[list[Payment], Payment]:
+    """So many calls that were noted and certainly not confirmed, and then one that was charged."""
+    refused: list[Payment] = []
+    for _ in range(refusals):
+        refuse(rig, asked, "confirm" if rig.service.provider.two_phase else "create_confirmed")
+        known = {payment.payment_id for payment in refused}
+        rows = rig.service.store.list(MERCHANT, soon())
+        refused += [row for row in rows if row.payment_id not in known]
+    return refused, rig.pay(asked)
+
+
+@pytest.mark.parametrize("left", [0, 1, 2, 3])
+@pytest.mark.parametrize("flow", FLOWS)
+def test_a_freed_keys_charge_is_found_however_many_rows_are_lost(rig_of, flow, left):
+    rig = rig_of(flow)
+    asked = request(on_outage="reject")
+    refused, paid = charged_after(rig, asked, 3)
+    assert len(refused) == 3
+    if left:
+        rig.lose_all_after(refused[left - 1])
+    else:
+        rig.lose()
+        if flow not in HONOURING:
+            # Without any row and without keys, only the failover itself tells.
+            rig.fail_over()
+
+    again = rig.pay(asked)
+    rig.work()
+
+    after = rig.service.read(again)
+    assert (after.status, after.provider_ref) == (Status.SUCCEEDED, paid.provider_ref)
+    assert rig.charges == 1
+
+
+@pytest.mark.parametrize("flow", TWO_PHASE)
+def test_a_set_back_row_of_a_freed_key_is_searched_before_its_promise(rig_of, flow):
+    rig = rig_of(flow)
+    asked = request()
+    first = die_after_prepare(rig, asked)
+    noted = rig.scripted.objects("payment_intents")[0]["id"]
+    rig.work()
+    paid = rig.pay(asked)
+    # Noted and not confirmed, as it was before the background ended it.
+    rig.lose_all_but(first)
+    rig.lose_all_but(
+        first, status="sending", provider_ref=noted, leased=True, due_at=datetime.now(UTC)
+    )
+
+    again = rig.pay(asked)
+    rig.work()
+
+    after = rig.service.read(again)
+    assert (after.status, after.provider_ref) == (Status.SUCCEEDED, paid.provider_ref)
+    assert rig.charges == 1

@@ -585,6 +585,7 @@ class PaymentStore:
                     "next_series": next_series,
                     "spent": spent or (outcome is not None and outcome.is_replay),
                     "promised": promised,
+                    "books_from": outcome.lost_since if outcome is not None else None,
                     "unless_leased": unless_leased,
                     "looked_up": int(op == "look_up"),
                     "sent": sent,

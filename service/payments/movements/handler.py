@@ -5,7 +5,13 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 
-from service.errors import AcceptanceUnknown, Busy, KeyInFlight, KeyReused
+from service.errors import (
+    AcceptanceUnknown,
+    Busy,
+    KeyInFlight,
+    KeyReused,
+    ProviderUnavailable,
+)
 from service.payments.charge.handler import charge_of
 from service.payments.charge.model import Payment
 from service.payments.charge.store import RECORD_TIMEOUT_S
@@ -18,7 +24,7 @@ from service.payments.movements.model import (
     MovementStatus,
     finding,
 )
-from service.payments.movements.store import MovementStore
+from service.payments.movements.store import MovementStore, NotLookedFor
 from service.providers.base import KEY_REUSED, Outcome, OutcomeKind, Provider, Refund, Stage
 from service.resilience.deadline import Deadline
 
@@ -26,6 +32,8 @@ log = logging.getLogger(__name__)
 
 # The provider's answers where the money was captured or released before, by any call.
 _ENDED_ALREADY = frozenset({"http_4xx", KEY_USED, "mismatch"})
+# The fence of a row that no process took after its claim.
+_NEVER_LEASED = 1
 # An unsent movement waits at most this time for the provider to recover.
 UNSENT_WAIT_MAX_S = 60.0
 
@@ -51,14 +59,44 @@ class MovementHandler:
         ValidationFailed and KeyReused when a repeat never succeeds.
         """
         deadline.require()
-        movement, payment, is_new = self._store.claim(
-            request, deadline, amounts=self._provider.amounts
-        )
+        movement, payment, is_new = self._claim(request, deadline)
         if is_new and not movement.has_ended:
             movement, payment = self._execute_and_promise(movement, payment, deadline)
         if not movement.has_ended and not movement.promised:
             movement = self._promised(movement, deadline)
         return movement, payment, is_new
+
+    def _claim(
+        self, request: MovementRequest, deadline: Deadline
+    ) -> tuple[Movement, Payment, bool]:
+        amounts = self._provider.amounts
+        try:
+            return self._store.claim(request, deadline, amounts=amounts)
+        except NotLookedFor as queued:
+            self._look_for(queued.payment, deadline)
+            return self._store.claim(request, deadline, amounts=amounts, is_looked_for=True)
+
+    def _look_for(self, payment: Payment, deadline: Deadline) -> None:
+        """Ask the provider's books for a queued payment before it is called canceled.
+
+        Its row may have been set back by a failover, and the money have moved. Raises Busy where it
+        was charged: the queue takes the charge over first. Where the books do not answer, as in an
+        outage, only a row that nobody has taken and nothing casts doubt on was surely not sent.
+        """
+        is_untouched = payment.fence == _NEVER_LEASED and payment.promised and not payment.attempts
+        if payment.provider == self._provider.name and self._provider.available:
+            within = deadline.within(min(self._provider_timeout_s, deadline.remaining_s() / 2))
+            outcome = self._provider.look_up(charge_of(payment), within)
+            if outcome.kind is OutcomeKind.NOT_EXECUTED:
+                return
+            is_untouched = is_untouched and outcome.kind is OutcomeKind.UNKNOWN
+            is_untouched = is_untouched and outcome.error != "mismatch"
+        if not is_untouched or not self._store.is_trusted(payment, deadline):
+            raise ProviderUnavailable(
+                "Whether the payment was charged before is being found out; send it again.",
+                retry_after_s=5.0,
+                payment_id=payment.id,
+            )
 
     def _execute_and_promise(
         self, movement: Movement, payment: Payment, deadline: Deadline

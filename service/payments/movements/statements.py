@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from service.database.pool.pool import Statement
+from service.payments.charge.loss import LOSS
 from service.payments.charge.statements import COLUMNS
 from service.payments.events.outbox import OUTBOX
 from service.payments.movements.model import Kind
@@ -119,10 +120,11 @@ CLAIMS = {
             allowed="status IN ('requires_capture', 'requires_action') AND amount_settling = 0",
             reserve="amount_settling = amount",
         ),
-        # No call was sent, and without this row's status none will be.
+        # No call was sent, and without this row's status none will be. The row may have been set
+        # back by a failover, so the provider's books come first (`MovementHandler`).
         _claim(
             "cancel_queued",
-            allowed="status = 'accepted'",
+            allowed="status = 'accepted' AND %(is_looked_for)s::boolean",
             reserve="status = 'canceled', leased = false, due_at = NULL",
             status="succeeded",
             payment_event="payment.canceled",
@@ -233,6 +235,15 @@ FREE_KEY = Statement(
           SELECT 1 FROM movements m
           WHERE m.merchant_id = %(merchant_id)s::uuid AND m.movement_id = k.movement_id)
     RETURNING 1
+    """,
+)
+
+# Whether nothing tells of lost commits, nor of a charge that the sweep found under the payment's key.
+IS_TRUSTED = Statement(
+    "key_is_trusted",
+    f"""
+    WITH {LOSS}
+    SELECT loss.is_none AND loss.provider_ref IS NULL FROM loss
     """,
 )
 

@@ -35,6 +35,8 @@ from service.ids import (
 from service.observability.metrics import catalogue as metrics
 from service.payments import audit
 from service.payments.audit import Actor, Entry
+from service.payments.charge import statements as payment_statements
+from service.payments.charge.loss import recovery_name
 from service.payments.charge.model import (
     Payment,
     Status,
@@ -63,6 +65,14 @@ log = logging.getLogger(__name__)
 _WIDTH = len(fields(Movement))
 
 
+class NotLookedFor(Exception):
+    """A queued payment is to be voided: its row may have been set back, so the books come first."""
+
+    def __init__(self, payment: Payment) -> None:
+        super().__init__(payment.id)
+        self.payment = payment
+
+
 class MovementStore:
     """Reads and writes movements; each method uses one connection, for one or two statements.
 
@@ -83,6 +93,7 @@ class MovementStore:
         deadline: Deadline,
         *,
         amounts: AmountTable = ISO_4217,
+        is_looked_for: bool = False,
     ) -> tuple[Movement, Payment, bool]:
         """Reserve the amount and store the movement under its key, leased to the caller; or read
         the earlier one: (movement, payment, is_new).
@@ -90,11 +101,14 @@ class MovementStore:
         Raises NotFound, WrongState, ValidationFailed (more than the remaining amount, or an amount
         that the provider's `amounts` cannot express in the currency), KeyReused, KeyInFlight, all
         without a reservation. A commit in doubt raises Busy, and the caller must not send.
+        Raises NotLookedFor where a queued payment is to be voided, and the provider's books were
+        not asked for it (`is_looked_for`).
         """
         movement_id = new_id()
         with self._pool.checkout(deadline) as checkout:
             parameters = self._parameters(request, movement_id, checkout.wait_s)
             parameters["currencies_without"] = amounts.currencies_without(request.amount_minor)
+            parameters["is_looked_for"] = is_looked_for
             if _claimed(checkout, parameters):
                 return *self._read(checkout, request.merchant_id, movement_id), True
             first = self._read_first(checkout, request) or _recognised(checkout, request)
@@ -105,8 +119,25 @@ class MovementStore:
             ):
                 return *self._read(checkout, request.merchant_id, movement_id), True
             if first is None:
-                raise _refusal(request, _reserved(checkout, request), amounts)
+                reserved = _reserved(checkout, request)
+                if not is_looked_for and _is_queued(request, reserved):
+                    raise NotLookedFor(_payment(checkout, request))
+                raise _refusal(request, reserved, amounts)
             return *first, False
+
+    def is_trusted(self, payment: Payment, deadline: Deadline) -> bool:
+        """Whether nothing tells that the payment's row may be older than what became of it."""
+        rows = self._pool.run(
+            statements.IS_TRUSTED,
+            {
+                "merchant_id": str(payment.merchant_id),
+                "key_digest": payment.key_digest,
+                "provider": payment.provider,
+                "recovery": recovery_name(payment.provider),
+            },
+            deadline,
+        )
+        return bool(rows and rows[0][0])
 
     def promise(self, movement: Movement, deadline: Deadline) -> Movement | None:
         """Store the promise to the caller: the background sends it from now on.
@@ -500,6 +531,16 @@ def _has_freed_key(checkout: Checkout, request: MovementRequest) -> bool:
         "idempotency_key": request.idempotency_key,
     }
     return bool(checkout.run(statements.FREE_KEY, named))
+
+
+def _is_queued(request: MovementRequest, reserved: tuple[Any, ...] | None) -> bool:
+    is_void = request.kind is Kind.VOID
+    return is_void and reserved is not None and reserved[0] == Status.ACCEPTED
+
+
+def _payment(checkout: Checkout, request: MovementRequest) -> Payment:
+    named = {"merchant_id": str(request.merchant_id), "payment_id": str(request.payment_id)}
+    return payment_of(checkout.run(payment_statements.GET, named)[0])
 
 
 def _reserved(checkout: Checkout, request: MovementRequest) -> tuple[Any, ...] | None:

@@ -117,6 +117,10 @@ class Reconciler:
             at_rest_in_s = max(at_rest_in_s, REFUSED_AGAIN_S)
         if at_rest_in_s > 0:
             return self._store.record(payment, outcome, op="look_up", due_in_s=at_rest_in_s)
+        other = self._charge_of_its_key(payment, deadline)
+        if other is not None:
+            due_in_s = next_look_up_s(payment.doubt_age_s)
+            return self._store.record(payment, other, op="look_up", due_in_s=due_in_s)
         if outcome.error == CANCELED:
             return self._end(payment, outcome, deadline)
         is_spent = payment.is_spent or outcome.is_replay
@@ -145,6 +149,15 @@ class Reconciler:
             due_in_s = next_look_up_s(payment.doubt_age_s)
             return self._store.record(payment, found, op="look_up", due_in_s=due_in_s)
         return self._fence_off(payment, outcome, deadline)
+
+    def _charge_of_its_key(self, payment: Payment, deadline: Deadline) -> Outcome | None:
+        """What forbids to end it or to confirm again: a charge of a lost row under the same client key, or books
+        that could not be read. None: its key had no other payment, or the books lack its charge."""
+        if payment.books_from is None:
+            return None
+        by_key = replace(charge_of(payment), provider_ref=None)
+        found = self._provider.look_up(by_key, deadline)
+        return None if found.kind is OutcomeKind.NOT_EXECUTED else found
 
     def _send_same_key_or_end(
         self, payment: Payment, outcome: Outcome, deadline: Deadline

@@ -40,7 +40,12 @@ def of_prepared(intent: Object, charge: Charge) -> Outcome:
     if difference is not None:
         return mismatch(difference)
     if intent.get("status") == "requires_confirmation":
-        return Outcome(OutcomeKind.PENDING, Stage.ANSWERED, provider_ref=intent["id"])
+        return Outcome(
+            OutcomeKind.PENDING,
+            Stage.ANSWERED,
+            provider_ref=intent["id"],
+            lost_since=answers.made_for_another(intent, charge),
+        )
     # Keep its reference: look-ups use it from now on, and no other intent is made.
     return mismatch(f"prepared, but {word(intent.get('status'))}", provider_ref=intent["id"])
 

@@ -32,6 +32,11 @@ _LOSE_OTHERS = """
          k AS (UPDATE idempotency_keys SET payment_id = %(payment_id)s::uuid)
     SELECT 1
 """
+_LOSE_LATER = """
+    WITH p AS (DELETE FROM payments WHERE payment_id > %(payment_id)s::uuid),
+         k AS (UPDATE idempotency_keys SET payment_id = %(payment_id)s::uuid)
+    SELECT 1
+"""
 # The last check was made on another server than the one that runs now.
 _FAIL_OVER = """
     INSERT INTO background_runs (name, last_run_at, server, detail)
@@ -70,6 +75,10 @@ class Rig:
     def sweep(self) -> None:
         """One whole pass over the provider's lists."""
         self.service.sweep.run_if_due(soon(), every_s=0.0)
+
+    def lose_all_after(self, payment: Payment) -> None:
+        """Back to when `payment` was the newest of its key."""
+        self._run(_LOSE_LATER, {"payment_id": str(payment.payment_id)})
 
     def lose_all_but(self, payment: Payment, **columns: object) -> None:
         """Restore the state in which only `payment` existed, with these values in its row."""
