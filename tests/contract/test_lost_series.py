@@ -213,7 +213,7 @@ def test_a_freed_keys_charge_is_found_however_many_rows_are_lost(rig_of, flow, l
 
 
 @pytest.mark.parametrize("flow", TWO_PHASE)
-def test_a_set_back_row_of_a_freed_key_is_searched_before_its_promise(rig_of, flow):
+def test_a_set_back_row_of_a_freed_key_is_searched_first(rig_of, flow):
     rig = rig_of(flow)
     asked = request()
     first = die_after_prepare(rig, asked)
