@@ -16,6 +16,11 @@ _settings = Settings.from_environ()
 # Before any import of the metrics: metrics that exist at the fork stay private to the master.
 slots.use_directory(_settings.metrics_path)
 
+from service.process.garbage import kept_imports  # noqa: E402
+
+# Each worker then forks with all modules instead of importing them: half a second of a processor.
+with kept_imports():
+    import service.app.data_plane  # noqa: F401
 from service.payments.charge.store import RECORD_TIMEOUT_S  # noqa: E402
 from service.web.server import lifecycle  # noqa: E402
 from service.web.server.gunicorn_log import EventLogger  # noqa: E402

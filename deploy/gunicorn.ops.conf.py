@@ -15,6 +15,11 @@ _settings.require_ops_bind()
 # Before any import of the metrics: metrics that exist at the fork stay private to the master.
 slots.use_directory(_settings.metrics_path)
 
+from service.process.garbage import kept_imports  # noqa: E402
+
+# A worker that is replaced forks with all modules instead of importing them.
+with kept_imports():
+    import service.app.ops_plane  # noqa: F401
 from service.web.server.gunicorn_log import EventLogger  # noqa: E402
 from service.web.server.worker import PaymentWorker  # noqa: E402
 

@@ -7,6 +7,7 @@ import importlib
 import sys
 from typing import NoReturn
 
+from service.process.garbage import kept_imports
 from service.settings import SettingsError
 
 # Each is a module `service.cli.NAME` with `add_arguments(parser)` and `run(arguments) -> int`,
@@ -42,7 +43,8 @@ def main(argv: list[str] | None = None) -> int:
         name, words = "run", ["run", *words]
     if name not in COMMANDS:
         _refuse(f"There is no command {name!r}.\n\n{_overview()}")
-    command = importlib.import_module(f"service.cli.{name}")
+    with kept_imports():
+        command = importlib.import_module(f"service.cli.{name}")
     parser = argparse.ArgumentParser(
         prog=f"python -m service {name}",
         description=command.__doc__,

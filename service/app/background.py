@@ -47,6 +47,8 @@ log = logging.getLogger(__name__)
 
 # The longest delay of a due payment after an idle round.
 IDLE_S = 0.25
+# The same for work that no caller waits for: each idle round costs the database a read or more.
+UNHURRIED_S = 1.0
 # One round's reads and leases; a database that needs longer is down.
 ROUND_TIMEOUT_S = 5.0
 FIGURES_EVERY_S = 5.0
@@ -109,18 +111,18 @@ class Background:
     def run(self, stop: threading.Event) -> None:
         """Work until `stop` is set; begun work is finished first."""
         loops = [
-            threading.Thread(target=self._loop, args=(name, work, stop), name=name)
-            for name, work in (
-                ("probe", self._probe),
-                ("hints", self._apply_hints),
-                ("look-ups", self._look_up_due),
-                ("queue", self.forwarder.drain),
-                ("movements", self._settle_movements),
-                ("deliveries", self._deliver),
-                ("deliveries to who fails", self._deliver_to_who_fails),
-                ("sweep", self._sweep),
-                ("late facts", self._late_facts),
-                ("invariants", self._check_invariants),
+            threading.Thread(target=self._loop, args=(name, work, pause_s, stop), name=name)
+            for name, work, pause_s in (
+                ("probe", self._probe, IDLE_S),
+                ("hints", self._apply_hints, IDLE_S),
+                ("look-ups", self._look_up_due, IDLE_S),
+                ("queue", self.forwarder.drain, IDLE_S),
+                ("movements", self._settle_movements, IDLE_S),
+                ("deliveries", self._deliver, IDLE_S),
+                ("deliveries to who fails", self._deliver_to_who_fails, UNHURRIED_S),
+                ("sweep", self._sweep, UNHURRIED_S),
+                ("late facts", self._late_facts, UNHURRIED_S),
+                ("invariants", self._check_invariants, UNHURRIED_S),
             )
         ]
         for loop in loops:
@@ -131,7 +133,7 @@ class Background:
             loop.join()
         log.info("reconciler.stopped")
 
-    def _loop(self, name: str, work: Work, stop: threading.Event) -> None:
+    def _loop(self, name: str, work: Work, pause_s: float, stop: threading.Event) -> None:
         """Repeat one kind of work, at once while there is more, on separate threads: a call that
         hangs in one loop delays no other loop."""
         with ThreadPoolExecutor(self.threads, thread_name_prefix=name) as executor:
@@ -141,7 +143,7 @@ class Background:
 
             while not stop.is_set():
                 if not self._outlive(work, run_all, Deadline.after(ROUND_TIMEOUT_S)):
-                    stop.wait(IDLE_S)
+                    stop.wait(pause_s)
 
     def _probe(self, _run_all: RunAll, deadline: Deadline) -> int:
         """A separate loop, since look-ups from before the breaker opened may still hang."""

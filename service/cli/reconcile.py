@@ -18,6 +18,7 @@ from typing import Any
 
 from service.observability import logs
 from service.observability.metrics import slots
+from service.process.garbage import kept_imports
 from service.settings import Settings, SettingsError
 
 log = logging.getLogger(__name__)
@@ -35,9 +36,8 @@ def run(arguments: argparse.Namespace) -> int:
     slots.use_directory(settings.metrics_path)
     slots.claim("reconciler")
     logs.configure(settings.log_level, environment=settings.env, instance=socket.gethostname())
-    from service.app.reconciler import (
-        create_background,
-    )
+    with kept_imports():
+        from service.app.reconciler import create_background
 
     stop = threading.Event()
 
