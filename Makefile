@@ -1,7 +1,7 @@
 # Two commands: `make run` and `make test`. All paths are relative, so a checkout's own path may hold spaces.
 
 .DEFAULT_GOAL := help
-.PHONY: help run observe test test-unit test-all test-short test-failed test-pythons test-contract image-test lint fuzz check-supply pin-images check-images screenshots dashboards bench lock clean
+.PHONY: help run observe test test-unit test-all test-short test-failed test-pythons test-contract lint-and-unit image-test lint fuzz check-supply pin-images check-images screenshots dashboards bench lock clean
 .DELETE_ON_ERROR:
 # Hundreds of short processes import the same files; unbuffered output arrives in pieces.
 unexport PYTHONDONTWRITEBYTECODE PYTHONUNBUFFERED
@@ -32,17 +32,22 @@ PYTEST := $(BIN)/python -m pytest -q -n auto --dist loadfile
 # The supported versions.
 PYTHONS ?= 3.11 3.12 3.13
 space := $(subst ,, )
-# tests/unit runs first, and tests/long takes minutes by nature.
+# tests/unit runs first; tests/long and the marker `long` are for `make test-all`.
 TESTS ?= tests/contract tests/integration tests/incidents tests/shipped
 
-test: lint test-unit $(VENV)/apt-packages $(VENV)/stripe-mock.lock ## lint, types and all tests but tests/long
-	$(PYTEST) $(TESTS) $(ARGS)
+test: lint-and-unit $(VENV)/apt-packages $(VENV)/stripe-mock.lock ## lint, types and all tests but the long ones
+	$(PYTEST) -m "not long" $(TESTS) $(ARGS)
+
+# Two processors: mypy uses one of them.
+lint-and-unit: $(VENV)/test.lock
+	@$(MAKE) --no-print-directory -j 2 --output-sync=line lint test-unit
 
 test-unit: $(VENV)/test.lock ## tests without a server, in seconds
 	$(PYTEST) -n 2 tests/unit $(ARGS)
 
-test-all: test ## make test and tests/long, which takes minutes by nature
+test-all: test ## make test, then tests/long and all that is marked `long`
 	$(PYTEST) tests/long $(ARGS)
+	$(PYTEST) -m long $(TESTS) $(ARGS)
 
 # The contract tier needs servers, and of the system's programs npm at most.
 test-pythons: ## unit and contract tests on each installed Python

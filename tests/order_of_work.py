@@ -8,6 +8,7 @@ the durations of the last measured run.
 from __future__ import annotations
 
 import fcntl
+import gc
 import json
 import os
 import threading
@@ -41,6 +42,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # No collection during the imports; see pytest_collection_finish.
+    gc.disable()
     # Only the controlling process prints.
     if not hasattr(config, "workerinput"):
         config.pluginmanager.register(Course(config), "course")
@@ -59,6 +62,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if hasattr(config, "workerinput"):
         durations_s = measured_s()
         items.sort(key=lambda item: _order(file_of(item.nodeid), durations_s))
+
+
+def pytest_collection_finish() -> None:
+    """Leave modules and tests out of all later collections: they live to the end."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.hookimpl(optionalhook=True)

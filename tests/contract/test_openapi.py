@@ -24,7 +24,7 @@ pytestmark = pytest.mark.timeout(540)
 CONFIG = Path(__file__).with_name("schemathesis.toml")
 WEBHOOK_SECRET = "whsec_of_the_description"
 # Generated cases a call, besides the few dozen that cover its parameters one by one.
-EXAMPLES = 6
+EXAMPLES = 4
 # Half a minute on two idle cores; beside the whole suite it takes minutes.
 GIVE_UP_S = 420
 # The faults that leave a call open or in doubt; hanging ones cost the provider's whole timeout.

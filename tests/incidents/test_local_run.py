@@ -40,7 +40,15 @@ def paid_before() -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "part", ["supervisor", "data_plane", "postgres", "ops_plane", "reconciler", "sandbox"]
+    "part",
+    [
+        *("supervisor", "data_plane", "postgres"),
+        # The supervisor watches all parts in one list.
+        *(
+            pytest.param(part, marks=pytest.mark.long)
+            for part in ("ops_plane", "reconciler", "sandbox")
+        ),
+    ],
 )
 def test_kill_of_any_part_leaves_no_process_and_loses_no_payment(home, paid_before, part):
     with running_house(home, first_start=True, **SMALL) as house:
@@ -70,17 +78,6 @@ def test_after_a_kill_of_a_keeper_nothing_runs_either(home):
         wait_for(lambda: not any(map(runs, everyone)), timeout_s=30)
 
 
-def test_no_secret_is_on_a_command_line_or_open_to_others(home):
-    with running_house(home, first_start=True, **SMALL) as house:
-        keys = json.loads((home / "keys.json").read_text()).values()
-        command_lines = [read(f"/proc/{pid}/cmdline") for pid in family(house.process.pid)]
-        modes = [stat.S_IMODE((home / name).stat().st_mode) for name in ("keys.json", "run.json")]
-
-    assert len(keys) == 2
-    assert not [line for line in command_lines if any(key in line for key in keys)]
-    assert modes == [0o600, 0o600]
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_stop_signal_stops_all_parts_with_exit_code_0(home, number):
     with running_house(home, first_start=True, **SMALL) as house:
@@ -93,22 +90,35 @@ def test_stop_signal_stops_all_parts_with_exit_code_0(home, number):
         assert not (home / "run.json").exists()
 
 
-def test_it_tells_how_to_pay_and_the_pasted_command_pays(home):
+def test_a_run_tells_how_to_pay_and_keeps_its_secrets_and_its_home(home):
+    """One run for all that changes nothing: a start costs seconds of processor time."""
     with running_house(home, first_start=True, **SMALL) as house:
-        said = (home / "run.out").read_text()
-        command = re.search(r"^  curl (.+\n)+?.+'$", said, re.MULTILINE)
-        assert command
-        pasted = subprocess.run(
-            ["sh", "-c", command[0]], capture_output=True, text=True, check=False
-        )
-
-        assert pasted.stdout.startswith("HTTP/1.1 201")
-        assert house.ops_url in said
+        _the_pasted_command_pays((home / "run.out").read_text(), house.ops_url)
+        _no_secret_is_on_a_command_line_or_open_to_others(home, family(house.process.pid))
+        _a_second_run_is_refused_at_once(home)
 
 
-def test_a_second_run_in_the_same_home_is_refused_at_once(home):
-    with running_house(home, first_start=True, **SMALL):
-        second = _run_until_it_ends({"HOLDFAST_HOME": str(home)})
+def _the_pasted_command_pays(said: str, ops_url: str) -> None:
+    command = re.search(r"^  curl (.+\n)+?.+'$", said, re.MULTILINE)
+    assert command
+    pasted = subprocess.run(["sh", "-c", command[0]], capture_output=True, text=True, check=False)
+
+    assert pasted.stdout.startswith("HTTP/1.1 201")
+    assert ops_url in said
+
+
+def _no_secret_is_on_a_command_line_or_open_to_others(home: Path, everyone: list[int]) -> None:
+    keys = json.loads((home / "keys.json").read_text()).values()
+    command_lines = [read(f"/proc/{pid}/cmdline") for pid in everyone]
+    modes = [stat.S_IMODE((home / name).stat().st_mode) for name in ("keys.json", "run.json")]
+
+    assert len(keys) == 2
+    assert not [line for line in command_lines if any(key in line for key in keys)]
+    assert modes == [0o600, 0o600]
+
+
+def _a_second_run_is_refused_at_once(home: Path) -> None:
+    second = _run_until_it_ends({"HOLDFAST_HOME": str(home)})
 
     assert second.returncode == 2
     assert "already running" in second.stderr

@@ -176,6 +176,7 @@ def test_afterwards_nothing_of_it_is_left(seen, temporary):
     assert temporary.pairs() == []
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "words"),
     [
@@ -194,6 +195,7 @@ def test_the_other_two_show_themselves_on_a_pair_as_well(house, name, words):
     assert set(control["callers"]["by_code"]) <= {"deadline_exceeded"}
 
 
+@pytest.mark.long
 def test_it_ends_as_soon_as_real_payments_suffer_beside_it(house):
     where = begin(house, "connection-error", scope="pair", ttl_s=120)
     wait_until_struck(house, where)

@@ -310,7 +310,14 @@ def test_theme_follows_the_system_and_a_choice_is_remembered(
 
 
 @pytest.mark.parametrize(
-    ("scheme", "width"), [("light", 1440), ("dark", 1440), ("light", 360), ("dark", 360)]
+    ("scheme", "width"),
+    [
+        ("light", 1440),
+        ("dark", 360),
+        # The two above have both schemes and both widths.
+        pytest.param("dark", 1440, marks=pytest.mark.long),
+        pytest.param("light", 360, marks=pytest.mark.long),
+    ],
 )
 def test_axe_finds_nothing(running: ConsoleHouse, browser: Browser, scheme: str, width: int):
     looks = {"color_scheme": scheme, "viewport": {"width": width, "height": 800}}

@@ -62,7 +62,10 @@ def test_payment_timeout_shows_progress_and_then_the_evidence(seen: Console):
             "ConnectionError: HTTPSConnectionPool timeout",
             "holdfast_provider_connection_errors_total",
         ),
-        (POOL, "connection pool exhausted", "holdfast_db_pool_timeouts_total"),
+        pytest.param(
+            *(POOL, "connection pool exhausted", "holdfast_db_pool_timeouts_total"),
+            marks=pytest.mark.long,
+        ),
     ],
 )
 def test_the_other_two_errors_show_their_words_and_figures_too(

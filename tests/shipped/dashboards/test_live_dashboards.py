@@ -228,7 +228,13 @@ def test_incident_dashboard_shows_that_no_money_is_lost(
     assert at_zero <= {"Untruthful answers", "Charged twice or lost", "Not known yet"}
 
 
-@pytest.mark.parametrize("name", sorted(dashboards()))
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name == "incident" else pytest.mark.long)
+        for name in sorted(dashboards())
+    ],
+)
 def test_drawn_dashboard_has_its_data_and_is_marked_not_grafana(
     aftermath: Aftermath, name: str
 ) -> None:
