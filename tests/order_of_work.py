@@ -1,7 +1,7 @@
 """The order of test files on several workers, and the progress output of a run.
 
-Most tests wait for processes and deadlines; few need the processor. The longest files therefore start first, and one worker in three
-takes the shortest files: the processors stay busy, and most failures appear within the first minute. tests/durations.json holds
+Processor time decides the duration of a run, and many tests wait for processes and deadlines in between. The longest files start
+first, and one worker in three takes the shortest files: the processors stay busy, and most failures appear early. tests/durations.json holds
 the durations of the last measured run.
 """
 
@@ -28,7 +28,7 @@ NOT_MEASURED_S = 30.0
 # Every third worker takes the shortest files.
 SHORT_SHARE = 3
 SILENT_S = 30.0
-WORKERS_A_PROCESSOR = 3
+WORKERS_A_PROCESSOR = 2
 # An instance has about twenty processes.
 HOUSE_BYTES = 1 << 30
 
@@ -51,7 +51,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """Three for each processor, because most tests wait; fewer where the memory is too small."""
+    """Two for each processor: some tests wait, but each worker costs its collection and its servers.
+
+    Fewer where the memory is too small.
+    """
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return max(1, min(WORKERS_A_PROCESSOR * (os.cpu_count() or 1), memory // HOUSE_BYTES))
 

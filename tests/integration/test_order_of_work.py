@@ -29,11 +29,22 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def run(**files: str) -> str:
         for name, text in files.items():
             (tmp_path / f"test_{name}.py").write_text(text)
-        options = ("-q", "-n", "2", "--dist", "loadfile", "-p", "tests.order_of_work")
+        options = (
+            "-q",
+            "-p",
+            "xdist",
+            "-n",
+            "2",
+            "--dist",
+            "loadfile",
+            "-p",
+            "tests.order_of_work",
+        )
         ran = subprocess.run(
             [sys.executable, "-m", "pytest", *options, "-p", "randomly", "--randomly-seed=7"],
             cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            # The import of all other plugins costs seconds of processor time.
+            env={**os.environ, "PYTHONPATH": str(ROOT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
             capture_output=True,
             text=True,
             timeout=200,
