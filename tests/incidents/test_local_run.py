@@ -90,7 +90,7 @@ def test_stop_signal_stops_all_parts_with_exit_code_0(home, number):
         assert not (home / "run.json").exists()
 
 
-def test_a_run_tells_how_to_pay_and_keeps_its_secrets_and_its_home(home):
+def test_a_run_tells_how_to_pay_and_keeps_its_secrets(home):
     """One run for all that changes nothing: a start costs seconds of processor time."""
     with running_house(home, first_start=True, **SMALL) as house:
         _the_pasted_command_pays((home / "run.out").read_text(), house.ops_url)
