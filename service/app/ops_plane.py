@@ -31,6 +31,7 @@ from service.observability.metrics.statistics import Statistics
 from service.payments.charge.store import PaymentStore
 from service.payments.merchants import PLATFORM, KeyStore
 from service.payments.settling.store import SettlingStore
+from service.payments.settling.sweep_report import SweepReport
 from service.providers.later import LaterProvider
 from service.resilience.deadline import Deadline
 from service.resilience.watchdog import Watchdog
@@ -60,6 +61,7 @@ def create_ops_app(settings: Settings) -> Flask:
     pool = pool_of(settings, watchdog, size=OPS_POOL_SIZE)
     provider = adapter_of(settings, watchdog, connections=1)
     settling = SettlingStore(pool, lease_s=0.0)
+    sweep_report = SweepReport(pool, provider.name)
     authenticate = Authenticator(KeyStore(pool), mode=settings.provider_mode)
     registry = shared_registry()
     recent = RecentSamples(lambda: read_samples(registry))
@@ -68,7 +70,10 @@ def create_ops_app(settings: Settings) -> Flask:
         [
             check.database(lambda: pool.run(_NOW, {}, _check_deadline()), statistics.report),
             check.provider(lambda: _reach(provider), statistics.report),
-            check.reconciler(lambda: settling.last_heartbeat("reconciler", _check_deadline())),
+            check.reconciler(
+                lambda: settling.last_heartbeat("reconciler", _check_deadline()),
+                lambda: sweep_report.waiting(_check_deadline()),
+            ),
             check.disk(settings.metrics_path),
             check.clock(lambda: pool.run(_NOW, {}, _check_deadline())[0][0]),
             check.workers(settings.web_workers),

@@ -68,10 +68,12 @@ def provider(reach: Callable[[], object], statistics: Callable[[], Mapping[str, 
 
 def reconciler(
     last_run_at: Callable[[], datetime | None],
+    waiting: Callable[[], str | None],
     *,
     first_beat_within_s: float = RECONCILER_SILENT_S,
 ) -> Component:
-    """`last_run_at` is the reconciler's newest heartbeat, None before the first one.
+    """`last_run_at` is the reconciler's newest heartbeat, None before the first one; `waiting` says
+    in a sentence what it may not do yet, None where nothing is held.
 
     The first one is due within `first_beat_within_s`, so that a common start is not a failure.
     """
@@ -81,7 +83,8 @@ def reconciler(
         beat = last_run_at()
         silent_s = None if beat is None else round((datetime.now(UTC) - beat).total_seconds(), 1)
         if silent_s is not None and silent_s < RECONCILER_SILENT_S:
-            return HealthResult("pass", observed=silent_s, unit="s")
+            held = waiting()
+            return HealthResult("warn" if held else "pass", held or "", silent_s, "s")
         if time.monotonic() < awaited_until_s:
             return HealthResult("warn", "its first beat is awaited", observed=silent_s, unit="s")
         if silent_s is None:

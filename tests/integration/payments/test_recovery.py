@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -11,6 +12,7 @@ from service.database.pool.pool import ConnectionPool, Statement
 from service.payments.charge.model import Payment, Status
 from service.payments.settling.forward import Forwarder
 from service.payments.settling.recovery import Recovery
+from service.payments.settling.sweep_report import SweepReport
 from tests.support.charge_requests import charge_request
 from tests.support.providers.booked_provider import BookedProvider
 from tests.support.stack.pools import open_pool_of
@@ -358,3 +360,24 @@ def test_a_second_loss_reaches_back_to_the_first(pool, recovery):
     assert loss is not None
     assert loss.since is not None
     assert datetime.now(UTC) - loss.since > timedelta(minutes=110)
+
+
+def test_people_are_told_since_when_what_waits_for_the_sweep(pool, recovery):
+    report = SweepReport(pool, "fake")
+    assert report.waiting(soon()) is None
+
+    fail_over(pool)
+    recovery.check(soon())
+    told = report.waiting(soon())
+
+    assert told is not None
+    assert re.fullmatch(
+        r"the queue waits since \d{4}-\d\d-\d\d \d\d:\d\d UTC because commits may have been lost;"
+        r" (no part of the provider's charges is compared yet"
+        r"|the provider's charges are compared up to [-0-9: ]+ UTC); \d+ payments wait",
+        told,
+    )
+
+    sweep_to(pool, datetime.now(UTC) + timedelta(minutes=1))
+    recovery.check(soon())
+    assert report.waiting(soon()) is None

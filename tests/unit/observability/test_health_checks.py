@@ -156,24 +156,36 @@ def test_checks_run_periodically_until_they_are_stopped():
     assert not any(thread.name == "health-checks" for thread in threading.enumerate())
 
 
+def nothing_waits() -> None:
+    """No recovery holds the queue."""
+
+
+def test_reconciler_that_recovers_says_what_waits():
+    beat = datetime.now(UTC)
+
+    finding = components.reconciler(lambda: beat, lambda: "the queue waits").check()
+
+    assert (finding.status, finding.output) == ("warn", "the queue waits")
+
+
 @pytest.mark.parametrize(("age_s", "status"), [(1, "pass"), (20, "warn"), (120, "fail")])
 def test_a_silent_reconciler_is_noticed(age_s, status):
     beat = datetime.now(UTC) - timedelta(seconds=age_s)
 
-    finding = components.reconciler(lambda: beat, first_beat_within_s=0.0).check()
+    finding = components.reconciler(lambda: beat, nothing_waits, first_beat_within_s=0.0).check()
 
     assert finding.status == status
 
 
 def test_a_reconciler_that_never_ran_fails():
-    never = components.reconciler(lambda: None, first_beat_within_s=0.0)
+    never = components.reconciler(lambda: None, nothing_waits, first_beat_within_s=0.0)
 
     assert never.check().status == "fail"
 
 
 @pytest.mark.parametrize("beat", [None, datetime.now(UTC) - timedelta(days=1)])
 def test_reconciler_gets_time_for_its_first_heartbeat(beat):
-    finding = components.reconciler(lambda: beat).check()
+    finding = components.reconciler(lambda: beat, nothing_waits).check()
 
     assert (finding.status, finding.output) == ("warn", "its first beat is awaited")
 
