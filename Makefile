@@ -1,7 +1,7 @@
 # Two commands: `make run` and `make test`. All paths are relative, so a checkout's own path may hold spaces.
 
 .DEFAULT_GOAL := help
-.PHONY: help run observe test test-unit test-all test-short test-failed test-pythons test-contract lint-and-unit image-test lint fuzz check-supply pin-images check-images screenshots dashboards bench lock clean
+.PHONY: help run observe test test-unit test-all test-short test-pythons test-contract lint-and-unit image-test lint fuzz check-supply pin-images check-images screenshots dashboards bench lock clean
 .DELETE_ON_ERROR:
 # Hundreds of short processes import the same files; unbuffered output arrives in pieces.
 unexport PYTHONDONTWRITEBYTECODE PYTHONUNBUFFERED
@@ -62,10 +62,6 @@ test-contract: test-unit $(VENV)/stripe-mock.lock
 
 test-short: $(VENV)/test.lock $(VENV)/apt-packages ## one test of each kind in tests/long, as in CI
 	$(PYTEST) tests/long -m short $(ARGS)
-
-# For a shared machine that stood still for seconds; the names of the tests are printed, and what fails alone fails.
-test-failed: $(VENV)/test.lock ## what failed in the last run, one test at a time
-	$(BIN)/python -m pytest -q -rA --last-failed --last-failed-no-failures none tests $(ARGS)
 
 image-test: $(VENV)/test.lock ## build the container image and pay with it (root; BASE=image to build on)
 	@BASE="$(BASE)" $(BIN)/python -m tests.shipped.deploy.image_test

@@ -7,7 +7,6 @@ import fcntl
 import logging
 import os
 import shutil
-import socket
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -23,6 +22,7 @@ from service.lab.drills.targets import CannotStart, LogTail, Target
 from service.lab.faultproxy.client import FaultClient, ProxyGone
 from service.observability.metrics.registry import SharedRegistry, read_samples
 from service.process.managed import ManagedProcess
+from service.process.ports import free_port
 
 log = logging.getLogger(__name__)
 
@@ -102,7 +102,7 @@ class Pair:
         self, home: Path, changed: Mapping[str, str], lock_fd: int
     ) -> tuple[ManagedProcess, str]:
         home.mkdir()
-        bind = f"127.0.0.1:{_free_port()}"
+        bind = f"127.0.0.1:{free_port()}"
         process = ManagedProcess(
             _gently([sys.executable, "-m", "service", "serve"]),
             log_path=home / "data-plane.log",
@@ -197,10 +197,3 @@ def _wait_until_ready(process: ManagedProcess, url: str) -> None:
                 said = " ".join(process.lines()[-3:])
                 raise CannotStart(f"A copy of the service did not start: {said}"[:500])
             sleep(0.05)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

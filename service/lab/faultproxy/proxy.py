@@ -27,6 +27,7 @@ from service.lab.faultproxy.faults import (
     read_fault,
 )
 from service.lab.faultproxy.link import Address, Link
+from service.process.ports import free_port
 
 log = logging.getLogger(__name__)
 
@@ -229,15 +230,8 @@ def listener_at(address: Address) -> socket.socket:
         family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         listener = socket.socket(family, socket.SOCK_STREAM)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((address[0], address[1] or _free_port(family, address[0])))
+        # Not the kernel's choice: another may get that port while the listener refuses connections.
+        listener.bind((address[0], address[1] or free_port(address[0])))
     # From now on connections queue instead of being refused, even while no proxy accepts them.
     listener.listen(128)
     return listener
-
-
-def _free_port(family: socket.AddressFamily, host: str) -> int:
-    # A port that the kernel chose may be reused while the listener refuses connections.
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.bind((host, 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import requests
 
 from service.lab.observe import programs
-from service.startup.ports import free_bind
+from tests.support.stack.running_house import free_port
 
 T = TypeVar("T")
 
@@ -116,7 +116,7 @@ def running_prometheus(
     """
     program = programs.prometheus(
         directory / "prometheus",
-        free_bind(),
+        f"127.0.0.1:{free_port()}",
         targets=targets,
         alertmanager=alertmanager and alertmanager.url.removeprefix("http://"),
         hurry_s=hurry_s,
@@ -128,7 +128,9 @@ def running_prometheus(
 @contextlib.contextmanager
 def running_alertmanager(directory: Path) -> Iterator[Alertmanager]:
     """The shipped routes on a free port; groups wait for a second at most."""
-    program = programs.alertmanager(directory / "alertmanager", free_bind(), hurry_s=1.0)
+    program = programs.alertmanager(
+        directory / "alertmanager", f"127.0.0.1:{free_port()}", hurry_s=1.0
+    )
     with _running(program, directory):
         yield Alertmanager(program.url)
 

@@ -44,10 +44,10 @@ def phase(house: House, where: str) -> str:
 
 
 def wait_until_struck(house: House, where: str) -> None:
-    wait_for(lambda: phase(house, where) == "fault", timeout_s=60)
+    wait_for(lambda: phase(house, where) == "fault", timeout_s=180)
 
 
-def ended(house: House, where: str, timeout_s: float = 90.0) -> dict[str, Any]:
+def ended(house: House, where: str, timeout_s: float = 240.0) -> dict[str, Any]:
     """The run's document after its end."""
 
     def if_ended() -> dict[str, Any] | None:
@@ -62,7 +62,7 @@ def drilled(house: House, name: str, **wish: Any) -> dict[str, Any]:
     """A drill's report; repeated if callers waited as long in the baseline, which shows an overloaded
     machine and proves nothing about the service."""
     for _ in range(3):
-        run = ended(house, begin_drill(house, name, **wish), timeout_s=120)
+        run = ended(house, begin_drill(house, name, **wish))
         if "in the baseline too" not in run["summary"]:
             break
     return run
@@ -86,11 +86,14 @@ def rows(house: House, statement: str, *values: Any) -> list[tuple[Any, ...]]:
 
 
 def settle_all(house: House) -> None:
-    """Wait until no payment is in doubt: an old doubt would block the next drill."""
+    """Wait until no payment is queued or in doubt: an old doubt would block the next drill."""
 
     hurry = """
         UPDATE payments SET due_at = now()
         WHERE status = 'unknown' AND NOT leased AND due_at > now() + interval '1 second'
+    """
+    unsettled = """
+        SELECT count(*) FROM payments WHERE status IN ('queued', 'sending', 'unknown')
     """
     connection = psycopg2.connect(house.database_url)
     connection.autocommit = True
@@ -100,10 +103,10 @@ def settle_all(house: House) -> None:
             def is_settled() -> bool:
                 # The pauses between look-ups grow to minutes; they are not under test.
                 cursor.execute(hurry)
-                cursor.execute("SELECT count(*) FROM payments WHERE status = 'unknown'")
+                cursor.execute(unsettled)
                 return bool(cursor.fetchone() == (0,))
 
-            wait_for(is_settled, timeout_s=120, every_s=0.5)
+            wait_for(is_settled, timeout_s=180, every_s=0.5)
     finally:
         connection.close()
 

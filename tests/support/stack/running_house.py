@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -177,11 +180,23 @@ def wait_for(
     return result
 
 
+_PORTS_A_WORKER = 600
+_ports = itertools.count(random.SystemRandom().randrange(_PORTS_A_WORKER))
+
+
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port that no other worker chooses, and that the kernel gives to no outgoing connection.
+
+    The program that is to listen on it starts seconds later. The service's own choices begin at 20000.
+    """
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 16
+    for _ in range(_PORTS_A_WORKER):
+        port = 10_000 + worker * _PORTS_A_WORKER + next(_ports) % _PORTS_A_WORKER
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("no port is free")
 
 
 def _if_final(payment: dict[str, Any]) -> dict[str, Any] | None:
