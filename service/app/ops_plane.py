@@ -44,9 +44,9 @@ from service.web.http.auth import Authenticator
 from service.web.http.bodies import parse_object, read_body, validated
 from service.web.http.parts import put_parts
 from service.web.openapi import document
-from service.web.ops.console import Instance, console_blueprint
-from service.web.ops.diagnostics import diagnostics_blueprint
+from service.web.ops import console, diagnostics
 from service.web.ops.history import History
+from service.web.ops.plane import Instance, OpsPlane, WindowFigures
 from service.web.server import lifecycle
 
 OPS_REQUEST_TIMEOUT_S = 5.0
@@ -93,33 +93,21 @@ def create_ops_app(settings: Settings) -> Flask:
     # This plane serves without a database too: an outage is when people need it.
     put_parts(app, Readiness(lambda deadline: None, is_stopping=lifecycle.is_stopping))
     app.register_blueprint(probes.blueprint)
-    app.register_blueprint(
-        diagnostics_blueprint(
+    put_parts(
+        app,
+        OpsPlane(
+            authenticate=authenticate,
+            instance=_instance(settings),
             registry=registry,
             health=health,
             statistics=statistics,
-            require_platform=lambda: authenticate(PLATFORM, request_scope.request_deadline()),
-        )
-    )
-    payments_host, payments_port = reachable(settings.bind)
-    app.register_blueprint(
-        console_blueprint(
-            instance=Instance(
-                name=socket.gethostname(),
-                version=own_version(),
-                environment=settings.env,
-                payments_host=payments_host,
-                payments_port=payments_port,
-                has_rehearsals=settings.simulation_enabled,
-                test_payment_method=settings.test_payment_method,
-            ),
+            figures=WindowFigures(statistics),
             history=history,
-            statistics=statistics,
-            health=health,
             store=PaymentStore(pool, lease_s=0.0, queue_expires_s=settings.queue_expires_s),
-            authenticate=authenticate,
-        )
+        ),
     )
+    app.register_blueprint(diagnostics.blueprint)
+    app.register_blueprint(console.blueprint)
     drills: tuple[str, ...] = ()
     if settings.simulation_enabled:
         rehearsals, drills = _simulation(
@@ -143,6 +131,19 @@ def create_ops_app(settings: Settings) -> Flask:
     preregister.begin_answers(routes_of(app))
     preregister.begin_drills(drills)
     return app
+
+
+def _instance(settings: Settings) -> Instance:
+    payments_host, payments_port = reachable(settings.bind)
+    return Instance(
+        name=socket.gethostname(),
+        version=own_version(),
+        environment=settings.env,
+        payments_host=payments_host,
+        payments_port=payments_port,
+        has_rehearsals=settings.simulation_enabled,
+        test_payment_method=settings.test_payment_method,
+    )
 
 
 def _simulation(

@@ -2,84 +2,77 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from http import HTTPStatus
 
 from flask import Blueprint, Response, jsonify, request
-from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
-from service.observability.health.checks import HealthChecks
-from service.observability.metrics.statistics import Statistics
+from service.payments.merchants import PLATFORM
 from service.web.openapi.operation import Operation, documented
+from service.web.ops.plane import ops_plane, require_scope
 
 _OPEN_METRICS = "application/openmetrics-text"
 
 
-def diagnostics_blueprint(
-    *,
-    registry: CollectorRegistry,
-    health: HealthChecks,
-    statistics: Statistics,
-    require_platform: Callable[[], object],
-) -> Blueprint:
-    """`require_platform` raises unless the caller's key may cause work (only `?fresh=1` does)."""
-    blueprint = Blueprint("diagnostics", __name__)
+blueprint = Blueprint("diagnostics", __name__)
 
-    @blueprint.get("/metrics")
-    @documented(
-        Operation(
-            summary="All workers' metrics, in Prometheus' text format or OpenMetrics",
-            answers={200: ("The metrics", None)},
-            media_type="text/plain",
-        )
+
+@blueprint.get("/metrics")
+@documented(
+    Operation(
+        summary="All workers' metrics, in Prometheus' text format or OpenMetrics",
+        answers={200: ("The metrics", None)},
+        media_type="text/plain",
     )
-    def metrics() -> Response:
-        """All workers together; OpenMetrics with exemplars if the client accepts it."""
-        encode, content_type = choose_encoder(understood_accept(request.headers.get("Accept", "")))
-        return Response(encode(registry), content_type=content_type)
+)
+def metrics() -> Response:
+    """All workers together; OpenMetrics with exemplars if the client accepts it."""
+    encode, content_type = choose_encoder(understood_accept(request.headers.get("Accept", "")))
+    return Response(encode(ops_plane().registry), content_type=content_type)
 
-    @blueprint.get("/diagnostics/health")
-    @documented(
-        Operation(
-            summary="Each component: status, since when, last error; `?fresh=1` (platform) checks now",
-            answers={
-                200: ("All components that payments need are up; others may be degraded", None),
-                503: ("A component that payments need is down", None),
-            },
-            media_type="application/health+json",
-            problems=("forbidden",),
-        )
+
+@blueprint.get("/diagnostics/health")
+@documented(
+    Operation(
+        summary="Each component: status, since when, last error; `?fresh=1` (platform) checks now",
+        answers={
+            200: ("All components that payments need are up; others may be degraded", None),
+            503: ("A component that payments need is down", None),
+        },
+        media_type="application/health+json",
+        problems=("forbidden",),
     )
-    def show_health() -> Response:
-        if request.args.get("fresh") == "1":
-            require_platform()
-            health.check_now()
-        report = health.report()
-        response = jsonify(report)
-        response.content_type = "application/health+json"
-        # By the draft: degraded is a success, down is not.
-        if report["status"] == "fail":
-            response.status_code = HTTPStatus.SERVICE_UNAVAILABLE
-        return response
+)
+def show_health() -> Response:
+    health = ops_plane().health
+    if request.args.get("fresh") == "1":
+        require_scope(PLATFORM)
+        health.check_now()
+    report = health.report()
+    response = jsonify(report)
+    response.content_type = "application/health+json"
+    # By the draft: degraded is a success, down is not.
+    if report["status"] == "fail":
+        response.status_code = HTTPStatus.SERVICE_UNAVAILABLE
+    return response
 
-    @blueprint.get("/diagnostics/statistics")
-    @documented(
-        Operation(
-            summary="Success rates, response times, errors, pool, breaker and queue: 1 m, 5 m, 1 h",
-            answers={200: ("The figures of all workers together", None)},
-            problems=("forbidden",),
-        )
+
+@blueprint.get("/diagnostics/statistics")
+@documented(
+    Operation(
+        summary="Success rates, response times, errors, pool, breaker and queue: 1 m, 5 m, 1 h",
+        answers={200: ("The figures of all workers together", None)},
+        problems=("forbidden",),
     )
-    def show_statistics() -> Response:
-        return jsonify(statistics.report())
+)
+def show_statistics() -> Response:
+    return jsonify(ops_plane().statistics.report())
 
-    @blueprint.after_request
-    def forbid_caching(response: Response) -> Response:
-        response.headers["Cache-Control"] = "no-store"
-        return response
 
-    return blueprint
+@blueprint.after_request
+def forbid_caching(response: Response) -> Response:
+    response.headers["Cache-Control"] = "no-store"
+    return response
 
 
 def understood_accept(accept: str) -> str:

@@ -8,14 +8,21 @@ import sys
 from pathlib import Path
 
 import pytest
-from flask import Flask
 from flask.testing import FlaskClient
 
-from service.errors import Forbidden
+from service.app.parts import web_app
+from service.database.pool.pool import ConnectionPool
 from service.observability.health.checks import Component, HealthChecks, HealthResult
-from service.observability.metrics.registry import SharedRegistry, read_samples
+from service.observability.metrics.registry import RecentSamples, SharedRegistry, read_samples
 from service.observability.metrics.statistics import Statistics
-from service.web.ops.diagnostics import diagnostics_blueprint
+from service.payments.charge.store import PaymentStore
+from service.payments.merchants import KeyStore
+from service.resilience.watchdog import Watchdog
+from service.web.http.auth import Authenticator
+from service.web.http.parts import put_parts
+from service.web.ops import diagnostics
+from service.web.ops.history import History
+from service.web.ops.plane import Instance, OpsPlane, WindowFigures
 
 OPEN_METRICS = "application/openmetrics-text; version=1.0.0"
 PASS, FAIL = HealthResult("pass"), HealthResult("fail", "refused")
@@ -53,23 +60,34 @@ def statistics(tmp_path: Path) -> Statistics:
 
 @pytest.fixture
 def client(tmp_path: Path, health: HealthChecks, statistics: Statistics) -> FlaskClient:
-    app = Flask("ops")
-
-    def refuse() -> None:
-        raise Forbidden("The key lacks the scope operator.")
-
-    @app.errorhandler(Forbidden)
-    def forbidden(error: Forbidden) -> tuple[str, int]:
-        return error.code, 403
-
-    app.register_blueprint(
-        diagnostics_blueprint(
+    # Nothing listens there, and none of these calls needs a database.
+    pool = ConnectionPool(
+        "postgresql://x@127.0.0.1:1/x", size=1, wait_s=0.1, max_waiters=1, watchdog=Watchdog()
+    )
+    instance = Instance(
+        name="box-1",
+        version="1.2.3",
+        environment="test",
+        payments_host="127.0.0.1",
+        payments_port=1,
+        has_rehearsals=False,
+        test_payment_method="pm_card_visa",
+    )
+    app = web_app(5.0)
+    put_parts(
+        app,
+        OpsPlane(
+            authenticate=Authenticator(KeyStore(pool)),
+            instance=instance,
             registry=SharedRegistry(tmp_path),
             health=health,
             statistics=statistics,
-            require_platform=refuse,
-        )
+            figures=WindowFigures(statistics),
+            history=History(RecentSamples(dict).reading),
+            store=PaymentStore(pool, lease_s=0.0, queue_expires_s=60.0),
+        ),
     )
+    app.register_blueprint(diagnostics.blueprint)
     return app.test_client()
 
 
@@ -126,10 +144,10 @@ def test_each_component_reports_its_state_and_last_error(client, health, seen):
     assert check["latency_ms"] >= 0
 
 
-def test_only_an_operator_may_have_checks_made(client, health):
+def test_a_caller_without_a_key_causes_no_checks(client, health):
     answer = client.get("/diagnostics/health?fresh=1")
 
-    assert answer.status_code == 403
+    assert answer.status_code == 401
     assert health.report()["checks"]["database"][0]["output"] == "not checked yet"
 
 
