@@ -6,7 +6,7 @@ import socket
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 
-from flask import Blueprint, Flask
+from flask import Flask
 
 from service.app.parts import (
     adapter_of,
@@ -29,7 +29,7 @@ from service.observability.metrics.registry import (
 )
 from service.observability.metrics.statistics import Statistics
 from service.payments.charge.store import PaymentStore
-from service.payments.merchants import PLATFORM, KeyStore
+from service.payments.merchants import KeyStore
 from service.payments.settling.store import SettlingStore
 from service.payments.settling.sweep_report import SweepReport
 from service.providers.later import LaterProvider
@@ -39,9 +39,8 @@ from service.settings import Settings, SettingsError, reachable
 from service.startup.database import OPS_POOL_SIZE
 from service.web.api import health as probes
 from service.web.api.health import Readiness
-from service.web.http import request_scope, same_origin
+from service.web.http import same_origin
 from service.web.http.auth import Authenticator
-from service.web.http.bodies import parse_object, read_body, validated
 from service.web.http.parts import put_parts
 from service.web.openapi import document
 from service.web.ops import console, diagnostics
@@ -110,15 +109,14 @@ def create_ops_app(settings: Settings) -> Flask:
     app.register_blueprint(console.blueprint)
     drills: tuple[str, ...] = ()
     if settings.simulation_enabled:
-        rehearsals, drills = _simulation(
+        drills = _add_rehearsals(
+            app,
             settings,
             pool,
             provider,
             read=lambda: read_samples(registry),
             statistics=statistics,
-            authenticate=authenticate,
         )
-        app.register_blueprint(rehearsals)
     put_parts(
         app,
         document.Description(
@@ -146,16 +144,16 @@ def _instance(settings: Settings) -> Instance:
     )
 
 
-def _simulation(
+def _add_rehearsals(
+    app: Flask,
     settings: Settings,
     pool: ConnectionPool,
     provider: LaterProvider,
     *,
     read: Callable[[], Mapping[SampleKey, float]],
     statistics: Statistics,
-    authenticate: Authenticator,
-) -> tuple[Blueprint, tuple[str, ...]]:
-    """Simulations and drills, with the drills' names: imported here only, and only when enabled."""
+) -> tuple[str, ...]:
+    """Add simulations and drills, and return their names: imported only here, and only if enabled."""
     try:
         from service.lab.drills import assembly, routes
     except ModuleNotFoundError as error:
@@ -172,12 +170,9 @@ def _simulation(
         read=read,
         statistics=statistics.report,
     )
-    blueprint = routes.simulation_blueprint(
-        rehearsals,
-        require_platform=lambda: authenticate(PLATFORM, request_scope.request_deadline()).actor(),
-        read_body=lambda model: validated(model, parse_object(read_body() or b"{}")),
-    )
-    return blueprint, tuple(rehearsals.catalogue)
+    put_parts(app, rehearsals)
+    app.register_blueprint(routes.blueprint)
+    return tuple(rehearsals.catalogue)
 
 
 def _ops_hosts(settings: Settings) -> frozenset[str]:

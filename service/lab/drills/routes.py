@@ -18,9 +18,12 @@ from service.lab.drills.rehearsals import DrillRequest, Rehearsals
 from service.lab.drills.run import summary_of
 from service.lab.faultproxy.client import FaultClient, ProxyGone
 from service.lab.faultproxy.faults import TTL_MAX_S
-from service.payments.audit import Actor
+from service.payments.merchants import PLATFORM
 from service.resilience.deadline import Deadline
+from service.web.http.bodies import parse_object, read_body, validated
+from service.web.http.parts import parts_of
 from service.web.openapi.operation import Operation, documented
+from service.web.ops.plane import require_scope
 
 # The report page of a drill polls; a simulation with `wait=1` takes as long as its plan.
 WAIT_MAX_S = 600.0
@@ -72,251 +75,259 @@ class Answer(_Body):
     name: Annotated[str, Field(max_length=40)]
 
 
-def simulation_blueprint(
-    rehearsals: Rehearsals,
-    *,
-    require_platform: Callable[[], Actor],
-    read_body: Callable[[type[Any]], Any],
-) -> Blueprint:
-    """`require_platform` returns the caller or raises; `read_body` validates a body against a model."""
-    blueprint = Blueprint(
-        "simulation", __name__, static_folder="static", static_url_path="/drills/static"
-    )
-    context = rehearsals.context
+blueprint = Blueprint(
+    "simulation", __name__, static_folder="static", static_url_path="/drills/static"
+)
 
-    @blueprint.post("/simulate/<name>")
-    @documented(
-        Operation(
-            summary="Inject one of the incident's faults; `?wait=1` answers at its end",
-            scope="platform",
-            body=SimulationWish,
-            example={"ttl_s": 10, "load_rps": 5, "reason": "rehearsal"},
-            answers={200: ("Ended, with the evidence", None), 202: ("Started", None)},
-            sends={202: ("Location", "Retry-After")},
-            problems=("preflight_refused",),
-        )
-    )
-    def simulate(name: str) -> Response:
-        by = require_platform()
-        if name not in SIMULATIONS:
-            raise NotFound(f"This simulation does not exist. Available: {', '.join(SIMULATIONS)}.")
-        body: SimulationWish = read_body(SimulationWish)
-        drill_request = DrillRequest(
-            name=name,
-            kind="simulation",
-            scope=body.scope or rehearsals.default_scope,
-            reason=body.reason,
-            requested_by=by.name,
-            actor=by,
-            fault_s=body.ttl_s,
-            load_per_s=body.load_rps,
-        )
-        run = rehearsals.begin(drill_request, _deadline())
-        if request.args.get("wait") == "1" and run.ended.wait(WAIT_MAX_S):
-            return _json(run.document())
-        return _accepted(run.document(), "simulate")
 
-    @blueprint.get("/simulate")
-    @documented(
-        Operation(
-            summary="The current and recent runs, the kill switch and the links",
-            answers={200: ("The current state", None)},
-            problems=("forbidden",),
-        )
+@blueprint.post("/simulate/<name>")
+@documented(
+    Operation(
+        summary="Inject one of the incident's faults; `?wait=1` answers at its end",
+        scope="platform",
+        body=SimulationWish,
+        example={"ttl_s": 10, "load_rps": 5, "reason": "rehearsal"},
+        answers={200: ("Ended, with the evidence", None), 202: ("Started", None)},
+        sends={202: ("Location", "Retry-After")},
+        problems=("preflight_refused",),
     )
-    def overview() -> Response:
-        running = rehearsals.running
-        return _json(
-            {
-                "running": running.document() if running else None,
-                "recent": _or_none(lambda: rehearsals.recent(_deadline())) or [],
-                "lever": _kill_switch(),
-                "links": _links(),
-                "default_scope": rehearsals.default_scope,
-                "simulations": [
-                    _shown_simulation(rehearsals.catalogue[name]) for name in SIMULATIONS
-                ],
-            }
-        )
-
-    @blueprint.get("/simulate/<run_id>")
-    @documented(
-        Operation(
-            summary="One simulation, with its evidence",
-            answers={200: ("The current state", None)},
-            problems=("forbidden",),
-        )
+)
+def simulate(name: str) -> Response:
+    by = require_scope(PLATFORM).actor()
+    rehearsals = parts_of(Rehearsals)
+    if name not in SIMULATIONS:
+        raise NotFound(f"This simulation does not exist. Available: {', '.join(SIMULATIONS)}.")
+    body = _read(SimulationWish)
+    drill_request = DrillRequest(
+        name=name,
+        kind="simulation",
+        scope=body.scope or rehearsals.default_scope,
+        reason=body.reason,
+        requested_by=by.name,
+        actor=by,
+        fault_s=body.ttl_s,
+        load_per_s=body.load_rps,
     )
-    def show_simulation(run_id: str) -> Response:
-        return _json(rehearsals.find(run_id, _deadline()))
-
-    @blueprint.delete("/simulate")
-    @documented(
-        Operation(
-            summary="Stop everything", scope="platform", answers={200: ("The stopped runs", None)}
-        )
-    )
-    def stop_everything() -> Response:
-        by = require_platform()
-        return _json({"stopped": rehearsals.stop_all(by, _deadline())})
-
-    @blueprint.put("/simulate/lever")
-    @documented(
-        Operation(
-            summary="Set the kill switch, or release it",
-            scope="platform",
-            body=Lever,
-            example={"engaged": True, "reason": "an incident of our own"},
-            answers={200: ("The kill switch's state", None)},
-        )
-    )
-    def set_kill_switch() -> Response:
-        by = require_platform()
-        body: Lever = read_body(Lever)
-        context.store.set_kill_switch(
-            engaged=body.engaged,
-            reason=body.reason,
-            by=by.name,
-            deadline=_deadline(),
-            actor=by,
-        )
-        if body.engaged:
-            rehearsals.stop_all(by, _deadline())
-        return _json(context.preflight.kill_switch(_deadline()))
-
-    @blueprint.get("/drills")
-    @documented(
-        Operation(
-            summary="The catalogue, with each drill's last verdict",
-            answers={200: ("The current state", None)},
-            problems=("forbidden",),
-        )
-    )
-    def list_drills() -> Response:
-        running = rehearsals.running
-        last = _or_none(lambda: context.store.last_verdicts(_deadline())) or {}
-        trends = _or_none(lambda: context.store.trends(TREND_RUNS, _deadline())) or {}
-        return _json(
-            {
-                "drills": [
-                    {
-                        **_shown_drill(plan, takes_s(plan, rehearsals.catalogue)),
-                        "last": summary_of(last[plan.name]) if plan.name in last else None,
-                        "trend": trends.get(plan.name, []),
-                    }
-                    for plan in rehearsals.catalogue.values()
-                ],
-                "running": running.document() if running else None,
-                "recent": _or_none(lambda: rehearsals.recent(_deadline(), 50)) or [],
-                "lever": _kill_switch(),
-            }
-        )
-
-    @blueprint.post("/drills")
-    @documented(
-        Operation(
-            summary="Run a drill with a verdict; `dry_run` only runs the preflight checks",
-            scope="platform",
-            body=DrillWish,
-            example={"drill": "payment-timeout", "dry_run": True},
-            answers={200: ("The results of a dry run", None), 202: ("Started", None)},
-            sends={202: ("Location", "Retry-After")},
-            problems=("preflight_refused",),
-        )
-    )
-    def drill() -> Response:
-        by = require_platform()
-        body: DrillWish = read_body(DrillWish)
-        drill_request = DrillRequest(
-            name=body.drill,
-            kind="drill",
-            scope=body.scope or rehearsals.default_scope,
-            reason=body.reason,
-            requested_by=by.name,
-            actor=by,
-            fault_s=body.fault_s,
-            load_per_s=body.load_rps,
-            blind=body.blind,
-        )
-        if body.dry_run:
-            checks = rehearsals.preflight(drill_request, _deadline())
-            return _json(
-                {
-                    "drill": drill_request.name,
-                    "preflight": checks,
-                    "would_begin": not reasons(checks),
-                }
-            )
-        return _accepted(rehearsals.begin(drill_request, _deadline()).document(), "drills")
-
-    @blueprint.get("/drills/<run_id>")
-    @documented(
-        Operation(
-            summary="One drill's report; `?format=html`, `markdown` or `junit` for people and CI",
-            answers={200: ("The report", None)},
-            problems=("forbidden",),
-        )
-    )
-    def show_drill(run_id: str) -> Response:
-        document = rehearsals.find(run_id, _deadline())
-        match request.args.get("format", "json"):
-            case "markdown":
-                return Response(report.markdown(document), content_type="text/markdown")
-            case "junit":
-                return Response(report.junit(document), content_type="application/xml")
-            case "html":
-                answer = Response(render_page(document), content_type="text/html; charset=utf-8")
-                answer.headers["Content-Security-Policy"] = PAGE_CSP
-                return answer
-        return _json(document)
-
-    @blueprint.delete("/drills/<run_id>")
-    @documented(
-        Operation(
-            summary="Stop a drill", scope="platform", answers={200: ("Its final state", None)}
-        )
-    )
-    def stop_drill(run_id: str) -> Response:
-        by = require_platform()
-        run = rehearsals.live(run_id)
-        rehearsals.stop(run, by, _deadline())
-        run.ended.wait(REQUEST_TIMEOUT_S)
+    run = rehearsals.begin(drill_request, _deadline())
+    if request.args.get("wait") == "1" and run.ended.wait(WAIT_MAX_S):
         return _json(run.document())
+    return _accepted(run.document(), "simulate")
 
-    @blueprint.post("/drills/<run_id>/answer")
-    @documented(
-        Operation(
-            summary="Guess the fault of a blind game day",
-            scope="platform",
-            body=Answer,
-            example={"name": "payment-timeout"},
-            answers={200: ("Whether the guess is right, and its time", None)},
-        )
+
+@blueprint.get("/simulate")
+@documented(
+    Operation(
+        summary="The current and recent runs, the kill switch and the links",
+        answers={200: ("The current state", None)},
+        problems=("forbidden",),
     )
-    def name_fault(run_id: str) -> Response:
-        require_platform()
-        body: Answer = read_body(Answer)
-        return _json(rehearsals.name_fault(rehearsals.live(run_id), body.name))
-
-    def _kill_switch() -> dict[str, Any]:
-        unknown = {"engaged": None, "reason": "The database does not answer.", "by": None}
-        return _or_none(lambda: context.preflight.kill_switch(_deadline())) or {
-            **unknown,
-            "at": None,
+)
+def overview() -> Response:
+    rehearsals = parts_of(Rehearsals)
+    running = rehearsals.running
+    return _json(
+        {
+            "running": running.document() if running else None,
+            "recent": _or_none(lambda: rehearsals.recent(_deadline())) or [],
+            "lever": _kill_switch(rehearsals),
+            "links": _links(rehearsals),
+            "default_scope": rehearsals.default_scope,
+            "simulations": [_shown_simulation(rehearsals.catalogue[name]) for name in SIMULATIONS],
         }
+    )
 
-    def _links() -> dict[str, Any] | None:
-        control_path, running = context.preflight.control_path, rehearsals.running
-        # The links must not reveal the fault of a blind game day.
-        if control_path is None or (running is not None and running.is_hidden):
-            return None
-        try:
-            with FaultClient(control_path) as onlooker:
-                return onlooker.describe()
-        except ProxyGone:
-            return None
 
-    return blueprint
+@blueprint.get("/simulate/<run_id>")
+@documented(
+    Operation(
+        summary="One simulation, with its evidence",
+        answers={200: ("The current state", None)},
+        problems=("forbidden",),
+    )
+)
+def show_simulation(run_id: str) -> Response:
+    rehearsals = parts_of(Rehearsals)
+    return _json(rehearsals.find(run_id, _deadline()))
+
+
+@blueprint.delete("/simulate")
+@documented(
+    Operation(
+        summary="Stop everything", scope="platform", answers={200: ("The stopped runs", None)}
+    )
+)
+def stop_everything() -> Response:
+    by = require_scope(PLATFORM).actor()
+    rehearsals = parts_of(Rehearsals)
+    return _json({"stopped": rehearsals.stop_all(by, _deadline())})
+
+
+@blueprint.put("/simulate/lever")
+@documented(
+    Operation(
+        summary="Set the kill switch, or release it",
+        scope="platform",
+        body=Lever,
+        example={"engaged": True, "reason": "an incident of our own"},
+        answers={200: ("The kill switch's state", None)},
+    )
+)
+def set_kill_switch() -> Response:
+    by = require_scope(PLATFORM).actor()
+    rehearsals = parts_of(Rehearsals)
+    body = _read(Lever)
+    rehearsals.context.store.set_kill_switch(
+        engaged=body.engaged,
+        reason=body.reason,
+        by=by.name,
+        deadline=_deadline(),
+        actor=by,
+    )
+    if body.engaged:
+        rehearsals.stop_all(by, _deadline())
+    return _json(rehearsals.context.preflight.kill_switch(_deadline()))
+
+
+@blueprint.get("/drills")
+@documented(
+    Operation(
+        summary="The catalogue, with each drill's last verdict",
+        answers={200: ("The current state", None)},
+        problems=("forbidden",),
+    )
+)
+def list_drills() -> Response:
+    rehearsals = parts_of(Rehearsals)
+    running = rehearsals.running
+    last = _or_none(lambda: rehearsals.context.store.last_verdicts(_deadline())) or {}
+    trends = _or_none(lambda: rehearsals.context.store.trends(TREND_RUNS, _deadline())) or {}
+    return _json(
+        {
+            "drills": [
+                {
+                    **_shown_drill(plan, takes_s(plan, rehearsals.catalogue)),
+                    "last": summary_of(last[plan.name]) if plan.name in last else None,
+                    "trend": trends.get(plan.name, []),
+                }
+                for plan in rehearsals.catalogue.values()
+            ],
+            "running": running.document() if running else None,
+            "recent": _or_none(lambda: rehearsals.recent(_deadline(), 50)) or [],
+            "lever": _kill_switch(rehearsals),
+        }
+    )
+
+
+@blueprint.post("/drills")
+@documented(
+    Operation(
+        summary="Run a drill with a verdict; `dry_run` only runs the preflight checks",
+        scope="platform",
+        body=DrillWish,
+        example={"drill": "payment-timeout", "dry_run": True},
+        answers={200: ("The results of a dry run", None), 202: ("Started", None)},
+        sends={202: ("Location", "Retry-After")},
+        problems=("preflight_refused",),
+    )
+)
+def drill() -> Response:
+    by = require_scope(PLATFORM).actor()
+    rehearsals = parts_of(Rehearsals)
+    body = _read(DrillWish)
+    drill_request = DrillRequest(
+        name=body.drill,
+        kind="drill",
+        scope=body.scope or rehearsals.default_scope,
+        reason=body.reason,
+        requested_by=by.name,
+        actor=by,
+        fault_s=body.fault_s,
+        load_per_s=body.load_rps,
+        blind=body.blind,
+    )
+    if body.dry_run:
+        checks = rehearsals.preflight(drill_request, _deadline())
+        return _json(
+            {
+                "drill": drill_request.name,
+                "preflight": checks,
+                "would_begin": not reasons(checks),
+            }
+        )
+    return _accepted(rehearsals.begin(drill_request, _deadline()).document(), "drills")
+
+
+@blueprint.get("/drills/<run_id>")
+@documented(
+    Operation(
+        summary="One drill's report; `?format=html`, `markdown` or `junit` for people and CI",
+        answers={200: ("The report", None)},
+        problems=("forbidden",),
+    )
+)
+def show_drill(run_id: str) -> Response:
+    rehearsals = parts_of(Rehearsals)
+    document = rehearsals.find(run_id, _deadline())
+    match request.args.get("format", "json"):
+        case "markdown":
+            return Response(report.markdown(document), content_type="text/markdown")
+        case "junit":
+            return Response(report.junit(document), content_type="application/xml")
+        case "html":
+            answer = Response(render_page(document), content_type="text/html; charset=utf-8")
+            answer.headers["Content-Security-Policy"] = PAGE_CSP
+            return answer
+    return _json(document)
+
+
+@blueprint.delete("/drills/<run_id>")
+@documented(
+    Operation(summary="Stop a drill", scope="platform", answers={200: ("Its final state", None)})
+)
+def stop_drill(run_id: str) -> Response:
+    by = require_scope(PLATFORM).actor()
+    rehearsals = parts_of(Rehearsals)
+    run = rehearsals.live(run_id)
+    rehearsals.stop(run, by, _deadline())
+    run.ended.wait(REQUEST_TIMEOUT_S)
+    return _json(run.document())
+
+
+@blueprint.post("/drills/<run_id>/answer")
+@documented(
+    Operation(
+        summary="Guess the fault of a blind game day",
+        scope="platform",
+        body=Answer,
+        example={"name": "payment-timeout"},
+        answers={200: ("Whether the guess is right, and its time", None)},
+    )
+)
+def name_fault(run_id: str) -> Response:
+    require_scope(PLATFORM)
+    rehearsals = parts_of(Rehearsals)
+    body = _read(Answer)
+    return _json(rehearsals.name_fault(rehearsals.live(run_id), body.name))
+
+
+def _kill_switch(rehearsals: Rehearsals) -> dict[str, Any]:
+    unknown = {"engaged": None, "reason": "The database does not answer.", "by": None}
+    return _or_none(lambda: rehearsals.context.preflight.kill_switch(_deadline())) or {
+        **unknown,
+        "at": None,
+    }
+
+
+def _links(rehearsals: Rehearsals) -> dict[str, Any] | None:
+    control_path, running = rehearsals.context.preflight.control_path, rehearsals.running
+    # The links must not reveal the fault of a blind game day.
+    if control_path is None or (running is not None and running.is_hidden):
+        return None
+    try:
+        with FaultClient(control_path) as onlooker:
+            return onlooker.describe()
+    except ProxyGone:
+        return None
 
 
 def _shown_simulation(plan: Plan) -> dict[str, Any]:
@@ -361,6 +372,11 @@ def _or_none(ask: Callable[[], Found]) -> Found | None:
         return ask()
     except Busy:
         return None
+
+
+def _read(model: type[Model]) -> Model:
+    """The request's body; a call without a body takes the defaults."""
+    return validated(model, parse_object(read_body() or b"{}"))
 
 
 def _deadline() -> Deadline:
