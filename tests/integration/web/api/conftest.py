@@ -75,6 +75,15 @@ def app(settings: Settings, module_provider: BookedProvider) -> Flask:
 
 
 @pytest.fixture
+def client(app: Flask) -> FlaskClient:
+    """Calls from an address of this test alone: one address brings few new keys a second."""
+    client = app.test_client()
+    number = next(_numbers)
+    client.environ_base["REMOTE_ADDR"] = f"127.1.{number // 256}.{number % 256}"
+    return client
+
+
+@pytest.fixture
 def confirms() -> tuple[Outcome, ...]:
     """The results of the provider's first confirms; a test overrides it by a parameter."""
     return ()

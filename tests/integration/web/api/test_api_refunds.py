@@ -347,7 +347,7 @@ def test_an_operator_waits_while_a_refund_is_under_way(
     answer = post(f"{paid}/{act}", **said)
 
     assert (answer.status_code, answer.json["code"]) == (409, "wrong_state")
-    assert "under way" in answer.json["detail"]
+    assert "in progress" in answer.json["detail"]
 
 
 def test_there_is_nothing_to_find_out_about_an_ended_refund(post: Ask, paid: str) -> None:
