@@ -59,27 +59,11 @@ def create_ops_app(settings: Settings) -> Flask:
     watchdog = Watchdog()
     pool = pool_of(settings, watchdog, size=OPS_POOL_SIZE)
     provider = adapter_of(settings, watchdog, connections=1)
-    settling = SettlingStore(pool, lease_s=0.0)
-    sweep_report = SweepReport(pool, provider.name)
     authenticate = Authenticator(KeyStore(pool), mode=settings.provider_mode)
     registry = shared_registry()
     recent = RecentSamples(lambda: read_samples(registry))
     statistics = Statistics(recent)
-    health = HealthChecks(
-        [
-            check.database(lambda: pool.run(_NOW, {}, _check_deadline()), statistics.report),
-            check.provider(lambda: _reach(provider), statistics.report),
-            check.reconciler(
-                lambda: settling.last_heartbeat("reconciler", _check_deadline()),
-                lambda: sweep_report.waiting(_check_deadline()),
-            ),
-            check.disk(settings.metrics_path),
-            check.clock(lambda: pool.run(_NOW, {}, _check_deadline())[0][0]),
-            check.workers(settings.web_workers),
-        ],
-        version=own_version(),
-        instance=socket.gethostname(),
-    )
+    health = _health(settings, pool, provider, statistics)
     metrics.build_info.labels(version=own_version()).set(1)
     for slo, target in metrics.SLO_TARGETS.items():
         metrics.slo_target_ratio.labels(slo=slo).set(target)
@@ -129,6 +113,28 @@ def create_ops_app(settings: Settings) -> Flask:
     preregister.begin_answers(routes_of(app))
     preregister.begin_drills(drills)
     return app
+
+
+def _health(
+    settings: Settings, pool: ConnectionPool, provider: LaterProvider, statistics: Statistics
+) -> HealthChecks:
+    settling = SettlingStore(pool, lease_s=0.0)
+    sweep_report = SweepReport(pool, provider.name)
+    return HealthChecks(
+        [
+            check.database(lambda: pool.run(_NOW, {}, _check_deadline()), statistics.report),
+            check.provider(lambda: _reach(provider), statistics.report),
+            check.reconciler(
+                lambda: settling.last_heartbeat("reconciler", _check_deadline()),
+                lambda: sweep_report.waiting(_check_deadline()),
+            ),
+            check.disk(settings.metrics_path),
+            check.clock(lambda: pool.run(_NOW, {}, _check_deadline())[0][0]),
+            check.workers(settings.web_workers),
+        ],
+        version=own_version(),
+        instance=socket.gethostname(),
+    )
 
 
 def _instance(settings: Settings) -> Instance:
