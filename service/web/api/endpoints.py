@@ -13,9 +13,9 @@ from service.errors import NotFound, ValidationFailed, WrongState
 from service.ids import parse_id
 from service.payments.events.endpoints import Endpoint, endpoint_id_text
 from service.payments.events.outbox import TOLD
+from service.web.api.fields import PLAIN, shown_time
 from service.web.api.payments import json_answer
 from service.web.api.plane import DataPlane, data_plane
-from service.web.api.schemas import PLAIN, shown_time
 from service.web.http.bodies import parse_object, read_body, validated
 from service.web.http.request_scope import request_deadline
 from service.web.openapi.operation import Operation, documented

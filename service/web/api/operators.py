@@ -15,9 +15,10 @@ from service.payments.charge.model import (
     Status,
 )
 from service.resilience.deadline import Deadline
+from service.web.api.fields import PLAIN
 from service.web.api.payments import json_answer
 from service.web.api.plane import DataPlane, data_plane
-from service.web.api.schemas import PLAIN, PaymentDocument, present
+from service.web.api.schemas import PaymentDocument, present
 from service.web.http.auth import Caller
 from service.web.http.bodies import parse_object, read_body, validated
 from service.web.http.request_scope import request_deadline

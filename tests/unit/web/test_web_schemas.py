@@ -8,14 +8,8 @@ from uuid import uuid4
 import pytest
 
 from service.payments.charge.model import Payment, Status
-from service.web.api.schemas import (
-    CURRENCIES,
-    UNSETTLED,
-    PaymentDocument,
-    PaymentQuery,
-    present,
-    shown_status,
-)
+from service.web.api.fields import CURRENCIES
+from service.web.api.schemas import UNSETTLED, PaymentDocument, PaymentQuery, present, shown_status
 
 
 def payment(status: Status) -> Payment:

@@ -12,9 +12,7 @@ from werkzeug.test import TestResponse
 
 from service.providers.base import Outcome, OutcomeKind, ProviderDecline, Stage
 from service.providers.stripe.currencies import STRIPE_AMOUNTS
-from service.web.api.schemas import (
-    MAX_METADATA_ENTRIES,
-)
+from service.web.api.fields import MAX_METADATA_ENTRIES
 from service.web.http.problem_schemas import (
     Problem,
 )
