@@ -63,6 +63,9 @@ class BreakerRules:
     # A call this slow counts as slow even when it succeeds.
     slow_s: float = 3.0
     slow_rate: float = 0.8
+    # Enough calls where every one of them failed slowly: a bulkhead at its floor lets no more than
+    # these end within the window, however long the provider hangs.
+    hung_calls: int = 4
     # The pause between two probes. A probe is one cheap look-up for each host, so it may be frequent:
     # the first payment goes through within 2 s of the provider's return.
     open_s: float = 0.75
@@ -74,7 +77,7 @@ class BreakerRules:
 
 
 # For the drill that must fail: the window never holds this many calls.
-NEVER_OPENS = BreakerRules(minimum_calls=1_000_000)
+NEVER_OPENS = BreakerRules(minimum_calls=1_000_000, hung_calls=1_000_000)
 
 
 class BreakerOpen(CircuitBreakerError):  # type: ignore[misc]
@@ -184,6 +187,8 @@ class Breaker(CircuitBreaker):  # type: ignore[misc]
 
     def _reason_to_open(self, tally: Tally) -> str | None:
         rules = self._rules
+        if rules.hung_calls <= tally.calls == tally.failures == tally.slow:
+            return "slow_rate"
         if tally.calls < rules.minimum_calls:
             return None
         if tally.failures >= rules.failure_rate * tally.calls:

@@ -41,7 +41,7 @@ def test_payment_timeout_shows_progress_and_then_the_evidence(seen: Console):
     # The other buttons show the reason why they are disabled.
     button = page.get_by_role("button", name=POOL, exact=True)
     expect(button).to_have_attribute("aria-disabled", "true")
-    expect(page.locator("#rehearsal-note")).to_contain_text("A rehearsal is running")
+    expect(page.locator("#rehearsal-note")).to_contain_text("A drill or simulation is running")
     verdict = page.locator("#stage .run-head .chip")
     expect(verdict).to_have_text("SHOWN", timeout=90_000)
     evidence = page.locator("#stage .evidence")

@@ -34,6 +34,28 @@ def test_it_stays_closed_below_the_minimum_of_calls(breaker: Breaker):
     assert breaker.closed
 
 
+def test_few_calls_are_enough_when_all_of_them_hang(breaker: Breaker, clock: FakeClock):
+    # A bulkhead at its floor: two calls of five seconds at a time.
+    for _ in range(2):
+        permits = [breaker.admit(), breaker.admit()]
+        clock.now_s += 5.0
+        assert breaker.closed
+        for permit in permits:
+            permit.record(failed=True)
+
+    assert breaker.state == "open"
+
+
+def test_slow_failures_beside_a_success_need_the_whole_minimum(breaker: Breaker, clock: FakeClock):
+    permits = [breaker.admit() for _ in range(8)]
+    _calls(breaker, failed=[False])
+    clock.now_s += 5.0
+    for permit in permits:
+        permit.record(failed=True)
+
+    assert breaker.closed
+
+
 def test_it_opens_when_half_of_the_calls_fail(breaker: Breaker):
     _calls(breaker, failed=[False, True] * 5)
 
