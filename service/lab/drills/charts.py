@@ -137,7 +137,7 @@ def _waits(timeline: ChartTimeline, samples: Sequence[Mapping[str, Any]]) -> dic
 
 def _pool(timeline: ChartTimeline) -> dict[str, Any]:
     """Database connections checked out, and callers queued for one."""
-    lines = {"pool_in_use": "connections in use", "pool_waiting": "callers in line"}
+    lines = {"pool_in_use": "connections in use", "pool_waiting": "callers queued"}
     values = {name: timeline.values(name) for name in lines}
     most = _round_up(max((v for points in values.values() for _, v in points), default=0))
     marks = [
