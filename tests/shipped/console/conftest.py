@@ -14,7 +14,7 @@ from tests.shipped.console.console_browser import Console, ConsoleHouse, chromiu
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ConsoleHouse]:
     running = ConsoleHouse(tmp_path_factory.mktemp("console"))
     yield running
-    running.stop()
+    running.end()
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import requests
 from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
 
 from tests.needed_programs import path_of
-from tests.support.stack.running_house import House, free_port, running_house
+from tests.support.stack.running_house import House, discard, free_port, running_house
 
 # The buttons of the page, by their text.
 PAYMENT = "Process a Test Payment"
@@ -41,12 +41,22 @@ class ConsoleHouse:
 
     def start(self) -> House:
         self.house = self._stack.enter_context(
-            running_house(self._home, HOLDFAST_BIND=self._bind, HOLDFAST_OPS_BIND=self._ops_bind)
+            running_house(
+                self._home,
+                keep=True,
+                HOLDFAST_BIND=self._bind,
+                HOLDFAST_OPS_BIND=self._ops_bind,
+            )
         )
         return self.house
 
     def stop(self) -> None:
+        """Stop it; `start` goes on with the same data."""
         self._stack.close()
+
+    def end(self) -> None:
+        self.stop()
+        discard(self._home)
 
 
 class Console:

@@ -22,6 +22,23 @@ _SET_BACK = """
         promised = NOT %(leased)s::boolean
     RETURNING 1
 """
+_SET_BACK_NEWEST = _SET_BACK.replace(
+    "RETURNING",
+    "WHERE payment_id IN (SELECT payment_id FROM payments ORDER BY payment_id DESC"
+    " LIMIT %(newest)s::int) RETURNING",
+)
+_LOSE_NEWEST = """
+    WITH n AS (SELECT payment_id FROM payments ORDER BY payment_id DESC LIMIT %(newest)s::int),
+         p AS (DELETE FROM payments WHERE payment_id IN (SELECT payment_id FROM n)),
+         k AS (DELETE FROM idempotency_keys WHERE payment_id IN (SELECT payment_id FROM n))
+    SELECT 1
+"""
+_BEGIN_AGAIN = """
+    WITH p AS (DELETE FROM payments), k AS (DELETE FROM idempotency_keys),
+         o AS (DELETE FROM orphan_charges), u AS (DELETE FROM unread_objects),
+         l AS (DELETE FROM late_checks), r AS (DELETE FROM background_runs)
+    SELECT 1
+"""
 _LOSE = """
     WITH p AS (DELETE FROM payments RETURNING 1), k AS (DELETE FROM idempotency_keys)
     SELECT 1 FROM p
@@ -37,11 +54,13 @@ _LOSE_LATER = """
          k AS (UPDATE idempotency_keys SET payment_id = %(payment_id)s::uuid)
     SELECT 1
 """
-# The last check was made on another server than the one that runs now.
+# The last check was made on another server, in another timeline, than what runs now.
 _FAIL_OVER = """
     INSERT INTO background_runs (name, last_run_at, server, detail)
-    VALUES (%(name)s::text, now() - %(ago_s)s::float8 * interval '1 second', 'another server', '{}')
-    ON CONFLICT (name) DO UPDATE SET server = excluded.server, last_run_at = excluded.last_run_at
+    VALUES (%(name)s::text, now() - %(ago_s)s::float8 * interval '1 second', 'another server',
+            '{"database": "1/00000001"}')
+    ON CONFLICT (name) DO UPDATE SET
+        server = excluded.server, last_run_at = excluded.last_run_at, detail = excluded.detail
     RETURNING 1
 """
 FLOWS = {
@@ -66,6 +85,19 @@ class Rig:
 
     def lose(self) -> None:
         self._run(_LOSE, {})
+
+    def set_back_newest(self, newest: int) -> None:
+        """Back to the commit of the claim, for this many payments."""
+        self._run(_SET_BACK_NEWEST, {"leased": False, "newest": newest})
+
+    def lose_newest(self, newest: int) -> None:
+        """Back to before the claim, for this many payments."""
+        self._run(_LOSE_NEWEST, {"newest": newest})
+
+    def begin_again(self) -> None:
+        """Both sets of books without any payment."""
+        self._run(_BEGIN_AGAIN, {})
+        self.scripted.clear(books=True)
 
     def fail_over(self, ago_s: float = 60.0) -> None:
         """Another server runs now, and its newest commit is so old; no check has seen it yet."""

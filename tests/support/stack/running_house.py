@@ -125,10 +125,13 @@ class House:
 
 
 @contextmanager
-def running_house(home: Path, *, first_start: bool = False, **settings: str) -> Iterator[House]:
+def running_house(
+    home: Path, *, first_start: bool = False, keep: bool = False, **settings: str
+) -> Iterator[House]:
     """Start everything below `home`, and stop it together afterwards.
 
-    Its database is copied if `home` has none; with `first_start` the local stack creates it.
+    Its database is copied if `home` has none; with `first_start` the local stack creates it. With
+    `keep` it can start again with its data, and the caller ends with `discard`.
     """
     environ = {
         **{name: value for name, value in os.environ.items() if "PROXY" not in name.upper()},
@@ -164,9 +167,14 @@ def running_house(home: Path, *, first_start: bool = False, **settings: str) -> 
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
         process.wait(WAIT_S)
-        # Below a directory that is closed to PostgreSQL's user, the data is elsewhere.
-        if (home / "postgres").is_symlink():
-            shutil.rmtree((home / "postgres").resolve(), ignore_errors=True)
+        if not keep:
+            discard(home)
+
+
+def discard(home: Path) -> None:
+    """Remove data that is not below `home`: a directory closed to PostgreSQL's user has it elsewhere."""
+    if (home / "postgres").is_symlink():
+        shutil.rmtree((home / "postgres").resolve(), ignore_errors=True)
 
 
 def wait_for(
