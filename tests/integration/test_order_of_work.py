@@ -57,12 +57,15 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 def test_failure_shows_before_the_end_and_the_summary_last(run) -> None:
     said = run(
-        quick="def test_it(): assert 1 == 2",
-        slow="import time\ndef test_it(): time.sleep(3)",
+        quick="import pathlib\ndef test_it():\n    pathlib.Path('begun').touch()\n    assert 1 == 2",
+        # A worker may start late: the silence is after the failure.
+        slow="import pathlib, time\n"
+        "def test_it():\n"
+        "    while not pathlib.Path('begun').exists(): time.sleep(0.05)\n"
+        "    time.sleep(4)",
     ).splitlines()
 
     told = said.index("FAILED test_quick.py::test_it (call): assert 1 == 2")
-    running = next(n for n, line in enumerate(said) if line.startswith("still running: test_slow"))
-    assert told < running
+    assert any(line.startswith("still running: test_slow") for line in said[told:])
     assert "The order was random: -p randomly --randomly-seed=7" in said
     assert said[-1].startswith("1 failed, 1 passed")
