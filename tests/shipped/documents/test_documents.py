@@ -47,6 +47,24 @@ def test_every_target_of_make_that_is_named_exists() -> None:
     assert named - there == set()
 
 
+def test_every_module_and_test_that_is_named_exists() -> None:
+    ours = [ROOT / folder for folder in ("service", "tests", "grafana", "deploy")]
+    modules = [path for folder in ours for path in folder.rglob("*.py")]
+    paths = [f"/{module.relative_to(ROOT)}" for module in modules]
+    tests = {module.stem for module in modules} | {
+        name for module in modules for name in re.findall(r"def (test_\w+)", module.read_text())
+    }
+    code = [span for page in PAGES for span in re.findall(r"`([^`\n]+)`", page.read_text())]
+
+    named = {name for span in code for name in re.findall(r"[\w/]+\.py\b", span)}
+    named_tests = {name for span in code for name in re.findall(r"\btest_\w+", span)}
+
+    assert named
+    missing = {name for name in named if not any(path.endswith(f"/{name}") for path in paths)}
+    assert missing - {"wsgi.py"} == set()
+    assert named_tests - tests == set()
+
+
 def test_every_setting_that_is_named_exists() -> None:
     ours = {name for name, *_ in describe()}
     there = ours | {f"{name}_FILE" for name in ours} | OTHERS
