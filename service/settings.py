@@ -11,6 +11,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
+from urllib.parse import urlsplit
+
+from psycopg2 import ProgrammingError
+from psycopg2.extensions import parse_dsn
 
 # The second or third word of a Stripe key is its mode: sk_live_.., rk_test_.., sk_org_live_..
 _KEY_MODE = re.compile(r"(?:[a-z]+_){1,3}?(?P<mode>test|live)_")
@@ -296,7 +300,11 @@ class Settings:
         for env, bind in (("HOLDFAST_BIND", self.bind), ("HOLDFAST_OPS_BIND", self.ops_bind)):
             host, _, port = bind.rpartition(":")
             if not host or not port.isdigit() or int(port) > 65535:
-                raise SettingsError(f"{env} must look like 127.0.0.1:8080, not {bind!r}.")
+                raise SettingsError(f"{env} must look like 127.0.0.1:8080.")
+        _check_dsn("DATABASE_URL", self.database_url)
+        _check_dsn("MIGRATE_DATABASE_URL", self.migrate_database_url)
+        _check_url("STRIPE_API_BASE", self.stripe_api_base)
+        _check_url("HOLDFAST_PROVIDER_PROXY_URL", self.provider_proxy_url, may_log_in=True)
 
     def _check_modes(self) -> None:
         """Our own keys must match the mode in their text: test money or real money."""
@@ -466,3 +474,36 @@ def _parse(env: str, text: str, hint: Any) -> Any:
         # The message omits the text: it may be a secret in the wrong variable.
         noun = {int: "a whole number", float: "a number"}.get(kind, kind.__name__)
         raise SettingsError(f"{env} must be {noun}.") from None
+
+
+# The messages of both checks omit the value: it holds a password, or a piece of one in the wrong place.
+def _check_dsn(env: str, dsn: str | None) -> None:
+    """libpq splits an address at the first `@` and `/`, also where a password holds them."""
+    try:
+        parts = parse_dsn(dsn or "")
+    except ProgrammingError:
+        parts = {"port": "unknown"}
+    ports = [port or "5432" for port in str(parts.get("port") or "").split(",")]
+    # A name that begins with @ is a socket in Linux' abstract namespace.
+    places = (str(parts.get("host") or "")[1:], str(parts.get("dbname") or ""))
+    if not all(_is_port(port) for port in ports) or any("@" in place for place in places):
+        raise SettingsError(
+            f"{env} must look like postgresql://user:password@host:5432/database, with special"
+            " characters of the password percent-encoded (@ as %40, / as %2F, % as %25)."
+        )
+
+
+def _check_url(env: str, url: str | None, *, may_log_in: bool = False) -> None:
+    try:
+        parts = urlsplit(url or "https://host")
+        # The attribute `port` raises ValueError, too.
+        is_good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        is_good = False
+    if not is_good or ("@" in parts.netloc and not may_log_in):
+        form = "user:password@host:port" if may_log_in else "host:port, without user and password"
+        raise SettingsError(f"{env} must look like https://{form}.")
+
+
+def _is_port(text: str) -> bool:
+    return text.isascii() and text.isdigit() and 0 < int(text) < 65536

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import traceback
 from pathlib import Path
 
 import pytest
@@ -100,7 +101,8 @@ def test_a_secret_file_that_everybody_can_read_is_refused(tmp_path):
 
 
 def test_secrets_are_not_in_the_repr():
-    settings = Settings.from_environ({"STRIPE_API_KEY": "sk_test_x", "DATABASE_URL": "p://u:pw@h"})
+    environ = {"STRIPE_API_KEY": "sk_test_x", "DATABASE_URL": "postgresql://u:pw@h"}
+    settings = Settings.from_environ(environ)
 
     assert "sk_test_x" not in repr(settings)
     assert "pw" not in repr(settings)
@@ -181,3 +183,79 @@ def test_a_key_of_unknown_shape_needs_its_mode_in_words():
 def test_a_key_that_contradicts_its_mode_is_refused(environ):
     with pytest.raises(SettingsError, match="STRIPE_API_KEY"):
         Settings.from_environ(environ)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgres://u:canary%ZZ@h/db",
+        "postgresql://u:canary@[::1/db",
+        "postgres://u:canary@h:abc/db",
+        "postgres://u:canary@h:99999/db",
+        "postgres://u:canary@h/db?foo=bar",
+        "postgres://u:can@canary@h/db",
+        "postgres://u:can/canary@h/db",
+        "postgres://u:12/canary@h/db",
+        "mysql://u:canary@h/db",
+        "host=h password='canary",
+        "host=h password=can canary",
+        "canary",
+    ],
+)
+@pytest.mark.parametrize("env", ["DATABASE_URL", "MIGRATE_DATABASE_URL"])
+def test_a_malformed_database_url_is_refused_without_it(env, url):
+    with pytest.raises(SettingsError, match=env) as refused:
+        Settings.from_environ({env: url})
+
+    # A chained exception of libpq quotes the address.
+    assert "canary" not in "".join(traceback.format_exception(refused.value))
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql:///db?host=/run/postgresql",
+        "postgresql://%2Frun%2Fpostgresql/db",
+        "postgresql://u@h1:1,h2:2/db?target_session_attrs=read-write",
+        "postgresql://u:p%40ss%2Fw%3F%23@[::1]:5432/db",
+        "postgresql://h1,h2:5433/db",
+        "postgresql://u:a?b#c@h/db",
+        "host=@abstract dbname=db",
+        "host=h password='a @/?# b' dbname=db",
+        "postgresql://",
+    ],
+)
+def test_a_database_url_of_any_form_of_libpq_is_taken(url):
+    assert Settings.from_environ({"DATABASE_URL": url}).database_url == url
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *(
+            "https://[::1",
+            "https://h:canary/",
+            "ht!tp://canary",
+            "h:443",
+            "https://",
+            "https://h:0",
+        ),
+        "ftp://h",
+    ],
+)
+@pytest.mark.parametrize("env", ["STRIPE_API_BASE", "HOLDFAST_PROVIDER_PROXY_URL"])
+def test_a_malformed_address_is_refused_without_it(env, url):
+    with pytest.raises(SettingsError, match=env) as refused:
+        Settings.from_environ({env: url})
+
+    assert "canary" not in str(refused.value)
+
+
+def test_a_password_stands_in_the_address_of_a_proxy_only():
+    url = "https://u:canary@h"
+
+    assert Settings.from_environ({"HOLDFAST_PROVIDER_PROXY_URL": url}).provider_proxy_url == url
+    with pytest.raises(SettingsError, match="STRIPE_API_BASE") as refused:
+        Settings.from_environ({"STRIPE_API_BASE": url})
+
+    assert "canary" not in str(refused.value)
