@@ -123,6 +123,7 @@ def _a_second_run_is_refused_at_once(home: Path) -> None:
     assert second.returncode == 2
     assert "already running" in second.stderr
     assert "HOLDFAST_HOME" in second.stderr
+    assert (home / "run.json").exists(), "it belongs to the first run"
 
 
 def test_own_database_and_provider_replace_the_local_ones(home, database_url, owner_url, sandbox):

@@ -138,6 +138,9 @@ class _LocalStack:
 
     def stop(self) -> None:
         """Stop the service first, then the parts that it depends on."""
+        if self._lock_fd == -1:
+            # The home and its run.json are another run's.
+            return
         (self._home / "run.json").unlink(missing_ok=True)
         foundations = ("fault proxy", "sandbox", "postgres")
         service = [part for name, part in self._parts.items() if name not in foundations]
