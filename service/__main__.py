@@ -43,14 +43,14 @@ def main(argv: list[str] | None = None) -> int:
         name, words = "run", ["run", *words]
     if name not in COMMANDS:
         _refuse(f"There is no command {name!r}.\n\n{_overview()}")
-    with kept_imports():
-        command = importlib.import_module(f"service.cli.{name}")
-    parser = argparse.ArgumentParser(
-        prog=f"python -m service {name}",
-        description=command.__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
     try:
+        with kept_imports():
+            command = importlib.import_module(f"service.cli.{name}")
+        parser = argparse.ArgumentParser(
+            prog=f"python -m service {name}",
+            description=command.__doc__,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
         command.add_arguments(parser)
         status: int = command.run(parser.parse_args(words[1:]))
     except SettingsError as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import threading
 from datetime import timedelta
 
 from service.app.background import LATE_AT_ONCE, Background
@@ -9,10 +11,12 @@ from service.app.parts import (
     build_parts,
     send_spans,
 )
+from service.database.direct import DatabaseError, Unreachable
 from service.observability.metrics import preregister
 from service.payments.charge.open_limit import OpenLimit
 from service.payments.charge.store import RECORD_TIMEOUT_S
 from service.payments.events.deliveries import Deliverer
+from service.payments.modes import ModeConflict, claim_mode
 from service.payments.retention import Kept, Retention
 from service.payments.settling.figures import OpenFigures
 from service.payments.settling.forward import Forwarder
@@ -26,11 +30,14 @@ from service.payments.settling.sweep import Sweep
 from service.payments.settling.sweep_progress import SweepRuns
 from service.payments.settling.sweep_unread import UnreadStore
 from service.providers.http.webhook_sender import WebhookSender
-from service.settings import Settings
+from service.settings import Settings, SettingsError
 from service.startup.database import RECONCILER_POOL_SIZE
 
 # Threads of each loop; each thread sends the database one statement at a time.
 RECONCILER_THREADS = 8
+MODE_AGAIN_S = 0.5
+
+log = logging.getLogger(__name__)
 
 
 def create_background(settings: Settings) -> Background:
@@ -111,3 +118,18 @@ def create_background(settings: Settings) -> Background:
         send_timeout_s=send_timeout_s,
         threads=RECONCILER_THREADS,
     )
+
+
+def wait_for_mode(settings: Settings, stop: threading.Event) -> None:
+    """Wait until the mode of the open payments is known to be the provider's; send no call before."""
+    mode = settings.provider_mode
+    while mode is not None and not stop.is_set():
+        try:
+            claim_mode(settings.database_url or "", mode)
+            return
+        except ModeConflict as error:
+            raise SettingsError(str(error)) from error
+        except (Unreachable, DatabaseError) as error:
+            # No payment can be settled without the database either; an operator may end the wait.
+            log.warning("reconciler.waits_for_database", extra={"error": str(error).strip()})
+            stop.wait(MODE_AGAIN_S)

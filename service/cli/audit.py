@@ -12,14 +12,12 @@ from __future__ import annotations
 
 import argparse
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import UUID
 
 from service.cli import local
 from service.cli.table import print_json, print_rows
-
-if TYPE_CHECKING:
-    from service.payments.audit import Record
+from service.payments.audit import AuditLog, Record
 
 _LIMIT_MAX = 1000
 _COLUMNS = ("at", "action", "actor", "address", "request_id", "target", "detail")
@@ -43,8 +41,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     with local.database() as pool:
-        from service.payments.audit import AuditLog
-
         records = AuditLog(pool).read(
             local.soon(),
             action=arguments.action,

@@ -21,6 +21,8 @@ from uuid import UUID
 
 from service.cli import local
 from service.cli.table import print_json
+from service.payments.audit import cli_actor
+from service.payments.erasure import Erasure
 from service.settings import SettingsError
 
 # Enough for a first look; a list of thousands helps no operator.
@@ -40,9 +42,6 @@ def run(arguments: argparse.Namespace) -> int:
     settings = local.settings_here()
     owner_dsn = settings.migrate_database_url or settings.database_url
     with local.database(dataclasses.replace(settings, database_url=owner_dsn)) as pool:
-        from service.payments.audit import cli_actor
-        from service.payments.erasure import Erasure
-
         erasure = Erasure(
             pool,
             arguments.merchant,

@@ -11,14 +11,13 @@ import argparse
 import contextlib
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import UUID
 
 from service.cli import local
 from service.cli.table import print_json
-
-if TYPE_CHECKING:
-    from service.payments.events.feed import EventFeed
+from service.payments.events.feed import EventFeed
+from service.web.api.movement_schemas import present_feed_event
 
 _AGAIN_S = 0.5
 _PAGE = 200
@@ -38,8 +37,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     with local.database() as pool, contextlib.suppress(KeyboardInterrupt):
-        from service.payments.events.feed import EventFeed
-
         for event in _read(EventFeed(pool), local.merchant_of(arguments), arguments):
             if arguments.payment not in (None, event["payment_id"]):
                 continue
@@ -56,8 +53,6 @@ def _read(
     feed: EventFeed, merchant_id: UUID, arguments: argparse.Namespace
 ) -> Iterator[dict[str, Any]]:
     """Each event once. The feed's cursor stays behind events that are not committed yet."""
-    from service.web.api.movement_schemas import present_feed_event
-
     # Version 7 ids begin with the milliseconds since 1970.
     after: UUID | None = UUID(int=int((time.time() - arguments.since_s) * 1000) << 80)
     told: set[UUID] = set()

@@ -13,17 +13,15 @@ from __future__ import annotations
 import argparse
 import socket
 
+from service.lab.faultproxy import proxy
+from service.observability import logs
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from service.lab.faultproxy.proxy import add_arguments as add
-
-    add(parser)
+    proxy.add_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from service.lab.faultproxy import proxy
-    from service.observability import logs
-
     # It shares only the log format with the service: it reads no settings, so it holds no secret.
     logs.configure("INFO", environment="rehearsal", instance=socket.gethostname())
     return proxy.run(arguments)

@@ -12,15 +12,13 @@ from __future__ import annotations
 
 import argparse
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from uuid import UUID
 
 from service.cli import local
 from service.cli.table import print_json, print_rows
-
-if TYPE_CHECKING:
-    from uuid import UUID
-
-    from service.payments.merchants import KeyStore
+from service.payments.audit import cli_actor
+from service.payments.merchants import ALL_SCOPES, KeyStore
+from service.web.api.keys import present_key
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,18 +38,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     with local.database() as pool:
-        from service.payments.merchants import KeyStore
-
         verb = {"make": _make, "list": _list, "revoke": _revoke}
         verb[arguments.verb](KeyStore(pool), local.merchant_of(arguments), arguments)
     return 0
 
 
 def _make(keys: KeyStore, merchant_id: UUID, arguments: argparse.Namespace) -> None:
-    from service.payments.audit import cli_actor
-    from service.payments.merchants import ALL_SCOPES
-    from service.web.api.keys import present_key
-
     scopes = arguments.scopes.split(",")
     if not set(scopes) <= set(ALL_SCOPES):
         local.fail(f"The scopes are {', '.join(ALL_SCOPES)}.")
@@ -76,8 +68,6 @@ def _make(keys: KeyStore, merchant_id: UUID, arguments: argparse.Namespace) -> N
 
 
 def _list(keys: KeyStore, merchant_id: UUID, arguments: argparse.Namespace) -> None:
-    from service.web.api.keys import present_key
-
     found = [present_key(key) for key in keys.of_merchant(merchant_id, local.soon())]
     if arguments.json:
         print_json(found)
@@ -87,8 +77,6 @@ def _list(keys: KeyStore, merchant_id: UUID, arguments: argparse.Namespace) -> N
 
 
 def _revoke(keys: KeyStore, merchant_id: UUID, arguments: argparse.Namespace) -> None:
-    from service.payments.audit import cli_actor
-
     if not keys.revoke(merchant_id, arguments.key_id, local.soon(), actor=cli_actor()):
         local.fail("This merchant has no live key with that id.")
     if arguments.json:

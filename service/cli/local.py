@@ -6,18 +6,17 @@ import argparse
 import contextlib
 import dataclasses
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 from uuid import UUID
 
+from service.database.pool.pool import ConnectionPool
 from service.errors import HoldfastError
+from service.payments.merchants import DEFAULT_MERCHANT_ID
+from service.resilience.deadline import Deadline
+from service.resilience.watchdog import Watchdog
 from service.settings import Settings, SettingsError
-
-if TYPE_CHECKING:
-    from service.database.pool.pool import ConnectionPool
-    from service.resilience.deadline import Deadline
 
 # The wait of a person at a terminal.
 TIMEOUT_S = 10.0
@@ -53,11 +52,6 @@ def database(settings: Settings | None = None) -> Iterator[ConnectionPool]:
             "No database: set DATABASE_URL, or start a local run (python -m service);"
             f" {settings.home / 'run.json'} then has its address."
         )
-    # This process serves no metrics, so it must leave no metric files beside the served ones.
-    os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)
-    from service.database.pool.pool import ConnectionPool
-    from service.resilience.watchdog import Watchdog
-
     pool = ConnectionPool(
         settings.database_url, size=1, wait_s=TIMEOUT_S, max_waiters=1, watchdog=Watchdog()
     )
@@ -71,8 +65,6 @@ def database(settings: Settings | None = None) -> Iterator[ConnectionPool]:
 
 def soon() -> Deadline:
     """The deadline of one step."""
-    from service.resilience.deadline import Deadline
-
     return Deadline.after(TIMEOUT_S)
 
 
@@ -91,7 +83,5 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 
 def merchant_of(arguments: argparse.Namespace) -> UUID:
     """The named merchant, or the one that the first start creates."""
-    from service.payments.merchants import DEFAULT_MERCHANT_ID
-
     merchant_id: UUID = arguments.merchant or DEFAULT_MERCHANT_ID
     return merchant_id

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 
 from service.settings import Settings, SettingsError
+from service.startup.database import missing, prepare
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,8 +25,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from service.startup.database import missing, prepare
-
     settings = Settings.from_environ()
     if settings.database_url is None:
         raise SettingsError("DATABASE_URL is not set: migrate needs an existing database.")

@@ -15,6 +15,8 @@ import argparse
 import os
 import signal
 
+from service.lab.observe.session import ObserveOptions, observe
+from service.process.managed import end_with_parent
 from service.settings import Settings
 
 
@@ -36,9 +38,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from service.lab.observe.session import ObserveOptions, observe
-    from service.process.managed import end_with_parent
-
     if arguments.end_with_parent:
         end_with_parent(signal.SIGTERM)
     options = ObserveOptions(

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 
 from service.settings import Settings
+from service.startup.gunicorn import become_gunicorn, ops_plane
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,8 +20,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from service.startup.gunicorn import become_gunicorn, ops_plane
-
     settings = Settings.from_environ()
     settings.require_ops_bind()
     become_gunicorn(ops_plane(), settings)

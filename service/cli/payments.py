@@ -13,17 +13,17 @@ from __future__ import annotations
 
 import argparse
 import time
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
+from uuid import UUID
 
 from service.cli import local
 from service.cli.table import print_fields, print_json, print_rows
-
-if TYPE_CHECKING:
-    from uuid import UUID
-
-    from service.payments.charge.model import Payment
-    from service.payments.charge.store import PaymentStore
-    from service.payments.settling.late_store import LateStore
+from service.ids import parse_id
+from service.payments.audit import cli_actor
+from service.payments.charge.model import Payment, Status
+from service.payments.charge.store import PaymentStore
+from service.payments.settling.late_store import LateStore
+from service.web.api.schemas import PaymentStatus, present, present_event, shown_status
 
 _EVIDENCE_LENGTH_MIN = 10
 # A look-up holds the payment's lease for a few seconds at most.
@@ -54,9 +54,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     with local.database() as pool:
-        from service.payments.charge.store import PaymentStore
-        from service.payments.settling.late_store import LateStore
-
         # These commands never lease or queue a payment.
         store = PaymentStore(pool, lease_s=0.0, queue_expires_s=0.0)
         late = LateStore(pool, lease_s=0.0)
@@ -68,9 +65,6 @@ def run(arguments: argparse.Namespace) -> int:
 def _list(
     store: PaymentStore, late: LateStore, merchant_id: UUID, arguments: argparse.Namespace
 ) -> None:
-    from service.payments.charge.model import Status
-    from service.web.api.schemas import PaymentStatus, present, shown_status
-
     if arguments.status is not None and arguments.status not in get_args(PaymentStatus):
         local.fail(f"There is no status {arguments.status!r}: {', '.join(get_args(PaymentStatus))}")
     statuses = [status for status in Status if shown_status(status) == arguments.status]
@@ -94,8 +88,6 @@ def _list(
 def _show(
     store: PaymentStore, late: LateStore, merchant_id: UUID, arguments: argparse.Namespace
 ) -> None:
-    from service.web.api.schemas import present, present_event
-
     payment = _find(store, merchant_id, arguments)
     timeline = store.timeline(merchant_id, payment.payment_id, local.soon())
     steps = [dict(present_event(event)) for event in timeline]
@@ -117,9 +109,6 @@ _STEP_COLUMNS = (
 def _reconcile(
     store: PaymentStore, late: LateStore, merchant_id: UUID, arguments: argparse.Namespace
 ) -> None:
-    from service.payments.audit import cli_actor
-    from service.payments.charge.model import Status
-
     payment = _find(store, merchant_id, arguments)
     if payment.is_terminal or payment.status is Status.REQUIRES_CAPTURE:
         local.fail(f"There is nothing to find out: it is {payment.status.value}.")
@@ -132,9 +121,6 @@ def _reconcile(
 def _resolve(
     store: PaymentStore, late: LateStore, merchant_id: UUID, arguments: argparse.Namespace
 ) -> None:
-    from service.payments.audit import cli_actor
-    from service.payments.charge.model import Status
-
     evidence = arguments.evidence.strip()
     if len(evidence) < _EVIDENCE_LENGTH_MIN:
         local.fail("The evidence must name a source, in 10 characters at least.")
@@ -161,10 +147,6 @@ def _resolve(
 
 
 def _find(store: PaymentStore, merchant_id: UUID, arguments: argparse.Namespace) -> Payment:
-    from service.ids import (
-        parse_id,
-    )
-
     payment_id = parse_id(arguments.payment, "pay_")
     payment = store.get(merchant_id, payment_id, local.soon()) if payment_id else None
     if payment is None:
@@ -173,7 +155,5 @@ def _find(store: PaymentStore, merchant_id: UUID, arguments: argparse.Namespace)
 
 
 def _tell(late: LateStore, arguments: argparse.Namespace, payment: Payment, message: str) -> None:
-    from service.web.api.schemas import present
-
     document: dict[str, Any] = present(payment, late.disputes_about(payment, local.soon()))
     print_json(document) if arguments.json else print(message)

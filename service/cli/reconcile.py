@@ -10,7 +10,6 @@ example:
 from __future__ import annotations
 
 import argparse
-import logging
 import signal
 import socket
 import threading
@@ -19,11 +18,7 @@ from typing import Any
 from service.observability import logs
 from service.observability.metrics import slots
 from service.process.garbage import kept_imports
-from service.settings import Settings, SettingsError
-
-log = logging.getLogger(__name__)
-
-AGAIN_S = 0.5
+from service.settings import Settings
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,12 +27,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     settings = Settings.from_environ()
-    # This must precede every import of the metrics.
     slots.use_directory(settings.metrics_path)
     slots.claim("reconciler")
     logs.configure(settings.log_level, environment=settings.env, instance=socket.gethostname())
     with kept_imports():
-        from service.app.reconciler import create_background
+        # Not at the top: metrics that exist before `use_directory` stay private to this process.
+        from service.app.reconciler import create_background, wait_for_mode
 
     stop = threading.Event()
 
@@ -46,24 +41,6 @@ def run(arguments: argparse.Namespace) -> int:
 
     signal.signal(signal.SIGTERM, end)
     signal.signal(signal.SIGINT, end)
-    _claim_mode(settings, stop)
+    wait_for_mode(settings, stop)
     create_background(settings).run(stop)
     return 0
-
-
-def _claim_mode(settings: Settings, stop: threading.Event) -> None:
-    """Wait until the mode of the open payments is known to be the provider's; send no call before."""
-    from service.database.direct import DatabaseError, Unreachable
-    from service.payments.modes import ModeConflict, claim_mode
-
-    mode = settings.provider_mode
-    while mode is not None and not stop.is_set():
-        try:
-            claim_mode(settings.database_url or "", mode)
-            return
-        except ModeConflict as error:
-            raise SettingsError(str(error)) from error
-        except (Unreachable, DatabaseError) as error:
-            # No payment can be settled without the database either; an operator may end the wait.
-            log.warning("reconciler.waits_for_database", extra={"error": str(error).strip()})
-            stop.wait(AGAIN_S)

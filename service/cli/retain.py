@@ -16,6 +16,11 @@ from __future__ import annotations
 import argparse
 
 from service.cli import local
+from service.database.direct import Unreachable
+from service.database.migrate.partitions import today
+from service.database.migrate.retain import maintain
+from service.database.migrate.runner import MigrationError
+from service.payments.audit import Entry, cli_actor, write_with_cursor
 from service.settings import SettingsError
 
 
@@ -24,12 +29,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from service.database.direct import Unreachable
-    from service.database.migrate.partitions import today
-    from service.database.migrate.retain import maintain
-    from service.database.migrate.runner import MigrationError
-    from service.payments.audit import Entry, cli_actor, write_with_cursor
-
     settings = local.settings_here()
     owner_dsn = settings.migrate_database_url or settings.database_url
     if owner_dsn is None:

@@ -13,6 +13,8 @@ import argparse
 import os
 import signal
 
+from service.lab.local.stack import run_local_stack
+from service.process.managed import end_with_parent
 from service.settings import Settings
 
 
@@ -28,9 +30,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from service.lab.local.stack import run_local_stack
-    from service.process.managed import end_with_parent
-
     if arguments.end_with_parent:
         end_with_parent(signal.SIGTERM)
     return run_local_stack(Settings.from_environ(), dict(os.environ), verbose=arguments.verbose)

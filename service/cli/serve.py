@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 
 from service.settings import Settings
+from service.startup.gunicorn import become_gunicorn, data_plane
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,6 +19,4 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from service.startup.gunicorn import become_gunicorn, data_plane
-
     become_gunicorn(data_plane(), Settings.from_environ())

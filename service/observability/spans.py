@@ -34,7 +34,7 @@ def enable(*, version: str, environment: str, instance: str) -> bool:
     if not os.environ.get(ENDPOINT_ENV):
         return False
     try:
-        # For `trace_requests`: a missing package must not fail there later.
+        # An optional extra; the first one is for `trace_requests`, which must not fail later.
         import opentelemetry.instrumentation.flask  # noqa: F401
         from opentelemetry import trace
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -67,6 +67,7 @@ def trace_requests(app: Any) -> None:
     """Create a span for each request of this Flask application when spans are on."""
     if _tracer is None:
         return
+    # An optional extra, as in `enable`.
     from opentelemetry.instrumentation.flask import FlaskInstrumentor
 
     instrumentor: Any = FlaskInstrumentor()
@@ -88,6 +89,7 @@ def span(
 
 
 def _adopt_current_span() -> None:
+    # An optional extra, as in `enable`.
     from opentelemetry import trace
 
     context = trace.get_current_span().get_span_context()

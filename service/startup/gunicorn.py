@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from service.settings import Settings, SettingsError
+from service.startup.database import require_all
 
 # The directory of `wsgi.py` and `deploy/`: the parent of the package.
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -25,20 +26,10 @@ def ops_plane() -> list[str]:
 
 def become_gunicorn(command: list[str], settings: Settings) -> NoReturn:
     """Replace this process, so that signals from outside reach gunicorn directly."""
-    from service.startup.database import (
-        require_api_key,
-        require_headroom,
-        require_mode,
-        require_suitable,
-    )
-
     if settings.database_url is None:
         raise SettingsError("DATABASE_URL is not set: only `run` starts its own PostgreSQL.")
-    require_suitable(settings)
-    require_headroom(settings)
-    require_api_key(settings)
-    require_mode(settings)
-    # Before anything imports prometheus_client, which decides at import.
+    require_all(settings)
+    # The same directory for every process of the plane, also for those that gunicorn starts later.
     settings.metrics_path.mkdir(parents=True, exist_ok=True)
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(settings.metrics_path.absolute())
     # gunicorn's own --pythonpath comes after it has read its file, which imports the service.

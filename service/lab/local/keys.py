@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from service.payments.merchants import generate_key
+
 
 @dataclass(frozen=True)
 class LocalKeys:
@@ -23,10 +25,6 @@ def keys_of(home: Path, mode: Literal["test", "live"]) -> LocalKeys:
     path = home / ("keys.json" if mode == "test" else "keys-live.json")
     if path.exists():
         return LocalKeys(**json.loads(path.read_text()))
-    # This process serves no metrics, so it must leave no metric files beside the served ones.
-    os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)
-    from service.payments.merchants import generate_key
-
     keys = LocalKeys(generate_key(mode), f"whsec_{secrets.token_urlsafe(24)}")
     write_private(path, asdict(keys))
     return keys

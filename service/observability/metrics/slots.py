@@ -105,20 +105,20 @@ class SlotValue:
 
     def inc(self, amount: float) -> None:
         with _process.lock:
-            file = self.file or _attach_all(self)
+            file = self.file or _file_of(self)
             self._number += amount
             file.write(self._position, self._number, 0.0)
 
     def set(self, value: float, timestamp: float | None = None) -> None:
         with _process.lock:
-            file = self.file or _attach_all(self)
+            file = self.file or _file_of(self)
             self._number = value
             file.write(self._position, value, timestamp or 0.0)
 
     def get(self) -> float:
         with _process.lock:
             if self.file is None:
-                _attach_all(self)
+                _file_of(self)
             return self._number
 
     def set_exemplar(self, exemplar: Exemplar) -> None:
@@ -131,7 +131,7 @@ class SlotValue:
         moment = float(exemplar.timestamp or time.time())
         with _process.lock:
             if self.file is None:
-                _attach_all(self)
+                _file_of(self)
             file = _process.file("exemplar")
             # The id as four integers, which doubles hold exactly, in entries beside the value.
             if self._exemplar_positions is None:
@@ -170,12 +170,20 @@ def use_directory(path: Path) -> None:
 def claim(role: str) -> str:
     """Take a slot of this role for the life of this process and return its name, such as `web-0`.
 
-    Call it once in each process, after the fork; a process that already has a slot keeps it. A
-    process that does not call it takes a slot of role `process` at its first number. Never raises
-    for the disk: without a slot the numbers stay in memory.
+    Call it once in each process, after the fork and before its first number; a process that already
+    has a slot keeps it. The numbers of a process that does not call it stay in its memory, so that a
+    command in a shell with PROMETHEUS_MULTIPROC_DIR leaves no files beside the served ones. Never
+    raises for the disk: without a slot the numbers stay in memory.
     """
+    if not role.isalpha():
+        raise ValueError(f"A role is one word of letters, not {role!r}: it is part of file names.")
     with _process.lock:
-        return _claim(role)
+        if _process.slot is None and active():
+            try:
+                _take_slot(role)
+            except OSError as error:
+                log.warning("metrics.in_memory", extra={"role": role, "reason": str(error)})
+        return _attach_all(role)
 
 
 def slot() -> str | None:
@@ -196,23 +204,6 @@ def live_slots(path: Path, *, wait_s: float = 0.0) -> set[str] | None:
     except OSError as error:
         log.warning("metrics.slots_unreadable", extra={"reason": str(error)})
     return None
-
-
-def _claim(role: str) -> str:
-    if _process.slot is not None:
-        return _process.slot
-    if not role.isalpha():
-        raise ValueError(f"A role is one word of letters, not {role!r}: it is part of file names.")
-    if active():
-        try:
-            _take_slot(role)
-        except OSError as error:
-            log.warning("metrics.in_memory", extra={"role": role, "reason": str(error)})
-    if _process.slot is None:
-        _process.slot = f"{role}-pid{os.getpid()}"
-    for value in _process.values:
-        value.attach()
-    return _process.slot
 
 
 def _take_slot(role: str) -> None:
@@ -268,10 +259,20 @@ def _is_taken(lock: Path) -> bool:
     return False
 
 
-def _attach_all(value: SlotValue) -> SlotFile:
-    """Give this process a slot if it has none; lock held by the caller."""
-    _claim("process")
+def _file_of(value: SlotValue) -> SlotFile:
+    """The file of a value without one; a process that claimed no slot has only its memory."""
+    _attach_all("process")
     return value.file or value.attach()
+
+
+def _attach_all(role: str) -> str:
+    """Attach every value to this process's slot, or to memory without one; lock held by the caller."""
+    if _process.slot is None:
+        _process.slot = f"{role}-pid{os.getpid()}"
+    for value in _process.values:
+        if value.file is None:
+            value.attach()
+    return _process.slot
 
 
 def _start_anew_in_child() -> None:

@@ -163,6 +163,24 @@ def test_forked_process_takes_a_separate_slot(tmp_path, start):
     assert {path.name for path in tmp_path.glob("*-*.lock")} == {"web-0.lock", "web-1.lock"}
 
 
+def test_process_without_a_claim_leaves_no_file(tmp_path):
+    """A command of an operator may inherit the directory of the workers that serve."""
+    program = (
+        "from service.observability.metrics import catalogue as metrics\n"
+        "metrics.payments_good_total.inc()\n"
+        "assert metrics.payments_good_total._value.get() == 1.0"
+    )
+
+    subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)},
+        check=True,
+        timeout=60,
+    )
+
+    assert list(tmp_path.iterdir()) == []
+
+
 # One run each of a worker's short life, so that 200 of them do not import the library 200 times.
 MANY_LIVES = """
 import os, sys
