@@ -18,7 +18,7 @@ from service.app.parts import (
 )
 from service.database.pool.pool import ConnectionPool, Statement
 from service.observability.health import components as check
-from service.observability.health.checks import HealthChecks
+from service.observability.health.periodic import HealthChecks
 from service.observability.metrics import catalogue as metrics
 from service.observability.metrics import preregister
 from service.observability.metrics.registry import (

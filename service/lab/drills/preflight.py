@@ -12,6 +12,7 @@ from service.lab.drills.expectations import Samples
 from service.lab.drills.pair import COPY_POOL_SIZE
 from service.lab.drills.plan import Plan
 from service.lab.drills.store import RehearsalStore
+from service.observability.checks import RECONCILER_BEHIND_S
 from service.observability.metrics.catalogue import SLO_TARGETS
 from service.observability.metrics.window import Window
 from service.resilience.deadline import Deadline
@@ -23,7 +24,7 @@ ANSWERS_MIN = 20
 # A healthy service settles well within this time; an older payment shows an existing problem.
 UNKNOWN_AGE_MAX_S = 120.0
 QUEUED_AGE_MAX_S = 300.0
-RECONCILE_BEHIND_MAX_S = 60.0
+RECONCILE_BEHIND_MAX_S = RECONCILER_BEHIND_S
 # Connections left for operators who investigate a problem.
 CONNECTIONS_SPARE = 4
 

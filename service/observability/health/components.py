@@ -12,28 +12,27 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from service.observability.health.checks import Component, HealthResult, Status
+from service.observability.checks import (
+    CLOCK_APART_S,
+    DISK_FREE_RATIO,
+    HEARTBEAT_AGE_S,
+    Check,
+    CheckResult,
+    Status,
+)
 from service.observability.metrics import slots
 
-# Three missed beats of a reconciler that looks for work at least every 5 s.
-RECONCILER_SILENT_S = 15.0
-RECONCILER_DEAD_S = 60.0
 # A scrape tests the slots too, for milliseconds.
 SLOTS_WAIT_S = 1.0
-DISK_WARN_RATIO = 0.10
-DISK_FAIL_RATIO = 0.02
-# Webhook signatures are valid for 300 s both ways; a clock far below that limit needs repair.
-CLOCK_WARN_S = 2.0
-CLOCK_FAIL_S = 60.0
 
 
-def database(ping: Callable[[], object], statistics: Callable[[], Mapping[str, Any]]) -> Component:
+def database(ping: Callable[[], object], statistics: Callable[[], Mapping[str, Any]]) -> Check:
     """`ping` sends the database a statement and raises when it gets no answer.
 
     Our answer does not prove that the workers get one: `warn` while their callers get no connection.
     """
 
-    def check() -> HealthResult:
+    def probe() -> CheckResult:
         begun_s = time.monotonic()
         ping()
         took_ms = _ms_since(begun_s)
@@ -41,37 +40,37 @@ def database(ping: Callable[[], object], statistics: Callable[[], Mapping[str, A
         in_vain = errors["db_pool_timeouts"] + sum(errors["db_pool_refusals"].values())
         if in_vain:
             told = f"answers here, but the workers had no connection for {in_vain:.0f} callers in the last minute"
-            return HealthResult("warn", told, observed=took_ms, unit="ms")
-        return HealthResult("pass", observed=took_ms, unit="ms")
+            return CheckResult("warn", told, observed=took_ms, unit="ms")
+        return CheckResult("pass", observed=took_ms, unit="ms")
 
-    return Component("database", "datastore", check, is_critical=True)
+    return Check("database", "datastore", probe, is_critical=True)
 
 
-def provider(reach: Callable[[], object], statistics: Callable[[], Mapping[str, Any]]) -> Component:
+def provider(reach: Callable[[], object], statistics: Callable[[], Mapping[str, Any]]) -> Check:
     """`reach` calls the provider without moving money and raises when it cannot.
 
     Its answer does not prove that payments work: `warn` while the workers' breaker is not closed.
     """
 
-    def check() -> HealthResult:
+    def probe() -> CheckResult:
         begun_s = time.monotonic()
         reach()
         took_ms = _ms_since(begun_s)
         breaker = statistics()["now"]["breaker"]
         if breaker in ("open", "half_open"):
             told = f"answers here, but the workers' breaker is {breaker.replace('_', '-')}: payments are queued"
-            return HealthResult("warn", told, observed=took_ms, unit="ms")
-        return HealthResult("pass", observed=took_ms, unit="ms")
+            return CheckResult("warn", told, observed=took_ms, unit="ms")
+        return CheckResult("pass", observed=took_ms, unit="ms")
 
-    return Component("provider", "component", check)
+    return Check("provider", "component", probe)
 
 
 def reconciler(
     last_run_at: Callable[[], datetime | None],
     waiting: Callable[[], str | None],
     *,
-    first_beat_within_s: float = RECONCILER_SILENT_S,
-) -> Component:
+    first_beat_within_s: float = HEARTBEAT_AGE_S.warn,
+) -> Check:
     """`last_run_at` is the reconciler's newest heartbeat, None before the first one; `waiting` says
     in a sentence what it may not do yet, None where nothing is held.
 
@@ -79,73 +78,70 @@ def reconciler(
     """
     awaited_until_s = time.monotonic() + first_beat_within_s
 
-    def check() -> HealthResult:
+    def probe() -> CheckResult:
         beat = last_run_at()
         silent_s = None if beat is None else round((datetime.now(UTC) - beat).total_seconds(), 1)
-        if silent_s is not None and silent_s < RECONCILER_SILENT_S:
+        if silent_s is not None and silent_s < HEARTBEAT_AGE_S.warn:
             held = waiting()
-            return HealthResult("warn" if held else "pass", held or "", silent_s, "s")
+            return CheckResult("warn" if held else "pass", held or "", silent_s, "s")
         if time.monotonic() < awaited_until_s:
-            return HealthResult("warn", "its first beat is awaited", observed=silent_s, unit="s")
+            return CheckResult("warn", "its first beat is awaited", observed=silent_s, unit="s")
         if silent_s is None:
-            return HealthResult("fail", "it has never run: unknown payments are not being settled")
-        status: Status = "warn" if silent_s < RECONCILER_DEAD_S else "fail"
-        return HealthResult(status, f"silent for {silent_s:.0f} s", observed=silent_s, unit="s")
+            return CheckResult("fail", "it has never run: unknown payments are not being settled")
+        told = f"silent for {silent_s:.0f} s"
+        return CheckResult(HEARTBEAT_AGE_S.status(silent_s), told, observed=silent_s, unit="s")
 
-    return Component("reconciler", "component", check)
+    return Check("reconciler", "component", probe)
 
 
-def disk(path: Path) -> Component:
+def disk(path: Path) -> Check:
     """Free disk space in the directories that this instance writes to."""
 
-    def check() -> HealthResult:
+    def probe() -> CheckResult:
         usage = shutil.disk_usage(path)
         free_ratio = round(usage.free / usage.total, 4)
-        if free_ratio >= DISK_WARN_RATIO:
-            return HealthResult("pass", observed=free_ratio, unit="ratio")
-        status: Status = "warn" if free_ratio >= DISK_FAIL_RATIO else "fail"
-        free_mb = usage.free // 1_000_000
-        return HealthResult(status, f"{free_mb} MB are free", observed=free_ratio, unit="ratio")
+        status = DISK_FREE_RATIO.status(free_ratio)
+        told = "" if status == "pass" else f"{usage.free // 1_000_000} MB are free"
+        return CheckResult(status, told, observed=free_ratio, unit="ratio")
 
-    return Component("disk", "system", check)
+    return Check("disk", "system", probe)
 
 
-def clock(database_now: Callable[[], datetime]) -> Component:
+def clock(database_now: Callable[[], datetime]) -> Check:
     """Our clock compared with the database's, which leases and schedules use."""
 
-    def check() -> HealthResult:
+    def probe() -> CheckResult:
         before = datetime.now(UTC)
         try:
             theirs = database_now()
         # Without the database there is no comparison; the database component reports the outage.
         except Exception as error:  # noqa: BLE001
-            return HealthResult("warn", f"not compared: {type(error).__name__}")
+            return CheckResult("warn", f"not compared: {type(error).__name__}")
         ours = before + (datetime.now(UTC) - before) / 2
         skew_s = round(abs((theirs - ours).total_seconds()), 3)
-        if skew_s < CLOCK_WARN_S:
-            return HealthResult("pass", observed=skew_s, unit="s")
-        status: Status = "warn" if skew_s < CLOCK_FAIL_S else "fail"
-        return HealthResult(status, f"{skew_s:.1f} s apart from the database", skew_s, "s")
+        status = CLOCK_APART_S.status(skew_s)
+        told = "" if status == "pass" else f"{skew_s:.1f} s apart from the database"
+        return CheckResult(status, told, observed=skew_s, unit="s")
 
-    return Component("clock", "system", check)
+    return Check("clock", "system", probe)
 
 
-def workers(expected: int) -> Component:
+def workers(expected: int) -> Check:
     """The data plane's processes on this machine, counted by their slots."""
 
-    def check() -> HealthResult:
+    def probe() -> CheckResult:
         if not slots.active():
-            return HealthResult("warn", "this process is alone: it shares its metrics with nobody")
+            return CheckResult("warn", "this process is alone: it shares its metrics with nobody")
         held = slots.live_slots(slots.directory(), wait_s=SLOTS_WAIT_S)
         if held is None:
-            return HealthResult("warn", "who is alive could not be told just now")
+            return CheckResult("warn", "who is alive could not be told just now")
         alive = sum(slot.startswith("web-") for slot in held)
         if alive >= expected:
-            return HealthResult("pass", observed=alive, unit="processes")
+            return CheckResult("pass", observed=alive, unit="processes")
         status: Status = "warn" if alive else "fail"
-        return HealthResult(status, f"{alive} of {expected} are alive", alive, "processes")
+        return CheckResult(status, f"{alive} of {expected} are alive", alive, "processes")
 
-    return Component("workers", "system", check, is_critical=True)
+    return Check("workers", "system", probe, is_critical=True)
 
 
 def _ms_since(begun_s: float) -> float:

@@ -9,7 +9,7 @@ from uuid import uuid4
 
 from prometheus_client import CollectorRegistry
 
-from service.observability.health.checks import HealthChecks
+from service.observability.health.periodic import HealthChecks
 from service.observability.metrics.statistics import Statistics
 from service.payments.charge.store import PaymentStore
 from service.web.http.auth import Authenticator, Caller

@@ -6,16 +6,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from service.observability.checks import (
+    INVARIANTS_TOO_OLD_S,
+    QUEUE_STANDS_S,
+    RECONCILER_BEHIND_S,
+    SWEEP_TOO_OLD_S,
+    UNKNOWN_TOO_OLD_S,
+)
 from service.observability.metrics.catalogue import SLO_TARGETS
-
-# The limit of the alert UnknownTooOld: every outcome should be settled within this time.
-UNKNOWN_TOO_OLD_S = 900.0
-RECONCILER_BEHIND_S = 60.0
-# The limit of the alerts InvariantsNotChecked and SweepBehind: an older 0 proves nothing.
-NOT_CHECKED_S = 900.0
-SWEEP_BEHIND_S = 1800.0
-# A payment is stored before it is sent: younger ones are still being sent.
-QUEUE_STANDS_S = 5.0
 
 Level = Literal["act", "watch"]
 
@@ -67,7 +65,7 @@ def glance(
 def _unchecked(now: Mapping[str, Any]) -> Reason | None:
     """Why the rules about money are out of date; None if they were checked lately."""
     age_s = now["invariant_age_s"]
-    if age_s is not None and age_s <= NOT_CHECKED_S:
+    if age_s is not None and age_s <= INVARIANTS_TOO_OLD_S:
         return None
     since = "yet" if age_s is None else f"since {age_s / 60:.0f} minutes ago"
     return Reason(
@@ -107,7 +105,7 @@ def _money(now: Mapping[str, Any], windows: Mapping[str, Any]) -> Iterator[Reaso
     if orphans:
         text = f"{orphans:.0f} charges in the provider's books are not in ours."
         yield Reason("act", text, "OrphanCharge")
-    if (now["sweep_age_s"] or 0.0) > SWEEP_BEHIND_S:
+    if (now["sweep_age_s"] or 0.0) > SWEEP_TOO_OLD_S:
         text = f"The provider's books were last compared {now['sweep_age_s'] / 60:.0f} minutes ago."
         yield Reason("act", text, "SweepBehind")
     if now["disputes_open"]:

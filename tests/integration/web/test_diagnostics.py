@@ -12,7 +12,8 @@ from flask.testing import FlaskClient
 
 from service.app.parts import web_app
 from service.database.pool.pool import ConnectionPool
-from service.observability.health.checks import Component, HealthChecks, HealthResult
+from service.observability.checks import Check, CheckResult
+from service.observability.health.periodic import HealthChecks
 from service.observability.metrics.registry import RecentSamples, SharedRegistry, read_samples
 from service.observability.metrics.statistics import Statistics
 from service.payments.charge.store import PaymentStore
@@ -25,7 +26,7 @@ from service.web.ops.history import History
 from service.web.ops.plane import Instance, OpsPlane, WindowFigures
 
 OPEN_METRICS = "application/openmetrics-text; version=1.0.0"
-PASS, FAIL = HealthResult("pass"), HealthResult("fail", "refused")
+PASS, FAIL = CheckResult("pass"), CheckResult("fail", "refused")
 
 
 def run_worker(directory: Path, code: str) -> None:
@@ -36,17 +37,17 @@ def run_worker(directory: Path, code: str) -> None:
 
 
 @pytest.fixture
-def seen() -> dict[str, HealthResult]:
+def seen() -> dict[str, CheckResult]:
     """The input of the checks; a test changes it."""
     return {"database": PASS, "provider": PASS}
 
 
 @pytest.fixture
-def health(seen: dict[str, HealthResult]) -> HealthChecks:
+def health(seen: dict[str, CheckResult]) -> HealthChecks:
     return HealthChecks(
         [
-            Component("database", "datastore", lambda: seen["database"], is_critical=True),
-            Component("provider", "component", lambda: seen["provider"]),
+            Check("database", "datastore", lambda: seen["database"], is_critical=True),
+            Check("provider", "component", lambda: seen["provider"]),
         ],
         version="1.2.3",
         instance="box-1",

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from service.observability import checks
 from service.observability.metrics import catalogue as metrics
 from tests.support.shipped_queries import ROOT, dashboards, rules
 
@@ -91,6 +92,20 @@ def test_the_budgets_are_what_the_service_promises() -> None:
 
     promised = {slo: 1 - target for slo, target in metrics.SLO_TARGETS.items() if target < 1}
     assert budgets == pytest.approx(promised)
+
+
+@pytest.mark.parametrize(
+    ("alert", "limit_s"),
+    [
+        ("UnknownTooOld", checks.UNKNOWN_TOO_OLD_S),
+        ("InvariantsNotChecked", checks.INVARIANTS_TOO_OLD_S),
+        ("SweepBehind", checks.SWEEP_TOO_OLD_S),
+    ],
+)
+def test_the_console_and_the_alert_have_one_limit(alert: str, limit_s: float) -> None:
+    (rule,) = (rule for rule in ALERTS if rule["alert"] == alert)
+
+    assert rule["expr"].endswith(f" > {limit_s:.0f}")
 
 
 @pytest.mark.needs("amtool")

@@ -9,16 +9,17 @@ from typing import Any
 
 import pytest
 
+from service.observability.checks import Check, CheckResult
 from service.observability.health import components
-from service.observability.health.checks import Component, HealthChecks, HealthResult
+from service.observability.health.periodic import HealthChecks
 
 
-def checks_of(*components: Component, **limits: float) -> HealthChecks:
-    return HealthChecks(components, version="1.2.3", instance="box-1", **limits)
+def checks_of(*checks: Check, **limits: float) -> HealthChecks:
+    return HealthChecks(checks, version="1.2.3", instance="box-1", **limits)
 
 
-def component(name: str, finding: HealthResult, *, is_critical: bool = False) -> Component:
-    return Component(name, "component", lambda: finding, is_critical)
+def component(name: str, finding: CheckResult, *, is_critical: bool = False) -> Check:
+    return Check(name, "component", lambda: finding, is_critical)
 
 
 def workers_saw(
@@ -28,7 +29,7 @@ def workers_saw(
     return lambda: {"windows": {"1m": {"errors": errors}}, "now": {"breaker": breaker}}
 
 
-PASS, WARN, FAIL = HealthResult("pass"), HealthResult("warn", "slow"), HealthResult("fail", "down")
+PASS, WARN, FAIL = CheckResult("pass"), CheckResult("warn", "slow"), CheckResult("fail", "down")
 
 
 @pytest.mark.parametrize(
@@ -60,7 +61,7 @@ def test_what_was_not_checked_is_not_known_to_be_well():
 
 
 def test_a_failing_check_reports_its_start_and_last_error(monkeypatch):
-    monkeypatch.setattr("service.observability.health.checks.FRESH_FOR_S", 0.0)
+    monkeypatch.setattr("service.observability.health.periodic.FRESH_FOR_S", 0.0)
     answers = iter([None, ConnectionError("no route to postgres://app:hunter2@db/x"), None])
 
     def ping() -> None:
@@ -92,7 +93,7 @@ def test_a_failing_check_reports_its_start_and_last_error(monkeypatch):
     ],
 )
 def test_database_that_answers_only_the_ops_plane_is_degraded(seen, status, told):
-    finding = components.database(lambda: None, seen).check()
+    finding = components.database(lambda: None, seen).probe()
 
     assert finding.status == status
     assert told in finding.output
@@ -103,7 +104,7 @@ def test_database_that_answers_only_the_ops_plane_is_degraded(seen, status, told
     [(None, "pass"), ("closed", "pass"), ("open", "warn"), ("half_open", "warn")],
 )
 def test_provider_that_answers_but_takes_no_payment_is_degraded(breaker, status):
-    finding = components.provider(lambda: None, workers_saw(breaker=breaker)).check()
+    finding = components.provider(lambda: None, workers_saw(breaker=breaker)).probe()
 
     assert finding.status == status
 
@@ -111,12 +112,12 @@ def test_provider_that_answers_but_takes_no_payment_is_degraded(breaker, status)
 def test_a_check_that_hangs_fails_alone_and_is_not_started_again():
     release, started = threading.Event(), []
 
-    def hang() -> HealthResult:
+    def hang() -> CheckResult:
         started.append(1)
         release.wait(60)
         return PASS
 
-    hanging = Component("provider", "component", hang)
+    hanging = Check("provider", "component", hang)
     checks = checks_of(hanging, component("database", PASS), check_limit_s=1.0)
     checks.check_now()
     report = checks.report()["checks"]
@@ -133,7 +134,7 @@ def test_a_check_that_hangs_fails_alone_and_is_not_started_again():
 
 def test_who_asks_at_the_same_time_shares_one_round():
     rounds = []
-    checks = checks_of(Component("database", "datastore", lambda: rounds.append(1) or PASS))
+    checks = checks_of(Check("database", "datastore", lambda: rounds.append(1) or PASS))
     threads = [threading.Thread(target=checks.check_now) for _ in range(8)]
 
     for thread in threads:
@@ -146,7 +147,7 @@ def test_who_asks_at_the_same_time_shares_one_round():
 
 def test_checks_run_periodically_until_they_are_stopped():
     checked = threading.Event()
-    checks = checks_of(Component("database", "datastore", lambda: checked.set() or PASS))
+    checks = checks_of(Check("database", "datastore", lambda: checked.set() or PASS))
 
     checks.start()
     is_checked = checked.wait(60)
@@ -163,7 +164,7 @@ def nothing_waits() -> None:
 def test_reconciler_that_recovers_says_what_waits():
     beat = datetime.now(UTC)
 
-    finding = components.reconciler(lambda: beat, lambda: "the queue waits").check()
+    finding = components.reconciler(lambda: beat, lambda: "the queue waits").probe()
 
     assert (finding.status, finding.output) == ("warn", "the queue waits")
 
@@ -172,7 +173,7 @@ def test_reconciler_that_recovers_says_what_waits():
 def test_a_silent_reconciler_is_noticed(age_s, status):
     beat = datetime.now(UTC) - timedelta(seconds=age_s)
 
-    finding = components.reconciler(lambda: beat, nothing_waits, first_beat_within_s=0.0).check()
+    finding = components.reconciler(lambda: beat, nothing_waits, first_beat_within_s=0.0).probe()
 
     assert finding.status == status
 
@@ -180,12 +181,12 @@ def test_a_silent_reconciler_is_noticed(age_s, status):
 def test_a_reconciler_that_never_ran_fails():
     never = components.reconciler(lambda: None, nothing_waits, first_beat_within_s=0.0)
 
-    assert never.check().status == "fail"
+    assert never.probe().status == "fail"
 
 
 @pytest.mark.parametrize("beat", [None, datetime.now(UTC) - timedelta(days=1)])
 def test_reconciler_gets_time_for_its_first_heartbeat(beat):
-    finding = components.reconciler(lambda: beat, nothing_waits).check()
+    finding = components.reconciler(lambda: beat, nothing_waits).probe()
 
     assert (finding.status, finding.output) == ("warn", "its first beat is awaited")
 
@@ -196,7 +197,7 @@ def test_reconciler_gets_time_for_its_first_heartbeat(beat):
 def test_a_wrong_clock_is_noticed(skew_s, status):
     skew = timedelta(seconds=skew_s)
 
-    finding = components.clock(lambda: datetime.now(UTC) + skew).check()
+    finding = components.clock(lambda: datetime.now(UTC) + skew).probe()
 
     assert finding.status == status
 
@@ -205,11 +206,11 @@ def test_without_a_database_the_clock_is_not_said_to_be_wrong():
     def no_database() -> datetime:
         raise ConnectionError
 
-    assert components.clock(no_database).check().status == "warn"
+    assert components.clock(no_database).probe().status == "warn"
 
 
 def test_the_disk_is_measured_where_we_write(tmp_path):
-    finding = components.disk(tmp_path).check()
+    finding = components.disk(tmp_path).probe()
 
     assert finding.unit == "ratio"
     assert 0 <= finding.observed <= 1

@@ -8,16 +8,15 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from time import monotonic
-from typing import Any, Literal
+from typing import Any
 
+from service.observability.checks import Check, CheckResult, Status
 from service.observability.metrics import catalogue as metrics
 from service.observability.redaction import clean_text
-
-Status = Literal["pass", "warn", "fail"]
 
 INTERVAL_S = 30.0
 RECHECK_S = 5.0
@@ -32,34 +31,12 @@ _AS_NUMBER: dict[Status, float] = {"pass": 1.0, "warn": 0.5, "fail": 0.0}
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class HealthResult:
-    """The result of one check. `output` is for people: no secrets."""
-
-    status: Status
-    output: str = ""
-    observed: float | None = None
-    unit: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Component:
-    """One checked component. If `check` raises, the result is `fail` with the error's text."""
-
-    name: str
-    # The draft's component type: datastore, component, system.
-    kind: str
-    check: Callable[[], HealthResult]
-    # Critical: without it no payment can be accepted. Other failures leave the service degraded.
-    is_critical: bool = False
-
-
 @dataclass(slots=True)
 class _CheckState:
-    """The known state of one component; guarded by the lock of HealthChecks."""
+    """The known state of one check; guarded by the lock of HealthChecks."""
 
-    component: Component
-    finding: HealthResult | None = None
+    check: Check
+    finding: CheckResult | None = None
     checked_at: datetime | None = None
     since: datetime | None = None
     latency_ms: float = 0.0
@@ -78,14 +55,14 @@ class HealthChecks:
 
     def __init__(
         self,
-        components: Sequence[Component],
+        checks: Sequence[Check],
         *,
         version: str,
         instance: str,
         interval_s: float = INTERVAL_S,
         check_limit_s: float = CHECK_LIMIT_S,
     ) -> None:
-        self._states = [_CheckState(component) for component in components]
+        self._states = [_CheckState(check) for check in checks]
         self._version = version
         self._instance = instance
         self._interval_s = interval_s
@@ -123,7 +100,7 @@ class HealthChecks:
     def report(self) -> dict[str, Any]:
         """The last results, in the format of the IETF draft health+json with our additions."""
         with self._lock:
-            checks = {state.component.name: [_as_check(state)] for state in self._states}
+            checks = {state.check.name: [_as_check(state)] for state in self._states}
             overall = _overall(self._states)
         return {
             "status": overall,
@@ -148,25 +125,25 @@ class HealthChecks:
         if state.thread is not None and state.thread.is_alive():
             return
         state.begun_s = monotonic()
-        name = f"health-{state.component.name}"
+        name = f"health-{state.check.name}"
         state.thread = threading.Thread(target=self._check, args=(state,), name=name, daemon=True)
         state.thread.start()
 
     def _check(self, state: _CheckState) -> None:
         begun_s = state.begun_s
         try:
-            finding = state.component.check()
+            finding = state.check.probe()
         # Any error in a check is the result of that check.
         except Exception as error:  # noqa: BLE001
-            finding = HealthResult("fail", f"{type(error).__name__}: {error}")
+            finding = CheckResult("fail", f"{type(error).__name__}: {error}")
         self._note(state, finding, monotonic() - begun_s)
 
     def _fail_if_still_out(self, state: _CheckState) -> None:
         if state.thread is not None and state.thread.is_alive():
             taken_s = monotonic() - state.begun_s
-            self._note(state, HealthResult("fail", f"no answer after {taken_s:.0f} s"), taken_s)
+            self._note(state, CheckResult("fail", f"no answer after {taken_s:.0f} s"), taken_s)
 
-    def _note(self, state: _CheckState, finding: HealthResult, taken_s: float) -> None:
+    def _note(self, state: _CheckState, finding: CheckResult, taken_s: float) -> None:
         now = datetime.now(UTC)
         with self._lock:
             before = state.finding.status if state.finding else None
@@ -177,7 +154,7 @@ class HealthChecks:
                 state.changes.append((now, finding.status))
             if finding.status != "pass":
                 state.last_error, state.last_error_at = clean_text(finding.output), now
-        name = state.component.name
+        name = state.check.name
         metrics.health_status.labels(name).set(_AS_NUMBER[finding.status])
         metrics.health_check_duration_seconds.labels(name).observe(taken_s)
         if before is not None and finding.status != before:
@@ -188,8 +165,8 @@ class HealthChecks:
 
 def _overall(states: Sequence[_CheckState]) -> Status:
     """`fail` when a critical component fails, `warn` when any component does not pass."""
-    seen = [(state.component, state.finding.status) for state in states if state.finding]
-    if any(component.is_critical and status == "fail" for component, status in seen):
+    seen = [(state.check, state.finding.status) for state in states if state.finding]
+    if any(check.is_critical and status == "fail" for check, status in seen):
         return "fail"
     # A component without a result does not count as healthy.
     is_well = len(seen) == len(states) and all(status == "pass" for _, status in seen)
@@ -197,17 +174,17 @@ def _overall(states: Sequence[_CheckState]) -> Status:
 
 
 def _as_check(state: _CheckState) -> dict[str, Any]:
-    finding = state.finding or HealthResult("warn", "not checked yet")
+    finding = state.finding or CheckResult("warn", "not checked yet")
     check: dict[str, Any] = {
-        "componentId": state.component.name,
-        "componentType": state.component.kind,
+        "componentId": state.check.name,
+        "componentType": state.check.kind,
         "status": finding.status,
         "time": _text(state.checked_at),
         "since": _text(state.since),
         "latency_ms": state.latency_ms,
         "last_error": state.last_error,
         "last_error_at": _text(state.last_error_at),
-        "critical": state.component.is_critical,
+        "critical": state.check.is_critical,
         "changes": [{"time": _text(time), "status": status} for time, status in state.changes],
     }
     if finding.observed is not None:
