@@ -17,8 +17,8 @@ from service.observability.checks import (
     CLOCK_APART_S,
     DATABASE_ROUND_TRIP_WARN_MS,
     HEARTBEAT_AGE_S,
-    Check,
     CheckResult,
+    ServiceCheck,
 )
 from service.payments.events.endpoints import EndpointStore
 from service.payments.merchants import KeyStore
@@ -38,27 +38,27 @@ PROVIDER_TIMEOUT_S = 5.0
 MIGRATIONS = "migrations"
 
 
-def of_settings(settings: Settings) -> list[Check]:
+def of_settings(settings: Settings) -> list[ServiceCheck]:
     """The checks that need no database."""
     return [
-        Check("settings", "system", partial(_settings, settings)),
-        Check("provider", "component", partial(_provider, settings)),
+        ServiceCheck("settings", "system", partial(_settings, settings)),
+        ServiceCheck("provider", "component", partial(_provider, settings)),
     ]
 
 
-def of_database(pool: ConnectionPool, settings: Settings) -> list[Check]:
+def of_database(pool: ConnectionPool, settings: Settings) -> list[ServiceCheck]:
     """The checks of the database, and of the rows in it; their order is that of their needs."""
     return [
-        Check("database", "datastore", partial(_database, pool)),
-        Check("database settings", "datastore", partial(_database_settings, pool)),
-        Check("clock", "system", partial(_clock, pool)),
-        Check("pool budget", "datastore", partial(_headroom, settings)),
-        Check(MIGRATIONS, "datastore", partial(_migrations, settings)),
-        Check("api keys", "component", partial(_keys, pool, settings)),
-        Check("reconciler", "component", partial(_reconciler, pool)),
-        Check("money", "component", partial(_money, pool)),
-        Check("webhooks out", "component", partial(_webhooks_out, pool)),
-        Check("event months", "datastore", partial(_partitions, pool)),
+        ServiceCheck("database", "datastore", partial(_database, pool)),
+        ServiceCheck("database settings", "datastore", partial(_database_settings, pool)),
+        ServiceCheck("clock", "system", partial(_clock, pool)),
+        ServiceCheck("pool budget", "datastore", partial(_headroom, settings)),
+        ServiceCheck(MIGRATIONS, "datastore", partial(_migrations, settings)),
+        ServiceCheck("api keys", "component", partial(_keys, pool, settings)),
+        ServiceCheck("reconciler", "component", partial(_reconciler, pool)),
+        ServiceCheck("money", "component", partial(_money, pool)),
+        ServiceCheck("webhooks out", "component", partial(_webhooks_out, pool)),
+        ServiceCheck("event months", "datastore", partial(_partitions, pool)),
     ]
 
 

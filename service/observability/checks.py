@@ -25,7 +25,7 @@ class CheckResult:
 
 
 @dataclass(frozen=True, slots=True)
-class Check:
+class ServiceCheck:
     """One check. If `probe` raises, the check fails with the error's text."""
 
     name: str

@@ -16,8 +16,8 @@ from service.observability.checks import (
     CLOCK_APART_S,
     DISK_FREE_RATIO,
     HEARTBEAT_AGE_S,
-    Check,
     CheckResult,
+    ServiceCheck,
     Status,
 )
 from service.observability.metrics import slots
@@ -26,7 +26,9 @@ from service.observability.metrics import slots
 SLOTS_WAIT_S = 1.0
 
 
-def database(ping: Callable[[], object], statistics: Callable[[], Mapping[str, Any]]) -> Check:
+def database(
+    ping: Callable[[], object], statistics: Callable[[], Mapping[str, Any]]
+) -> ServiceCheck:
     """`ping` sends the database a statement and raises when it gets no answer.
 
     Our answer does not prove that the workers get one: `warn` while their callers get no connection.
@@ -43,10 +45,12 @@ def database(ping: Callable[[], object], statistics: Callable[[], Mapping[str, A
             return CheckResult("warn", told, observed=took_ms, unit="ms")
         return CheckResult("pass", observed=took_ms, unit="ms")
 
-    return Check("database", "datastore", probe, is_critical=True)
+    return ServiceCheck("database", "datastore", probe, is_critical=True)
 
 
-def provider(reach: Callable[[], object], statistics: Callable[[], Mapping[str, Any]]) -> Check:
+def provider(
+    reach: Callable[[], object], statistics: Callable[[], Mapping[str, Any]]
+) -> ServiceCheck:
     """`reach` calls the provider without moving money and raises when it cannot.
 
     Its answer does not prove that payments work: `warn` while the workers' breaker is not closed.
@@ -62,7 +66,7 @@ def provider(reach: Callable[[], object], statistics: Callable[[], Mapping[str, 
             return CheckResult("warn", told, observed=took_ms, unit="ms")
         return CheckResult("pass", observed=took_ms, unit="ms")
 
-    return Check("provider", "component", probe)
+    return ServiceCheck("provider", "component", probe)
 
 
 def reconciler(
@@ -70,7 +74,7 @@ def reconciler(
     waiting: Callable[[], str | None],
     *,
     first_beat_within_s: float = HEARTBEAT_AGE_S.warn,
-) -> Check:
+) -> ServiceCheck:
     """`last_run_at` is the reconciler's newest heartbeat, None before the first one; `waiting` says
     in a sentence what it may not do yet, None where nothing is held.
 
@@ -91,10 +95,10 @@ def reconciler(
         told = f"silent for {silent_s:.0f} s"
         return CheckResult(HEARTBEAT_AGE_S.status(silent_s), told, observed=silent_s, unit="s")
 
-    return Check("reconciler", "component", probe)
+    return ServiceCheck("reconciler", "component", probe)
 
 
-def disk(path: Path) -> Check:
+def disk(path: Path) -> ServiceCheck:
     """Free disk space in the directories that this instance writes to."""
 
     def probe() -> CheckResult:
@@ -104,10 +108,10 @@ def disk(path: Path) -> Check:
         told = "" if status == "pass" else f"{usage.free // 1_000_000} MB are free"
         return CheckResult(status, told, observed=free_ratio, unit="ratio")
 
-    return Check("disk", "system", probe)
+    return ServiceCheck("disk", "system", probe)
 
 
-def clock(database_now: Callable[[], datetime]) -> Check:
+def clock(database_now: Callable[[], datetime]) -> ServiceCheck:
     """Our clock compared with the database's, which leases and schedules use."""
 
     def probe() -> CheckResult:
@@ -123,10 +127,10 @@ def clock(database_now: Callable[[], datetime]) -> Check:
         told = "" if status == "pass" else f"{skew_s:.1f} s apart from the database"
         return CheckResult(status, told, observed=skew_s, unit="s")
 
-    return Check("clock", "system", probe)
+    return ServiceCheck("clock", "system", probe)
 
 
-def workers(expected: int) -> Check:
+def workers(expected: int) -> ServiceCheck:
     """The data plane's processes on this machine, counted by their slots."""
 
     def probe() -> CheckResult:
@@ -141,7 +145,7 @@ def workers(expected: int) -> Check:
         status: Status = "warn" if alive else "fail"
         return CheckResult(status, f"{alive} of {expected} are alive", alive, "processes")
 
-    return Check("workers", "system", probe, is_critical=True)
+    return ServiceCheck("workers", "system", probe, is_critical=True)
 
 
 def _ms_since(begun_s: float) -> float:

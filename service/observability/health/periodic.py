@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from time import monotonic
 from typing import Any
 
-from service.observability.checks import Check, CheckResult, Status
+from service.observability.checks import CheckResult, ServiceCheck, Status
 from service.observability.metrics import catalogue as metrics
 from service.observability.redaction import clean_text
 
@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 class _CheckState:
     """The known state of one check; guarded by the lock of HealthChecks."""
 
-    check: Check
+    check: ServiceCheck
     finding: CheckResult | None = None
     checked_at: datetime | None = None
     since: datetime | None = None
@@ -55,7 +55,7 @@ class HealthChecks:
 
     def __init__(
         self,
-        checks: Sequence[Check],
+        checks: Sequence[ServiceCheck],
         *,
         version: str,
         instance: str,

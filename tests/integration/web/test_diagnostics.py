@@ -12,7 +12,7 @@ from flask.testing import FlaskClient
 
 from service.app.parts import web_app
 from service.database.pool.pool import ConnectionPool
-from service.observability.checks import Check, CheckResult
+from service.observability.checks import CheckResult, ServiceCheck
 from service.observability.health.periodic import HealthChecks
 from service.observability.metrics.registry import RecentSamples, SharedRegistry, read_samples
 from service.observability.metrics.statistics import Statistics
@@ -46,8 +46,8 @@ def seen() -> dict[str, CheckResult]:
 def health(seen: dict[str, CheckResult]) -> HealthChecks:
     return HealthChecks(
         [
-            Check("database", "datastore", lambda: seen["database"], is_critical=True),
-            Check("provider", "component", lambda: seen["provider"]),
+            ServiceCheck("database", "datastore", lambda: seen["database"], is_critical=True),
+            ServiceCheck("provider", "component", lambda: seen["provider"]),
         ],
         version="1.2.3",
         instance="box-1",

@@ -9,17 +9,17 @@ from typing import Any
 
 import pytest
 
-from service.observability.checks import Check, CheckResult
+from service.observability.checks import CheckResult, ServiceCheck
 from service.observability.health import components
 from service.observability.health.periodic import HealthChecks
 
 
-def checks_of(*checks: Check, **limits: float) -> HealthChecks:
+def checks_of(*checks: ServiceCheck, **limits: float) -> HealthChecks:
     return HealthChecks(checks, version="1.2.3", instance="box-1", **limits)
 
 
-def component(name: str, finding: CheckResult, *, is_critical: bool = False) -> Check:
-    return Check(name, "component", lambda: finding, is_critical)
+def component(name: str, finding: CheckResult, *, is_critical: bool = False) -> ServiceCheck:
+    return ServiceCheck(name, "component", lambda: finding, is_critical)
 
 
 def workers_saw(
@@ -117,7 +117,7 @@ def test_a_check_that_hangs_fails_alone_and_is_not_started_again():
         release.wait(60)
         return PASS
 
-    hanging = Check("provider", "component", hang)
+    hanging = ServiceCheck("provider", "component", hang)
     checks = checks_of(hanging, component("database", PASS), check_limit_s=1.0)
     checks.check_now()
     report = checks.report()["checks"]
@@ -134,7 +134,7 @@ def test_a_check_that_hangs_fails_alone_and_is_not_started_again():
 
 def test_who_asks_at_the_same_time_shares_one_round():
     rounds = []
-    checks = checks_of(Check("database", "datastore", lambda: rounds.append(1) or PASS))
+    checks = checks_of(ServiceCheck("database", "datastore", lambda: rounds.append(1) or PASS))
     threads = [threading.Thread(target=checks.check_now) for _ in range(8)]
 
     for thread in threads:
@@ -147,7 +147,7 @@ def test_who_asks_at_the_same_time_shares_one_round():
 
 def test_checks_run_periodically_until_they_are_stopped():
     checked = threading.Event()
-    checks = checks_of(Check("database", "datastore", lambda: checked.set() or PASS))
+    checks = checks_of(ServiceCheck("database", "datastore", lambda: checked.set() or PASS))
 
     checks.start()
     is_checked = checked.wait(60)
