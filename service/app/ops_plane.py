@@ -22,12 +22,12 @@ from service.observability.health.periodic import HealthChecks
 from service.observability.metrics import catalogue as metrics
 from service.observability.metrics import preregister
 from service.observability.metrics.registry import (
-    RecentSamples,
     SampleKey,
     read_samples,
     shared_registry,
 )
-from service.observability.metrics.statistics import Statistics
+from service.observability.metrics.sampler import Sampler
+from service.observability.metrics.statistics import FINE_S, Statistics
 from service.payments.charge.store import PaymentStore
 from service.payments.merchants import KeyStore
 from service.payments.settling.store import SettlingStore
@@ -61,16 +61,22 @@ def create_ops_app(settings: Settings) -> Flask:
     provider = adapter_of(settings, watchdog, connections=1)
     authenticate = Authenticator(KeyStore(pool), mode=settings.provider_mode)
     registry = shared_registry()
-    recent = RecentSamples(lambda: read_samples(registry))
-    statistics = Statistics(recent)
+    sampler = Sampler(lambda: read_samples(registry))
+    statistics, history = Statistics(sampler.samples), History(sampler)
     health = _health(settings, pool, provider, statistics)
     metrics.build_info.labels(version=own_version()).set(1)
     for slo, target in metrics.SLO_TARGETS.items():
         metrics.slo_target_ratio.labels(slo=slo).set(target)
     health.start()
-    statistics.start()
-    history = History(recent.reading)
-    history.start()
+    sampler.follow(
+        statistics.take_reading,
+        every_s=lambda: FINE_S,
+        failure_event="statistics.reading_failed",
+    )
+    sampler.follow(
+        history.take_reading, every_s=history.every_s, failure_event="console.reading_failed"
+    )
+    sampler.start()
     app = web_app(OPS_REQUEST_TIMEOUT_S)
     same_origin.install(app, _ops_hosts(settings))
     # This plane serves without a database too: an outage is when people need it.

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
-import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from time import monotonic
 
 from prometheus_client import REGISTRY, CollectorRegistry
 from prometheus_client.metrics_core import Metric
@@ -68,29 +66,6 @@ def read_samples(registry: Collector) -> dict[SampleKey, float]:
         for metric in registry.collect()
         for sample in metric.samples
     }
-
-
-class RecentSamples:
-    """One reading for all callers within `keep_s`: the charts, the statistics, every open page."""
-
-    def __init__(
-        self, read: Callable[[], Mapping[SampleKey, float]], *, keep_s: float = 1.0
-    ) -> None:
-        self._read = read
-        self._keep_s = keep_s
-        self._lock = threading.Lock()
-        self._kept: Mapping[SampleKey, float] = {}
-        self._read_at_s = float("-inf")
-
-    def __call__(self) -> Mapping[SampleKey, float]:
-        return self.reading()[1]
-
-    def reading(self) -> tuple[float, Mapping[SampleKey, float]]:
-        """The samples with the moment (on `time.monotonic`) at which they were read."""
-        with self._lock:
-            if monotonic() - self._read_at_s >= self._keep_s:
-                self._kept, self._read_at_s = self._read(), monotonic()
-            return self._read_at_s, self._kept
 
 
 class _SlotCollector(Collector):

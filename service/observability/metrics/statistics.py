@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from array import array
 from collections import deque
@@ -19,8 +18,6 @@ CACHED_FOR_S = 1.0
 # Two series of readings, a fine one for the short windows: an hour takes 132 readings.
 FINE_S, FINE_KEPT = 5.0, 66
 COARSE_S, COARSE_KEPT = 60.0, 66
-
-log = logging.getLogger(__name__)
 
 _QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
 _MONEY_MOVED = ("succeeded", "requires_capture")
@@ -54,7 +51,7 @@ class _Readings:
 
 
 class Statistics:
-    """Reads the registry periodically and answers from its readings. Thread-safe."""
+    """Answers from its readings of the registry, one every FINE_S. Thread-safe."""
 
     def __init__(self, read: Callable[[], Mapping[SampleKey, float]]) -> None:
         self._read = read
@@ -62,18 +59,6 @@ class Statistics:
         self._lock = threading.Lock()
         self._cached: dict[str, Any] = {}
         self._cached_at_s = float("-inf")
-        self._stopping = threading.Event()
-        self._thread: threading.Thread | None = None
-
-    def start(self) -> None:
-        """Take a reading now and then every 5 s, in a thread of this process."""
-        self._thread = threading.Thread(target=self._run, name="statistics", daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._stopping.set()
-        if self._thread is not None:
-            self._thread.join(FINE_S)
 
     def take_reading(self) -> None:
         samples = self._read()
@@ -87,15 +72,6 @@ class Statistics:
                 self._cached = self._compute()
                 self._cached_at_s = monotonic()
             return self._cached
-
-    def _run(self) -> None:
-        while not self._stopping.is_set():
-            try:
-                self.take_reading()
-            # A failed reading must not end the loop.
-            except Exception:
-                log.exception("statistics.reading_failed")
-            self._stopping.wait(FINE_S)
 
     def _compute(self) -> dict[str, Any]:
         samples, now_s = self._read(), monotonic()

@@ -14,7 +14,8 @@ from service.app.parts import web_app
 from service.database.pool.pool import ConnectionPool
 from service.observability.checks import CheckResult, ServiceCheck
 from service.observability.health.periodic import HealthChecks
-from service.observability.metrics.registry import RecentSamples, SharedRegistry, read_samples
+from service.observability.metrics.registry import SharedRegistry, read_samples
+from service.observability.metrics.sampler import Sampler
 from service.observability.metrics.statistics import Statistics
 from service.payments.charge.store import PaymentStore
 from service.payments.merchants import KeyStore
@@ -84,7 +85,7 @@ def client(tmp_path: Path, health: HealthChecks, statistics: Statistics) -> Flas
             health=health,
             statistics=statistics,
             figures=WindowFigures(statistics),
-            history=History(RecentSamples(dict).reading),
+            history=History(Sampler(dict)),
             store=PaymentStore(pool, lease_s=0.0, queue_expires_s=60.0),
         ),
     )

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from service.observability.metrics.registry import RecentSamples
+from service.observability.metrics.sampler import Sampler
 from service.web.ops.history import COLUMNS, ROWS_KEPT, History
 
 
 def rows_of(*readings: dict[Any, float]) -> list[dict[str, Any]]:
     left = list(readings)
-    history = History(lambda: (monotonic(), left.pop(0)))
+    history = History(Sampler(lambda: left.pop(0), keep_s=0.0))
     for _ in readings:
         history.take_reading()
     told = history.after(0.0)
@@ -37,11 +37,11 @@ def test_a_row_tells_what_was_counted_since_the_last_reading():
 def test_reading_of_another_process_counts_at_its_own_time():
     paid = ("holdfast_payments_total", (("outcome", "succeeded"), ("provider", "stripe")))
     # A constant rate of a hundred a second.
-    recent = RecentSamples(lambda: {paid: 100 * monotonic()}, keep_s=0.2)
-    history = History(recent.reading)
+    recent = Sampler(lambda: {paid: 100 * monotonic()}, keep_s=0.2)
+    history = History(recent)
     history.take_reading()
     sleep(0.25)
-    recent()
+    recent.reading()
     sleep(0.15)
     history.take_reading()
 
