@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import importlib
+import os
+import select
 import sys
 from typing import NoReturn
 
 from service.process.garbage import kept_imports
 from service.settings import SettingsError
+from service.version import VERSION
 
 # Each is a module `service.cli.NAME` with `add_arguments(parser)` and `run(arguments) -> int`,
 # imported only when it is called: one command's imports must not slow down another.
@@ -35,14 +39,33 @@ COMMANDS = {
 def main(argv: list[str] | None = None) -> int:
     """Do what the command line asks; the status for the shell (2: it cannot be done like this)."""
     words = sys.argv[1:] if argv is None else argv
+    try:
+        try:
+            return _run(words)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        if not _is_output_closed():
+            raise
+        return 1
+    except KeyboardInterrupt:
+        return 130  # As a shell reports SIGINT.
+
+
+def _run(words: list[str]) -> int:
     name = words[0] if words else "run"
     if name in ("-h", "--help"):
         print(_overview())
         return 0
+    if name in ("-V", "--version"):
+        print(f"holdfast {VERSION}")
+        return 0
     if name.startswith("-"):
         name, words = "run", ["run", *words]
     if name not in COMMANDS:
-        _refuse(f"There is no command {name!r}.\n\n{_overview()}")
+        close = difflib.get_close_matches(name, COMMANDS, n=1)
+        meant = f" Did you mean {close[0]!r}?" if close else ""
+        _refuse(f"There is no command {name!r}.{meant}\n\n{_overview()}")
     try:
         with kept_imports():
             command = importlib.import_module(f"service.cli.{name}")
@@ -65,10 +88,23 @@ def main(argv: list[str] | None = None) -> int:
     return status
 
 
+def _is_output_closed() -> bool:
+    """Whether the reader of our output has ended, as `head` does; then no further byte is sent there.
+
+    Source: https://docs.python.org/3/library/signal.html#note-on-sigpipe
+    """
+    output = select.poll()
+    output.register(sys.stdout.fileno(), 0)
+    if not any(event & (select.POLLERR | select.POLLHUP) for _, event in output.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
+
+
 def _overview() -> str:
     lines = "\n".join(f"  {name:<10} {what}" for name, what in COMMANDS.items())
     return (
-        f"usage: python -m service [COMMAND] [--help]\n\n{lines}\n\n"
+        f"usage: python -m service [COMMAND] [--help] | --version\n\n{lines}\n\n"
         "examples:\n"
         "  python -m service\n"
         "  python -m service payments list --status unknown\n"

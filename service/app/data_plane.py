@@ -10,7 +10,6 @@ from service.app.parts import (
     Parts,
     address_of,
     build_parts,
-    own_version,
     routes_of,
     send_spans,
     web_app,
@@ -30,6 +29,7 @@ from service.providers.prober import Prober
 from service.resilience.deadline import Deadline
 from service.resilience.rate_limit import RateLimit
 from service.settings import Settings
+from service.version import VERSION
 from service.web.api import (
     captures,
     endpoints,
@@ -86,9 +86,7 @@ def create_app(settings: Settings, *, provider: LaterProvider | None = None) -> 
     put_parts(app, Readiness(partial(_missing, parts.pool), is_stopping=lifecycle.is_stopping))
     put_parts(
         app,
-        document.Description(
-            title="Holdfast", version=own_version(), address=address_of(settings.bind)
-        ),
+        document.Description(title="Holdfast", version=VERSION, address=address_of(settings.bind)),
     )
     for blueprint in _BLUEPRINTS:
         app.register_blueprint(blueprint)

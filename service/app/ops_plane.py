@@ -11,7 +11,6 @@ from flask import Flask
 from service.app.parts import (
     adapter_of,
     address_of,
-    own_version,
     pool_of,
     routes_of,
     web_app,
@@ -37,6 +36,7 @@ from service.resilience.deadline import Deadline
 from service.resilience.watchdog import Watchdog
 from service.settings import Settings, SettingsError, reachable
 from service.startup.database import OPS_POOL_SIZE
+from service.version import VERSION
 from service.web.api import health as probes
 from service.web.api.health import Readiness
 from service.web.http import same_origin
@@ -64,7 +64,7 @@ def create_ops_app(settings: Settings) -> Flask:
     sampler = Sampler(lambda: read_samples(registry))
     statistics, history = Statistics(sampler.samples), History(sampler)
     health = _health(settings, pool, provider, statistics)
-    metrics.build_info.labels(version=own_version()).set(1)
+    metrics.build_info.labels(version=VERSION).set(1)
     for slo, target in metrics.SLO_TARGETS.items():
         metrics.slo_target_ratio.labels(slo=slo).set(target)
     health.start()
@@ -111,7 +111,7 @@ def create_ops_app(settings: Settings) -> Flask:
         app,
         document.Description(
             title="Holdfast: operations",
-            version=own_version(),
+            version=VERSION,
             address=address_of(settings.ops_bind),
         ),
     )
@@ -138,7 +138,7 @@ def _health(
             check.clock(lambda: pool.run(_NOW, {}, _check_deadline())[0][0]),
             check.workers(settings.web_workers),
         ],
-        version=own_version(),
+        version=VERSION,
         instance=socket.gethostname(),
     )
 
@@ -147,7 +147,7 @@ def _instance(settings: Settings) -> Instance:
     payments_host, payments_port = reachable(settings.bind)
     return Instance(
         name=socket.gethostname(),
-        version=own_version(),
+        version=VERSION,
         environment=settings.env,
         payments_host=payments_host,
         payments_port=payments_port,

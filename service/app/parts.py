@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 
 from flask import Flask
 
@@ -25,6 +24,7 @@ from service.resilience.bulkhead import Bulkhead
 from service.resilience.retry import Retry
 from service.resilience.watchdog import Watchdog
 from service.settings import Settings, reachable
+from service.version import VERSION
 from service.web.http import request_scope
 from service.web.http.problems import register_problems
 
@@ -126,17 +126,10 @@ def routes_of(app: Flask) -> list[tuple[str, str]]:
 
 def send_spans(settings: Settings) -> None:
     """Start tracing if OTEL_EXPORTER_OTLP_ENDPOINT is set; call before the pool connects."""
-    spans.enable(version=own_version(), environment=settings.env, instance=socket.gethostname())
+    spans.enable(version=VERSION, environment=settings.env, instance=socket.gethostname())
 
 
 def address_of(bind: str) -> str:
     """The address at which this machine reaches the listener on `bind`."""
     host, port = reachable(bind)
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-def own_version() -> str:
-    try:
-        return version("holdfast")
-    except PackageNotFoundError:
-        return "checkout"  # Started from the source, not installed.
