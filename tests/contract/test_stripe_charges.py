@@ -157,12 +157,14 @@ SAID: dict[str, Any] = {
 
 @contextlib.contextmanager
 def charges_that_say(content: Callable[[str], Any]) -> Iterator[StripeChargesProvider]:
-    """A provider that answers each request with the result of `content` for its request line."""
+    """A provider that answers each request with the result of `content` for its request line:
+    402 for an error, else 200."""
 
     def behave(peer: Peer) -> None:
         while request := peer.read_request():
             said = content(request.split(b"\r\n")[0].decode())
-            peer.send(answer(200, json.dumps(said).encode()))
+            status = 402 if "error" in said else 200
+            peer.send(answer(status, json.dumps(said).encode()))
 
     with fault_server(behave) as server:
         transport = Transport(
@@ -261,6 +263,16 @@ def test_a_release_of_something_else_is_doubt(lie):
     with charges_that_say(
         lambda line: RELEASE | lie if "refunds" in line else reserved
     ) as provider:
+        outcome = provider.cancel(CHARGE, "key", soon())
+
+    assert (outcome.kind, outcome.error) == (OutcomeKind.UNKNOWN, "mismatch")
+
+
+def test_release_answered_with_a_decline_released_nothing():
+    reserved = SAID | {"captured": False, "amount_captured": 0}
+    refused = {"error": {"type": "card_error", "code": "card_declined", "message": "No."}}
+
+    with charges_that_say(lambda line: refused if "POST" in line else reserved) as provider:
         outcome = provider.cancel(CHARGE, "key", soon())
 
     assert (outcome.kind, outcome.error) == (OutcomeKind.UNKNOWN, "mismatch")

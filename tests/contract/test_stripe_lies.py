@@ -176,6 +176,41 @@ def test_a_decline_of_somebody_elses_payment_is_doubt():
     assert (outcome.kind, outcome.error) == (OutcomeKind.UNKNOWN, "mismatch")
 
 
+@pytest.mark.parametrize("status", ["succeeded", "requires_capture", "processing"])
+def test_decline_with_a_charge_that_moved_is_doubt(status):
+    moved = INTENT | {"status": status, "amount_capturable": 1}
+
+    outcome = confirmed(said(402, {"error": CARD_ERROR | {"payment_intent": moved}}))
+
+    assert (outcome.kind, outcome.error) == (OutcomeKind.UNKNOWN, "mismatch")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        said(402, {"error": CARD_ERROR}),
+        said(200, INTENT | {"status": "requires_payment_method", "last_payment_error": CARD_ERROR}),
+    ],
+    ids=["402", "200"],
+)
+def test_cancel_answered_with_a_decline_released_nothing(content):
+    with stripe_that(always(content)) as provider:
+        outcome = provider.cancel(CHARGE, "key", Deadline.after(60))
+
+    assert (outcome.kind, outcome.error) == (OutcomeKind.UNKNOWN, "mismatch")
+
+
+@pytest.mark.parametrize(
+    "text", ["4242 4242 4242 4242", "sk_live_51abcdefghijklmnop", "pi_1_secret_abcdef"]
+)
+def test_words_of_a_decline_hold_no_card_and_no_secret(text):
+    decline = confirmed(said(402, {"error": CARD_ERROR | {"message": f"Bad: {text}."}})).decline
+
+    assert decline is not None
+    assert decline.message.startswith("Bad: ")
+    assert text not in decline.message
+
+
 def test_the_words_of_a_decline_are_short_and_harmless():
     error = CARD_ERROR | {
         "decline_code": "<script>",

@@ -13,6 +13,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
+from service.observability import redaction
 from service.providers.base import (
     KEY_USED,
     Charge,
@@ -234,7 +235,18 @@ def decline(error: Object) -> ProviderDecline:
     """The provider's own code, and a message that is safe for a log or a page."""
     code = error.get("decline_code") or error.get("code") or error.get("type")
     message = _UNPRINTABLE.sub(" ", str(error.get("message") or "The payment was declined."))
-    return ProviderDecline(word(code), message[:MESSAGE_LENGTH_MAX])
+    # Stripe's messages may quote what was sent: a card's number, a key, a client_secret.
+    return ProviderDecline(word(code), redaction.clean_text(message)[:MESSAGE_LENGTH_MAX])
+
+
+def of_release(outcome: Outcome, charge: Charge) -> Outcome:
+    """The outcome of a call that releases reserved money: no bank is asked, so none can decline it.
+
+    Read as the payment's own decline, it would mean that no money is held any more.
+    """
+    if outcome.kind is not OutcomeKind.DECLINED:
+        return outcome
+    return mismatch("a release was declined", provider_ref=charge.provider_ref)
 
 
 # The provider's parameters that are a caller's own fields; all others are our responsibility.

@@ -114,7 +114,7 @@ class StripeChargesProvider:
             answer = self._api.post("cancel", REFUNDS, form, key, deadline)
             if answer.status == 200:
                 return charges.of_released(answers.parse(answer), charge)
-            return charges.of_answer(answer, charge)
+            return answers.of_release(charges.of_answer(answer, charge), charge)
 
         return self._api.outcome("cancel", release)
 

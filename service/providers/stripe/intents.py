@@ -12,6 +12,9 @@ from service.providers.stripe import json as stripe_json
 from service.providers.stripe.answers import Object, mismatch, word
 
 
+_MAY_HAVE_MOVED = frozenset({OutcomeKind.SUCCEEDED, OutcomeKind.PENDING})
+
+
 def of_answer(answer: ProviderAnswer, charge: Charge, *, is_first: bool = False) -> Outcome:
     """The outcome of an answer of any status about our charge; `is_first` as in `answers.of_error`."""
     if answer.status == 200:
@@ -21,6 +24,9 @@ def of_answer(answer: ProviderAnswer, charge: Charge, *, is_first: bool = False)
     if outcome.kind is not OutcomeKind.DECLINED or not isinstance(refused, dict):
         return outcome
     difference = answers.difference(refused, charge, kind="payment_intent")
+    if difference is None and _by_status(refused).kind in _MAY_HAVE_MOVED:
+        # A decline beside a charge that moved, or still can: only the books know which is true.
+        difference = f"declined, but {word(refused.get('status'))}"
     if difference is not None:
         return mismatch(difference, provider_ref=charge.provider_ref)
     return replace(outcome, provider_ref=refused["id"])
@@ -56,6 +62,11 @@ def of_captured(intent: Object, charge: Charge, amount_minor: int) -> Outcome:
     if outcome.kind is OutcomeKind.SUCCEEDED and outcome.amount_received != amount_minor:
         return mismatch("amount_received differs", provider_ref=charge.provider_ref)
     return outcome
+
+
+def of_canceled(answer: ProviderAnswer, charge: Charge) -> Outcome:
+    """Like `of_answer`, after a cancel: no bank is asked, so a decline says nothing of the money."""
+    return answers.of_release(of_answer(answer, charge), charge)
 
 
 def of_listed(intent: Object) -> ProviderCharge:

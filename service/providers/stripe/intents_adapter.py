@@ -118,7 +118,7 @@ class StripeProvider:
 
         def release() -> Outcome:
             path = f"{_INTENTS}/{charge.provider_ref}/cancel"
-            return intents.of_answer(self._api.post("cancel", path, {}, key, deadline), charge)
+            return intents.of_canceled(self._api.post("cancel", path, {}, key, deadline), charge)
 
         return self._api.outcome("cancel", release)
 
