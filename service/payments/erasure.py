@@ -95,6 +95,16 @@ _INBOX = Statement(
     RETURNING 1
     """,
 )
+# A refund's reason is the caller's own text.
+_MOVEMENTS = Statement(
+    "erase_movements",
+    """
+    UPDATE movements SET reason = NULL
+    WHERE merchant_id = %(merchant_id)s::uuid AND payment_id = ANY(%(payment_ids)s::uuid[])
+      AND reason IS NOT NULL
+    RETURNING 1
+    """,
+)
 # `updated_at` changes, so that no reader keeps a body with an older ETag.
 _PAYMENTS = Statement(
     "erase_payments",
@@ -187,11 +197,13 @@ class Erasure:
         values["payment_ids"] = locked
         events = len(transaction.run(_EVENTS, values))
         inbox = len(transaction.run(_INBOX, values))
+        reasons = len(transaction.run(_MOVEMENTS, values))
         payments = len(transaction.run(_PAYMENTS, values))
         detail = {
             "by": self._by,
             "events": events,
             "webhooks": inbox,
+            "reasons": reasons,
             "payments": [payment_id_text(UUID(text)) for text in locked],
         }
         write(transaction, actor, Entry("payment.erased", self._merchant_id, detail=detail))

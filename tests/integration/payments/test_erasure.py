@@ -58,8 +58,8 @@ def add_payment(
     if refund is not None:
         execute(
             url,
-            "INSERT INTO movements (merchant_id, movement_id, payment_id, kind, status, amount)"
-            " VALUES (%s, gen_random_uuid(), %s, 'refund', %s, 100)",
+            "INSERT INTO movements (merchant_id, movement_id, payment_id, kind, status, amount,"
+            " reason) VALUES (%s, gen_random_uuid(), %s, 'refund', %s, 100, 'Jo called us')",
             (str(merchant), payment, refund),
         )
     return payment
@@ -105,6 +105,18 @@ def test_a_person_is_erased_and_amounts_stay(owner_pool, owner_url, by, value):
     assert execute(owner_url, "SELECT count(*) FROM webhook_inbox") == [(2,)]
     assert personal_data(owner_url, others[0]) == KEPT
     assert ERASED not in [personal_data(owner_url, other) for other in others]
+
+
+def test_reasons_of_ended_refunds_are_erased(owner_pool, owner_url):
+    payments = [
+        add_payment(owner_url, refund="succeeded"),
+        add_payment(owner_url, customer="cus_8", refund="succeeded"),
+    ]
+
+    Erasure(owner_pool, MERCHANT, "customer", "cus_7").erase(ACTOR)
+
+    reasons = dict(execute(owner_url, "SELECT payment_id::text, reason FROM movements"))
+    assert [reasons[payment] for payment in payments] == [None, "Jo called us"]
 
 
 def test_it_is_audited_without_the_value(owner_pool, owner_url):
