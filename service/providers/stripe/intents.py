@@ -11,7 +11,6 @@ from service.providers.stripe import answers
 from service.providers.stripe import json as stripe_json
 from service.providers.stripe.answers import Object, mismatch, word
 
-
 _MAY_HAVE_MOVED = frozenset({OutcomeKind.SUCCEEDED, OutcomeKind.PENDING})
 
 

@@ -47,6 +47,11 @@ _FRAMING = frozenset({b"content-length", b"transfer-encoding", b"host"})
 _ONCE = frozenset(name.encode("ascii") for name in STAND_ONCE)
 
 _REQUEST_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]{1,20}) ([\x21-\x7e]+) HTTP/1\.([0-9])")
+_ABSOLUTE = re.compile(rb"https?://([^/]*)", re.IGNORECASE)
+_ENCODED_SLASH = re.compile(rb"%(?:2f|5c)", re.IGNORECASE)
+_PLAIN_CLOSE = re.compile(rb"connection:[ \t]*close[ \t]*", re.IGNORECASE)
+# The lists that frame the body or the connection.
+_LISTS_READ = frozenset({b"transfer-encoding", b"connection"})
 _TOKEN_BYTES = b"!#$%&'*+.^_`|~-" + string.digits.encode() + string.ascii_letters.encode()
 _QUOTED = re.compile(rb'"[^"]*"')
 _HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.vV]+\]|[A-Za-z0-9._~!$&'()*+;=%-]*)(?::[0-9]{0,5})?")
@@ -74,6 +79,12 @@ class Head:
     # None: chunked.
     length: int | None
     expects_continue: bool
+    # The version or the Connection header is written in another way than it arrived.
+    is_rewritten: bool = False
+
+    def text(self) -> bytes:
+        """The head without its empty line, as the next parser gets it."""
+        return b"\r\n".join([self.request_line, *self.fields])
 
     def reframed(self, length: int) -> bytes:
         """The same head for an unchunked body of `length` bytes, without `Expect`."""
@@ -98,19 +109,50 @@ def read_head(head: bytes) -> Head:
     if match is None:
         raise Malformed("bad_request", "The request line is not HTTP/1 as we read it.")
     is_old = match[3] == b"0"
-    if not is_old:
-        # A later minor version is treated as the version that we support (RFC 9110, 2.5).
-        request_line = request_line[:-1] + b"1"
+    # A later minor version is treated as the version that we support (RFC 9110, 2.5).
+    understood = request_line if is_old else request_line[:-1] + b"1"
     values = _values(fields)
     if not is_old and b"host" not in values:
         raise Malformed("bad_request", "A request of HTTP/1.1 needs a Host header.")
+    _check_target(match[2], values.get(b"host"))
+    kept = _with_one_close(fields) if _closes(values) else fields
     return Head(
-        request_line,
-        tuple(fields),
+        understood,
+        tuple(kept),
         target=match[2],
         length=_length(values, is_old=is_old),
         expects_continue=_expects_continue(values, is_old=is_old),
+        is_rewritten=understood != request_line or kept is not fields,
     )
+
+
+def _check_target(target: bytes, host: list[bytes] | None) -> None:
+    """Refuse an address that two parsers read differently; raises Malformed.
+
+    The host of an absolute address replaces the Host header for some (RFC 9112, section 3.2.2), a
+    second slash begins a host for some, and an encoded slash separates for those that decode first.
+    """
+    path = target.partition(b"?")[0]
+    absolute = _ABSOLUTE.match(path)
+    if absolute is not None:
+        if host is not None and absolute[1].lower() != host[0].lower():
+            raise Malformed("bad_request", "The address and the Host header name two hosts.")
+        path = path[absolute.end() :]
+    if path.startswith(b"//") or b"#" in target or _ENCODED_SLASH.search(path):
+        raise Malformed("bad_request", "The address can be read in two ways.")
+
+
+def _closes(values: dict[bytes, list[bytes]]) -> bool:
+    options = b",".join(values.get(b"connection", [])).split(b",")
+    return any(option.strip(b" \t").lower() == b"close" for option in options)
+
+
+def _with_one_close(fields: list[bytes]) -> list[bytes]:
+    """The fields with one plain `Connection: close`: the parser behind us reads the first one only,
+    and only as a whole, so that it would serve requests behind the last one (RFC 9112, section 9.6)."""
+    others = [line for line in fields if line.partition(b":")[0].lower() != b"connection"]
+    is_plain = len(others) == len(fields) - 1 and any(_PLAIN_CLOSE.fullmatch(x) for x in fields)
+    return fields if is_plain else [*others, b"Connection: close"]
 
 
 def _values(fields: list[bytes]) -> dict[bytes, list[bytes]]:
@@ -128,7 +170,7 @@ def _values(fields: list[bytes]) -> dict[bytes, list[bytes]]:
             if name in values:
                 raise _repeated(name)
             values[name] = [value]
-        elif name == b"transfer-encoding":
+        elif name in _LISTS_READ:
             values.setdefault(name, []).append(value)
     host = values.get(b"host")
     if host is not None and not _HOST.fullmatch(host[0]):

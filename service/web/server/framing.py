@@ -146,7 +146,10 @@ class Arrival:
         if end < 0:
             return False
         self._head = read_head(bytes(received[:end]))
-        received[: len(self._head.request_line)] = self._head.request_line
+        if self._head.is_rewritten:
+            received[:end] = self._head.text()
+            end = len(self._head.text())
+            self._searched = len(received)
         self._at = self._searched = self._part_began = end + len(_END)
         self._part = _Part.BODY if self._head.length is not None else _Part.CHUNK_SIZE
         if (self._head.length or 0) > self._max_body_bytes:

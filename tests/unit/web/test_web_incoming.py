@@ -285,6 +285,62 @@ def test_no_spelling_makes_two_readings(headers: bytes, body: bytes, code: str) 
     assert judged(request(headers, body)) == code
 
 
+@pytest.mark.parametrize(
+    ("target", "host"),
+    [
+        *((b"http://evil/", b"x"), (b"HTTPS://x:1/", b"x"), (b"http://a@x/", b"x")),
+        *((b"http://x//v1/payments", b"x"), (b"//v1/payments", b"x"), (b"//x/v1", b"x")),
+        *((b"/v1/payments#a", b"x"), (b"/v1/payments?a#b", b"x"), (b"http://x#y/", b"x")),
+        *((b"/v1%2Fpayments", b"x"), (b"/v1%2fpayments?a", b"x"), (b"/v1/x%5C..", b"x")),
+    ],
+)
+def test_address_that_can_be_read_in_two_ways_is_refused(target: bytes, host: bytes) -> None:
+    received = b"GET %s HTTP/1.1\r\nHost: %s\r\n\r\n" % (target, host)
+
+    assert judged(received) == "bad_request"
+
+
+@pytest.mark.parametrize(
+    "target",
+    [b"/", b"/a//b?c=//d%2Fe", b"http://x/v1", b"HTTP://X/v1?a=http://y/", b"*", b"/%2e"],
+)
+def test_address_with_one_reading_is_taken(target: bytes) -> None:
+    assert judged(b"OPTIONS %s HTTP/1.1\r\nHost: x\r\n\r\n" % target) is WHOLE
+    assert judged(b"OPTIONS %s HTTP/1.0\r\n\r\n" % target) is WHOLE
+
+
+@pytest.mark.parametrize("framing", [b"Content-Length: 2\r\n", CHUNKED])
+@pytest.mark.parametrize(
+    ("fields", "closes"),
+    [
+        ((b"close",), True),
+        ((b"Close",), True),
+        ((b"close, keep-alive",), True),
+        ((b"keep-alive, close",), True),
+        ((b"Upgrade,close,",), True),
+        ((b"keep-alive", b"close"), True),
+        ((b"close", b"keep-alive"), True),
+        ((b"keep-alive",), False),
+        ((b"closed",), False),
+        ((b'"close"',), False),
+        ((b"Upgrade, HTTP2-Settings",), False),
+    ],
+)
+def test_close_anywhere_in_the_list_closes_the_connection(
+    fields: tuple[bytes, ...], closes: bool, framing: bytes
+) -> None:
+    arrival = Arrival()
+    headers = b"".join(b"CONNECTION: " + field + b"\r\n" for field in fields) + b"X: y\r\n"
+    body = b"2\r\n{}\r\n0\r\n\r\n" if framing is CHUNKED else b"{}"
+
+    assert arrival.feed(request(headers + framing, body) + b"GET /") is WHOLE
+    message = next(RequestParser(Config(), iter([arrival.take()]), ("127.0.0.1", 1)))
+    assert message.should_close() is closes
+    assert message.body.read() == b"{}"
+    assert ("X", "y") in message.headers
+    assert arrival.has_begun
+
+
 def test_fields_of_the_trailers_are_not_read() -> None:
     arrival = Arrival()
     trailers = b"0\r\nIdempotency-Key: K\r\nContent-Length: 5\r\n\r\n"
