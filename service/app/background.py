@@ -30,15 +30,17 @@ from service.payments.settling.figures import OpenFigures
 from service.payments.settling.forward import (
     Forwarder,
 )
+from service.payments.settling.inbox import WebhookInbox
 from service.payments.settling.invariant_checks import InvariantChecks
 from service.payments.settling.late import LateFacts
 from service.payments.settling.late_store import LateCheck, LateStore
+from service.payments.settling.lease_store import LeaseStore
 from service.payments.settling.movement_reconcile import MovementReconciler
 from service.payments.settling.parking import park
 from service.payments.settling.reconcile import Reconciler
 from service.payments.settling.recovery import CHECKED_EVERY_S as RECOVERY_CHECKED_EVERY_S
 from service.payments.settling.recovery import Recovery
-from service.payments.settling.store import SettlingStore
+from service.payments.settling.run_locks import RunLocks
 from service.payments.settling.sweep import Sweep
 from service.resilience.call_budget import CallBudget
 from service.resilience.deadline import Deadline
@@ -83,7 +85,9 @@ class Background:
     """
 
     pool: ConnectionPool
-    settling: SettlingStore
+    leases: LeaseStore
+    inbox: WebhookInbox
+    locks: RunLocks
     reconciler: Reconciler
     forwarder: Forwarder
     movements: MovementStore
@@ -149,18 +153,18 @@ class Background:
         """A separate loop, since look-ups from before the breaker opened may still hang."""
         is_available = self.probe(deadline)
         if is_available and not self.is_available:
-            hastened = self.settling.reschedule_now(deadline)
+            hastened = self.leases.reschedule_now(deadline)
             log.info("reconciler.provider_is_back", extra={"hastened": hastened})
         self.is_available = is_available
         return 0
 
     def _apply_hints(self, _run_all: RunAll, deadline: Deadline) -> int:
         """A separate loop: neither do look-ups that hang delay hints, nor a flood of hints look-ups."""
-        return self.settling.apply_hints(HINTS_AT_ONCE, deadline)
+        return self.inbox.apply_hints(HINTS_AT_ONCE, deadline)
 
     def _look_up_due(self, run_all: RunAll, deadline: Deadline) -> int:
         """Look up due payments, as many at once as there are threads; their number."""
-        due = self.settling.lease_look_ups(self.threads, deadline)
+        due = self.leases.lease_look_ups(self.threads, deadline)
         run_all(self._settle, due)
         return len(due)
 
@@ -220,7 +224,7 @@ class Background:
             raise
         except Exception as error:  # noqa: BLE001 - `park` logs it
             pause_s = park(error, payment.doubt_age_s, payment_id=payment.id)
-            self.settling.postpone(payment, pause_s, Deadline.after(RECORD_TIMEOUT_S))
+            self.leases.postpone(payment, pause_s, Deadline.after(RECORD_TIMEOUT_S))
         return True
 
     def _settle_movement(self, leased: tuple[Movement, Payment]) -> bool:
@@ -268,4 +272,4 @@ class Background:
         return None
 
     def _heartbeat(self, deadline: Deadline) -> None:
-        self.settling.heartbeat("reconciler", deadline)
+        self.locks.heartbeat("reconciler", deadline)

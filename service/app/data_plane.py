@@ -22,6 +22,7 @@ from service.observability.metrics import preregister
 from service.payments.events.endpoints import EndpointStore
 from service.payments.events.feed import EventFeed
 from service.payments.merchants import KeyStore
+from service.payments.settling.inbox import WebhookInbox
 from service.payments.settling.late_store import LateStore
 from service.providers.http.webhook_sender import refusal_of
 from service.providers.later import LaterProvider
@@ -108,7 +109,7 @@ def _data_plane(settings: Settings, parts: Parts) -> DataPlane:
         keys=key_store,
         endpoints=EndpointStore(parts.pool),
         refusal_of=partial(refusal_of, allow_private=settings.webhook_allow_private),
-        inbox=parts.settling,
+        inbox=WebhookInbox(parts.pool),
         stripe_secrets=[settings.stripe_webhook_secret] if settings.stripe_webhook_secret else [],
     )
 

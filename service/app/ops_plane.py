@@ -29,7 +29,7 @@ from service.observability.metrics.sampler import Sampler
 from service.observability.metrics.statistics import FINE_S, Statistics
 from service.payments.charge.store import PaymentStore
 from service.payments.merchants import KeyStore
-from service.payments.settling.store import SettlingStore
+from service.payments.settling.run_locks import RunLocks
 from service.payments.settling.sweep_report import SweepReport
 from service.providers.later import LaterProvider
 from service.resilience.deadline import Deadline
@@ -124,14 +124,14 @@ def create_ops_app(settings: Settings) -> Flask:
 def _health(
     settings: Settings, pool: ConnectionPool, provider: LaterProvider, statistics: Statistics
 ) -> HealthChecks:
-    settling = SettlingStore(pool, lease_s=0.0)
+    locks = RunLocks(pool)
     sweep_report = SweepReport(pool, provider.name)
     return HealthChecks(
         [
             check.database(lambda: pool.run(_NOW, {}, _check_deadline()), statistics.report),
             check.provider(lambda: _reach(provider), statistics.report),
             check.reconciler(
-                lambda: settling.last_heartbeat("reconciler", _check_deadline()),
+                lambda: locks.last_heartbeat("reconciler", _check_deadline()),
                 lambda: sweep_report.waiting(_check_deadline()),
             ),
             check.disk(settings.metrics_path),

@@ -14,7 +14,7 @@ from service.payments.charge.handler import PaymentHandler
 from service.payments.charge.store import RECORD_TIMEOUT_S, PaymentStore
 from service.payments.movements.handler import MovementHandler
 from service.payments.movements.store import MovementStore
-from service.payments.settling.store import SettlingStore
+from service.payments.settling.lease_store import LeaseStore
 from service.providers.adapters import adapter
 from service.providers.guarded import GuardedProvider
 from service.providers.http.transport import Transport
@@ -36,7 +36,7 @@ class Parts:
     pool: ConnectionPool
     provider: GuardedProvider
     store: PaymentStore
-    settling: SettlingStore
+    leases: LeaseStore
     handler: PaymentHandler
     movements: MovementStore
     movement_handler: MovementHandler
@@ -72,7 +72,7 @@ def build_parts(
         pool=pool,
         provider=guarded,
         store=store,
-        settling=SettlingStore(pool, lease_s=lease_s, provider=provider.name),
+        leases=LeaseStore(pool, lease_s=lease_s, provider=provider.name),
         handler=PaymentHandler(store, guarded, provider_timeout_s=provider_timeout_s),
         movements=movements,
         movement_handler=MovementHandler(movements, guarded, provider_timeout_s=provider_timeout_s),

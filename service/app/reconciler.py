@@ -20,13 +20,17 @@ from service.payments.modes import ModeConflict, claim_mode
 from service.payments.retention import Kept, Retention
 from service.payments.settling.figures import OpenFigures
 from service.payments.settling.forward import Forwarder
+from service.payments.settling.inbox import WebhookInbox
 from service.payments.settling.invariant_checks import InvariantChecks
 from service.payments.settling.late import LateFacts
 from service.payments.settling.late_store import LateStore
 from service.payments.settling.movement_reconcile import MovementReconciler
+from service.payments.settling.orphans import OrphanStore
 from service.payments.settling.reconcile import Reconciler
 from service.payments.settling.recovery import Recovery
+from service.payments.settling.run_locks import RunLocks
 from service.payments.settling.sweep import Sweep
+from service.payments.settling.sweep_compare import Comparison
 from service.payments.settling.sweep_progress import SweepRuns
 from service.payments.settling.sweep_unread import UnreadStore
 from service.providers.http.webhook_sender import WebhookSender
@@ -50,23 +54,28 @@ def create_background(settings: Settings) -> Background:
         threads=3 * RECONCILER_THREADS + 1 + LATE_AT_ONCE,
     )
     preregister.begin_settling()
-    reconciler = Reconciler(parts.store, parts.settling, parts.handler, parts.provider)
+    reconciler = Reconciler(parts.store, parts.leases, parts.handler, parts.provider)
     recovery = Recovery(parts.pool, parts.provider.name)
     # A queued payment may wait, but its lease limits the work: a call, then its record.
     send_timeout_s = settings.provider_timeout_ms / 1000 + RECORD_TIMEOUT_S
     lease_s = settings.provider_timeout_ms / 1000 + 2 * RECORD_TIMEOUT_S
     # A check makes four calls, each within the provider's deadline.
     late_store = LateStore(parts.pool, lease_s=4 * lease_s, provider=parts.provider.name)
-    late = LateFacts(parts.store, late_store, parts.movements, parts.settling, parts.provider)
+    orphans = OrphanStore(parts.pool)
+    locks = RunLocks(parts.pool)
+    late = LateFacts(parts.store, late_store, parts.movements, orphans, parts.provider)
     runs = SweepRuns(parts.pool, parts.provider.name)
     unread = UnreadStore(parts.pool, parts.provider.name)
     return Background(
         pool=parts.pool,
-        settling=parts.settling,
+        leases=parts.leases,
+        inbox=WebhookInbox(parts.pool),
+        locks=locks,
         reconciler=reconciler,
         forwarder=Forwarder(
             parts.store,
-            parts.settling,
+            parts.leases,
+            orphans,
             parts.handler,
             parts.provider,
             unread,
@@ -90,7 +99,7 @@ def create_background(settings: Settings) -> Background:
         open_limit=OpenLimit(parts.pool, most=settings.open_payments_max),
         retention=Retention(
             parts.pool,
-            parts.settling,
+            locks,
             Kept(
                 inbox_days=settings.keep_inbox_days,
                 outbox_days=settings.keep_outbox_days,
@@ -99,21 +108,26 @@ def create_background(settings: Settings) -> Background:
             ),
         ),
         sweep=Sweep(
-            parts.store,
-            parts.settling,
-            late,
+            Comparison(
+                parts.store,
+                orphans,
+                late,
+                late_store,
+                parts.provider,
+                foreign_charges=settings.foreign_charges,
+            ),
+            locks,
             late_store,
             runs,
             unread,
             parts.provider,
-            foreign_charges=settings.foreign_charges,
             first_back=timedelta(days=settings.sweep_first_days),
         ),
         late=late,
         late_store=late_store,
-        figures=OpenFigures(parts.settling, late_store, runs),
+        figures=OpenFigures(parts.pool, late_store, runs),
         recovery=recovery,
-        invariants=InvariantChecks(parts.pool, parts.settling),
+        invariants=InvariantChecks(parts.pool, locks),
         probe=parts.provider.probe,
         send_timeout_s=send_timeout_s,
         threads=RECONCILER_THREADS,

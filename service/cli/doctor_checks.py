@@ -22,8 +22,9 @@ from service.observability.checks import (
 )
 from service.payments.events.endpoints import EndpointStore
 from service.payments.merchants import KeyStore
+from service.payments.settling.figures import open_figures
 from service.payments.settling.invariants import try_invariants
-from service.payments.settling.store import SettlingStore
+from service.payments.settling.run_locks import RunLocks
 from service.providers.adapters import adapter
 from service.providers.http.transport import Transport
 from service.resilience.deadline import Deadline
@@ -191,7 +192,7 @@ def _keys(pool: ConnectionPool, settings: Settings) -> CheckResult:
 
 
 def _reconciler(pool: ConnectionPool) -> CheckResult:
-    last = SettlingStore(pool, lease_s=0.0).last_heartbeat("reconciler", local.soon())
+    last = RunLocks(pool).last_heartbeat("reconciler", local.soon())
     age_s = None if last is None else (datetime.now(UTC) - last).total_seconds()
     status = "fail" if age_s is None else HEARTBEAT_AGE_S.status(age_s)
     if age_s is not None and status == "pass":
@@ -211,7 +212,7 @@ def _money(pool: ConnectionPool) -> CheckResult:
         todo = "An unchecked rule proves nothing: see docs/runbooks/InvariantsNotChecked.md."
         return CheckResult("warn", f"not checked: {', '.join(unchecked)}", todo=todo)
     counts: dict[str, int] = {}
-    for figure in SettlingStore(pool, lease_s=0.0).open_figures(local.soon()):
+    for figure in open_figures(pool, local.soon()):
         counts[figure.status] = counts.get(figure.status, 0) + figure.count
     found = ", ".join(f"{n} {status}" for status, n in sorted(counts.items())) or "nothing open"
     if counts.get("needs_review"):

@@ -14,7 +14,7 @@ from typing import Any
 from service.database.pool.pool import ConnectionPool, Statement
 from service.database.pool.statements import Row
 from service.observability.metrics import catalogue as metrics
-from service.payments.settling.store import SettlingStore
+from service.payments.settling.run_locks import RunLocks
 from service.resilience.deadline import Deadline
 
 log = logging.getLogger(__name__)
@@ -100,14 +100,14 @@ class Kept:
 class Retention:
     """Removes old rows once a minute, for any number of processes that run it."""
 
-    def __init__(self, pool: ConnectionPool, settling: SettlingStore, kept: Kept) -> None:
+    def __init__(self, pool: ConnectionPool, locks: RunLocks, kept: Kept) -> None:
         self._pool = pool
-        self._settling = settling
+        self._locks = locks
         self._kept = kept
 
     def run_if_due(self, deadline: Deadline) -> None:
         """Remove one run's share of each table; the next run continues after it."""
-        run = self._settling.lease_run(NAME, every_s=EVERY_S, lease_s=LEASE_S, deadline=deadline)
+        run = self._locks.lease_run(NAME, every_s=EVERY_S, lease_s=LEASE_S, deadline=deadline)
         if run is None:
             return
         for table, statement, days in (
@@ -118,7 +118,7 @@ class Retention:
             if days is not None:
                 _count(table, self._remove(statement, days, deadline))
         position = self._remove_keys(run.detail, deadline)
-        self._settling.end_run(run, position, deadline)
+        self._locks.end_run(run, position, deadline)
 
     def _remove(self, statement: Statement, days: int, deadline: Deadline) -> int:
         removed = 0

@@ -221,7 +221,7 @@ def test_a_resolve_while_a_call_is_under_way_is_refused(two_phase, scripted):
     scripted.script(Rule("confirm", status=503, execute="never"))
     payment = two_phase.pay()
     two_phase.make_due()
-    (leased,) = two_phase.settling.lease_look_ups(1, soon())
+    (leased,) = two_phase.leases.lease_look_ups(1, soon())
 
     during = two_phase.store.resolve(
         payment, Status.NOT_EXECUTED, "seen on their page", "key", soon()
@@ -236,7 +236,7 @@ def test_resolved_payment_is_not_sent_by_an_earlier_look_up(two_phase, scripted,
     scripted.script(Rule("confirm", status=503, execute="never"))
     payment = two_phase.pay()
     two_phase.make_due()
-    (leased,) = two_phase.settling.lease_look_ups(1, soon())
+    (leased,) = two_phase.leases.lease_look_ups(1, soon())
     two_phase.make_due()  # Its lease is over.
 
     resolved = two_phase.store.resolve(

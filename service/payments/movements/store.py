@@ -76,7 +76,7 @@ class NotLookedFor(Exception):
 class MovementStore:
     """Reads and writes movements; each method uses one connection, for one or two statements.
 
-    As in SettlingStore, only rows of `provider` are leased.
+    As in LeaseStore, only rows of `provider` are leased.
     """
 
     def __init__(

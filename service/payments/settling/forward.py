@@ -16,10 +16,11 @@ from service.payments.charge.handler import PaymentHandler
 from service.payments.charge.model import LostCharge, Payment, Status
 from service.payments.charge.store import PaymentStore
 from service.payments.leases.run_all import RunAll
+from service.payments.settling.lease_store import LeaseStore
+from service.payments.settling.orphans import OrphanStore
 from service.payments.settling.parking import park
 from service.payments.settling.queue_books import QueueBooks
 from service.payments.settling.reconcile import OTHERS_AGAIN_S, REFUSED_AGAIN_S
-from service.payments.settling.store import SettlingStore
 from service.payments.settling.sweep_unread import UnreadStore
 from service.providers.base import OutcomeKind, ProviderCharge
 from service.providers.later import LaterProvider
@@ -48,7 +49,8 @@ class Forwarder:
     def __init__(
         self,
         store: PaymentStore,
-        settling: SettlingStore,
+        leases: LeaseStore,
+        orphans: OrphanStore,
         handler: PaymentHandler,
         provider: LaterProvider,
         unread: UnreadStore,
@@ -60,7 +62,8 @@ class Forwarder:
         is_recovering: Callable[[], bool] = lambda: False,
     ) -> None:
         self._store = store
-        self._settling = settling
+        self._leases = leases
+        self._orphans = orphans
         self._handler = handler
         self._provider = provider
         self._send_timeout_s = send_timeout_s
@@ -84,11 +87,11 @@ class Forwarder:
             return 0
         if not self._provider.available:
             self._batch = FIRST_BATCH
-            expired = self._settling.lease_queued(self._batch_max, deadline, only_expired=True)
-            self._lost = self._settling.lost_charges(expired, self._provider.name, deadline)
+            expired = self._leases.lease_queued(self._batch_max, deadline, only_expired=True)
+            self._lost = self._orphans.lost_charges(expired, self._provider.name, deadline)
             run_all(self._end_unseen, expired)
             return len(expired)
-        queued = self._settling.lease_queued(self._batch, deadline)
+        queued = self._leases.lease_queued(self._batch, deadline)
         if queued:
             seen = self._read_books(queued)
             all_taken = seen is not None and all(run_all(self._send_or_park, seen))
@@ -104,7 +107,7 @@ class Forwarder:
         begun_s = monotonic()
         try:
             within = Deadline.after(self._send_timeout_s)
-            self._lost = self._settling.lost_charges(unseen, self._provider.name, within)
+            self._lost = self._orphans.lost_charges(unseen, self._provider.name, within)
             self._unreadable = self._unread.about(unseen, within)
             pages = self._books.refresh(unseen)
         except Busy as error:
@@ -123,7 +126,7 @@ class Forwarder:
     def _give_back(self, payments: Iterable[Payment], due_in_s: float) -> None:
         deadline = Deadline.after(self._send_timeout_s)
         for payment in payments:
-            self._settling.postpone(payment, due_in_s, deadline)
+            self._leases.postpone(payment, due_in_s, deadline)
 
     def _needs_books(self, payment: Payment) -> bool:
         """Whether it has a reference: a confirm by the same reference cannot charge twice."""
@@ -137,7 +140,7 @@ class Forwarder:
         """End expired payments while the books are unreadable, except those that may have been sent."""
         deadline = Deadline.after(self._send_timeout_s)
         if _may_have_been_sent(payment) or payment.key_digest in self._lost:
-            self._settling.postpone(payment, EXPIRED_AGAIN_S, deadline)
+            self._leases.postpone(payment, EXPIRED_AGAIN_S, deadline)
         else:
             self._expire(payment, deadline)
         return True
@@ -150,7 +153,7 @@ class Forwarder:
             raise
         except Exception as error:  # noqa: BLE001 - told of by `park`
             pause_s = park(error, payment.doubt_age_s, payment_id=payment.id)
-            self._settling.postpone(payment, pause_s, Deadline.after(self._send_timeout_s))
+            self._leases.postpone(payment, pause_s, Deadline.after(self._send_timeout_s))
             return True
 
     def _send(self, payment: Payment) -> bool:
@@ -164,7 +167,7 @@ class Forwarder:
         found = self._found(payment, deadline)
         if found is not None and not found.provider_ref:
             # In the provider's list, and not even its id can be read: neither sent nor ended.
-            self._settling.postpone(payment, OTHERS_AGAIN_S, deadline)
+            self._leases.postpone(payment, OTHERS_AGAIN_S, deadline)
             log.error("queue.held_by_unreadable", extra={"payment_id": payment.id})
             return True
         if found is not None and (
@@ -217,7 +220,7 @@ class Forwarder:
         if payment.is_expired and not _may_have_been_sent(payment):
             self._expire(payment, deadline)
             return True
-        self._settling.postpone(payment, OTHERS_AGAIN_S, deadline)
+        self._leases.postpone(payment, OTHERS_AGAIN_S, deadline)
         log.warning("payment.of_another_provider", extra={"payment_id": payment.id})
         return True
 
@@ -238,7 +241,7 @@ class Forwarder:
         adopted = self._store.adopt(payment, provider_ref, deadline)
         if adopted is None:
             # Another payment has this charge: two of ours claim it, and neither is sent again.
-            self._settling.postpone(payment, OTHERS_AGAIN_S, deadline)
+            self._leases.postpone(payment, OTHERS_AGAIN_S, deadline)
         log.error(
             "payment.found_in_books",
             extra={

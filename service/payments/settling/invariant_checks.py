@@ -26,7 +26,7 @@ from service.payments.settling.invariants import (
     Place,
     check_slice,
 )
-from service.payments.settling.store import BackgroundRun, SettlingStore
+from service.payments.settling.run_locks import BackgroundRun, RunLocks
 from service.resilience.deadline import Deadline
 
 log = logging.getLogger(__name__)
@@ -71,11 +71,9 @@ class RuleState:
 class InvariantChecks:
     """Gives each due rule a turn; any number of processes may run it."""
 
-    def __init__(
-        self, pool: ConnectionPool, settling: SettlingStore, *, turn_s: float = TURN_S
-    ) -> None:
+    def __init__(self, pool: ConnectionPool, locks: RunLocks, *, turn_s: float = TURN_S) -> None:
         self._pool = pool
-        self._settling = settling
+        self._locks = locks
         self._turn_s = turn_s
         # For a rule that was never checked, the age grows from here.
         self._began = datetime.now(UTC)
@@ -105,7 +103,7 @@ class InvariantChecks:
         return {rule: _state(details.get(rule, {})) for rule in RULES}
 
     def _turn(self, rule: str, deadline: Deadline) -> bool:
-        run = self._settling.lease_run(
+        run = self._locks.lease_run(
             _name(rule), every_s=EVERY_S, lease_s=LEASE_S, deadline=deadline
         )
         if run is None:

@@ -32,8 +32,8 @@ from service.payments.settling.late_facts import (
     row_of,
 )
 from service.payments.settling.late_store import AlreadyKnown, Contradiction, LateCheck, LateStore
+from service.payments.settling.orphans import OrphanStore
 from service.payments.settling.parking import park
-from service.payments.settling.store import SettlingStore
 from service.providers.base import Outcome, OutcomeKind, ProviderCharge, Stage
 from service.providers.later import LaterProvider, ProviderRefund
 from service.resilience.deadline import Deadline
@@ -66,13 +66,13 @@ class LateFacts:
         store: PaymentStore,
         late: LateStore,
         movements: MovementStore,
-        settling: SettlingStore,
+        orphans: OrphanStore,
         provider: LaterProvider,
     ) -> None:
         self._store = store
         self._late = late
         self._movements = movements
-        self._settling = settling
+        self._orphans = orphans
         self._provider = provider
 
     def name_hint(self, hint: tuple[str, str], deadline: Deadline) -> None:
@@ -220,7 +220,7 @@ class LateFacts:
         deadline: Deadline,
     ) -> None:
         """Store a charge that our books cannot explain, and page."""
-        is_new = self._settling.add_orphan(
+        is_new = self._orphans.add_orphan(
             charge,
             provider=self._provider.name,
             merchant_id=merchant_id,

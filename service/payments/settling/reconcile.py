@@ -11,7 +11,7 @@ from service.payments.charge.handler import PaymentHandler, charge_of
 from service.payments.charge.model import Payment, Status
 from service.payments.charge.store import PaymentStore
 from service.payments.leases.schedule import is_exhausted, next_look_up_s
-from service.payments.settling.store import SettlingStore
+from service.payments.settling.lease_store import LeaseStore
 from service.providers.base import KEY_LIFETIME, Outcome, OutcomeKind, Provider, Stage
 from service.resilience.deadline import Deadline
 
@@ -33,14 +33,14 @@ class Reconciler:
     def __init__(
         self,
         store: PaymentStore,
-        settling: SettlingStore,
+        leases: LeaseStore,
         handler: PaymentHandler,
         provider: Provider,
         *,
         quiescence_s: float = QUIESCENCE_S,
     ) -> None:
         self._store = store
-        self._settling = settling
+        self._leases = leases
         self._handler = handler
         self._provider = provider
         self._quiescence_s = quiescence_s
@@ -57,7 +57,7 @@ class Reconciler:
             return payment
         if payment.provider != self._provider.name:
             # Only the provider of the charge knows its state: another provider lacks it.
-            self._settling.postpone(payment, OTHERS_AGAIN_S, deadline)
+            self._leases.postpone(payment, OTHERS_AGAIN_S, deadline)
             log.warning("payment.of_another_provider", extra={"payment_id": payment.id})
             return payment
         may_send_again = self._may_send_again(payment)
@@ -71,7 +71,7 @@ class Reconciler:
         charge = charge_of(payment, may_send_again=may_send_again)
         outcome = self._provider.look_up(charge, deadline)
         if outcome.error in ("breaker_open", "bulkhead_full"):
-            self._settling.postpone(payment, REFUSED_AGAIN_S, deadline)
+            self._leases.postpone(payment, REFUSED_AGAIN_S, deadline)
             return payment
         proven_absent = outcome.kind is OutcomeKind.NOT_EXECUTED and outcome.stage is Stage.ANSWERED
         if proven_absent and outcome.provider_ref is None and payment.is_prepared_in_doubt:

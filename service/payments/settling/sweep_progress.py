@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from service.database.pool.pool import ConnectionPool, Statement
-from service.payments.settling.store import BackgroundRun
+from service.payments.settling.run_locks import BackgroundRun
 from service.providers.later import Feed, Page, Slice
 from service.resilience.deadline import Deadline
 

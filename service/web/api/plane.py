@@ -12,8 +12,8 @@ from service.payments.events.feed import EventFeed
 from service.payments.merchants import KeyStore
 from service.payments.movements.handler import MovementHandler
 from service.payments.movements.store import MovementStore
+from service.payments.settling.inbox import WebhookInbox
 from service.payments.settling.late_store import LateStore
-from service.payments.settling.store import SettlingStore
 from service.web.http.auth import Authenticator
 from service.web.http.parts import parts_of
 from service.web.http.preferences import Waiting
@@ -35,7 +35,7 @@ class DataPlane:
     endpoints: EndpointStore
     # The reason why a webhook's address is never called, as far as its text shows, or None.
     refusal_of: Callable[[str], str | None]
-    inbox: SettlingStore
+    inbox: WebhookInbox
     # Without a secret every webhook is refused.
     stripe_secrets: Sequence[str] = field(repr=False)
 

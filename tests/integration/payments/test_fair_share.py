@@ -26,7 +26,7 @@ from service.payments.settling.lease_statements import (
     QUEUED_IS,
     lease_statements,
 )
-from service.payments.settling.store import SettlingStore
+from service.payments.settling.lease_store import LeaseStore
 from service.providers.http.webhook_sender import WebhookSender
 from service.resilience.watchdog import Watchdog
 from tests.support.stack.settling import soon
@@ -68,29 +68,29 @@ _VOIDS = """
 
 
 @pytest.fixture
-def settling(pool) -> SettlingStore:
-    return SettlingStore(pool, lease_s=60, provider="fake")
+def leases(pool) -> LeaseStore:
+    return LeaseStore(pool, lease_s=60, provider="fake")
 
 
 def shares(rows) -> dict[UUID, int]:
     return dict(Counter(row.merchant_id for row in rows))
 
 
-def test_a_long_queue_leaves_places_to_younger_merchants(settling, owner_url):
+def test_a_long_queue_leaves_places_to_younger_merchants(leases, owner_url):
     big, small = uuid4(), uuid4()
     queue(owner_url, (big, LONG, 3600), (small, 3, 1))
 
-    first = settling.lease_queued(PLACES, soon())
+    first = leases.lease_queued(PLACES, soon())
 
     assert shares(first) == {big: 5, small: 3}
 
 
-def test_more_long_queues_than_places_starve_nobody(settling, owner_url):
+def test_more_long_queues_than_places_starve_nobody(leases, owner_url):
     merchants = [uuid4() for _ in range(PLACES * 2)]
     small = uuid4()
     queue(owner_url, *((merchant, 200, 3600) for merchant in merchants), (small, 1, 1))
 
-    rounds = [settling.lease_queued(PLACES, soon()) for _ in range(3)]
+    rounds = [leases.lease_queued(PLACES, soon()) for _ in range(3)]
 
     served = shares([payment for payments in rounds for payment in payments])
     assert served[small] == 1
@@ -98,37 +98,37 @@ def test_more_long_queues_than_places_starve_nobody(settling, owner_url):
     assert max(served.values()) <= 2
 
 
-def test_two_long_queues_share_all_places_equally(settling, owner_url):
+def test_two_long_queues_share_all_places_equally(leases, owner_url):
     one, other = uuid4(), uuid4()
     queue(owner_url, (one, 500, 3600), (other, 500, 60))
 
-    assert shares(settling.lease_queued(PLACES, soon())) == {one: 4, other: 4}
+    assert shares(leases.lease_queued(PLACES, soon())) == {one: 4, other: 4}
 
 
-def test_look_ups_are_shared_by_merchants_as_the_queue_is(settling, owner_url):
+def test_look_ups_are_shared_by_merchants_as_the_queue_is(leases, owner_url):
     big, small = uuid4(), uuid4()
     queue(owner_url, (big, 1000, 3600), (small, 2, 1), status="unknown")
 
-    assert shares(settling.lease_look_ups(PLACES, soon())) == {big: 6, small: 2}
+    assert shares(leases.lease_look_ups(PLACES, soon())) == {big: 6, small: 2}
 
 
-def test_each_merchant_is_served_oldest_first(settling, owner_url):
+def test_each_merchant_is_served_oldest_first(leases, owner_url):
     merchant = uuid4()
     queue(owner_url, (merchant, WINDOW * 3, 3600))
 
-    taken = [p.created_at for _ in range(3) for p in settling.lease_queued(PLACES, soon())]
+    taken = [p.created_at for _ in range(3) for p in leases.lease_queued(PLACES, soon())]
 
     assert taken == sorted(taken)
 
 
-def test_expired_payments_leave_half_of_the_places(settling, owner_url):
+def test_expired_payments_leave_half_of_the_places(leases, owner_url):
     late, small = uuid4(), uuid4()
     queue(owner_url, (late, 1000, 3600))
     with cursor_to(owner_url) as cursor:
         cursor.execute("UPDATE payments SET expires_at = now()")
     queue(owner_url, (small, PLACES, 1))
 
-    taken = settling.lease_queued(PLACES, soon())
+    taken = leases.lease_queued(PLACES, soon())
 
     assert sum(payment.is_expired for payment in taken) <= PLACES - 2
     assert shares(taken)[small] >= 2
@@ -308,11 +308,11 @@ def pages_of(cursor, sql: str, values: dict[str, object]) -> int:
     return int(top["Shared Hit Blocks"]) + int(top["Shared Read Blocks"])
 
 
-def test_a_long_queue_does_not_hold_up_one_hasten(settling, pool, owner_url):
+def test_a_long_queue_does_not_hold_up_one_hasten(leases, pool, owner_url):
     merchant = uuid4()
     queue(owner_url, (merchant, 2500, -3600), status="unknown")
 
-    assert settling.reschedule_now(soon()) == 2500
+    assert leases.reschedule_now(soon()) == 2500
 
     with cursor_to(owner_url) as cursor:
         cursor.execute(

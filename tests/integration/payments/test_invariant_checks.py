@@ -23,7 +23,7 @@ from service.payments.settling.invariants import (
     check_rule,
     check_slice,
 )
-from service.payments.settling.store import SettlingStore
+from service.payments.settling.run_locks import RunLocks
 from service.resilience.deadline import Deadline
 
 
@@ -77,7 +77,7 @@ def fill(owner, many: int = MANY, merchants: int = 1) -> None:
 
 
 def checks(pool: ConnectionPool, turn_s: float = 5.0) -> InvariantChecks:
-    return InvariantChecks(pool, SettlingStore(pool, lease_s=10), turn_s=turn_s)
+    return InvariantChecks(pool, RunLocks(pool), turn_s=turn_s)
 
 
 def run(pool: ConnectionPool, turn_s: float = 5.0) -> None:

@@ -51,7 +51,7 @@ def learn(request, service: Service, books: ScriptedProvider):
     def by_webhook() -> None:
         for event in books.objects("events"):
             hint = read_event(json.dumps(event).encode())
-            service.settling.receive_webhook(soon(), provider="stripe", **hint)
+            service.inbox.receive_webhook(soon(), provider="stripe", **hint)
         settle()
 
     def by_sweep() -> None:

@@ -75,7 +75,7 @@ def learn(request, service: Service, sandbox: SandboxProcess) -> Learn:
     def by_webhook() -> None:
         for event in reversed(sandbox.stripe("GET", "/events", limit=100).json()["data"]):
             hint = read_event(json.dumps(event).encode())
-            service.settling.receive_webhook(soon(), provider="stripe", **hint)
+            service.inbox.receive_webhook(soon(), provider="stripe", **hint)
         _apply(service)
 
     def by_sweep() -> None:

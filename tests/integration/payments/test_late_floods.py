@@ -47,7 +47,7 @@ def flood(url: str, events: int, *, type_: str = "refund.created", refs: int | N
 
 
 def hint(service: Service, event_id: str, charge_ref: str, type_: str = "charge.refunded") -> None:
-    service.settling.receive_webhook(
+    service.inbox.receive_webhook(
         soon(),
         provider="fake",
         event_id=event_id,
@@ -111,7 +111,7 @@ def test_hint_about_our_charge_passes_a_flood_without_a_question(service, owner_
 
     for _ in range(8):
         late_round(service, budget)
-    service.settling.apply_hints(100, soon())
+    service.inbox.apply_hints(100, soon())
 
     assert checks(owner_url) == [str(payment.payment_id)]
     assert service.provider.asked == []
@@ -129,7 +129,7 @@ def test_flood_of_another_instance_is_applied_without_look_ups(service, owner_ur
         )
     hint(service, "evt_ours", str(payment.provider_ref))
     service.late_store.name_own_hints(50, soon())
-    parts = cast(Background, SimpleNamespace(settling=service.settling))
+    parts = cast(Background, SimpleNamespace(inbox=service.inbox))
 
     applied = [Background._apply_hints(parts, lambda *_: [], soon()) for _ in range(12)]
 
@@ -165,7 +165,7 @@ def test_charge_with_a_lost_reference_is_named_by_the_provider(service, owner_ur
     hint(service, "evt_dispute", "pi_unnoted", "charge.dispute.created")
 
     late_round(service, frozen())
-    service.settling.apply_hints(100, soon())
+    service.inbox.apply_hints(100, soon())
 
     assert checks(owner_url) == [str(payment.payment_id)]
 

@@ -78,7 +78,7 @@ def learn(request, service: Service, running: ScriptedProvider) -> Callable[[], 
     def by_webhook() -> None:
         for event in running.objects("events"):
             hint = read_event(json.dumps(event).encode())
-            service.settling.receive_webhook(soon(), provider="stripe", **hint)
+            service.inbox.receive_webhook(soon(), provider="stripe", **hint)
         settle()
 
     def by_sweep() -> None:
@@ -100,7 +100,7 @@ def pay_twice(service: Service, **changes: Any) -> tuple[Payment, Payment]:
     second = service.handler.process_payment(asked, soon())[0]
     if second.status is Status.UNKNOWN:
         change(service, second, "due_at", "now()")
-        for payment in service.settling.lease_look_ups(1, soon()):
+        for payment in service.leases.lease_look_ups(1, soon()):
             service.reconciler.settle(payment, soon())
     second = service.read(second)
     assert second.payment_id != first.payment_id

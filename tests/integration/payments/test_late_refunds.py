@@ -103,7 +103,7 @@ def learn(request, service: Refunding, running: ScriptedProvider) -> Callable[[]
     def by_webhook() -> None:
         for event in running.objects("events"):
             hint = read_event(json.dumps(event).encode())
-            service.settling.receive_webhook(soon(), provider="stripe", **hint)
+            service.inbox.receive_webhook(soon(), provider="stripe", **hint)
         settle()
 
     def by_sweep() -> None:

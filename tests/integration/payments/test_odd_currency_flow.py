@@ -63,7 +63,7 @@ def test_a_webhook_leads_to_our_units(
     service = Service(pool, provider)
     payment = service.pay(currency=currency, amount_minor=ours)
     pool.run(_LOSE_THE_OUTCOME, {"payment_id": str(payment.payment_id)}, soon())
-    service.settling.receive_webhook(
+    service.inbox.receive_webhook(
         soon(),
         provider="stripe",
         event_id=f"evt_{payment.payment_id.hex}",
@@ -73,8 +73,8 @@ def test_a_webhook_leads_to_our_units(
         payment_id=payment.payment_id,
     )
 
-    service.settling.apply_hints(10, soon())
-    for due in service.settling.lease_look_ups(10, soon()):
+    service.inbox.apply_hints(10, soon())
+    for due in service.leases.lease_look_ups(10, soon()):
         service.reconciler.settle(due, soon())
 
     settled = service.read(payment)

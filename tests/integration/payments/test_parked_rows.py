@@ -84,9 +84,9 @@ def test_a_row_that_cannot_be_handled_is_parked(pool, caplog):
     service = Service(pool, Broken(unknown()))
     payment = service.pay()
     service.make_due()
-    (leased,) = service.settling.lease_look_ups(1, soon())
+    (leased,) = service.leases.lease_look_ups(1, soon())
     fields = {field.name: None for field in dataclasses.fields(Background)}
-    parts = fields | {"settling": service.settling, "reconciler": service.reconciler}
+    parts = fields | {"leases": service.leases, "reconciler": service.reconciler}
     background = Background(**{**parts, "send_timeout_s": 5.0})  # type: ignore[arg-type]
 
     assert background._settle(leased)

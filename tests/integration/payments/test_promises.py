@@ -149,7 +149,7 @@ def test_no_promise_is_made_while_a_noted_charge_is_ended(background):
         died, background.provider.prepare(charge_of(died), soon()), soon()
     )
     background.make_due()
-    (leased,) = background.settling.lease_look_ups(8, soon())
+    (leased,) = background.leases.lease_look_ups(8, soon())
 
     promised = background.store.promise(noted, soon())
     ended = background.reconciler.settle(leased, soon())
@@ -162,7 +162,7 @@ def test_a_promise_and_an_end_decide_by_one_row(background):
     asked = request()
     died = died_after_claim(background, asked)
     background.make_due()
-    (leased,) = background.settling.lease_queued(8, soon())
+    (leased,) = background.leases.lease_queued(8, soon())
 
     promised = background.store.promise(died, soon())
     is_ended = background.store.withdraw(leased, "promised to nobody", soon(), spent=True)

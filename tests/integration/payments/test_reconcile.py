@@ -95,8 +95,8 @@ def test_a_leased_payment_is_nobody_elses(pool):
     service.pay()
     service.make_due()
 
-    first = service.settling.lease_look_ups(10, soon())
-    second = service.settling.lease_look_ups(10, soon())
+    first = service.leases.lease_look_ups(10, soon())
+    second = service.leases.lease_look_ups(10, soon())
 
     assert (len(first), len(second)) == (1, 0)
 
@@ -105,7 +105,7 @@ def test_a_lease_whose_holder_died_is_taken_by_the_next(pool):
     service = Service(pool, BookedProvider(unknown()))
     payment = service.pay()
     service.make_due()
-    (lost,) = service.settling.lease_look_ups(10, soon())
+    (lost,) = service.leases.lease_look_ups(10, soon())
 
     (settled,) = service.settle()
 
@@ -179,7 +179,7 @@ def test_asking_about_an_unknown_brings_its_look_up_forward(pool):
 
     service.store.nudge(MERCHANT, payment.payment_id, soon(), at_most_every_s=0)
 
-    assert len(service.settling.lease_look_ups(10, soon())) == 1
+    assert len(service.leases.lease_look_ups(10, soon())) == 1
 
 
 def test_a_webhook_is_kept_once_and_brings_the_look_up_forward(pool):
@@ -194,16 +194,16 @@ def test_a_webhook_is_kept_once_and_brings_the_look_up_forward(pool):
         "payment_id": payment.payment_id,
     }
 
-    assert service.settling.receive_webhook(soon(), **event)
-    assert not service.settling.receive_webhook(soon(), **event)
-    assert service.settling.apply_hints(10, soon()) == 1
+    assert service.inbox.receive_webhook(soon(), **event)
+    assert not service.inbox.receive_webhook(soon(), **event)
+    assert service.inbox.apply_hints(10, soon()) == 1
 
-    assert len(service.settling.lease_look_ups(10, soon())) == 1
+    assert len(service.leases.lease_look_ups(10, soon())) == 1
 
 
 def test_a_webhook_before_its_payment_is_kept_for_later(pool):
     service = Service(pool, BookedProvider())
-    service.settling.receive_webhook(
+    service.inbox.receive_webhook(
         soon(),
         provider="fake",
         event_id="evt_early",
@@ -213,7 +213,7 @@ def test_a_webhook_before_its_payment_is_kept_for_later(pool):
         payment_id=uuid4(),
     )
 
-    assert service.settling.apply_hints(10, soon()) == 0
+    assert service.inbox.apply_hints(10, soon()) == 0
 
 
 def test_the_sweep_repairs_what_the_provider_knows_and_we_do_not(pool):
@@ -318,7 +318,7 @@ def test_when_the_provider_is_back_doubt_is_looked_at_at_once(pool):
     service.settle()
     service.settle()
 
-    assert service.settling.reschedule_now(soon()) == 1
+    assert service.leases.reschedule_now(soon()) == 1
 
     after = service.read(payment)
     assert after.due_at is not None

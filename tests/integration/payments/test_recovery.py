@@ -109,7 +109,7 @@ def test_the_sweep_is_due_at_once(pool, recovery):
 
     recovery.check(soon())
 
-    assert service.settling.lease_run("sweep fake", every_s=300, lease_s=10, deadline=soon())
+    assert service.locks.lease_run("sweep fake", every_s=300, lease_s=10, deadline=soon())
 
 
 def test_nothing_is_sent_from_the_queue_while_recovering(pool, recovery):
@@ -118,7 +118,8 @@ def test_nothing_is_sent_from_the_queue_while_recovering(pool, recovery):
     payment = service.pay(respond_async=True)
     service.forwarder = Forwarder(
         service.store,
-        service.settling,
+        service.leases,
+        service.orphans,
         service.handler,
         provider,
         service.unread,

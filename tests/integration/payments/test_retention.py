@@ -11,7 +11,7 @@ from service.database.direct import cursor_to
 from service.payments import retention
 from service.payments.charge.model import TERMINAL
 from service.payments.retention import Kept, Retention
-from service.payments.settling.store import SettlingStore
+from service.payments.settling.run_locks import RunLocks
 from service.settings import Settings, SettingsError
 from tests.support.stack.settling import soon
 
@@ -21,7 +21,7 @@ KEPT = Kept(inbox_days=30, outbox_days=30, drills_days=365, keys_days=90)
 def run(pool, url: str, kept: Kept = KEPT) -> None:
     """One run, whatever the clock says."""
     execute(url, "UPDATE background_runs SET last_run_at = NULL WHERE name = 'retention'")
-    Retention(pool, SettlingStore(pool, lease_s=10), kept).run_if_due(soon())
+    Retention(pool, RunLocks(pool), kept).run_if_due(soon())
 
 
 def execute(url: str, statement: str, values: tuple = ()) -> list[tuple]:
@@ -153,7 +153,7 @@ def test_one_process_a_minute_removes_rows(pool, owner_url):
     run(pool, owner_url)
     add_inbox(owner_url, 31, handled=True)
 
-    Retention(pool, SettlingStore(pool, lease_s=10), KEPT).run_if_due(soon())
+    Retention(pool, RunLocks(pool), KEPT).run_if_due(soon())
 
     assert execute(owner_url, "SELECT count(*) FROM webhook_inbox") == [(1,)]
 

@@ -11,7 +11,7 @@ from service.payments.leases.schedule import PATIENCE_S
 from service.payments.movements.model import MovementStatus
 from service.payments.movements.store import MovementStore
 from service.payments.settling.invariants import check_invariants
-from service.payments.settling.store import SettlingStore
+from service.payments.settling.lease_store import LeaseStore
 from service.providers.base import Outcome, OutcomeKind, Stage
 from tests.support.providers.booked_provider import BookedProvider, unknown
 from tests.support.stack.moving import MAKE_DUE, Moving
@@ -83,7 +83,7 @@ def test_a_webhook_settles_what_was_already_handed_to_a_person(pool):
     assert service.read(payment).status is Status.NEEDS_REVIEW
     provider.execute(charge_of(payment))
 
-    service.settling.receive_webhook(
+    service.inbox.receive_webhook(
         soon(),
         provider="fake",
         event_id="evt_late",
@@ -92,8 +92,8 @@ def test_a_webhook_settles_what_was_already_handed_to_a_person(pool):
         merchant_id=MERCHANT,
         payment_id=payment.payment_id,
     )
-    service.settling.apply_hints(10, soon())
-    for due in service.settling.lease_look_ups(10, soon()):
+    service.inbox.apply_hints(10, soon())
+    for due in service.leases.lease_look_ups(10, soon()):
         service.reconciler.settle(due, soon())
 
     assert service.read(payment).status is Status.SUCCEEDED
@@ -214,8 +214,8 @@ def test_reconciler_leases_only_its_own_providers_payments(pool):
     queued = service.pay()
     service.make_due()
 
-    others = SettlingStore(pool, lease_s=10, provider="other")
-    own = SettlingStore(pool, lease_s=10, provider="fake")
+    others = LeaseStore(pool, lease_s=10, provider="other")
+    own = LeaseStore(pool, lease_s=10, provider="fake")
 
     assert others.lease_look_ups(10, soon()) == others.lease_queued(10, soon()) == []
     assert [payment.id for payment in own.lease_look_ups(10, soon())] == [in_doubt.id]
@@ -228,7 +228,7 @@ def test_queued_payment_of_another_provider_ends_in_time(pool):
     service.pay(expires_at=datetime.now(UTC) - timedelta(seconds=1))
     service.make_due()
 
-    others = SettlingStore(pool, lease_s=10, provider="other")
+    others = LeaseStore(pool, lease_s=10, provider="other")
 
     assert [payment.is_expired for payment in others.lease_queued(10, soon())] == [True]
 

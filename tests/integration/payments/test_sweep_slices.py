@@ -255,7 +255,7 @@ def test_another_instances_hints_are_used_up_at_once(pool):
     ids = (UUID(hint.merchant_id), uuid4())
 
     swept = service.late_store.receive("stripe", [(hint, ids)], soon())
-    service.settling.receive_webhook(
+    service.inbox.receive_webhook(
         soon(),
         provider="stripe",
         event_id="evt_2",
@@ -265,7 +265,7 @@ def test_another_instances_hints_are_used_up_at_once(pool):
         payment_id=ids[1],
     )
 
-    assert (swept, service.settling.apply_hints(10, soon())) == (0, 1)
+    assert (swept, service.inbox.apply_hints(10, soon())) == (0, 1)
 
 
 @pytest.mark.parametrize(

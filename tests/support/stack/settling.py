@@ -10,11 +10,15 @@ from service.payments.charge.model import Payment
 from service.payments.charge.store import PaymentStore
 from service.payments.movements.store import MovementStore
 from service.payments.settling.forward import Forwarder
+from service.payments.settling.inbox import WebhookInbox
 from service.payments.settling.late import LateFacts
 from service.payments.settling.late_store import LateStore
+from service.payments.settling.lease_store import LeaseStore
+from service.payments.settling.orphans import OrphanStore
 from service.payments.settling.reconcile import Reconciler
-from service.payments.settling.store import SettlingStore
+from service.payments.settling.run_locks import RunLocks
 from service.payments.settling.sweep import Sweep
+from service.payments.settling.sweep_compare import Comparison
 from service.payments.settling.sweep_progress import SweepRuns
 from service.payments.settling.sweep_unread import UnreadStore
 from service.resilience.deadline import Deadline
@@ -59,15 +63,19 @@ class Service:
         self.provider = provider
         pool.run(_REGISTER, {"merchant_id": str(MERCHANT)}, soon())
         self.store = PaymentStore(pool, lease_s=10, queue_expires_s=3600)
-        self.settling = SettlingStore(pool, lease_s=10)
+        self.leases = LeaseStore(pool, lease_s=10)
+        self.inbox = WebhookInbox(pool)
+        self.locks = RunLocks(pool)
+        self.orphans = OrphanStore(pool)
         self.handler = PaymentHandler(self.store, provider, provider_timeout_s=5)
         self.reconciler = Reconciler(
-            self.store, self.settling, self.handler, provider, quiescence_s=quiescence_s
+            self.store, self.leases, self.handler, provider, quiescence_s=quiescence_s
         )
         self.unread = UnreadStore(pool, provider.name)
         self.forwarder = Forwarder(
             self.store,
-            self.settling,
+            self.leases,
+            self.orphans,
             self.handler,
             provider,
             self.unread,
@@ -76,17 +84,22 @@ class Service:
         )
         self.movements = MovementStore(pool, lease_s=10)
         self.late_store = LateStore(pool, lease_s=10)
-        self.late = LateFacts(self.store, self.late_store, self.movements, self.settling, provider)
+        self.late = LateFacts(self.store, self.late_store, self.movements, self.orphans, provider)
         self.runs = SweepRuns(pool, provider.name)
         self.sweep = Sweep(
-            self.store,
-            self.settling,
-            self.late,
+            Comparison(
+                self.store,
+                self.orphans,
+                self.late,
+                self.late_store,
+                provider,
+                foreign_charges=foreign_charges,
+            ),
+            self.locks,
             self.late_store,
             self.runs,
             self.unread,
             provider,
-            foreign_charges=foreign_charges,
         )
 
     def pay(self, **changes: object) -> Payment:
@@ -104,7 +117,7 @@ class Service:
         self.make_due()
         return [
             self.reconciler.settle(payment, soon())
-            for payment in self.settling.lease_look_ups(10, soon())
+            for payment in self.leases.lease_look_ups(10, soon())
         ]
 
     def drain(self) -> int:
@@ -115,7 +128,7 @@ class Service:
         self.late_store.name_own_hints(100, soon())
         for hint in self.late_store.unnamed_hints(100, soon()):
             self.late.name_hint(hint, soon())
-        self.settling.apply_hints(100, soon())
+        self.inbox.apply_hints(100, soon())
         checks = self.late_store.lease_checks(100, soon())
         for check in checks:
             self.late.settle(check, soon())
