@@ -40,7 +40,7 @@ OPEN = frozenset(Status) - TERMINAL
 # Statuses that are answered with 202: we own the payment, and it is not final yet.
 UNSETTLED = frozenset({Status.ACCEPTED, Status.SENDING, Status.UNKNOWN, Status.NEEDS_REVIEW})
 
-# Every write repeats this table in its WHERE (store.py).
+# Every write repeats this table in its WHERE (transitions.py).
 MOVES: Mapping[Status, frozenset[Status]] = {
     Status.ACCEPTED: frozenset(
         {
@@ -115,9 +115,9 @@ def fact_status(outcome: Outcome) -> Status | None:
     return None
 
 
-def sources_of(target: Status) -> list[str]:
-    """The statuses from which a fact may move a payment to `target`, for SQL's `= ANY`."""
-    return [source.value for source, targets in MOVES.items() if target in targets]
+def sources_of(target: Status) -> list[Status]:
+    """The statuses from which a fact may move a payment to `target`."""
+    return [source for source, targets in MOVES.items() if target in targets]
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from service.payments.charge.handler import charge_of
 from service.payments.charge.model import Payment
 from service.payments.charge.store import RECORD_TIMEOUT_S
 from service.payments.leases.schedule import next_look_up_s
+from service.payments.movements.claims import NotLookedFor
 from service.payments.movements.model import (
     KEY_USED,
     Kind,
@@ -24,7 +25,7 @@ from service.payments.movements.model import (
     MovementStatus,
     finding,
 )
-from service.payments.movements.store import MovementStore, NotLookedFor
+from service.payments.movements.store import MovementStore
 from service.providers.base import KEY_REUSED, Outcome, OutcomeKind, Provider, Refund, Stage
 from service.resilience.deadline import Deadline
 

@@ -215,3 +215,8 @@ _REFUND_STATUSES = {
     OutcomeKind.PENDING: MovementStatus.PENDING,
     OutcomeKind.DECLINED: MovementStatus.DECLINED,
 }
+
+
+def named_in_detail(kind: Kind, movement_id: UUID) -> dict[str, str]:
+    """The timeline's detail that identifies the movement."""
+    return {f"{kind.value}_id": movement_id.hex}

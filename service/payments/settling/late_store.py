@@ -15,8 +15,8 @@ import psycopg2.errors
 from service.database.pool.pool import ConnectionPool, Statement
 from service.ids import new_id
 from service.payments.charge.model import OPEN, Payment, Status
+from service.payments.charge.reader import payment_of
 from service.payments.charge.steps import detail_json
-from service.payments.charge.store import payment_of
 from service.payments.leases.due_rows import pick_due
 from service.payments.leases.fair_share import FairShare
 from service.payments.leases.schedule import next_look_up_s

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from service.database.pool.pool import ConnectionPool, Statement
 from service.payments.charge.model import Payment
-from service.payments.charge.store import payment_of
+from service.payments.charge.reader import payment_of
 from service.payments.leases.due_rows import pick_due
 from service.payments.leases.fair_share import Due, FairShare
 from service.payments.settling.lease_statements import (

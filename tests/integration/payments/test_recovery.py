@@ -119,7 +119,7 @@ def test_nothing_is_sent_from_the_queue_while_recovering(pool, recovery):
     service.forwarder = Forwarder(
         service.store,
         service.leases,
-        service.orphans,
+        service.orphan_store,
         service.handler,
         provider,
         service.unread,

@@ -66,7 +66,7 @@ class Service:
         self.leases = LeaseStore(pool, lease_s=10)
         self.inbox = WebhookInbox(pool)
         self.locks = RunLocks(pool)
-        self.orphans = OrphanStore(pool)
+        self.orphan_store = OrphanStore(pool)
         self.handler = PaymentHandler(self.store, provider, provider_timeout_s=5)
         self.reconciler = Reconciler(
             self.store, self.leases, self.handler, provider, quiescence_s=quiescence_s
@@ -75,7 +75,7 @@ class Service:
         self.forwarder = Forwarder(
             self.store,
             self.leases,
-            self.orphans,
+            self.orphan_store,
             self.handler,
             provider,
             self.unread,
@@ -89,7 +89,7 @@ class Service:
         self.sweep = Sweep(
             Comparison(
                 self.store,
-                self.orphans,
+                self.orphan_store,
                 self.late,
                 self.late_store,
                 provider,
