@@ -84,7 +84,9 @@ class Service:
         )
         self.movements = MovementStore(pool, lease_s=10)
         self.late_store = LateStore(pool, lease_s=10)
-        self.late = LateFacts(self.store, self.late_store, self.movements, self.orphans, provider)
+        self.late = LateFacts(
+            self.store, self.late_store, self.movements, self.orphan_store, provider
+        )
         self.runs = SweepRuns(pool, provider.name)
         self.sweep = Sweep(
             Comparison(
