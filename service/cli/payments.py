@@ -7,6 +7,8 @@ example:
   python -m service payments list --status needs_review
   python -m service payments show pay_019d..
   python -m service payments resolve pay_019d.. --outcome succeeded --evidence "pi_1 in Stripe"
+  python -m service payments resolve ref_019d.. --outcome declined --evidence "re_1 in Stripe"
+  python -m service payments resolve pay_019d.. --of capture --outcome succeeded --evidence "..."
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import time
 from typing import Any, get_args
 from uuid import UUID
 
-from service.cli import local
+from service.cli import local, movements
 from service.cli.table import print_fields, print_json, print_rows
 from service.ids import parse_id
 from service.payments.audit import cli_actor
@@ -38,15 +40,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     listed.add_argument("--limit", type=int, default=20, choices=range(1, 1001), metavar="N")
     shown = verbs.add_parser("show", help="one payment with its timeline")
     looked = verbs.add_parser("reconcile", help="ask the provider now")
-    resolved = verbs.add_parser("resolve", help="record the outcome of a payment in doubt")
+    resolved = verbs.add_parser("resolve", help="record the outcome of what is in doubt")
+    resolved.add_argument(
+        "--of",
+        choices=("payment", "capture", "void"),
+        default="payment",
+        help="what of the payment is meant; a refund is named by its own id",
+    )
     resolved.add_argument(
         "--outcome", required=True, choices=("succeeded", "declined", "not_executed")
     )
     resolved.add_argument(
         "--evidence", required=True, help="where it can be checked: a page, a statement, a ticket"
     )
-    for verb in (shown, looked, resolved):
+    for verb in (shown, looked):
         verb.add_argument("payment", help="its id: pay_ and 32 digits")
+    resolved.add_argument("payment", help="its id: pay_ and 32 digits, or ref_ for a refund")
     for verb in (listed, shown, looked, resolved):
         local.add_merchant(verb)
         local.add_json(verb)
@@ -57,6 +66,10 @@ def run(arguments: argparse.Namespace) -> int:
         # These commands never lease or queue a payment.
         store = PaymentStore(pool, lease_s=0.0, queue_expires_s=0.0)
         late = LateStore(pool, lease_s=0.0)
+        if arguments.verb == "resolve" and movements.is_about_movement(arguments):
+            merchant_id, evidence = local.merchant_of(arguments), _evidence(arguments)
+            movements.resolve_movement(pool, merchant_id, evidence, arguments)
+            return 0
         verb = {"list": _list, "show": _show, "reconcile": _reconcile, "resolve": _resolve}
         verb[arguments.verb](store, late, local.merchant_of(arguments), arguments)
     return 0
@@ -121,9 +134,7 @@ def _reconcile(
 def _resolve(
     store: PaymentStore, late: LateStore, merchant_id: UUID, arguments: argparse.Namespace
 ) -> None:
-    evidence = arguments.evidence.strip()
-    if len(evidence) < _EVIDENCE_LENGTH_MIN:
-        local.fail("The evidence must name a source, in 10 characters at least.")
+    evidence = _evidence(arguments)
     actor, patience = cli_actor(), local.soon()
     while True:
         payment = _find(store, merchant_id, arguments)
@@ -144,6 +155,13 @@ def _resolve(
     if resolved is None:
         local.fail(f"Only a payment in doubt can be resolved: it is {payment.status.value}.")
     _tell(late, arguments, resolved, f"It is {resolved.status.value}, for good.")
+
+
+def _evidence(arguments: argparse.Namespace) -> str:
+    evidence = str(arguments.evidence).strip()
+    if len(evidence) < _EVIDENCE_LENGTH_MIN:
+        local.fail("The evidence must name a source, in 10 characters at least.")
+    return evidence
 
 
 def _find(store: PaymentStore, merchant_id: UUID, arguments: argparse.Namespace) -> Payment:

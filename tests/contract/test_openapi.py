@@ -80,6 +80,11 @@ def test_every_answer_is_as_described_while_the_provider_fails(house: House) -> 
         # The other calls do not use the provider.
         of_money = ("--include-path-regex", "^/v1/(payments|refunds)")
         status = compare(house, "--phases", "fuzzing", *of_money, allowed_503=PROVIDER_503)
+        # The few drawn payments may meet no fault; of these one does, but for one run in a million.
+        for _ in range(40):
+            if house.metric("holdfast_provider_calls_total", result="unknown") > before:
+                break
+            house.pay()
     finally:
         house.control({"ok": 1.0})
 

@@ -257,6 +257,17 @@ READ_PAYMENT = Statement(
     """,
 )
 
+# At most one capture or void of a payment has not been declined.
+GET_END = Statement(
+    "late_movement_end",
+    f"""
+    SELECT {MOVEMENT_COLUMNS}, {COLUMNS} FROM movements m JOIN payments p USING (merchant_id, payment_id)
+    WHERE m.merchant_id = %(merchant_id)s::uuid AND m.payment_id = %(payment_id)s::uuid
+      AND m.kind = %(kind)s::text
+    ORDER BY m.status = 'declined', m.movement_id DESC LIMIT 1
+    """,
+)
+
 LIST_REFUNDS = Statement(
     "list_refunds",
     f"""

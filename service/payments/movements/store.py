@@ -22,7 +22,8 @@ from service.payments.leases.due_rows import pick_due
 from service.payments.leases.fair_share import NUDGED_AT_ONCE, FairShare
 from service.payments.movements import statements, transitions
 from service.payments.movements.claims import MovementClaims
-from service.payments.movements.model import Movement, MovementStatus, Settlement
+from service.payments.movements.model import Kind, Movement, MovementStatus, Settlement
+from service.payments.movements.resolve import OperatorFinding, resolve
 from service.payments.movements.rows import both_of, movement_of, read_both
 from service.payments.movements.transitions import MovementStep
 from service.providers.base import Outcome, OutcomeKind
@@ -108,6 +109,33 @@ class MovementStore(MovementClaims):
             deadline,
         )
         return both_of(rows[0]) if rows else None
+
+    def get_end(
+        self, merchant_id: UUID, payment_id: UUID, kind: Kind, deadline: Deadline
+    ) -> tuple[Movement, Payment] | None:
+        """The payment's capture or void that counts, else its newest declined one, with the
+        payment; None: there is none."""
+        rows = self._pool.run(
+            statements.GET_END,
+            {
+                "merchant_id": str(merchant_id),
+                "payment_id": str(payment_id),
+                "kind": kind.value,
+            },
+            deadline,
+        )
+        return both_of(rows[0]) if rows else None
+
+    def resolve(
+        self, movement: Movement, finding: OperatorFinding, deadline: Deadline, *, actor: Actor
+    ) -> tuple[Movement, Payment] | None:
+        """Write an operator's finding about a movement in doubt; the rows as they then stand.
+
+        None: it is not in doubt, or a call about it or its payment is under way.
+        """
+        if not resolve(self._pool, movement, finding, deadline, actor=actor):
+            return None
+        return self.get(movement.merchant_id, movement.movement_id, deadline)
 
     def list_refunds(
         self,

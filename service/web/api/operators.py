@@ -1,4 +1,4 @@
-"""An operator's actions on a payment in doubt: look it up now, or record its outcome."""
+"""An operator's actions on what is in doubt: look a payment up now, or record an outcome."""
 
 from __future__ import annotations
 
@@ -14,8 +14,11 @@ from service.payments.charge.model import (
     Payment,
     Status,
 )
+from service.payments.movements.model import REFUND_PREFIX, Kind, Movement, MovementStatus
+from service.payments.movements.resolve import OperatorFinding
 from service.resilience.deadline import Deadline
 from service.web.api.fields import PLAIN
+from service.web.api.movement_schemas import RefundDocument, present_refund
 from service.web.api.payments import json_answer
 from service.web.api.plane import DataPlane, data_plane
 from service.web.api.schemas import PaymentDocument, present
@@ -50,6 +53,20 @@ class Resolution(BaseModel):
         ),
     ]
 
+
+class MovementResolution(Resolution):
+    """An operator's finding about one capture, void or refund, and its evidence."""
+
+    outcome: Annotated[
+        Literal["succeeded", "declined", "not_executed"],
+        Field(
+            description="`succeeded` counts its whole amount; the others end it as `declined` and"
+            " free its amount."
+        ),
+    ]
+
+
+_MOVEMENT_EXAMPLE = {"outcome": "succeeded", "evidence": "payout report of 3 March, line 12"}
 
 blueprint = Blueprint("operators", __name__)
 
@@ -121,6 +138,105 @@ def resolve_payment(payment_id: str) -> Response:
         },
     )
     return json_answer(present(resolved, plane.late.disputes_about(resolved, deadline)))
+
+
+@blueprint.post("/v1/refunds/<refund_id>/resolve")
+@documented(
+    Operation(
+        summary="Record the outcome of a refund in doubt",
+        scope="operator",
+        body=MovementResolution,
+        answers={200: ("The refund with its final status", RefundDocument)},
+        example=_MOVEMENT_EXAMPLE,
+        problems=("wrong_state",),
+    )
+)
+def resolve_refund(refund_id: str) -> Response:
+    plane, deadline = data_plane(), request_deadline()
+    caller = plane.authenticate("operator", deadline)
+    resolution = validated(MovementResolution, parse_object(read_body()))
+    movement_id = parse_id(refund_id, REFUND_PREFIX)
+    found = plane.movements.get(caller.merchant_id, movement_id, deadline) if movement_id else None
+    if found is None or found[0].kind is not Kind.REFUND:
+        raise NotFound("There is no such refund.")
+    return json_answer(present_refund(*_resolve(plane, caller, found, resolution, deadline)))
+
+
+@blueprint.post("/v1/payments/<payment_id>/capture/resolve")
+@documented(
+    Operation(
+        summary="Record the outcome of a payment's capture in doubt",
+        scope="operator",
+        body=MovementResolution,
+        answers={200: ("The payment with its status after the finding", PaymentDocument)},
+        example=_MOVEMENT_EXAMPLE,
+        problems=("wrong_state",),
+    )
+)
+def resolve_capture(payment_id: str) -> Response:
+    return _resolve_of_payment(Kind.CAPTURE, payment_id)
+
+
+@blueprint.post("/v1/payments/<payment_id>/void/resolve")
+@documented(
+    Operation(
+        summary="Record the outcome of a payment's void in doubt",
+        scope="operator",
+        body=MovementResolution,
+        answers={200: ("The payment with its status after the finding", PaymentDocument)},
+        example=_MOVEMENT_EXAMPLE,
+        problems=("wrong_state",),
+    )
+)
+def resolve_void(payment_id: str) -> Response:
+    return _resolve_of_payment(Kind.VOID, payment_id)
+
+
+def _resolve_of_payment(kind: Kind, payment_id: str) -> Response:
+    plane, deadline = data_plane(), request_deadline()
+    caller = plane.authenticate("operator", deadline)
+    resolution = validated(MovementResolution, parse_object(read_body()))
+    payment = _find(plane, caller, payment_id, deadline)
+    found = plane.movements.get_end(caller.merchant_id, payment.payment_id, kind, deadline)
+    if found is None:
+        raise NotFound(f"There is no {kind.value} of this payment.")
+    _, resolved = _resolve(plane, caller, found, resolution, deadline)
+    return json_answer(present(resolved, plane.late.disputes_about(resolved, deadline)))
+
+
+def _resolve(
+    plane: DataPlane,
+    caller: Caller,
+    found: tuple[Movement, Payment],
+    resolution: MovementResolution,
+    deadline: Deadline,
+) -> tuple[Movement, Payment]:
+    """Write the finding about one capture, void or refund; raises WrongState."""
+    movement, payment = found
+    kind = movement.kind.value
+    finding = OperatorFinding(resolution.outcome, resolution.evidence, caller.key_id)
+    resolved = plane.movements.resolve(movement, finding, deadline, actor=caller.actor())
+    if resolved is None and movement.status in _IN_DOUBT:
+        raise WrongState(_UNDER_WAY, payment_id=payment.id)
+    if resolved is None:
+        raise WrongState(
+            f"Only a {kind} in doubt (unknown, needs_review) can be resolved.",
+            payment_id=payment.id,
+        )
+    log.warning(
+        "movement.resolved",
+        extra={
+            "payment_id": payment.id,
+            "movement_id": movement.id,
+            "kind": kind,
+            "outcome": resolution.outcome,
+            "key_id": caller.key_id,
+        },
+    )
+    return resolved
+
+
+_IN_DOUBT = (MovementStatus.UNKNOWN, MovementStatus.NEEDS_REVIEW)
 
 
 def _find(plane: DataPlane, caller: Caller, text: str, deadline: Deadline) -> Payment:
