@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Any
 from uuid import UUID
 
 from service.database.pool.pool import ConnectionPool
-from service.ids import (
-    payment_id_text,
-)
+from service.ids import payment_id_text
+from service.lab.drills.document import RuleResult, rule_result
 from service.lab.drills.load import AMOUNT_MINOR, CURRENCY, Call
 from service.payments.charge.model import (
     TERMINAL,
@@ -49,7 +47,7 @@ def charges_of(
     return charges
 
 
-def compare(rows: Sequence[Row], charges: Charges, calls: Sequence[Call]) -> list[dict[str, Any]]:
+def compare(rows: Sequence[Row], charges: Charges, calls: Sequence[Call]) -> list[RuleResult]:
     """The promises about money, each with the number of payments that break it."""
     succeeded = {payment_id_text(row[0]) for row in rows if row[1] == Status.SUCCEEDED}
     charged = {payment_id for payment_id, made in charges.items() if made}
@@ -63,22 +61,17 @@ def compare(rows: Sequence[Row], charges: Charges, calls: Sequence[Call]) -> lis
         if (charge.amount_minor, charge.currency) != (AMOUNT_MINOR, CURRENCY)
     ]
     return [
-        _rule("both", "charged_once", sum(len(made) > 1 for made in charges.values())),
-        _rule("both", "succeeded_is_charged", len(succeeded - charged)),
-        _rule("both", "charge_is_recorded", len(charged - succeeded)),
-        _rule("both", "answered_succeeded_is_charged", len(promised - charged)),
-        _rule("provider", "charged_what_was_asked", len(wrong_amount)),
-        _rule("ours", "accepted_is_kept", len(accepted - stored)),
-        _rule("ours", "nothing_left_in_doubt", sum(row[1] not in _FINAL for row in rows)),
+        rule_result("both", "charged_once", sum(len(made) > 1 for made in charges.values())),
+        rule_result("both", "succeeded_is_charged", len(succeeded - charged)),
+        rule_result("both", "charge_is_recorded", len(charged - succeeded)),
+        rule_result("both", "answered_succeeded_is_charged", len(promised - charged)),
+        rule_result("provider", "charged_what_was_asked", len(wrong_amount)),
+        rule_result("ours", "accepted_is_kept", len(accepted - stored)),
+        rule_result("ours", "nothing_left_in_doubt", sum(row[1] not in _FINAL for row in rows)),
     ]
 
 
-def standing_rules(pool: ConnectionPool, deadline: Deadline) -> list[dict[str, Any]]:
+def standing_rules(pool: ConnectionPool, deadline: Deadline) -> list[RuleResult]:
     """The rules that the reconciler checks every minute, over all recent payments."""
     found = try_invariants(pool, deadline, window=timedelta(minutes=30))
-    return [_rule("ours", rule, count) for rule, count in found.items()]
-
-
-def _rule(book: str, rule: str, violations: int | None) -> dict[str, Any]:
-    """`violations` is None where the rule could not be checked; then it does not count as kept."""
-    return {"book": book, "rule": rule, "violations": violations, "ok": violations == 0}
+    return [rule_result("ours", rule, count) for rule, count in found.items()]

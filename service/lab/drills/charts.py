@@ -7,6 +7,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from service.lab.drills.document import (
+    CallerFigures,
+    CallSample,
+    DrillCheckResult,
+    DrillReport,
+    FaultPeriod,
+    TargetEvidence,
+    TargetSecond,
+    TimelineSecond,
+)
+
 WIDTH, LEFT, RIGHT, TOP, FOOT = 760, 52, 12, 24, 22
 # The strip of breaker states needs less height than a chart with values.
 HEIGHT, STRIP_HEIGHT = 190, 74
@@ -27,36 +38,38 @@ _LEAST_MS = 1.0
 class ChartTimeline:
     """The data that all charts of one target share: the run's seconds, and each fault's period."""
 
-    side: str
+    target: str
     end_s: float
-    seconds: Sequence[Mapping[str, Any]]
-    faults: Sequence[Mapping[str, Any]]
+    seconds: Sequence[TimelineSecond]
+    faults: Sequence[FaultPeriod]
 
-    def spans(self) -> list[tuple[float, float, Mapping[str, Any]]]:
+    def spans(self) -> list[tuple[float, float, TargetSecond]]:
         """(from, to, reading at the end) for each pair of consecutive readings of this target."""
-        starts = [max(0.0, self.seconds[0]["at_s"] - 1.0)] if self.seconds else []
-        starts += [point["at_s"] for point in self.seconds[:-1]]
+        starts = [max(0.0, self.seconds[0].at_s - 1.0)] if self.seconds else []
+        starts += [point.at_s for point in self.seconds[:-1]]
         return [
-            (start, point["at_s"], point["sides"][self.side])
+            (start, point.at_s, point.targets[self.target])
             for start, point in zip(starts, self.seconds, strict=True)
         ]
 
     def values(self, name: str) -> list[tuple[float, float]]:
         """(second, value) of one figure of this target."""
-        return [(point["at_s"], point["sides"][self.side][name] or 0.0) for point in self.seconds]
+        return [
+            (point.at_s, getattr(point.targets[self.target], name) or 0.0) for point in self.seconds
+        ]
 
 
-def timeline_of(document: Mapping[str, Any], side: Mapping[str, Any]) -> ChartTimeline:
+def timeline_of(report: DrillReport, target: TargetEvidence) -> ChartTimeline:
     """The run as one target recorded it, until its last answer arrived."""
-    seconds = [point for point in document["timeline"] if side["name"] in point["sides"]]
-    samples = side["callers"]["samples"]
-    ends = [point["at_s"] for point in seconds] + [s["at_s"] + s["ms"] / 1000 for s in samples]
+    seconds = [point for point in report.timeline if target.name in point.targets]
+    samples = target.callers.samples
+    ends = [point.at_s for point in seconds] + [s.at_s + s.ms / 1000 for s in samples]
     return ChartTimeline(
-        side=side["name"],
+        target=target.name,
         end_s=max([5.0, *ends]) + 0.5,
         seconds=seconds,
         # The control's links carry no fault.
-        faults=document.get("faults", []) if side["name"] != "control" else [],
+        faults=report.faults if target.name != "control" else (),
     )
 
 
@@ -69,10 +82,10 @@ class Mark:
     text: str = ""
 
 
-def drawn(timeline: ChartTimeline, callers: Mapping[str, Any]) -> list[dict[str, Any]]:
+def drawn(timeline: ChartTimeline, callers: CallerFigures) -> list[dict[str, Any]]:
     """Four charts of the same seconds, for the template."""
-    samples = callers["samples"]
-    left_out = callers["count"] - len(samples)
+    samples = callers.samples
+    left_out = callers.count - len(samples)
     note = f"The first {len(samples)} payments are drawn." if left_out else ""
     return [
         _answers(timeline),
@@ -82,9 +95,9 @@ def drawn(timeline: ChartTimeline, callers: Mapping[str, Any]) -> list[dict[str,
     ]
 
 
-def gauge(check: Mapping[str, Any]) -> dict[str, Any] | None:
+def gauge(check: DrillCheckResult) -> dict[str, Any] | None:
     """The ratio of a check's value to its bound: the bar is full at the bound."""
-    value, least, most = check["value"], check["min"], check["max"]
+    value, least, most = check.value, check.min, check.max
     if value is None:
         return None
     if most is not None:
@@ -99,7 +112,7 @@ def gauge(check: Mapping[str, Any]) -> dict[str, Any] | None:
 def _answers(timeline: ChartTimeline) -> dict[str, Any]:
     """The outcomes of calls, stacked; a late reading covers more than one second."""
     stacks = [
-        (start, end, {name: read[name] / max(0.5, end - start) for name in OUTCOMES})
+        (start, end, {name: getattr(read, name) / max(0.5, end - start) for name in OUTCOMES})
         for start, end, read in timeline.spans()
     ]
     most = _round_up(max((sum(stack.values()) for _, _, stack in stacks), default=0))
@@ -116,18 +129,18 @@ def _answers(timeline: ChartTimeline) -> dict[str, Any]:
     return _chart("Answers a second", marks, timeline, _even_ticks(most), OUTCOMES)
 
 
-def _waits(timeline: ChartTimeline, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _waits(timeline: ChartTimeline, samples: Sequence[CallSample]) -> dict[str, Any]:
     """One dot for each payment: when it was sent, and how long its caller waited."""
     dots = [
         Mark(
             shape="circle",
             attributes={
                 "class": _class_of(sample),
-                "cx": f"{_x(sample['at_s'], timeline.end_s):.1f}",
-                "cy": f"{_log_y(sample['ms']):.1f}",
+                "cx": f"{_x(sample.at_s, timeline.end_s):.1f}",
+                "cy": f"{_log_y(sample.ms):.1f}",
                 "r": "2.6",
             },
-            text=f"{sample['ms']:g} ms, {sample['status'] or 'no answer'}",
+            text=f"{sample.ms:g} ms, {sample.status or 'no answer'}",
         )
         for sample in samples
     ]
@@ -160,18 +173,18 @@ def _breaker(timeline: ChartTimeline) -> dict[str, Any]:
     states = {"closed": "closed", "half_open": "probing", "open": "open"}
     bands = []
     for start, end, read in timeline.spans():
-        if read["breaker"] in states:
+        if read.breaker in states:
             left, right = _x(start, timeline.end_s), _x(end, timeline.end_s)
             height = STRIP_HEIGHT - TOP - FOOT
-            bands.append(_box(read["breaker"], left, TOP, right - left + 0.3, height))
+            bands.append(_box(read.breaker, left, TOP, right - left + 0.3, height))
     return _chart("Circuit breaker", bands, timeline, [], states, height=STRIP_HEIGHT)
 
 
-def _class_of(sample: Mapping[str, Any]) -> str:
-    if sample["status"] is None or sample["status"] >= 500:
+def _class_of(sample: CallSample) -> str:
+    if sample.status is None or sample.status >= 500:
         return "failed"
     return {"succeeded": "succeeded", "pending": "queued", "unknown": "unknown"}.get(
-        sample["outcome"] or "", "failed"
+        sample.outcome or "", "failed"
     )
 
 
@@ -189,7 +202,7 @@ def _chart(
     foot = height - FOOT
     return {
         "title": title,
-        "label": f"{title} of the {timeline.side}, {timeline.end_s:.0f} seconds",
+        "label": f"{title} of the {timeline.target}, {timeline.end_s:.0f} seconds",
         "legend": legend,
         "width": WIDTH,
         "height": height,
@@ -215,11 +228,11 @@ def _chart(
 def _fault_bands(timeline: ChartTimeline, height: int) -> list[dict[str, Any]]:
     bands = []
     for number, fault in enumerate(timeline.faults, 1):
-        left = _x(fault["from_s"], timeline.end_s)
-        right = _x(fault["to_s"] or timeline.end_s, timeline.end_s)
+        left = _x(fault.from_s, timeline.end_s)
+        right = _x(fault.to_s or timeline.end_s, timeline.end_s)
         bands.append(
             {
-                "text": fault["text"],
+                "text": fault.text,
                 "name": "fault" if len(timeline.faults) == 1 else f"fault {number}",
                 "box": _sizes(left, TOP - 12, right - left, height - TOP - FOOT + 12),
                 "at": {"x": f"{left + 4:.1f}", "y": TOP - 2},

@@ -6,10 +6,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from service.ids import (
-    payment_id_text,
-)
+from service.ids import payment_id_text
 from service.lab.drills.books import Charges, Row
+from service.lab.drills.document import CallerFigures, DrillPayment, MetricChange
 from service.lab.drills.expectations import Samples
 from service.lab.drills.load import Call
 from service.lab.drills.targets import LogTail
@@ -30,9 +29,9 @@ def log_evidence(log: LogTail | None, run_id: str) -> dict[str, Any]:
     if log is None:
         return {
             "incident": None,
-            "log_events": [],
+            "log_events": (),
             "log_events_count": 0,
-            "exception_chains": [],
+            "exception_chains": (),
             "note": "This instance's log goes to standard output: look where it is collected.",
         }
     ours = [event for event in log.events() if _is_ours(event, run_id)]
@@ -41,15 +40,17 @@ def log_evidence(log: LogTail | None, run_id: str) -> dict[str, Any]:
     shown = _kinds_first([*errors, *(event for event in ours if event not in errors)], EVENTS_MAX)
     chains = []
     for event in errors:
-        chain = event.get("error_chain")
+        chain = tuple(event.get("error_chain") or ())
         if chain and chain not in chains:
             chains.append(chain)
     words = [_words(event) for event in errors]
     return {
         "incident": next((word for word in words if word), None),
-        "log_events": sorted(shown, key=lambda event: str(event.get("timestamp"))),
+        "log_events": tuple(sorted(shown, key=lambda event: str(event.get("timestamp")))),
         "log_events_count": len(ours),
-        "exception_chains": _kinds_first(chains, CHAINS_MAX, key=lambda chain: chain[0][:60]),
+        "exception_chains": tuple(
+            _kinds_first(chains, CHAINS_MAX, key=lambda chain: chain[0][:60])
+        ),
     }
 
 
@@ -82,22 +83,22 @@ def _kinds_first(things: Sequence[Any], most: int, key: Any = None) -> list[Any]
     return [thing for _, _, thing in sorted(ranked, key=lambda one: one[:2])[:most]]
 
 
-def caller_evidence(calls: Sequence[Call]) -> dict[str, Any]:
+def caller_evidence(calls: Sequence[Call]) -> CallerFigures:
     """The answers that callers received, and their waiting times."""
     times = sorted(call.ms for call in calls)
-    return {
-        "count": len(calls),
-        "by_status": _counted(str(call.status or "no_answer") for call in calls),
-        "by_code": _counted(call.code for call in calls if call.code),
-        "by_outcome": _counted(call.outcome for call in calls if call.outcome),
-        "ms": {
+    return CallerFigures(
+        count=len(calls),
+        by_status=_counted(str(call.status or "no_answer") for call in calls),
+        by_code=_counted(call.code for call in calls if call.code),
+        by_outcome=_counted(call.outcome for call in calls if call.outcome),
+        ms={
             "p50": _quantile(times, 0.5),
             "p95": _quantile(times, 0.95),
             "p99": _quantile(times, 0.99),
             "max": times[-1] if times else None,
         },
-        "samples": [call.shown() for call in sorted(calls, key=lambda c: c.at_s)[:CALLS_MAX]],
-    }
+        samples=tuple(call.sample() for call in sorted(calls, key=lambda c: c.at_s)[:CALLS_MAX]),
+    )
 
 
 def _counted(words: Iterable[str]) -> dict[str, int]:
@@ -108,7 +109,7 @@ def _quantile(times: Sequence[float], q: float) -> float | None:
     return times[min(len(times) - 1, int(q * len(times)))] if times else None
 
 
-def metric_evidence(before: Samples, after: Samples) -> list[dict[str, Any]]:
+def metric_evidence(before: Samples, after: Samples) -> tuple[MetricChange, ...]:
     """Every counter that changed, before and after."""
     moved = []
     for (name, labels), value in sorted(after.items()):
@@ -117,30 +118,30 @@ def metric_evidence(before: Samples, after: Samples) -> list[dict[str, Any]]:
         earlier = before.get((name, labels), 0.0)
         if value != earlier:
             moved.append(
-                {
-                    "name": name,
-                    "labels": dict(labels),
-                    "before": earlier,
-                    "after": value,
-                    "delta": value - earlier,
-                }
+                MetricChange(
+                    name=name,
+                    labels=dict(labels),
+                    before=earlier,
+                    after=value,
+                    delta=value - earlier,
+                )
             )
-    return moved[:METRICS_MAX]
+    return tuple(moved[:METRICS_MAX])
 
 
 def payment_evidence(rows: Sequence[Row], charges: Charges) -> dict[str, Any]:
     """The payments with their final states and the provider's records of each."""
     return {
-        "payments": [
-            {
-                "id": payment_id_text(row[0]),
-                "status": row[1],
-                "amount": row[2],
-                "currency": row[3],
-                "provider_ref": row[4],
-                "charges": len(charges.get(payment_id_text(row[0]), [])),
-            }
+        "payments": tuple(
+            DrillPayment(
+                id=payment_id_text(row[0]),
+                status=row[1],
+                amount=row[2],
+                currency=row[3],
+                provider_ref=row[4],
+                charges=len(charges.get(payment_id_text(row[0]), [])),
+            )
             for row in rows[:PAYMENTS_MAX]
-        ],
+        ),
         "payments_by_status": _counted(row[1] for row in rows),
     }

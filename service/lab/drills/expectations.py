@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
+from service.lab.drills.document import DrillCheckResult
 from service.lab.drills.load import Call
 from service.lab.drills.plan import Check
 from service.lab.drills.promql import promql
@@ -18,7 +18,6 @@ Samples = Mapping[SampleKey, float]
 # Measures of answers and waiting times are meaningful without a fault too.
 _TELLING_WITHOUT_FAULT = frozenset({"callers", "waited", "quantile", "share_over"})
 _SERVED = frozenset({"200", "201", "2xx", "succeeded"})
-# Measures of time fail on an overloaded machine just as they do on a broken service.
 _OF_TIME = _TELLING_WITHOUT_FAULT | {"recovery", "settled"}
 
 
@@ -69,7 +68,7 @@ def before(moment_s: float, calls: Sequence[Call]) -> list[Call]:
     return [call for call in calls if call.at_s + call.ms / 1000 <= moment_s]
 
 
-def evaluate(check: Check, readings: Readings) -> dict[str, Any]:
+def evaluate(check: Check, readings: Readings) -> DrillCheckResult:
     """The check as reports show it; a number that cannot be measured fails the check."""
     value = _measured(check, readings)
     reference = None
@@ -81,18 +80,17 @@ def evaluate(check: Check, readings: Readings) -> dict[str, Any]:
         and (check.max is None or value <= check.max)
     )
     span = readings.span(check.during)
-    return {
-        "text": check.text,
-        "promql": promql(check, 0.0 if span is None else span[1].at_s - span[0].at_s),
-        "value": _rounded(value),
-        # The value without a fault; a bound that is violated there too proves nothing about the fault.
-        "reference": _rounded(reference),
-        "min": check.min,
-        "max": check.max,
-        "during": check.during,
-        "is_of_time": check.measure in _OF_TIME,
-        "ok": is_kept,
-    }
+    return DrillCheckResult(
+        text=check.text,
+        promql=promql(check, 0.0 if span is None else span[1].at_s - span[0].at_s),
+        value=_rounded(value),
+        reference=_rounded(reference),
+        min=check.min,
+        max=check.max,
+        during=check.during,
+        is_of_time=check.measure in _OF_TIME,
+        ok=is_kept,
+    )
 
 
 def _is_telling_without_fault(check: Check) -> bool:

@@ -33,13 +33,14 @@ class GameDay:
 
     def play(self) -> None:
         """Play all drills, or until a stop: a stop of one drill stops the day."""
-        verdicts, stopped = [], None
+        verdicts: list[str] = []
+        stopped = None
         for plan in self.plans:
             part = self._part(plan)
-            summary = part.summary()
-            verdicts.append(summary["verdict"])
-            self.run.set(parts=[*self.run.whole()["parts"], summary])
-            self.run.tell(f"{plan.name}: {summary['verdict']}. {summary['summary']}")
+            summary = part.report().brief()
+            verdicts.append(str(summary.verdict))
+            self.run.set(parts=(*self.run.whole().parts, summary))
+            self.run.tell(f"{plan.name}: {summary.verdict}. {summary.summary}")
             if self.run.stopping.is_set():
                 stopped = self.run.stop_reason or part.stop_reason or "The run was stopped."
                 break
@@ -65,7 +66,7 @@ class GameDay:
             Runner(part, self.context, load_per_s=plan.load_per_s).carry_out()
         self.kept(part)
         part.ended.set()
-        metrics.drill_runs_total.labels(plan.name, str(part.whole()["verdict"]).lower()).inc()
+        metrics.drill_runs_total.labels(plan.name, str(part.whole().verdict).lower()).inc()
         return part
 
     def _against(self, plan: Plan) -> list[str]:

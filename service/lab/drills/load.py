@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from time import monotonic
 from typing import Any
 
 import requests
+
+from service.lab.drills.document import CallSample
 
 # With more concurrent callers the drill would measure this process instead of the service.
 CALLERS_MAX = 96
@@ -48,10 +50,17 @@ class Call:
         status = str(self.status)
         return word in (status, f"{status[0]}xx", self.code, self.outcome)
 
-    def shown(self) -> dict[str, Any]:
-        call = asdict(self)
-        del call["side"], call["n"]
-        return call
+    def sample(self) -> CallSample:
+        """The call as reports show it."""
+        return CallSample(
+            at_s=self.at_s,
+            ms=self.ms,
+            status=self.status,
+            code=self.code,
+            outcome=self.outcome,
+            payment_id=self.payment_id,
+            is_retry=self.is_retry,
+        )
 
 
 class Load:

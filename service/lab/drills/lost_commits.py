@@ -11,9 +11,8 @@ from uuid import UUID
 import requests
 
 from service.database.direct import Unreachable
-from service.ids import (
-    parse_id,
-)
+from service.ids import parse_id
+from service.lab.drills.document import RuleResult, rule_result
 from service.lab.drills.load import AMOUNT_MINOR, ANSWER_TIMEOUT_S, CURRENCY, Call
 from service.lab.drills.losses import LocalDatabase, Losses
 from service.lab.drills.run import Run
@@ -74,7 +73,7 @@ class LostCommits:
         self._wait = wait
         self._session = requests.Session()
         self._session.trust_env = False
-        self.rules: list[dict[str, Any]] = []
+        self.rules: list[RuleResult] = []
         # Payments only: the guard of live traffic counts nothing else.
         self.calls: list[Call] = []
 
@@ -91,7 +90,7 @@ class LostCommits:
             touched = self._lose(victims)
             self._run.tell(f"{touched} payments were set back; the same keys are sent again")
             unanswered = self._repeat(victims)
-            self.rules = [*self._judged(victims), _rule("ours", "known_again", unanswered)]
+            self.rules = [*self._judged(victims), rule_result("ours", "known_again", unanswered)]
         return touched
 
     def _pay(self, loses: str, key: str) -> Victim:
@@ -172,7 +171,7 @@ class LostCommits:
             status, _ = self._post_movement(victim)
         return status in (200, 201)
 
-    def _judged(self, victims: list[Victim]) -> list[dict[str, Any]]:
+    def _judged(self, victims: list[Victim]) -> list[RuleResult]:
         """Compares the provider's records of each victim with the single request for it."""
         broken = dict.fromkeys(_RULE_OF.values(), 0)
         for victim in victims:
@@ -181,7 +180,9 @@ class LostCommits:
                 rule = _RULE_OF.get(kind)
                 if rule is not None:
                     broken[rule] += moved.get(kind, []) != asked
-        return [_rule("provider", f"{name}_after_loss", many) for name, many in broken.items()]
+        return [
+            rule_result("provider", f"{name}_after_loss", many) for name, many in broken.items()
+        ]
 
     def _post(self, path: str, key: str, **body: Any) -> tuple[int | None, dict[str, Any]]:
         headers = {
@@ -197,7 +198,3 @@ class LostCommits:
         except (requests.RequestException, ValueError):
             return None, {}
         return answer.status_code, found if isinstance(found, dict) else {}
-
-
-def _rule(book: str, rule: str, violations: int) -> dict[str, Any]:
-    return {"book": book, "rule": rule, "violations": violations, "ok": violations == 0}

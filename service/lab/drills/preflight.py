@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from service.errors import Busy
+from service.lab.drills.document import PreflightCheck
 from service.lab.drills.expectations import Samples
 from service.lab.drills.pair import COPY_POOL_SIZE
 from service.lab.drills.plan import Plan
@@ -44,8 +45,8 @@ class Preflight:
     # Whether the database is the one that a local run started.
     is_local_database: Callable[[], bool] = lambda: False
 
-    def check(self, plan: Plan, scope: str, deadline: Deadline) -> list[dict[str, Any]]:
-        """Every check, with `ok` and a detail."""
+    def check(self, plan: Plan, scope: str, deadline: Deadline) -> list[PreflightCheck]:
+        """Every check, whether it holds or not."""
         window = Window({}, self.read(), 0.0)
         return [
             self._kill_switch(deadline),
@@ -67,66 +68,68 @@ class Preflight:
             return {"engaged": True, "reason": reason, "by": "file", "at": None}
         return self.store.kill_switch(deadline)
 
-    def _kill_switch(self, deadline: Deadline) -> dict[str, Any]:
+    def _kill_switch(self, deadline: Deadline) -> PreflightCheck:
         switch = self.kill_switch(deadline)
         detail = f"Engaged: {switch['reason']}" if switch["engaged"] else "Not engaged."
-        return _found("lever", not switch["engaged"], detail)
+        return PreflightCheck("lever", not switch["engaged"], detail)
 
-    def _provider_key(self) -> dict[str, Any]:
+    def _provider_key(self) -> PreflightCheck:
         is_live = self.provider_key.startswith(("sk_live_", "rk_live_"))
         detail = "It is a live key: real cards." if is_live else "It is a test key."
-        return _found("provider_key", not is_live, detail)
+        return PreflightCheck("provider_key", not is_live, detail)
 
-    def _scope(self, plan: Plan, scope: str) -> dict[str, Any]:
+    def _scope(self, plan: Plan, scope: str) -> PreflightCheck:
         if scope not in plan.scopes:
-            return _found("scope", False, f"{plan.name} has only: {', '.join(plan.scopes)}.")
+            return PreflightCheck(
+                "scope", False, f"{plan.name} has only: {', '.join(plan.scopes)}."
+            )
         if scope == "instance" and not self.instance_allowed:
-            return _found("scope", False, "Live links in production need an explicit setting.")
+            return PreflightCheck(
+                "scope", False, "Live links in production need an explicit setting."
+            )
         if scope == "instance" and plan.needs_links and self.control_path is None:
-            return _found("scope", False, "This instance's links have no fault proxy.")
-        return _found("scope", True, f"{scope} is allowed here.")
+            return PreflightCheck("scope", False, "This instance's links have no fault proxy.")
+        return PreflightCheck("scope", True, f"{scope} is allowed here.")
 
-    def _sandbox(self, plan: Plan) -> dict[str, Any]:
+    def _sandbox(self, plan: Plan) -> PreflightCheck:
         is_there = self.has_sandbox or not plan.needs_sandbox
         detail = "Only the sandbox provider injects faults." if not is_there else "As needed."
-        return _found("sandbox", is_there, detail)
+        return PreflightCheck("sandbox", is_there, detail)
 
-    def _local_database(self, plan: Plan) -> dict[str, Any]:
+    def _local_database(self, plan: Plan) -> PreflightCheck:
         is_there = not plan.needs_local_database or self.is_local_database()
         detail = "As needed." if is_there else "Only a local run's database can lose commits."
-        return _found("local_database", is_there, detail)
+        return PreflightCheck("local_database", is_there, detail)
 
-    def _service_level(self) -> dict[str, Any]:
+    def _service_level(self) -> PreflightCheck:
         payments = self.statistics()["windows"]["5m"]["payments"]
         ratio, total = payments["truthful_ratio"], payments["total"]
         if ratio is None or total < ANSWERS_MIN:
-            return _found("service_level", True, "Too few payments in 5 minutes to measure.")
+            return PreflightCheck(
+                "service_level", True, "Too few payments in 5 minutes to measure."
+            )
         burn = (1 - ratio) / (1 - SLO_TARGETS["truthful_answers"])
-        return _found(
+        return PreflightCheck(
             "service_level", burn < BURN_RATE_MAX, f"Burn rate {burn:.1f} over 5 minutes."
         )
 
-    def _connections(self, scope: str, deadline: Deadline) -> dict[str, Any]:
+    def _connections(self, scope: str, deadline: Deadline) -> PreflightCheck:
         needed = CONNECTIONS_SPARE + (2 * COPY_POOL_SIZE if scope == "pair" else 0)
         try:
             free = self.store.connections_free(deadline)
         except Busy as error:
-            return _found("database_connections", False, error.detail)
+            return PreflightCheck("database_connections", False, error.detail)
         detail = f"{free} free, {needed} needed."
-        return _found("database_connections", free >= needed, detail)
+        return PreflightCheck("database_connections", free >= needed, detail)
 
 
-def reasons(checks: list[dict[str, Any]]) -> list[str]:
+def reasons(checks: Sequence[PreflightCheck]) -> list[str]:
     """The reasons against a start, as text."""
-    return [f"{check['name']}: {check['detail']}" for check in checks if not check["ok"]]
+    return [f"{check.name}: {check.detail}" for check in checks if not check.ok]
 
 
-def _age(name: str, window: Window, gauge: str, most_s: float) -> dict[str, Any]:
+def _age(name: str, window: Window, gauge: str, most_s: float) -> PreflightCheck:
     age_s = window.value(gauge) or 0.0
-    return _found(
+    return PreflightCheck(
         name, age_s <= most_s, f"The oldest is {age_s:.0f} s old; the limit is {most_s:.0f} s."
     )
-
-
-def _found(name: str, ok: bool, detail: str) -> dict[str, Any]:
-    return {"name": name, "ok": ok, "detail": detail}

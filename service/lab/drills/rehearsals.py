@@ -9,10 +9,17 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from service.errors import Busy, NotFound, PreflightRefused, WrongState
+from service.lab.drills.document import (
+    DrillReport,
+    FaultGuess,
+    PreflightCheck,
+    RunSummary,
+    to_json,
+)
 from service.lab.drills.gameday import GameDay
 from service.lab.drills.plan import Catalogue, Plan
 from service.lab.drills.preflight import reasons
-from service.lab.drills.run import Run, summary_of
+from service.lab.drills.run import Run
 from service.lab.drills.runner import DrillContext, Runner
 from service.observability.metrics import catalogue as metrics
 from service.payments.audit import Actor
@@ -56,20 +63,18 @@ class Rehearsals:
     def running(self) -> Run | None:
         return self._running
 
-    def preflight(self, request: DrillRequest, deadline: Deadline) -> list[dict[str, Any]]:
+    def preflight(self, request: DrillRequest, deadline: Deadline) -> list[PreflightCheck]:
         """The checks before a drill begins; changes nothing."""
         return self._preflight(self._plan_of(request), request, deadline)
 
     def _preflight(
         self, plan: Plan, request: DrillRequest, deadline: Deadline
-    ) -> list[dict[str, Any]]:
+    ) -> list[PreflightCheck]:
         parts = [self.catalogue[name] for name in plan.parts] or [plan]
         checks = self.context.preflight.check(parts[0], request.scope, deadline)
         free = self._running is None
-        found = {"name": "another_rehearsal", "ok": free, "detail": "None runs here."}
-        if not free:
-            found["detail"] = "Another drill is running."
-        return [*checks, found]
+        detail = "None runs here." if free else "Another drill is running."
+        return [*checks, PreflightCheck("another_rehearsal", free, detail)]
 
     def begin(self, request: DrillRequest, deadline: Deadline) -> Run:
         """Start it in a new thread; raises PreflightRefused, or Busy without a database."""
@@ -91,9 +96,9 @@ class Rehearsals:
             against = self._take(run, deadline)
         if against:
             self._refuse(request, against, deadline)
-        run.set(preflight=checks)
+        run.set(preflight=tuple(checks))
         try:
-            self.context.store.begin(run.document(), deadline, actor=request.actor)
+            self.context.store.begin(run.report(), deadline, actor=request.actor)
         except BaseException:
             self._let_go(run)
             raise
@@ -121,16 +126,19 @@ class Rehearsals:
             log.warning("rehearsal.audit_failed", extra={"run_id": run.id, "detail": error.detail})
 
     def find(self, run_id: str, deadline: Deadline) -> dict[str, Any]:
-        """A run's document; raises NotFound."""
+        """A run's report as JSON; raises NotFound."""
         run = self._runs.get(run_id)
-        document = run.document() if run else self.context.store.find(run_id, deadline)
-        if run is None and document is not None and document["status"] == "running":
+        if run is not None:
+            found: dict[str, Any] = to_json(run.report())
+            return found
+        stored = self.context.store.find(run_id, deadline)
+        if stored is not None and stored["status"] == "running":
             # No run of this process: another instance has it, or its process was killed.
             self.context.store.close_lost(deadline)
-            document = self.context.store.find(run_id, deadline)
-        if document is None:
+            stored = self.context.store.find(run_id, deadline)
+        if stored is None:
             raise NotFound("This drill does not exist.")
-        return document
+        return stored
 
     def live(self, run_id: str) -> Run:
         """A run of this process that has not ended; raises NotFound, WrongState."""
@@ -141,17 +149,17 @@ class Rehearsals:
             raise WrongState("The drill has ended.")
         return run
 
-    def recent(self, deadline: Deadline, limit: int = 20) -> list[dict[str, Any]]:
+    def recent(self, deadline: Deadline, limit: int = 20) -> list[RunSummary]:
         """The newest runs of all instances."""
-        documents = self.context.store.recent(limit, deadline)
-        live = {run.id: run.summary() for run in list(self._runs.values())}
-        if any(one["status"] == "running" and one["id"] not in live for one in documents):
+        stored = self.context.store.recent(limit, deadline)
+        live = {run.id: run.report().brief() for run in list(self._runs.values())}
+        if any(one.status == "running" and one.id not in live for one in stored):
             # A run of another instance or of a killed process; consoles poll, and mostly there is none.
             self.context.store.close_lost(deadline)
-            documents = self.context.store.recent(limit, deadline)
-        return [live.get(document["id"]) or summary_of(document) for document in documents]
+            stored = self.context.store.recent(limit, deadline)
+        return [live.get(one.id, one) for one in stored]
 
-    def name_fault(self, run: Run, name: str) -> dict[str, Any]:
+    def name_fault(self, run: Run, name: str) -> FaultGuess:
         """Record a guess at the fault of a blind game day."""
         if not run.is_hidden:
             raise WrongState("This run is not a blind game day.")
@@ -245,58 +253,60 @@ class Rehearsals:
                 load_per_s = request.load_per_s or run.plan.load_per_s
                 Runner(run, self.context, load_per_s=load_per_s).carry_out()
         finally:
-            document = run.document()
+            report = run.report()
             if request.kind == "drill":
-                verdict = str(document["verdict"]).lower()
+                verdict = str(report.verdict).lower()
                 metrics.drill_runs_total.labels(request.name, verdict).inc()
             log.warning(
                 "rehearsal.ended",
                 extra={
                     **_log_fields(run),
-                    "verdict": document["verdict"],
-                    "summary": document["summary"],
+                    "verdict": report.verdict,
+                    "summary": report.summary,
                 },
             )
-            self._write_down(document)
+            self._write_down(report)
             self._let_go(run)
             run.ended.set()
 
     def _keep(self, part: Run) -> None:
         """Store the run of a game day's drill at its beginning and end, as any other run."""
         self._runs[part.id] = part
-        document = part.whole()
-        if document["verdict"] is not None:
-            self._write_down(document)
+        report = part.whole()
+        if report.verdict is not None:
+            self._write_down(report)
             return
         try:
-            self.context.store.begin(document, Deadline.after(WRITE_TIMEOUT_S))
+            self.context.store.begin(report, Deadline.after(WRITE_TIMEOUT_S))
         except Busy as error:
             log.warning("rehearsal.not_kept", extra={"run_id": part.id, "detail": error.detail})
 
-    def _write_down(self, document: dict[str, Any]) -> None:
+    def _write_down(self, report: DrillReport) -> None:
         deadline = Deadline.after(WRITE_TIMEOUT_S)
         while True:
             try:
-                self.context.store.end(document, deadline)
+                self.context.store.end(report, deadline)
                 return
             except Busy as error:
                 if deadline.expired:
-                    detail = {"run_id": document["id"], "detail": error.detail}
+                    detail = {"run_id": report.id, "detail": error.detail}
                     log.error("rehearsal.report_lost", extra=detail)
                     return
                 threading.Event().wait(0.5)
             except Exception:
                 # A report that cannot be stored must not block all later runs.
-                log.exception("rehearsal.report_lost", extra={"run_id": document["id"]})
+                log.exception("rehearsal.report_lost", extra={"run_id": report.id})
                 return
 
 
 def _log_fields(run: Run) -> dict[str, Any]:
-    document = run.document()
-    fields = ("kind", "scope", "reason", "requested_by")
+    report = run.report()
     # `logging` reserves the field `name`.
     return {
         "run_id": run.id,
-        "rehearsal": document["name"],
-        **{field: document[field] for field in fields},
+        "rehearsal": report.name,
+        "kind": report.kind,
+        "scope": report.scope,
+        "reason": report.reason,
+        "requested_by": report.requested_by,
     }

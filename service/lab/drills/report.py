@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 from xml.etree import ElementTree
+
+from service.lab.drills.document import DrillCheckResult, DrillReport, RuleResult, TargetEvidence
 
 # The promises about money in plain English; some of them are rules in SQL too.
 RULES = {
@@ -29,78 +31,74 @@ _WRONG = {"BROKE", "NOT_SHOWN"}
 _SKIPPED = {"INCONCLUSIVE", "ABORTED", "REFUSED"}
 
 
-def markdown(document: dict[str, Any]) -> str:
+def markdown(report: DrillReport) -> str:
     """The report as text for a ticket."""
     lines = [
-        f"# {document['title']}: {document['verdict'] or document['phase']}",
+        f"# {report.title}: {report.verdict or report.phase}",
         "",
-        document["summary"] or "Still running.",
+        report.summary or "Still running.",
         "",
-        f"- Run `{document['id']}`, {document['kind']} `{document['name']}`, scope {document['scope']}",
-        f"- {document['started_at']} to {document['ended_at'] or 'now'},"
-        f" {shown(document['load_rps'])} payments a second, fault of {shown(document['ttl_s'])} s",
-        f"- Requested by key {document['requested_by']}: {document['reason'] or 'no reason given'}",
+        f"- Run `{report.id}`, {report.kind} `{report.name}`, scope {report.scope}",
+        f"- {report.started_at} to {report.ended_at or 'now'},"
+        f" {shown(report.load_rps)} payments a second, fault of {shown(report.ttl_s)} s",
+        f"- Requested by key {report.requested_by}: {report.reason or 'no reason given'}",
         "",
-        f"**Hypothesis.** {document['hypothesis']}",
-        *_checks("Fault proof", document["bite"]),
-        *_checks("Expectations", document["expectations"]),
-        *_invariants(document["invariants"]),
+        f"**Hypothesis.** {report.hypothesis}",
+        *_checks("Fault proof", report.fault_proof),
+        *_checks("Expectations", report.expectations),
+        *_invariants(report.invariants),
     ]
-    for side in document["sides"]:
-        lines += _side(side)
+    for target in report.targets:
+        lines += _target(target)
     lines += ["", "## What happened", ""]
-    lines += [
-        f"- {step['at_s']:6.1f} s · {step['phase']} · {step['text']}"
-        for step in document["progress"]
-    ]
-    for part in document["parts"]:
-        lines.append(f"- {part['name']}: {part['verdict']}. {part['summary']}")
+    lines += [f"- {step.at_s:6.1f} s · {step.phase} · {step.text}" for step in report.progress]
+    for part in report.parts:
+        lines.append(f"- {part.name}: {part.verdict}. {part.summary}")
     return "\n".join(lines) + "\n"
 
 
-def _checks(title: str, checks: list[dict[str, Any]]) -> list[str]:
+def _checks(title: str, checks: Sequence[DrillCheckResult]) -> list[str]:
     if not checks:
         return []
     rows = [
-        f"| {_mark(check)} | {check['text']} | {shown(check['value'])} | {bounds(check)}"
-        f" | `{check['promql'].replace('|', chr(92) + '|')}` |"
+        f"| {_mark(check)} | {check.text} | {shown(check.value)} | {bounds(check)}"
+        f" | `{check.promql.replace('|', chr(92) + '|')}` |"
         for check in checks
     ]
     return ["", f"## {title}", "", "| | what | measured | bound | PromQL |", "|-|-|-|-|-|", *rows]
 
 
-def _invariants(rules: list[dict[str, Any]]) -> list[str]:
+def _invariants(rules: Sequence[RuleResult]) -> list[str]:
     rows = [
-        f"| {_mark(rule)} | {rule['book']} | {rule['rule']} | {violations_of(rule)} |"
-        for rule in rules
+        f"| {_mark(rule)} | {rule.book} | {rule.rule} | {violations_of(rule)} |" for rule in rules
     ]
     return ["", "## Books", "", "| | book | rule | violations |", "|-|-|-|-|", *rows]
 
 
-def violations_of(rule: dict[str, Any]) -> str:
+def violations_of(rule: RuleResult) -> str:
     """The number of rows that break a rule, or a text where it could not be counted."""
-    return "not checked" if rule["violations"] is None else str(rule["violations"])
+    return "not checked" if rule.violations is None else str(rule.violations)
 
 
-def _side(side: dict[str, Any]) -> list[str]:
-    callers = side["callers"]
+def _target(target: TargetEvidence) -> list[str]:
+    callers = target.callers
     lines = [
         "",
-        f"## Evidence of the {side['name']}",
+        f"## Evidence of the {target.name}",
         "",
-        f"    {side['incident'] or 'no error of the incident'}",
+        f"    {target.incident or 'no error of the incident'}",
         "",
-        f"- Callers: {callers['count']} answers, by status {callers['by_status']};"
-        f" p50 {shown(callers['ms']['p50'])} ms, p99 {shown(callers['ms']['p99'])} ms",
-        f"- Payments: {side['payments_by_status']}",
+        f"- Callers: {callers.count} answers, by status {callers.by_status};"
+        f" p50 {shown(callers.ms['p50'])} ms, p99 {shown(callers.ms['p99'])} ms",
+        f"- Payments: {target.payments_by_status}",
     ]
-    for chain in side["exception_chains"]:
+    for chain in target.exception_chains:
         lines += ["", *(f"    {'  ' * depth}{error}" for depth, error in enumerate(chain))]
     return lines
 
 
-def _mark(check: dict[str, Any]) -> str:
-    return "kept" if check["ok"] else "**BROKEN**"
+def _mark(check: DrillCheckResult | RuleResult) -> str:
+    return "kept" if check.ok else "**BROKEN**"
 
 
 def shown(value: float | None) -> str:
@@ -108,51 +106,51 @@ def shown(value: float | None) -> str:
     return "nothing" if value is None else f"{value:g}"
 
 
-def bounds(check: dict[str, Any]) -> str:
+def bounds(check: DrillCheckResult) -> str:
     """The bounds of a check as text."""
     words = []
-    if check["min"] is not None:
-        words.append(f"at least {check['min']:g}")
-    if check["max"] is not None:
-        words.append(f"at most {check['max']:g}")
+    if check.min is not None:
+        words.append(f"at least {check.min:g}")
+    if check.max is not None:
+        words.append(f"at most {check.max:g}")
     return ", ".join(words)
 
 
-def junit(document: dict[str, Any]) -> str:
+def junit(report: DrillReport) -> str:
     """One test case for each promise, so that a build shows the broken one."""
     promises = [
-        *((check["text"], check["ok"], _measured(check)) for check in document["expectations"]),
+        *((check.text, check.ok, _measured(check)) for check in report.expectations),
         *(
-            (f"{rule['book']}: {rule['rule']}", rule["ok"], f"{violations_of(rule)} violations")
-            for rule in document["invariants"]
+            (f"{rule.book}: {rule.rule}", rule.ok, f"{violations_of(rule)} violations")
+            for rule in report.invariants
         ),
         *(
-            (part["name"], part["verdict"] == "HELD", f"{part['verdict']}: {part['summary']}")
-            for part in document["parts"]
+            (part.name, part.verdict == "HELD", f"{part.verdict}: {part.summary}")
+            for part in report.parts
         ),
     ]
-    verdict, summary = str(document["verdict"]), str(document["summary"])
+    verdict, summary = str(report.verdict), str(report.summary)
     suite = ElementTree.Element(
         "testsuite",
-        name=f"holdfast drill {document['name']}",
+        name=f"holdfast drill {report.name}",
         tests=str(len(promises) + 1),
         failures=str(sum(not ok for _, ok, _ in promises) + (verdict in _WRONG)),
         skipped=str(int(verdict in _SKIPPED)),
-        time=f"{document['elapsed_s']:.3f}",
-        timestamp=str(document["started_at"]),
+        time=f"{report.elapsed_s:.3f}",
+        timestamp=str(report.started_at),
     )
     for name, ok, told in promises:
-        case = ElementTree.SubElement(suite, "testcase", name=name, classname=document["name"])
+        case = ElementTree.SubElement(suite, "testcase", name=name, classname=report.name)
         if not ok:
             ElementTree.SubElement(case, "failure", message=told)
-    case = ElementTree.SubElement(suite, "testcase", name="verdict", classname=document["name"])
+    case = ElementTree.SubElement(suite, "testcase", name="verdict", classname=report.name)
     if verdict in _WRONG:
         ElementTree.SubElement(case, "failure", message=f"{verdict}: {summary}")
     elif verdict in _SKIPPED:
         ElementTree.SubElement(case, "skipped", message=f"{verdict}: {summary}")
-    ElementTree.SubElement(suite, "system-out").text = markdown(document)
+    ElementTree.SubElement(suite, "system-out").text = markdown(report)
     return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True)
 
 
-def _measured(check: dict[str, Any]) -> str:
-    return f"measured {shown(check['value'])}, {bounds(check)}; {check['promql']}"
+def _measured(check: DrillCheckResult) -> str:
+    return f"measured {shown(check.value)}, {bounds(check)}; {check.promql}"

@@ -11,11 +11,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from service.errors import Busy, NotFound
 from service.lab.drills import report
+from service.lab.drills.document import DrillReport, from_json, to_json
 from service.lab.drills.page import PAGE_CSP, render_page
 from service.lab.drills.plan import LOAD_PER_S_MAX, SIMULATIONS, Plan, takes_s
 from service.lab.drills.preflight import reasons
 from service.lab.drills.rehearsals import DrillRequest, Rehearsals
-from service.lab.drills.run import summary_of
 from service.lab.faultproxy.client import FaultClient, ProxyGone
 from service.lab.faultproxy.faults import TTL_MAX_S
 from service.payments.merchants import PLATFORM
@@ -110,8 +110,8 @@ def simulate(name: str) -> Response:
     )
     run = rehearsals.begin(drill_request, _deadline())
     if request.args.get("wait") == "1" and run.ended.wait(WAIT_MAX_S):
-        return _json(run.document())
-    return _accepted(run.document(), "simulate")
+        return _json(run.report())
+    return _accepted(run.report(), "simulate")
 
 
 @blueprint.get("/simulate")
@@ -127,7 +127,7 @@ def overview() -> Response:
     running = rehearsals.running
     return _json(
         {
-            "running": running.document() if running else None,
+            "running": running.report() if running else None,
             "recent": _or_none(lambda: rehearsals.recent(_deadline())) or [],
             "lever": _kill_switch(rehearsals),
             "links": _links(rehearsals),
@@ -206,12 +206,12 @@ def list_drills() -> Response:
             "drills": [
                 {
                     **_shown_drill(plan, takes_s(plan, rehearsals.catalogue)),
-                    "last": summary_of(last[plan.name]) if plan.name in last else None,
+                    "last": last.get(plan.name),
                     "trend": trends.get(plan.name, []),
                 }
                 for plan in rehearsals.catalogue.values()
             ],
-            "running": running.document() if running else None,
+            "running": running.report() if running else None,
             "recent": _or_none(lambda: rehearsals.recent(_deadline(), 50)) or [],
             "lever": _kill_switch(rehearsals),
         }
@@ -254,7 +254,7 @@ def drill() -> Response:
                 "would_begin": not reasons(checks),
             }
         )
-    return _accepted(rehearsals.begin(drill_request, _deadline()).document(), "drills")
+    return _accepted(rehearsals.begin(drill_request, _deadline()).report(), "drills")
 
 
 @blueprint.get("/drills/<run_id>")
@@ -267,17 +267,21 @@ def drill() -> Response:
 )
 def show_drill(run_id: str) -> Response:
     rehearsals = parts_of(Rehearsals)
-    document = rehearsals.find(run_id, _deadline())
+    found = rehearsals.find(run_id, _deadline())
     match request.args.get("format", "json"):
         case "markdown":
-            return Response(report.markdown(document), content_type="text/markdown")
+            text = report.markdown(from_json(DrillReport, found))
+            return Response(text, content_type="text/markdown")
         case "junit":
-            return Response(report.junit(document), content_type="application/xml")
+            return Response(
+                report.junit(from_json(DrillReport, found)), content_type="application/xml"
+            )
         case "html":
-            answer = Response(render_page(document), content_type="text/html; charset=utf-8")
+            page = render_page(from_json(DrillReport, found))
+            answer = Response(page, content_type="text/html; charset=utf-8")
             answer.headers["Content-Security-Policy"] = PAGE_CSP
             return answer
-    return _json(document)
+    return _json(found)
 
 
 @blueprint.delete("/drills/<run_id>")
@@ -290,7 +294,7 @@ def stop_drill(run_id: str) -> Response:
     run = rehearsals.live(run_id)
     rehearsals.stop(run, by, _deadline())
     run.ended.wait(REQUEST_TIMEOUT_S)
-    return _json(run.document())
+    return _json(run.report())
 
 
 @blueprint.post("/drills/<run_id>/answer")
@@ -352,15 +356,17 @@ def _shown_drill(plan: Plan, seconds: float) -> dict[str, Any]:
     }
 
 
-def _accepted(document: dict[str, Any], where: str) -> Response:
-    answer = _json(document, 202)
-    answer.headers["Location"] = f"/{where}/{document['id']}"
+def _accepted(report: DrillReport, where: str) -> Response:
+    answer = _json(report, 202)
+    answer.headers["Location"] = f"/{where}/{report.id}"
     answer.headers["Retry-After"] = "1"
     return answer
 
 
 def _json(document: Any, status: int = 200) -> Response:
-    return Response(json.dumps(document) + "\n", status, content_type="application/json")
+    return Response(
+        json.dumps(document, default=to_json) + "\n", status, content_type="application/json"
+    )
 
 
 Found = TypeVar("Found")

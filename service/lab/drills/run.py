@@ -1,22 +1,26 @@
-"""The document of one drill, which grows while the drill runs."""
+"""The report of one drill, which grows while the drill runs."""
 
 from __future__ import annotations
 
 import contextlib
-import copy
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from time import monotonic
 from typing import Any
 
+from service.lab.drills.document import (
+    DrillReport,
+    FaultGuess,
+    FaultPeriod,
+    ProgressStep,
+    TargetSecond,
+    TimelineSecond,
+)
 from service.lab.drills.plan import GAME_DAY, Plan
 from service.lab.drills.store import moment, new_run_id
 
-SUMMARY_FIELDS = (
-    *("id", "kind", "name", "title", "scope", "status", "phase", "verdict", "summary"),
-    *("started_at", "ended_at", "reason", "requested_by"),
-)
 # One line a minute would be enough for an hour; the longest run lasts this many seconds.
 TIMELINE_MAX = 900
 
@@ -53,41 +57,21 @@ class Run:
         self._fault_until_s: float | None = None
         # A blind fault stays hidden until a correct guess or the end.
         self._hidden = is_blind
-        self._document: dict[str, Any] = {
-            "id": self.id,
-            "kind": kind,
-            "name": plan.name,
-            "title": plan.title,
-            "scope": scope,
-            "status": "running",
-            "phase": "starting",
-            "verdict": None,
-            "summary": None,
-            "reason": reason,
-            "requested_by": requested_by,
-            "ttl_s": round(plan.fault_s, 1),
-            "load_rps": load_per_s,
-            "started_at": moment(self.began_at),
-            "fault_began_at": None,
-            "fault_ended_at": None,
-            "ended_at": None,
-            "elapsed_s": 0.0,
-            "fault_left_s": None,
-            # Each fault with the seconds at which it began and ended; `to_s` None: still active.
-            "faults": [],
-            "hypothesis": plan.hypothesis,
-            "runbook": plan.runbook,
-            "progress": [],
-            "preflight": [],
-            "sides": [],
-            "timeline": [],
-            "bite": [],
-            "expectations": [],
-            "invariants": [],
-            "parts": [],
-            # The guesses at the fault of a blind game day; None: the run is not blind.
-            "answers": [] if is_blind else None,
-        }
+        self._report = DrillReport(
+            id=self.id,
+            kind=kind,
+            name=plan.name,
+            title=plan.title,
+            scope=scope,
+            reason=reason,
+            requested_by=requested_by,
+            ttl_s=round(plan.fault_s, 1),
+            load_rps=load_per_s,
+            started_at=moment(self.began_at),
+            hypothesis=plan.hypothesis,
+            runbook=plan.runbook,
+            answers=() if is_blind else None,
+        )
 
     @property
     def at_s(self) -> float:
@@ -95,49 +79,46 @@ class Run:
         return round(monotonic() - self.began_s, 2)
 
     def set(self, **fields: Any) -> None:
+        """Replace fields of the report."""
         with self._lock:
-            self._document.update(fields)
+            self._report = replace(self._report, **fields)
 
     def enter(self, phase: str, text: str) -> None:
         """Begin a phase, and record a line about it."""
-        with self._lock:
-            self._document["phase"] = phase
+        self.set(phase=phase)
         self.tell(text)
 
     def tell(self, text: str) -> None:
         with self._lock:
-            step = {"at_s": self.at_s, "phase": self._document["phase"], "text": text}
-            self._document["progress"].append(step)
+            step = ProgressStep(at_s=self.at_s, phase=self._report.phase, text=text)
+            self._report = replace(self._report, progress=(*self._report.progress, step))
 
     @contextlib.contextmanager
     def fault(self, text: str) -> Iterator[None]:
-        """One fault is active for the duration of the block."""
-        fault = {"text": text, "from_s": self.at_s, "to_s": None}
-        with self._lock:
-            self._document["faults"].append(fault)
+        """One fault is active for the duration of the block; the faults of a run do not overlap."""
+        earlier, fault = self._report.faults, FaultPeriod(text=text, from_s=self.at_s, to_s=None)
+        self.set(faults=(*earlier, fault))
         try:
             yield
         finally:
-            with self._lock:
-                fault["to_s"] = self.at_s
+            self.set(faults=(*earlier, replace(fault, to_s=self.at_s)))
 
     def begin_fault(self, seconds: float) -> None:
-        with self._lock:
-            self._fault_began_s = monotonic()
-            self._fault_until_s = self._fault_began_s + seconds
-            self._document["fault_began_at"] = moment(datetime.now(UTC))
+        self._fault_began_s = monotonic()
+        self._fault_until_s = self._fault_began_s + seconds
+        self.set(fault_began_at=moment(datetime.now(UTC)))
 
     def end_fault(self) -> None:
-        with self._lock:
-            if self._fault_until_s is not None and self._document["fault_ended_at"] is None:
-                self._document["fault_ended_at"] = moment(datetime.now(UTC))
-            self._fault_until_s = None
+        if self._fault_until_s is not None and self._report.fault_ended_at is None:
+            self.set(fault_ended_at=moment(datetime.now(UTC)))
+        self._fault_until_s = None
 
-    def add_second(self, point: dict[str, Any]) -> None:
+    def add_second(self, at_s: float, targets: Mapping[str, TargetSecond]) -> None:
         with self._lock:
-            point["phase"] = self._document["phase"]
-            if len(self._document["timeline"]) < TIMELINE_MAX:
-                self._document["timeline"].append(point)
+            report = self._report
+            second = TimelineSecond(at_s=at_s, targets=targets, phase=report.phase)
+            if len(report.timeline) < TIMELINE_MAX:
+                self._report = replace(report, timeline=(*report.timeline, second))
 
     def stop(self, reason: str) -> None:
         """Ask the run to end; faults are cleared, and payments already sent are settled."""
@@ -145,29 +126,29 @@ class Run:
         self.stopping.set()
 
     def finish(self, verdict: str, summary: str) -> None:
-        with self._lock:
-            self._hidden = False
-            self._document |= {
-                "status": "ended",
-                "phase": "ended",
-                "verdict": verdict,
-                "summary": summary + _named(self._document["answers"]),
-                "ended_at": moment(datetime.now(UTC)),
-                "elapsed_s": self.at_s,
-                "fault_left_s": None,
-            }
+        self._hidden = False
+        self.set(
+            status="ended",
+            phase="ended",
+            verdict=verdict,
+            summary=summary + _named(self._report.answers),
+            ended_at=moment(datetime.now(UTC)),
+            elapsed_s=self.at_s,
+            fault_left_s=None,
+        )
 
-    def answer(self, name: str) -> dict[str, Any]:
+    def answer(self, name: str) -> FaultGuess:
         """Record a guess at the fault of a blind game day; the first correct guess reveals it."""
-        answer = {"name": name, "right": name == self.plan.name, "after_s": None}
+        began_s = self._fault_began_s
+        after_s = None if began_s is None else round(monotonic() - began_s, 1)
+        guess = FaultGuess(name=name, right=name == self.plan.name, after_s=after_s)
         with self._lock:
-            if self._fault_began_s is not None:
-                answer["after_s"] = round(monotonic() - self._fault_began_s, 1)
-            self._document["answers"].append(answer)
-            if answer["right"]:
-                self._hidden = False
-        self.tell(f"Somebody named {name}: {'right' if answer['right'] else 'wrong'}")
-        return answer
+            answers = (*(self._report.answers or ()), guess)
+            self._report = replace(self._report, answers=answers)
+        if guess.right:
+            self._hidden = False
+        self.tell(f"Somebody named {name}: {'right' if guess.right else 'wrong'}")
+        return guess
 
     @property
     def is_hidden(self) -> bool:
@@ -175,55 +156,58 @@ class Run:
 
     @property
     def phase(self) -> str:
-        return str(self._document["phase"])
+        return self._report.phase
 
-    def document(self) -> dict[str, Any]:
-        """The document as of now, without the secrets of a blind game day."""
+    def report(self) -> DrillReport:
+        """The report as of now, without the secrets of a blind game day."""
         return _hide(self.whole()) if self._hidden else self.whole()
 
-    def whole(self) -> dict[str, Any]:
-        """The complete document, for readers inside the service."""
-        with self._lock:
-            document = copy.deepcopy(self._document)
-            if document["status"] == "running":
-                document["elapsed_s"] = self.at_s
-                if self._fault_until_s is not None:
-                    left_s = max(0.0, self._fault_until_s - monotonic())
-                    document["fault_left_s"] = round(left_s, 1)
-        return document
-
-    def summary(self) -> dict[str, Any]:
-        return summary_of(self.document())
+    def whole(self) -> DrillReport:
+        """The complete report, for readers inside the service."""
+        report, until_s = self._report, self._fault_until_s
+        if report.status != "running":
+            return report
+        left_s = None if until_s is None else round(max(0.0, until_s - monotonic()), 1)
+        return replace(report, elapsed_s=self.at_s, fault_left_s=left_s)
 
 
-def _named(answers: list[dict[str, Any]] | None) -> str:
+def _named(answers: tuple[FaultGuess, ...] | None) -> str:
     """The guesses of a blind game day as a sentence."""
     if answers is None:
         return ""
-    right = next((answer for answer in answers if answer["right"]), None)
-    wrong = f", {sum(not one['right'] for one in answers)} wrong answers" if answers else ""
+    right = next((answer for answer in answers if answer.right), None)
+    wrong = f", {sum(not one.right for one in answers)} wrong answers" if answers else ""
     if right is None:
         return f" The fault was not named{wrong}."
-    after_s = right["after_s"]
+    after_s = right.after_s
     when = "before it began" if after_s is None else f"{after_s:g} s after it began"
     return f" Named {when}{wrong}."
 
 
-def summary_of(document: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a run that a list shows."""
-    return {name: document.get(name) for name in SUMMARY_FIELDS}
-
-
-def _hide(document: dict[str, Any]) -> dict[str, Any]:
+def _hide(report: DrillReport) -> DrillReport:
     """Hide every field of a blind game day that names the fault, its length and load too."""
-    document |= {"name": GAME_DAY, "title": "A blind game day"}
-    document |= dict.fromkeys(("runbook", "ttl_s", "load_rps", "fault_left_s"))
-    document |= {name: [] for name in ("bite", "expectations", "preflight", "faults", "sides")}
-    document["hypothesis"] = "One fault is injected on purpose: find it, and name it."
-    document["answers"] = [{**answer, "right": False} for answer in document["answers"]]
-    # Keep the number of lines, for readers that continue at an offset.
-    document["progress"] = [{**step, "text": "(hidden)"} for step in document["progress"]]
-    for point in document["timeline"]:
-        for side in point["sides"].values():
-            del side["struck"]
-    return document
+    return replace(
+        report,
+        name=GAME_DAY,
+        title="A blind game day",
+        runbook=None,
+        ttl_s=None,
+        load_rps=None,
+        fault_left_s=None,
+        fault_proof=(),
+        expectations=(),
+        preflight=(),
+        faults=(),
+        targets=(),
+        hypothesis="One fault is injected on purpose: find it, and name it.",
+        answers=tuple(replace(answer, right=False) for answer in report.answers or ()),
+        # Keep the number of lines, for readers that continue at an offset.
+        progress=tuple(replace(step, text="(hidden)") for step in report.progress),
+        timeline=tuple(
+            replace(
+                second,
+                targets={n: replace(one, injected=None) for n, one in second.targets.items()},
+            )
+            for second in report.timeline
+        ),
+    )

@@ -9,10 +9,10 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from time import monotonic, sleep
-from typing import Any
 
 from service.errors import Busy
 from service.lab.drills import books, evidence
+from service.lab.drills.document import RuleResult, TargetEvidence, rule_result
 from service.lab.drills.expectations import evaluate
 from service.lab.drills.injector import Aborted, FaultInjector, Inconclusive
 from service.lab.drills.load import Call, Load
@@ -51,7 +51,7 @@ class DrillContext:
     # Keyed by scope.
     targets: dict[str, Callable[[], AbstractContextManager[list[Target]]]]
     list_charges: books.ListCharges
-    standing_rules: Callable[[Deadline], list[dict[str, Any]]]
+    standing_rules: Callable[[Deadline], list[RuleResult]]
     sandbox: Sandbox | None
     webhooks: WebhookDisorder
     # None: no commits can be lost on this instance.
@@ -212,7 +212,7 @@ class Runner:
         )
 
     def _collect(
-        self, targets: list[Target], watch: RunWatch, calls: list[Call], rules: list[dict[str, Any]]
+        self, targets: list[Target], watch: RunWatch, calls: list[Call], rules: list[RuleResult]
     ) -> None:
         """Evidence of every target, and the comparison of the books."""
         run, rows = self._run, self._rows()
@@ -224,15 +224,15 @@ class Runner:
         except Busy as error:
             run.tell(f"The provider's books cannot be read: {error.detail}")
             charges = {}
-            compared = [{"book": "provider", "rule": "readable", "violations": 1, "ok": False}]
+            compared = [rule_result("provider", "readable", 1)]
         readings = watch.readings(
             targets[0], recovery_s=self._recovery_s, settled_s=self._settled_s
         )
         run.set(
-            invariants=compared + rules + self._context.standing_rules(_deadline()),
-            sides=[self._evidence(target, watch, rows, charges, calls) for target in targets],
-            bite=[evaluate(check, readings) for check in self._plan.bite],
-            expectations=[evaluate(check, readings) for check in self._plan.expect],
+            invariants=(*compared, *rules, *self._context.standing_rules(_deadline())),
+            targets=tuple(self._evidence(one, watch, rows, charges, calls) for one in targets),
+            fault_proof=tuple(evaluate(check, readings) for check in self._plan.bite),
+            expectations=tuple(evaluate(check, readings) for check in self._plan.expect),
         )
 
     def _evidence(
@@ -242,15 +242,15 @@ class Runner:
         rows: list[books.Row],
         charges: books.Charges,
         calls: list[Call],
-    ) -> dict[str, Any]:
+    ) -> TargetEvidence:
         before, after = watch.at("start", target).samples, watch.at("ended", target).samples
-        return {
-            "name": target.name,
+        return TargetEvidence(
+            name=target.name,
             **evidence.log_evidence(target.log, self._run.id),
-            "callers": evidence.caller_evidence([c for c in calls if c.side == target.name]),
-            "metrics": evidence.metric_evidence(before, after),
+            callers=evidence.caller_evidence([c for c in calls if c.side == target.name]),
+            metrics=evidence.metric_evidence(before, after),
             **evidence.payment_evidence([row for row in rows if row[5] == target.name], charges),
-        }
+        )
 
     # --- Key and alerts --------------------------------------------------------------------------
 

@@ -9,9 +9,8 @@ from typing import Any
 from uuid import UUID
 
 from service.database.pool.pool import ConnectionPool, Statement
-from service.ids import (
-    new_id,
-)
+from service.ids import new_id
+from service.lab.drills.document import DrillReport, RunSummary, from_json, to_json
 from service.payments import audit
 from service.payments.audit import Actor, AuditLog, Entry
 from service.payments.merchants import DRILL_MERCHANT_ID
@@ -187,43 +186,46 @@ class RehearsalStore:
     def make_tenant(self, deadline: Deadline) -> None:
         self._pool.run(_MAKE_TENANT, {"merchant_id": str(DRILL_MERCHANT_ID)}, deadline)
 
-    def begin(
-        self, report: Mapping[str, Any], deadline: Deadline, *, actor: Actor | None = None
-    ) -> None:
+    def begin(self, report: DrillReport, deadline: Deadline, *, actor: Actor | None = None) -> None:
         """Write the run and its audit row, both or neither, before any fault is injected."""
+        detail = {name: getattr(report, name) for name in ("kind", "name", "scope", "reason")}
         params = {
-            **{name: report[name] for name in ("kind", "name", "scope", "requested_by", "reason")},
-            "id": str(_uuid_of(report["id"])),
-            "report": json.dumps(report),
+            **detail,
+            "requested_by": report.requested_by,
+            "id": str(_uuid_of(report.id)),
+            "report": json.dumps(to_json(report)),
         }
-        detail = {name: report[name] for name in ("kind", "name", "scope", "reason")}
         audit.run_audited(
             self._pool,
             _BEGIN,
             params,
             deadline,
-            actor=actor or Actor("api_key", report["requested_by"]),
-            entry=lambda _: Entry("drill.started", target=report["id"], detail=detail),
+            actor=actor or Actor("api_key", report.requested_by),
+            entry=lambda _: Entry("drill.started", target=report.id, detail=detail),
         )
 
     def close_lost(self, deadline: Deadline) -> int:
         """End the runs of killed processes after their lease expired; returns their number."""
         return len(self._pool.run(_CLOSE_LOST, {"name": _LEASE}, deadline))
 
-    def end(self, report: Mapping[str, Any], deadline: Deadline) -> None:
+    def end(self, report: DrillReport, deadline: Deadline) -> None:
         params = {
-            "id": str(_uuid_of(report["id"])),
-            "verdict": report["verdict"],
-            "report": json.dumps(report),
+            "id": str(_uuid_of(report.id)),
+            "verdict": report.verdict,
+            "report": json.dumps(to_json(report)),
         }
-        detail = {name: report[name] for name in ("verdict", "summary", "requested_by")}
+        detail = {
+            "verdict": report.verdict,
+            "summary": report.summary,
+            "requested_by": report.requested_by,
+        }
         audit.run_audited(
             self._pool,
             _END,
             params,
             deadline,
             actor=audit.SERVICE,
-            entry=lambda _: Entry("drill.ended", target=report["id"], detail=detail),
+            entry=lambda _: Entry("drill.ended", target=report.id, detail=detail),
         )
 
     def audit(
@@ -238,13 +240,15 @@ class RehearsalStore:
         rows = self._pool.run(_FIND, {"id": str(uuid)}, deadline) if uuid else []
         return rows[0][0] if rows else None
 
-    def recent(self, limit: int, deadline: Deadline) -> list[dict[str, Any]]:
-        """The newest runs, without their evidence."""
-        return [row[0] for row in self._pool.run(_RECENT, {"limit": limit}, deadline)]
+    def recent(self, limit: int, deadline: Deadline) -> list[RunSummary]:
+        """The newest runs."""
+        rows = self._pool.run(_RECENT, {"limit": limit}, deadline)
+        return [from_json(RunSummary, row[0]) for row in rows]
 
-    def last_verdicts(self, deadline: Deadline) -> dict[str, dict[str, Any]]:
-        """The newest ended drill of each name, without its evidence."""
-        return dict(self._pool.run(_LAST, {}, deadline))
+    def last_verdicts(self, deadline: Deadline) -> dict[str, RunSummary]:
+        """The newest ended drill of each name."""
+        rows = self._pool.run(_LAST, {}, deadline)
+        return {name: from_json(RunSummary, report) for name, report in rows}
 
     def trends(self, most: int, deadline: Deadline) -> dict[str, list[dict[str, Any]]]:
         """The newest verdicts of each drill, oldest first."""

@@ -10,6 +10,7 @@ from typing import Any
 
 from service.errors import Busy
 from service.lab.drills import guards
+from service.lab.drills.document import TargetSecond
 from service.lab.drills.expectations import Reading, Readings, Span, before
 from service.lab.drills.load import Call, Load
 from service.lab.drills.preflight import Preflight
@@ -129,7 +130,7 @@ class RunWatch:
         while not self._ends.wait(SECOND_S):
             try:
                 points = {target.name: self._point(target) for target in self._targets}
-                self._run.add_second({"at_s": self._run.at_s, "sides": points})
+                self._run.add_second(self._run.at_s, points)
                 if self._run.phase in ("baseline", "fault"):
                     self._guard(self._targets[0])
                 if monotonic() >= lease_due_s:
@@ -158,25 +159,25 @@ class RunWatch:
         if self._preflight.kill_switch(_deadline())["engaged"]:
             self._run.stop("The kill switch was engaged.")
 
-    def _point(self, target: Target) -> dict[str, Any]:
+    def _point(self, target: Target) -> TargetSecond:
         """The last second as a point for the charts."""
         now = Window({}, self._read(target).samples, 0.0)
         states = now.values_by("state", "breaker_state")
         ours = [call for call in self._load.calls() if call.side == target.name]
         new, self._seen[target.name] = ours[self._seen[target.name] :], len(ours)
-        return {
-            "sent": self._load.sent[target.name],
-            "answered": len(new),
-            "succeeded": sum(call.outcome == "succeeded" for call in new),
-            "failed": sum(call.is_refused for call in new),
-            "unknown": sum(call.outcome == "unknown" for call in new),
-            "queued": sum(call.outcome == "pending" for call in new),
-            "ms_max": max((call.ms for call in new), default=None),
-            "pool_in_use": now.value("db_pool_in_use"),
-            "pool_waiting": now.value("db_pool_waiting"),
-            "breaker": next((s for s in ("open", "half_open", "closed") if states.get(s)), None),
-            "struck": self._struck(),
-        }
+        return TargetSecond(
+            sent=self._load.sent[target.name],
+            answered=len(new),
+            succeeded=sum(call.outcome == "succeeded" for call in new),
+            failed=sum(call.is_refused for call in new),
+            unknown=sum(call.outcome == "unknown" for call in new),
+            queued=sum(call.outcome == "pending" for call in new),
+            ms_max=max((call.ms for call in new), default=None),
+            pool_in_use=now.value("db_pool_in_use"),
+            pool_waiting=now.value("db_pool_waiting"),
+            breaker=next((s for s in ("open", "half_open", "closed") if states.get(s)), None),
+            injected=self._struck(),
+        )
 
 
 def _deadline() -> Deadline:

@@ -162,7 +162,7 @@ def test_a_database_that_does_not_answer_does(pool, tmp_path):
     finally:
         preflight_pool.close()
 
-    assert [check["ok"] for check in checks if check["name"] == "database_connections"] == [False]
+    assert [check.ok for check in checks if check.name == "database_connections"] == [False]
 
 
 def test_of_two_instances_one_may_rehearse_until_it_ends(pool):

@@ -46,10 +46,10 @@ def test_a_day_goes_on_past_a_drill_that_no_database_lets_begin(
 
     GameDay(run=run, context=context, plans=[PLAN, PLAN], kept=lambda part: None).play()
 
-    day = run.document()
-    assert [part["verdict"] for part in day["parts"]] == ["REFUSED", "REFUSED"]
-    assert day["parts"][0]["summary"].startswith("database: ")
-    assert day["verdict"] == "INCONCLUSIVE"
+    day = run.report()
+    assert [part.verdict for part in day.parts] == ["REFUSED", "REFUSED"]
+    assert day.parts[0].summary.startswith("database: ")
+    assert day.verdict == "INCONCLUSIVE"
 
 
 def test_one_whose_report_cannot_be_written_lets_the_next_begin(pool, tmp_path):
@@ -104,7 +104,7 @@ def test_blind_drill_named_early_ends_like_any_other():
 
     run.finish("HELD", "All promises were kept.")
 
-    assert run.document()["summary"] == (
+    assert run.report().summary == (
         "All promises were kept. Named before it began, 0 wrong answers."
     )
 
@@ -180,9 +180,9 @@ def test_drill_stopped_in_recovery_still_compares_the_books(pool, tmp_path):
     run.stop("Stopped by key.")
     runner.join(60)
 
-    document = run.document()
-    assert (document["verdict"], document["summary"]) == ("ABORTED", "Stopped by key.")
-    assert "charged_once" in [rule["rule"] for rule in document["invariants"]]
+    report = run.report()
+    assert (report.verdict, report.summary) == ("ABORTED", "Stopped by key.")
+    assert "charged_once" in [rule.rule for rule in report.invariants]
 
 
 def test_to_list_them_writes_nothing_where_none_was_lost(pool, tmp_path, database_url):
@@ -197,7 +197,7 @@ def test_to_list_them_writes_nothing_where_none_was_lost(pool, tmp_path, databas
         context = surroundings(RehearsalStore(reader), reader, tmp_path)
         listed = Rehearsals(context, {}, default_scope="pair").recent(Deadline.after(60))
 
-    assert [(one["id"], one["verdict"]) for one in listed] == [(run.id, "HELD")]
+    assert [(one.id, one.verdict) for one in listed] == [(run.id, "HELD")]
 
 
 def test_one_whose_process_was_killed_is_listed_as_ended(pool, tmp_path):
@@ -207,9 +207,7 @@ def test_one_whose_process_was_killed_is_listed_as_ended(pool, tmp_path):
 
     listed = Rehearsals(context, {}, default_scope="pair").recent(Deadline.after(60))
 
-    assert [(one["id"], one["status"], one["verdict"]) for one in listed] == [
-        (run.id, "ended", "ABORTED")
-    ]
+    assert [(one.id, one.status, one.verdict) for one in listed] == [(run.id, "ended", "ABORTED")]
 
 
 def test_webhooks_that_nobody_answers_are_over_with_their_fault(unanswered):

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from service.lab.drills.document import (
+    DrillCheckResult,
+    DrillReport,
+    TargetEvidence,
+    rule_result,
+)
+from service.lab.drills.evidence import caller_evidence, log_evidence, payment_evidence
 from service.lab.drills.expectations import Reading, Readings, Samples, before, evaluate
 from service.lab.drills.load import Call
-from service.lab.drills.plan import Check
+from service.lab.drills.plan import Check, read_catalogue
+from service.lab.drills.run import Run
 from service.lab.drills.verdict import judge, judge_day, recovery_s
 from service.observability.metrics.catalogue import NAMESPACE
 
@@ -60,29 +69,29 @@ AFTER = samples("calls_total", good=16, bad=3, refused=95)
     ],
 )
 def test_a_counter_is_measured_over_the_labels_that_are_meant(wanted: Check, value: float | None):
-    assert evaluate(wanted, readings(BEFORE, AFTER))["value"] == value
+    assert evaluate(wanted, readings(BEFORE, AFTER)).value == value
 
 
 def test_a_number_that_cannot_be_had_is_a_promise_not_kept():
     nothing = evaluate(check("recovery", max=5), readings({}, {}))
 
-    assert (nothing["value"], nothing["ok"]) == (None, False)
+    assert (nothing.value, nothing.ok) == (None, False)
 
 
 def test_callers_are_measured_within_the_fault_that_is_meant():
     calls = [call(9), call(11, status=503, outcome=None), call(12, status=None, outcome=None)]
     read = readings({}, {}, calls=calls)
 
-    assert evaluate(check("callers", word="5xx", max=0, during="fault"), read)["value"] == 0.5
-    assert evaluate(check("callers", word="no_answer", max=0), read)["value"] == 0.5
-    assert evaluate(check("callers", word="succeeded", max=0), read)["value"] == 0.0
+    assert evaluate(check("callers", word="5xx", max=0, during="fault"), read).value == 0.5
+    assert evaluate(check("callers", word="no_answer", max=0), read).value == 0.5
+    assert evaluate(check("callers", word="succeeded", max=0), read).value == 0.0
 
 
 def test_what_callers_waited_is_a_quantile_of_their_own_seconds():
     calls = [call(11, ms=ms) for ms in range(100, 1100, 100)]
 
-    assert evaluate(check("waited", at=0.5, max=1), readings({}, {}, calls=calls))["value"] == 0.5
-    assert evaluate(check("waited", at=0.99, max=1), readings({}, {}, calls=calls))["value"] == 1.0
+    assert evaluate(check("waited", at=0.5, max=1), readings({}, {}, calls=calls)).value == 0.5
+    assert evaluate(check("waited", at=0.99, max=1), readings({}, {}, calls=calls)).value == 1.0
 
 
 def test_call_in_flight_at_the_fault_is_not_in_the_baseline():
@@ -97,18 +106,18 @@ def test_callers_results_are_compared_with_the_baseline():
 
     shown = evaluate(check("waited", at=0.5, max=1), read)
 
-    assert (shown["value"], shown["reference"]) == (0.9, 0.3)
-    assert evaluate(check("callers", word="201", min=1), read)["reference"] == 1.0
+    assert (shown.value, shown.reference) == (0.9, 0.3)
+    assert evaluate(check("callers", word="201", min=1), read).reference == 1.0
     # No advice to wait without a fault: it would not concern the machine.
-    assert evaluate(check("callers", word="202", min=1), read)["reference"] is None
-    assert evaluate(check("struck", min=1), read)["reference"] is None
+    assert evaluate(check("callers", word="202", min=1), read).reference is None
+    assert evaluate(check("struck", min=1), read).reference is None
 
 
 def test_a_gauge_is_looked_at_only_while_the_fault_was_on():
     seconds = [Reading(at, samples("line", all=value)) for at, value in ((5, 9), (12, 4), (25, 7))]
     read = readings({}, {}, every_second=seconds)
 
-    assert evaluate(check("peak", metric="line", min=1, during="fault"), read)["value"] == 4
+    assert evaluate(check("peak", metric="line", min=1, during="fault"), read).value == 4
 
 
 @pytest.mark.parametrize(
@@ -133,35 +142,34 @@ def test_a_gauge_is_looked_at_only_while_the_fault_was_on():
     ],
 )
 def test_the_same_question_is_asked_of_prometheus(wanted: Check, text: str):
-    assert evaluate(wanted, readings({}, {}))["promql"] == text
+    assert evaluate(wanted, readings({}, {})).promql == text
 
 
-def document(**changed: Any) -> dict[str, Any]:
-    kept = {
-        "text": "kept",
-        "rule": "charged_once",
-        "reference": None,
-        "min": None,
-        "max": None,
-        "ok": True,
-    }
+def ended_run(count: int = 20, **changed: Any) -> DrillReport:
+    """The report of a run with `count` payments that kept every promise but the `changed` ones."""
+    plan = read_catalogue()["payment-timeout"]
+    run = Run(plan, kind="drill", scope="instance", reason="", requested_by="key", load_per_s=1)
+    kept = DrillCheckResult(text="kept", value=1, min=None, max=None, ok=True)
+    target = TargetEvidence(
+        name="instance",
+        **log_evidence(None, run.id),
+        callers=replace(caller_evidence([]), count=count),
+        metrics=(),
+        **payment_evidence([], {}),
+    )
     sound = {
-        **{name: [kept] for name in ("bite", "expectations", "invariants")},
-        "kind": "drill",
-        "sides": [{"callers": {"count": 20}}],
+        "fault_proof": [kept],
+        "expectations": [kept],
+        "invariants": [rule_result("ours", "charged_once", 0)],
+        "targets": [target],
     }
-    return {**sound, **changed}
+    return replace(run.report(), **{**sound, **changed})
 
 
-def not_kept(text: str, **more: Any) -> dict[str, Any]:
-    given = {
-        "rule": "charged_once",
-        "reference": None,
-        "min": None,
-        "max": None,
-        "is_of_time": False,
-    }
-    return {**given, "text": text, "ok": False, **more}
+def not_kept(text: str, **more: Any) -> DrillCheckResult:
+    return DrillCheckResult(
+        **{"text": text, "value": 5, "min": None, "max": None, "ok": False, **more}
+    )
 
 
 NOT_OK = [not_kept("the breaker opened")]
@@ -176,8 +184,12 @@ LATE = not_kept("it settled", max=9, is_of_time=True)
     [
         ({}, "HELD", "All 2 promises"),
         ({"expectations": NOT_OK}, "BROKE", "the breaker opened"),
-        ({"bite": NOT_OK, "expectations": NOT_OK}, "INCONCLUSIVE", "not proven: the breaker"),
-        ({"sides": [{"callers": {"count": 9}}]}, "INCONCLUSIVE", "Only 9 payments"),
+        (
+            {"fault_proof": NOT_OK, "expectations": NOT_OK},
+            "INCONCLUSIVE",
+            "not proven: the breaker",
+        ),
+        ({"count": 9}, "INCONCLUSIVE", "Only 9 payments"),
         ({"expectations": [SLOW]}, "BROKE", "Not kept: they waited"),
         # As slow where no fault was on: the fault is not to blame, nor for what came later.
         (
@@ -194,13 +206,21 @@ LATE = not_kept("it settled", max=9, is_of_time=True)
         ({"expectations": [SLOW_ANYWAY, *NOT_OK]}, "BROKE", "the breaker opened"),
         ({"expectations": [LATE]}, "BROKE", "it settled"),
         # Money comes before everything: it is broken whether or not a fault was proven.
-        ({"bite": NOT_OK, "invariants": NOT_OK}, "BROKE", "charged_once"),
+        (
+            {"fault_proof": NOT_OK, "invariants": [rule_result("ours", "charged_once", 1)]},
+            "BROKE",
+            "charged_once",
+        ),
         # A rule that could not be checked is not kept by that.
-        ({"invariants": [not_kept("", violations=None)]}, "INCONCLUSIVE", "could not be checked"),
+        (
+            {"invariants": [rule_result("ours", "charged_once", None)]},
+            "INCONCLUSIVE",
+            "could not be checked",
+        ),
     ],
 )
 def test_money_is_judged_first_then_the_proof_then_the_promises(changed, verdict, told):
-    found, summary = judge(document(**changed), payments_min=10)
+    found, summary = judge(ended_run(**changed), payments_min=10)
 
     assert found == verdict
     assert told in summary

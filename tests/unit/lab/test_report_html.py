@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
 
+from service.lab.drills.document import DrillCheckResult
 from service.lab.drills.page import render_page
 from service.lab.drills.plan import read_catalogue
 from service.lab.drills.run import Run
@@ -57,10 +59,10 @@ def test_what_people_wrote_is_text_and_never_markup():
     run = a_run()
     run.tell(SCRIPT)
     run.set(
-        parts=[{"id": "drl_1", "verdict": None, "title": SCRIPT, "summary": None}],
-        expectations=[
-            {"ok": True, "text": SCRIPT, "promql": SCRIPT, "value": 1.0, "min": None, "max": 2.0}
-        ],
+        parts=(replace(run.report().brief(), title=SCRIPT),),
+        expectations=(
+            DrillCheckResult(ok=True, text=SCRIPT, promql=SCRIPT, value=1.0, min=None, max=2.0),
+        ),
     )
     run.finish("HELD", SCRIPT)
 

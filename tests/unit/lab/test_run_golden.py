@@ -8,6 +8,14 @@ from typing import Any
 from uuid import UUID
 
 from service.lab.drills import books, evidence, report
+from service.lab.drills.document import (
+    DrillReport,
+    PreflightCheck,
+    TargetEvidence,
+    TargetSecond,
+    from_json,
+    to_json,
+)
 from service.lab.drills.expectations import Reading, Readings, Samples, evaluate
 from service.lab.drills.load import Call
 from service.lab.drills.plan import read_catalogue
@@ -103,29 +111,27 @@ def a_drill(*, is_blind: bool = False) -> Run:
 
 
 def preflight(run: Run) -> None:
-    run.set(preflight=[{"name": "lever", "ok": True, "detail": "Not engaged."}])
+    run.set(preflight=(PreflightCheck("lever", True, "Not engaged."),))
 
 
 def second(run: Run) -> None:
     run.add_second(
+        6.0,
         {
-            "at_s": 6.0,
-            "sides": {
-                "instance": {
-                    "sent": 4,
-                    "answered": 3,
-                    "succeeded": 3,
-                    "failed": 0,
-                    "unknown": 0,
-                    "queued": 0,
-                    "ms_max": 120.5,
-                    "pool_in_use": 2.0,
-                    "pool_waiting": None,
-                    "breaker": "closed",
-                    "struck": 1,
-                }
-            },
-        }
+            "instance": TargetSecond(
+                sent=4,
+                answered=3,
+                succeeded=3,
+                failed=0,
+                unknown=0,
+                queued=0,
+                ms_max=120.5,
+                pool_in_use=2.0,
+                pool_waiting=None,
+                breaker="closed",
+                injected=1,
+            )
+        },
     )
 
 
@@ -144,26 +150,26 @@ def collect(run: Run) -> None:
         reference=Readings(fault_began=began, fault_ended=began, ended=began, calls=CALLS[:1]),
     )
     run.set(
-        invariants=books.compare(ROWS, {}, CALLS),
-        sides=[
-            {
-                "name": "instance",
+        invariants=tuple(books.compare(ROWS, {}, CALLS)),
+        targets=(
+            TargetEvidence(
+                name="instance",
                 **evidence.log_evidence(FixedLog(run.id), run.id),  # type: ignore[arg-type]
-                "callers": evidence.caller_evidence(CALLS),
-                "metrics": evidence.metric_evidence(before, after),
+                callers=evidence.caller_evidence(CALLS),
+                metrics=evidence.metric_evidence(before, after),
                 **evidence.payment_evidence(ROWS, {}),
-            },
-            {
-                "name": "control",
+            ),
+            TargetEvidence(
+                name="control",
                 **evidence.log_evidence(None, run.id),
-                "callers": evidence.caller_evidence([]),
-                "metrics": [],
+                callers=evidence.caller_evidence([]),
+                metrics=(),
                 **evidence.payment_evidence([], {}),
-            },
-        ],
-        bite=[evaluate(check, readings) for check in PLAN.bite],
-        expectations=[evaluate(check, readings) for check in PLAN.expect],
-        parts=[a_part(run).summary()],
+            ),
+        ),
+        fault_proof=tuple(evaluate(check, readings) for check in PLAN.bite),
+        expectations=tuple(evaluate(check, readings) for check in PLAN.expect),
+        parts=(a_part(run).report().brief(),),
     )
 
 
@@ -209,7 +215,7 @@ def as_text(document: dict[str, Any]) -> str:
 def test_report_of_a_drill_keeps_its_json():
     run = ended(a_drill())
 
-    text = as_text(frozen(run.document(), run.id))
+    text = as_text(frozen(to_json(run.report()), run.id))
 
     assert text == golden("drill.json")
 
@@ -217,16 +223,22 @@ def test_report_of_a_drill_keeps_its_json():
 def test_report_of_a_blind_game_day_keeps_its_json():
     run = a_drill(is_blind=True)
 
-    hidden = as_text(frozen(run.document(), run.id))
+    hidden = as_text(frozen(to_json(run.report()), run.id))
     run.answer(PLAN.name)
-    revealed = as_text(frozen(ended(run).document(), run.id))
+    revealed = as_text(frozen(to_json(ended(run).report()), run.id))
 
     assert hidden == golden("blind-hidden.json")
     assert revealed == golden("blind-revealed.json")
 
 
+def test_stored_report_is_read_without_loss():
+    stored = golden("drill.json")
+
+    assert as_text(to_json(from_json(DrillReport, json.loads(stored)))) == stored
+
+
 def test_markdown_and_junit_of_a_stored_drill_are_kept():
-    stored = json.loads((GOLDEN / "drill.json").read_text())
+    stored = from_json(DrillReport, json.loads(golden("drill.json")))
 
     markdown, junit = report.markdown(stored), report.junit(stored) + "\n"
 
