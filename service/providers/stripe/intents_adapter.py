@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from datetime import datetime
 from functools import partial
 from typing import Literal
 
-from service.providers.base import Charge, Outcome, OutcomeKind, ProviderCharge, Refund, Stage
+from service.providers.base import Charge, Outcome, OutcomeKind, Stage
 from service.providers.http.transport import ProviderAnswer, Transport
-from service.providers.later import Feed, Item, Page, ProviderDispute, ProviderRefund, Slice
 from service.providers.stripe import answers, intents
 from service.providers.stripe import form as stripe_form
 from service.providers.stripe.api import StripeApi, metadata_form
 from service.providers.stripe.books import StripeBooks
-from service.providers.stripe.currencies import STRIPE_AMOUNTS
 from service.providers.stripe.later import StripeLater
+from service.providers.stripe.records import StripeRecords
 from service.providers.stripe.refunds import StripeRefunds
 from service.resilience.deadline import Deadline
 
 _INTENTS = "/v1/payment_intents"
 
 
-class StripeProvider:
+class StripeProvider(StripeRecords):
     """A Provider on Stripe's PaymentIntents. Thread-safe.
 
     Every method answers with an Outcome by its deadline; none raises for a fault of Stripe or the
@@ -30,31 +27,26 @@ class StripeProvider:
     """
 
     name = "stripe"
-    amounts = STRIPE_AMOUNTS
 
     def __init__(
         self, transport: Transport, *, api_key: str, flow: Literal["two_phase", "one_shot"]
     ) -> None:
         self.two_phase = flow == "two_phase"
-        self._api = StripeApi(transport, name=self.name, api_key=api_key)
-        self._books = StripeBooks(
-            self._api,
-            _INTENTS,
-            of_answer=intents.of_answer,
-            of_object=intents.of_intent,
-            of_listed=intents.of_listed,
+        api = StripeApi(transport, name=self.name, api_key=api_key)
+        super().__init__(
+            api,
+            books=StripeBooks(
+                api,
+                _INTENTS,
+                of_answer=intents.of_answer,
+                of_object=intents.of_intent,
+                of_listed=intents.of_listed,
+            ),
+            refunds=StripeRefunds(api, charge_field="payment_intent"),
+            later=StripeLater(
+                api, _INTENTS, charge_field="payment_intent", of_listed=intents.of_listed
+            ),
         )
-        self._refunds = StripeRefunds(self._api, charge_field="payment_intent")
-        self._later = StripeLater(
-            self._api, _INTENTS, charge_field="payment_intent", of_listed=intents.of_listed
-        )
-
-    @property
-    def available(self) -> bool:
-        """Always True: the guard decides about refusals."""
-        return True
-
-    # --- Charges --------------------------------------------------------------------------------
 
     def prepare(self, charge: Charge, deadline: Deadline) -> Outcome:
         """Create the PaymentIntent unconfirmed; in one_shot nothing is sent."""
@@ -121,42 +113,6 @@ class StripeProvider:
             return intents.of_canceled(self._api.post("cancel", path, {}, key, deadline), charge)
 
         return self._api.outcome("cancel", release)
-
-    # --- Refunds and the provider's books -------------------------------------------------------
-
-    def refund(self, refund: Refund, deadline: Deadline) -> Outcome:
-        """Give money back. A refusal is believed only when the books do not show the refund."""
-        return self._refunds.refund(refund, deadline)
-
-    def look_up_refund(self, refund: Refund, deadline: Deadline) -> Outcome:
-        """Find the state of the refund; moves no money. `not_executed` when the books lack it."""
-        return self._refunds.look_up(refund, deadline)
-
-    def list_since(self, since: datetime, deadline: Deadline) -> Iterator[ProviderCharge]:
-        """All charges made since, newest first; raises ProviderUnavailable where a page fails."""
-        return self._books.list_since(since, deadline)
-
-    # --- Records about existing charges ---------------------------------------------------------
-
-    def page(self, feed: Feed, part: Slice, deadline: Deadline) -> Page:
-        """One page of a list, for the sweep; raises ProviderUnavailable, FeedMissing."""
-        return self._later.page(feed, part, deadline)
-
-    def read_again(self, feed: Feed, provider_ref: str, deadline: Deadline) -> Sequence[Item]:
-        """One object of a list by its own address; raises ProviderUnavailable."""
-        return self._later.read_again(feed, provider_ref, deadline)
-
-    def refunds_of(self, charge_ref: str, deadline: Deadline) -> list[ProviderRefund]:
-        """All refunds of a charge, made by us or by others; raises ProviderUnavailable."""
-        return self._later.refunds_of(charge_ref, deadline)
-
-    def disputes_of(self, charge_ref: str, deadline: Deadline) -> list[ProviderDispute]:
-        """All disputes about a charge; raises ProviderUnavailable."""
-        return self._later.disputes_of(charge_ref, deadline)
-
-    def identify(self, charge_ref: str, deadline: Deadline) -> ProviderCharge | None:
-        """The charge with that reference; raises ProviderUnavailable."""
-        return self._later.identify(charge_ref, deadline)
 
 
 def _creation(charge: Charge) -> dict[str, str]:
