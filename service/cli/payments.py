@@ -25,7 +25,8 @@ from service.payments.audit import cli_actor
 from service.payments.charge.model import Payment, Status
 from service.payments.charge.store import PaymentStore
 from service.payments.settling.late_store import LateStore
-from service.web.api.schemas import PaymentStatus, present, present_event, shown_status
+from service.web.api.schemas import PaymentStatus, present, shown_status
+from service.web.api.timeline_schemas import present_event
 
 _EVIDENCE_LENGTH_MIN = 10
 # A look-up holds the payment's lease for a few seconds at most.

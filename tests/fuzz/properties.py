@@ -59,7 +59,7 @@ from service.providers.stripe.answers import Garbage
 from service.providers.stripe.api import metadata_form
 from service.providers.stripe.form import Unsendable
 from service.settings import Settings, SettingsError
-from service.web.api.payments import parse_cursor
+from service.web.api.cursors import parse_cursor
 from service.web.api.schemas import CreatePayment, PaymentQuery
 from service.web.api.webhooks import check_signature, read_event
 from service.web.http.bodies import MAX_DEPTH, parse_object, validated

@@ -6,8 +6,8 @@ from flask import Blueprint, Response
 
 from service.ids import parse_id
 from service.web.api.movement_schemas import EventPage, EventQuery, present_feed_event
-from service.web.api.payments import json_answer
 from service.web.api.plane import data_plane
+from service.web.http.answers import json_answer
 from service.web.http.queries import read_query
 from service.web.http.request_scope import request_deadline
 from service.web.openapi.operation import Operation, documented

@@ -7,12 +7,13 @@ import logging
 import threading
 from collections.abc import Callable
 from time import monotonic
+from typing import Literal
 
 from flask import Blueprint, Response
+from pydantic import BaseModel
 
 from service.errors import Busy
 from service.resilience.deadline import Deadline
-from service.web.api.schemas import Health
 from service.web.http.parts import parts_of
 from service.web.openapi.operation import Operation, documented
 
@@ -23,6 +24,13 @@ CHECK_TIMEOUT_S = 0.8
 # Probes come from many balancers at once; this limits the queries to the database.
 CHECK_EVERY_S = 0.5
 _MEDIA_TYPE = "application/health+json"
+
+
+class Health(BaseModel):
+    """Whether this process can serve; `reason` says why not."""
+
+    status: Literal["pass", "fail"]
+    reason: str | None = None
 
 
 class Readiness:

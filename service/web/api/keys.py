@@ -12,8 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from service.errors import Forbidden, NotFound, ValidationFailed, WrongState
 from service.payments.merchants import ALL_SCOPES, PLATFORM, SCOPES, ApiKey
 from service.web.api.fields import PLAIN, Moment, shown_time
-from service.web.api.payments import json_answer
 from service.web.api.plane import data_plane
+from service.web.http.answers import json_answer
 from service.web.http.bodies import parse_object, read_body, validated
 from service.web.http.request_scope import request_deadline
 from service.web.openapi.operation import Operation, documented

@@ -16,7 +16,8 @@ from service.payments.charge.model import (
 from service.payments.events.feed import FeedEvent
 from service.payments.movements.model import Movement, MovementStatus
 from service.web.api.fields import PLAIN, AmountMinor, shown_time
-from service.web.api.schemas import Attempt, StepDetail
+from service.web.api.schemas import Attempt
+from service.web.api.timeline_schemas import StepDetail
 from service.web.http.problem_schemas import (
     Decline,
 )

@@ -18,7 +18,8 @@ from service.payments.charge.model import (
 from service.payments.movements.handler import MovementHandler
 from service.payments.movements.model import Kind, Movement, MovementRequest, MovementStatus
 from service.resilience.deadline import Deadline
-from service.web.api.payments import ASK_AGAIN_S, json_answer
+from service.web.api.payments import ASK_AGAIN_S
+from service.web.http.answers import json_answer
 from service.web.http.auth import Caller
 from service.web.http.idempotency import read_idempotency_key
 from service.web.http.problems import MEDIA_TYPE, problem_document, refusal_code

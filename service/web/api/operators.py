@@ -19,9 +19,9 @@ from service.payments.movements.resolve import OperatorFinding
 from service.resilience.deadline import Deadline
 from service.web.api.fields import PLAIN
 from service.web.api.movement_schemas import RefundDocument, present_refund
-from service.web.api.payments import json_answer
 from service.web.api.plane import DataPlane, data_plane
 from service.web.api.schemas import PaymentDocument, present
+from service.web.http.answers import json_answer
 from service.web.http.auth import Caller
 from service.web.http.bodies import parse_object, read_body, validated
 from service.web.http.request_scope import request_deadline

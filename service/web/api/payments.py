@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from functools import partial
-from typing import Any
 from uuid import UUID
 
 from flask import Blueprint, Response, request
@@ -25,6 +22,7 @@ from service.payments.charge.model import (
 from service.payments.settling.late_store import Dispute
 from service.providers.base import PayerAction
 from service.resilience.deadline import Deadline
+from service.web.api.cursors import cursor_after, parse_cursor
 from service.web.api.plane import DataPlane, data_plane
 from service.web.api.schemas import (
     CreatedPayment,
@@ -32,11 +30,11 @@ from service.web.api.schemas import (
     PaymentDocument,
     PaymentPage,
     PaymentQuery,
-    Timeline,
     present,
     present_created,
-    present_event,
 )
+from service.web.api.timeline_schemas import Timeline, present_event
+from service.web.http.answers import json_answer
 from service.web.http.auth import Caller
 from service.web.http.bodies import parse_object, read_body, validated
 from service.web.http.idempotency import read_idempotency_key
@@ -264,26 +262,6 @@ def _promise(payment: Payment) -> int:
     return 200 if payment.is_terminal and payment.status is not Status.SUCCEEDED else 201
 
 
-def cursor_after(payment: Payment) -> str:
-    """The cursor of the page after this payment."""
-    since_epoch = payment.created_at - _EPOCH
-    micros = (since_epoch.days * 86400 + since_epoch.seconds) * 10**6 + since_epoch.microseconds
-    return f"{micros}-{payment.payment_id.hex}"
-
-
-def parse_cursor(cursor: str | None) -> tuple[datetime, UUID] | None:
-    """The position in the list that `next_cursor` encodes."""
-    if cursor is None:
-        return None
-    micros, _, digits = cursor.partition("-")
-    seconds, micros_left = divmod(int(micros), 10**6)
-    moment = datetime.fromtimestamp(seconds, UTC).replace(microsecond=micros_left)
-    return moment, UUID(hex=digits)
-
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-
-
 def _parse_payment_id(text: str) -> UUID:
     payment_id = parse_id(text, "pay_")
     if payment_id is None:
@@ -293,12 +271,6 @@ def _parse_payment_id(text: str) -> UUID:
 
 def _no_such_payment() -> NotFound:
     return NotFound("There is no such payment.")
-
-
-def json_answer(document: dict[str, Any], status: int = 200) -> Response:
-    """The answer with a document, in the common form of this API."""
-    body = json.dumps(document).encode() + b"\n"
-    return Response(body, status, content_type="application/json")
 
 
 def _with_etag(answer: Response) -> Response:

@@ -23,8 +23,9 @@ from service.web.api.movements import (
     move_request,
     parse_payment_id,
 )
-from service.web.api.payments import ASK_AGAIN_S, json_answer
+from service.web.api.payments import ASK_AGAIN_S
 from service.web.api.plane import data_plane
+from service.web.http.answers import json_answer
 from service.web.http.bodies import parse_object, read_body, validated
 from service.web.http.queries import read_query
 from service.web.http.request_scope import request_deadline

@@ -8,7 +8,7 @@ import logging
 import re
 import time
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
 from flask import Blueprint, Response, request
@@ -20,7 +20,6 @@ from service.ids import parse_id
 from service.observability.metrics import catalogue as metrics
 from service.providers.stripe import json as stripe_json
 from service.web.api.plane import data_plane
-from service.web.api.schemas import Received
 from service.web.http.bodies import read_body
 from service.web.http.request_scope import request_deadline
 from service.web.openapi.operation import STRIPE_SIGNATURE, Operation, documented
@@ -65,6 +64,12 @@ class ProviderEvent(BaseModel):
     type: _Name
     data: EventData | None = None
     related_object: RelatedObject | None = None
+
+
+class Received(BaseModel):
+    """The webhook is stored."""
+
+    received: Literal[True]
 
 
 blueprint = Blueprint("webhooks", __name__)

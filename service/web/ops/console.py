@@ -19,7 +19,8 @@ from service.payments.charge.model import (
     Payment,
 )
 from service.payments.merchants import ALL_SCOPES, PLATFORM
-from service.web.api.schemas import Timeline, present, present_event
+from service.web.api.schemas import present
+from service.web.api.timeline_schemas import Timeline, present_event
 from service.web.http.compression import compress_file
 from service.web.http.request_scope import request_deadline
 from service.web.openapi.operation import Operation, documented
