@@ -59,42 +59,16 @@ def create_ops_app(settings: Settings) -> Flask:
     watchdog = Watchdog()
     pool = pool_of(settings, watchdog, size=OPS_POOL_SIZE)
     provider = adapter_of(settings, watchdog, connections=1)
-    authenticate = Authenticator(KeyStore(pool), mode=settings.provider_mode)
-    registry = shared_registry()
-    sampler = Sampler(lambda: read_samples(registry))
-    statistics, history = Statistics(sampler.samples), History(sampler)
-    health = _health(settings, pool, provider, statistics)
+    plane = _observe(settings, pool, provider)
     metrics.build_info.labels(version=VERSION).set(1)
     for slo, target in metrics.SLO_TARGETS.items():
         metrics.slo_target_ratio.labels(slo=slo).set(target)
-    health.start()
-    sampler.follow(
-        statistics.take_reading,
-        every_s=lambda: FINE_S,
-        failure_event="statistics.reading_failed",
-    )
-    sampler.follow(
-        history.take_reading, every_s=history.every_s, failure_event="console.reading_failed"
-    )
-    sampler.start()
     app = web_app(OPS_REQUEST_TIMEOUT_S)
     same_origin.install(app, _ops_hosts(settings))
     # This plane serves without a database too: an outage is when people need it.
     put_parts(app, Readiness(lambda deadline: None, is_stopping=lifecycle.is_stopping))
     app.register_blueprint(probes.blueprint)
-    put_parts(
-        app,
-        OpsPlane(
-            authenticate=authenticate,
-            instance=_instance(settings),
-            registry=registry,
-            health=health,
-            statistics=statistics,
-            figures=WindowFigures(statistics),
-            history=history,
-            store=PaymentStore(pool, lease_s=0.0, queue_expires_s=settings.queue_expires_s),
-        ),
-    )
+    put_parts(app, plane)
     app.register_blueprint(diagnostics.blueprint)
     app.register_blueprint(console.blueprint)
     drills: tuple[str, ...] = ()
@@ -104,8 +78,8 @@ def create_ops_app(settings: Settings) -> Flask:
             settings,
             pool,
             provider,
-            read=lambda: read_samples(registry),
-            statistics=statistics,
+            read=lambda: read_samples(plane.registry),
+            statistics=plane.statistics,
         )
     put_parts(
         app,
@@ -119,6 +93,34 @@ def create_ops_app(settings: Settings) -> Flask:
     preregister.begin_answers(routes_of(app))
     preregister.begin_drills(drills)
     return app
+
+
+def _observe(settings: Settings, pool: ConnectionPool, provider: LaterProvider) -> OpsPlane:
+    """Build what the views show, and start its two threads: the health checks and the sampler."""
+    registry = shared_registry()
+    sampler = Sampler(lambda: read_samples(registry))
+    statistics, history = Statistics(sampler.samples), History(sampler)
+    health = _health(settings, pool, provider, statistics)
+    health.start()
+    sampler.follow(
+        statistics.take_reading,
+        every_s=lambda: FINE_S,
+        failure_event="statistics.reading_failed",
+    )
+    sampler.follow(
+        history.take_reading, every_s=history.every_s, failure_event="console.reading_failed"
+    )
+    sampler.start()
+    return OpsPlane(
+        authenticate=Authenticator(KeyStore(pool), mode=settings.provider_mode),
+        instance=_instance(settings),
+        registry=registry,
+        health=health,
+        statistics=statistics,
+        figures=WindowFigures(statistics),
+        history=history,
+        store=PaymentStore(pool, lease_s=0.0, queue_expires_s=settings.queue_expires_s),
+    )
 
 
 def _health(

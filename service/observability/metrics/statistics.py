@@ -89,49 +89,18 @@ class Statistics:
 
 def summarize(window: Window) -> dict[str, Any]:
     """The counts of a window. A ratio or a time without events is None, never 0."""
-    outcomes = window.by("outcome", "payments_total")
-    good, bad = window.delta("payments_good_total"), window.delta("payments_bad_total")
-    statuses = window.by("status", "http_requests_total")
-    requests = sum(statuses.values())
     return {
         # Shorter than its name until the process has run that long.
         "covers_s": round(window.seconds, 1),
-        "payments": {
-            "total": sum(outcomes.values()),
-            "per_s": round(window.rate("payments_total"), 3),
-            "by_outcome": outcomes,
-            "success_ratio": _ratio(
-                sum(outcomes.get(outcome, 0.0) for outcome in _MONEY_MOVED), sum(outcomes.values())
-            ),
-            "truthful_ratio": _ratio(good, good + bad),
-            "slow_ratio": _ratio(window.delta("payments_slow_total"), good + bad),
-            "response_ms": _times(window, "payment_duration_seconds"),
-        },
-        "http": {
-            "total": requests,
-            "per_s": round(window.rate("http_requests_total"), 3),
-            "by_status": statuses,
-            "server_error_ratio": _ratio(
-                sum(count for status, count in statuses.items() if status >= "500"), requests
-            ),
-            "response_ms": _times(window, "http_request_duration_seconds"),
-        },
+        "payments": _payments(window),
+        "http": _http(window),
         "provider": {
             "total": window.delta("provider_calls_total"),
             "by_result": window.by("result", "provider_calls_total"),
             "retries": window.by("reason", "provider_retries_total"),
             "response_ms": _times(window, "provider_call_duration_seconds"),
         },
-        "errors": {
-            "provider_timeouts": window.by("kind", "provider_timeouts_total"),
-            "provider_connection": window.by("kind", "provider_connection_errors_total"),
-            "db_pool_timeouts": window.delta("db_pool_timeouts_total"),
-            "db_pool_refusals": window.by("reason", "db_pool_refusals_total"),
-            "database": window.by("class", "db_errors_total"),
-            "breaker_refusals": window.delta("breaker_refusals_total"),
-            "bulkhead_refusals": window.delta("bulkhead_refusals_total"),
-            "shed": window.by("reason", "requests_shed_total"),
-        },
+        "errors": _errors(window),
         "pool": {
             "wait_ms": _times(window, "db_pool_wait_seconds"),
             "hold_ms": _times(window, "db_pool_hold_seconds"),
@@ -148,6 +117,47 @@ def summarize(window: Window) -> dict[str, Any]:
             "webhooks": window.by("result", "webhooks_received_total"),
             "orphans": window.delta("sweep_orphans_total"),
         },
+    }
+
+
+def _payments(window: Window) -> dict[str, Any]:
+    outcomes = window.by("outcome", "payments_total")
+    good, bad = window.delta("payments_good_total"), window.delta("payments_bad_total")
+    moved = sum(outcomes.get(outcome, 0.0) for outcome in _MONEY_MOVED)
+    return {
+        "total": sum(outcomes.values()),
+        "per_s": round(window.rate("payments_total"), 3),
+        "by_outcome": outcomes,
+        "success_ratio": _ratio(moved, sum(outcomes.values())),
+        "truthful_ratio": _ratio(good, good + bad),
+        "slow_ratio": _ratio(window.delta("payments_slow_total"), good + bad),
+        "response_ms": _times(window, "payment_duration_seconds"),
+    }
+
+
+def _http(window: Window) -> dict[str, Any]:
+    statuses = window.by("status", "http_requests_total")
+    requests = sum(statuses.values())
+    failed = sum(count for status, count in statuses.items() if status >= "500")
+    return {
+        "total": requests,
+        "per_s": round(window.rate("http_requests_total"), 3),
+        "by_status": statuses,
+        "server_error_ratio": _ratio(failed, requests),
+        "response_ms": _times(window, "http_request_duration_seconds"),
+    }
+
+
+def _errors(window: Window) -> dict[str, Any]:
+    return {
+        "provider_timeouts": window.by("kind", "provider_timeouts_total"),
+        "provider_connection": window.by("kind", "provider_connection_errors_total"),
+        "db_pool_timeouts": window.delta("db_pool_timeouts_total"),
+        "db_pool_refusals": window.by("reason", "db_pool_refusals_total"),
+        "database": window.by("class", "db_errors_total"),
+        "breaker_refusals": window.delta("breaker_refusals_total"),
+        "bulkhead_refusals": window.delta("bulkhead_refusals_total"),
+        "shed": window.by("reason", "requests_shed_total"),
     }
 
 

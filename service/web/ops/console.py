@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import http.client
-import json
 from datetime import UTC, datetime
-from time import monotonic
 from typing import Any
-from uuid import uuid4
 
 from flask import Blueprint, Response, jsonify, render_template, request
 
@@ -24,7 +20,8 @@ from service.web.api.timeline_schemas import Timeline, present_event
 from service.web.http.compression import compress_file
 from service.web.http.request_scope import request_deadline
 from service.web.openapi.operation import Operation, documented
-from service.web.ops.plane import Instance, ops_plane, require_scope
+from service.web.ops.console_payment import make_test_payment
+from service.web.ops.plane import ops_plane, require_scope
 from service.web.ops.summary import budgets, glance
 
 # No inline script or style, no other origin, no frame around it, no text turned into markup.
@@ -43,8 +40,6 @@ CSP = "; ".join(
     )
 )
 PAYMENTS_SHOWN = 20
-# As long as a caller of ours waits.
-PAY_WAIT_S = 10.0
 
 
 blueprint = Blueprint(
@@ -152,7 +147,7 @@ def pay() -> Response:
     caller = require_scope(PLATFORM)
     if caller.mode != "test":
         raise WrongState("A test payment needs a test key: this one would move real money.")
-    return jsonify(_pay(ops_plane().instance, request.headers["Authorization"]))
+    return jsonify(make_test_payment(ops_plane().instance, request.headers["Authorization"]))
 
 
 @blueprint.after_request
@@ -174,50 +169,3 @@ def _brief(payment: Payment) -> dict[str, Any]:
         "attempts": len(payment.attempts),
         "error": next((one["error"] for one in reversed(payment.attempts) if one["error"]), None),
     }
-
-
-def _pay(instance: Instance, authorization: str) -> dict[str, Any]:
-    """Make a payment over REST, like any caller, with the operator's own key."""
-    key = f"console-{uuid4()}"
-    body = {
-        "amount": 100,
-        "currency": "usd",
-        "payment_method": instance.test_payment_method,
-        "reference": key,
-        "metadata": {"made_by": "console"},
-    }
-    connection = http.client.HTTPConnection(
-        instance.payments_host, instance.payments_port, timeout=PAY_WAIT_S
-    )
-    sent = {"idempotency_key": key, "body": body}
-    begun_s = monotonic()
-    try:
-        connection.request(
-            "POST",
-            "/v1/payments",
-            body=json.dumps(body),
-            headers={
-                "Authorization": authorization,
-                "Content-Type": "application/json",
-                "Idempotency-Key": key,
-            },
-        )
-        answer = connection.getresponse()
-        document = json.loads(answer.read())
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        # The list of payments shows whether it was accepted, under this reference.
-        failure = f"{type(error).__name__}: {error}"
-        return sent | {"status": None, "answer": None, "failure": failure, "ms": _ms(begun_s)}
-    finally:
-        connection.close()
-    return sent | {
-        "status": answer.status,
-        "answer": document,
-        "failure": None,
-        "ms": _ms(begun_s),
-        "request_id": answer.headers["X-Request-Id"],
-    }
-
-
-def _ms(begun_s: float) -> float:
-    return round((monotonic() - begun_s) * 1000, 1)
