@@ -12,18 +12,18 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-import mmap
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
+
+from service.process.shared_page import SharedPage
 
 log = logging.getLogger(__name__)
 
 # 4096 callers in 64 KiB. One more in a full row takes the cell with the earliest pay-off: only
 # that caller's own debt is forgotten.
 _ROWS, _CELLS_A_ROW = 1024, 4
-_PAGE_BYTES = _ROWS * _CELLS_A_ROW * 2 * 8
+_NUMBERS = _ROWS * _CELLS_A_ROW * 2
 # Numbers up to 2^53 are exact in a double, and a double is stored whole.
 _TAG_BITS = 52
 
@@ -52,7 +52,8 @@ class RateLimit:
         self._interval_s = 1.0 / per_s
         self._burst = burst
         self._window_s = burst * self._interval_s
-        self._cells: memoryview[float] = memoryview(_page(path)).cast("d")
+        self._page = _page(path)
+        self._cells = self._page.numbers
 
     def take(self, name: str) -> Allowance:
         """Count one request of `name`, if it is granted."""
@@ -110,21 +111,9 @@ class RateLimit:
         return tag, min(cells, key=lambda cell: self._cells[cell + 1])
 
 
-def _page(path: Path | None) -> mmap.mmap:
-    if path is None:
-        return mmap.mmap(-1, _PAGE_BYTES)
+def _page(path: Path | None) -> SharedPage:
     try:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        return SharedPage(path, count=_NUMBERS)
     except OSError as error:
         log.warning("rate_limit.alone", extra={"path": str(path), "error": str(error)})
-        return mmap.mmap(-1, _PAGE_BYTES)
-    try:
-        if os.fstat(fd).st_size < _PAGE_BYTES:
-            # Write all bytes instead of truncating to size: a hole on a full disk would raise SIGBUS.
-            os.pwrite(fd, bytes(_PAGE_BYTES), 0)
-        return mmap.mmap(fd, _PAGE_BYTES)
-    except OSError as error:
-        log.warning("rate_limit.alone", extra={"path": str(path), "error": str(error)})
-        return mmap.mmap(-1, _PAGE_BYTES)
-    finally:
-        os.close(fd)
+        return SharedPage(None, count=_NUMBERS)

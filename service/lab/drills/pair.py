@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
+import math
 import os
 import shutil
 import sys
@@ -21,6 +21,7 @@ from service.lab.drills.links import FaultLinks
 from service.lab.drills.targets import CannotStart, LogTail, Target
 from service.lab.faultproxy.client import FaultClient, ProxyGone
 from service.observability.metrics.registry import SharedRegistry, read_samples
+from service.process.file_lock import lock_fileno
 from service.process.managed import ManagedProcess
 from service.process.ports import free_port
 
@@ -164,7 +165,8 @@ def _home() -> Iterator[tuple[Path, int]]:
 def _locked(home: Path) -> int:
     """The directory's lock, once it is free: each process of a pair inherits it."""
     lock_fd = os.open(home, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    fcntl.flock(lock_fd, fcntl.LOCK_EX)
+    # No limit: a pair holds it for as long as one of its processes lives.
+    lock_fileno(lock_fd, wait_s=math.inf)
     return lock_fd
 
 

@@ -8,7 +8,6 @@ owner creates the schema; the service itself connects as `holdfast`, which may n
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import importlib.util
 import os
@@ -26,6 +25,7 @@ from urllib.parse import quote
 
 from service.database.direct import Unreachable, connection_to, cursor_to
 from service.database.environment import without_libpq
+from service.process.file_lock import file_lock
 from service.process.managed import ManagedProcess
 
 OWNER = "holdfast_owner"
@@ -389,17 +389,10 @@ def _socket_directory(base: Path, uid_gid: tuple[int, int] | None) -> Path:
 
 def _lock(path: Path) -> int:
     """Take the cluster's lock; every process of postgres inherits it, so it covers all of them."""
-    lock_fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    give_up_at_s = monotonic() + LOCK_WAIT_S
-    while True:
-        try:
-            fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return lock_fd
-        except BlockingIOError:
-            if monotonic() > give_up_at_s:
-                os.close(lock_fd)
-                raise EmbeddedPostgresError(
-                    f"Another Holdfast runs with the data in {path.parent}: stop it, "
-                    "or set HOLDFAST_HOME to another directory."
-                ) from None
-            sleep(0.05)
+    lock_fd = file_lock(path, wait_s=LOCK_WAIT_S)
+    if lock_fd is None:
+        raise EmbeddedPostgresError(
+            f"Another Holdfast runs with the data in {path.parent}: stop it, "
+            "or set HOLDFAST_HOME to another directory."
+        )
+    return lock_fd

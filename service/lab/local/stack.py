@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import http.client
 import json
 import os
@@ -13,12 +12,13 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from time import monotonic, sleep
+from time import monotonic
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from service.lab.local.banner import banner
 from service.lab.local.embedded import EmbeddedPostgres, EmbeddedPostgresError
 from service.lab.local.keys import keys_of, write_private
+from service.process.file_lock import file_lock
 from service.process.managed import ManagedProcess
 from service.settings import Settings, SettingsError, environ_of
 from service.startup.database import prepare, require_headroom, require_mode
@@ -319,26 +319,23 @@ class _LocalStack:
 
 def _lock(home: Path) -> int:
     """Take the home's lock; every part inherits it, so it is free once all of them have ended."""
-    lock_fd = os.open(home / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-    give_up_at_s = monotonic() + PREDECESSOR_WAIT_S
     is_reported = False
-    while True:
-        try:
-            fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return lock_fd
-        except BlockingIOError:
-            if (home / "run.json").exists() and _supervisor_lives(home):
-                break
-            if monotonic() > give_up_at_s:
-                break
-            if not is_reported:
-                print("Waiting for the previous run to end ...", flush=True)  # noqa: T201
-                is_reported = True
-            sleep(0.05)
-    os.close(lock_fd)
-    raise SettingsError(
-        f"Holdfast is already running with {home}: stop it, or set HOLDFAST_HOME to another directory."
-    )
+
+    def may_wait() -> bool:
+        nonlocal is_reported
+        if (home / "run.json").exists() and _supervisor_lives(home):
+            return False
+        if not is_reported:
+            print("Waiting for the previous run to end ...", flush=True)  # noqa: T201
+            is_reported = True
+        return True
+
+    lock_fd = file_lock(home / "lock", wait_s=PREDECESSOR_WAIT_S, may_wait=may_wait)
+    if lock_fd is None:
+        raise SettingsError(
+            f"Holdfast is already running with {home}: stop it, or set HOLDFAST_HOME to another directory."
+        )
+    return lock_fd
 
 
 def _supervisor_lives(home: Path) -> bool:

@@ -12,7 +12,6 @@ gauges; no hook has to run for that.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import os
 import threading
@@ -26,6 +25,7 @@ from prometheus_client.mmap_dict import mmap_key
 from prometheus_client.samples import Exemplar
 
 from service.observability.metrics.slot_file import SlotFile
+from service.process.file_lock import file_lock, is_locked
 
 DIRECTORY_ENV = "PROMETHEUS_MULTIPROC_DIR"
 # Far more processes than one machine runs; more slots than this are a fault.
@@ -199,7 +199,7 @@ def live_slots(path: Path, *, wait_s: float = 0.0) -> set[str] | None:
     try:
         with _looking_for_slots(path, wait_s=wait_s) as is_alone:
             if is_alone:
-                return {lock.stem for lock in path.glob("*-*.lock") if _is_taken(lock)}
+                return {lock.stem for lock in path.glob("*-*.lock") if is_locked(lock)}
     # No directory yet, or a full disk: the report still shows everything else.
     except OSError as error:
         log.warning("metrics.slots_unreadable", extra={"reason": str(error)})
@@ -212,11 +212,8 @@ def _take_slot(role: str) -> None:
     with _looking_for_slots(path):
         for number in range(_SLOTS_LIMIT):
             name = f"{role}-{number}"
-            fileno = os.open(path / f"{name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            try:
-                fcntl.flock(fileno, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                os.close(fileno)
+            fileno = file_lock(path / f"{name}.lock")
+            if fileno is None:
                 continue
             _process.slot, _process.lock_fileno = name, fileno
             # The last holder's gauges ended with it.
@@ -229,34 +226,13 @@ def _take_slot(role: str) -> None:
 @contextlib.contextmanager
 def _looking_for_slots(path: Path, wait_s: float = _CLAIM_WAIT_S) -> Iterator[bool]:
     """Exclude others from taking or testing slots: a test must not look like a holder."""
-    fileno = os.open(path / "slots.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    # A suspended holder must not block us: at worst a free slot is skipped.
+    fileno = file_lock(path / "slots.lock", wait_s=wait_s)
     try:
-        end = time.monotonic() + wait_s
-        while True:
-            try:
-                fcntl.flock(fileno, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                is_alone = True
-                break
-            except BlockingIOError:
-                is_alone = False
-                # A suspended holder must not block us: at worst a free slot is skipped.
-                if time.monotonic() >= end:
-                    break
-                time.sleep(0.001)
-        yield is_alone
+        yield fileno is not None
     finally:
-        os.close(fileno)
-
-
-def _is_taken(lock: Path) -> bool:
-    fileno = os.open(lock, os.O_RDWR | os.O_CLOEXEC)
-    try:
-        fcntl.flock(fileno, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(fileno)
-    return False
+        if fileno is not None:
+            os.close(fileno)
 
 
 def _file_of(value: SlotValue) -> SlotFile:

@@ -28,8 +28,8 @@ from circuitbreaker import (  # type: ignore[import-untyped]
 )
 
 from service.observability.metrics import catalogue as metrics
+from service.resilience.breaker.shared_state import SLOT_STARTS, SharedState
 from service.resilience.breaker.window import CallWindow, Tally
-from service.resilience.shared_page import SLOT_STARTS, SharedPage
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ _NO_CALLS = Tally()
 # Jitter stretches or shortens each pause by up to this factor.
 _JITTER_MAX = 1.2
 
-# The common cells of the shared page.
+# The common numbers of the shared state.
 _GENERATION = 1
 _STATE = 2
 _SINCE = 3  # time of the last transition
@@ -102,8 +102,8 @@ class Breaker(CircuitBreaker):  # type: ignore[misc]
         super().__init__(name=name)
         self._rules = rules or BreakerRules()
         self._clock = clock
-        self._page = SharedPage(page_path)
-        self._cells = self._page.cells
+        self._shared = SharedState(page_path)
+        self._numbers = self._shared.numbers
         self._windows = {start: self._window(start) for start in SLOT_STARTS}
         self._lock = threading.Lock()
         self._entered = threading.local()
@@ -116,18 +116,18 @@ class Breaker(CircuitBreaker):  # type: ignore[misc]
         # The first cell of a slot is the process id.
         rules = self._rules
         return CallWindow(
-            self._cells, start + 1, window_s=rules.window_s, window_calls=rules.window_calls
+            self._numbers, start + 1, window_s=rules.window_s, window_calls=rules.window_calls
         )
 
     # --- One call ---------------------------------------------------------------------------
 
     def admit(self, *, may_probe: bool = False) -> Permit:
         """Admit a call or raise BreakerOpen; `may_probe`: it moves no money, so its loss is harmless."""
-        cells = self._cells
-        generation = cells[_GENERATION]
+        numbers = self._numbers
+        generation = numbers[_GENERATION]
         if generation != self._seen:
             self._publish()
-        if cells[_STATE] == _CLOSED:
+        if numbers[_STATE] == _CLOSED:
             return Permit(self, generation, is_probe=False)
         permit = self._lease_probe() if may_probe else None
         if permit is None:
@@ -139,14 +139,14 @@ class Breaker(CircuitBreaker):  # type: ignore[misc]
         """The host's only probe; None: too early, or another process holds the lease."""
         if not self.probe_is_due:
             return None
-        with self._lock, self._page.exclusive() as is_mine:
+        with self._lock, self._shared.exclusive() as is_mine:
             if not is_mine or not self.probe_is_due:
                 return None
             now_s = self._clock()
             # Written before the state: a process that dies in between leaves a lease that expires.
-            self._cells[_PROBE_UNTIL] = now_s + self._rules.probe_lease_s
+            self._numbers[_PROBE_UNTIL] = now_s + self._rules.probe_lease_s
             transition = self._transition(_HALF_OPEN, now_s, reason="probe")
-            permit = Permit(self, self._cells[_GENERATION], is_probe=True)
+            permit = Permit(self, self._numbers[_GENERATION], is_probe=True)
         self._emit(transition)
         return permit
 
@@ -167,9 +167,9 @@ class Breaker(CircuitBreaker):  # type: ignore[misc]
         self, permit: Permit, now_s: float, *, failed: bool, slow: bool
     ) -> _Transition | None:
         with self._lock:
-            if self._cells[_GENERATION] != permit.generation or self._cells[_STATE] != _CLOSED:
+            if self._numbers[_GENERATION] != permit.generation or self._numbers[_STATE] != _CLOSED:
                 return None
-            own = self._windows[self._page.own]
+            own = self._windows[self._shared.own]
             own.add(now_s, permit.generation, failed=failed, slow=slow)
             if not failed and not slow:
                 return None
@@ -199,7 +199,7 @@ class Breaker(CircuitBreaker):  # type: ignore[misc]
 
     def _host_tally(self, now_s: float, generation: float) -> Tally:
         total = _NO_CALLS
-        for start in self._page.taken():
+        for start in self._shared.taken():
             total = total.plus(self._windows[start].tally(now_s, generation))
         return total
 
@@ -210,7 +210,7 @@ class Breaker(CircuitBreaker):  # type: ignore[misc]
             if not is_mine:
                 return None
             if failed is False:
-                self._cells[_CLOSED_AT] = now_s
+                self._numbers[_CLOSED_AT] = now_s
                 return self._transition(_CLOSED, now_s, reason="probe_succeeded")
             self._hold_open(now_s, self._rules.open_s)
             return self._transition(
@@ -222,31 +222,33 @@ class Breaker(CircuitBreaker):  # type: ignore[misc]
     @contextlib.contextmanager
     def _exclusive_transition(self, permit: Permit) -> Iterator[bool]:
         """True: no other process can change the state, and none has since the permit was given."""
-        with self._page.exclusive() as is_mine:
-            yield is_mine and self._cells[_GENERATION] == permit.generation
+        with self._shared.exclusive() as is_mine:
+            yield is_mine and self._numbers[_GENERATION] == permit.generation
 
     def _open(self, now_s: float, reason: str, tally: Tally) -> _Transition:
-        cells = self._cells
-        is_relapse = cells[_CLOSED_AT] > 0.0 and now_s - cells[_CLOSED_AT] < self._rules.window_s
-        cells[_RELAPSES] = cells[_RELAPSES] + 1 if is_relapse else 0.0
-        hold_s = min(self._rules.open_max_s, self._rules.open_s * 2 ** min(cells[_RELAPSES], 16))
+        numbers = self._numbers
+        is_relapse = (
+            numbers[_CLOSED_AT] > 0.0 and now_s - numbers[_CLOSED_AT] < self._rules.window_s
+        )
+        numbers[_RELAPSES] = numbers[_RELAPSES] + 1 if is_relapse else 0.0
+        hold_s = min(self._rules.open_max_s, self._rules.open_s * 2 ** min(numbers[_RELAPSES], 16))
         self._hold_open(now_s, hold_s)
         return self._transition(_OPEN, now_s, reason=reason, tally=tally)
 
     def _hold_open(self, now_s: float, hold_s: float) -> None:
         # Jitter keeps the machines behind one balancer from probing at the same moment.
-        self._cells[_OPEN_UNTIL] = now_s + hold_s * random.uniform(2 - _JITTER_MAX, _JITTER_MAX)  # noqa: S311
-        self._cells[_PROBE_UNTIL] = 0.0
+        self._numbers[_OPEN_UNTIL] = now_s + hold_s * random.uniform(2 - _JITTER_MAX, _JITTER_MAX)  # noqa: S311
+        self._numbers[_PROBE_UNTIL] = 0.0
 
     def _transition(
         self, state: float, now_s: float, *, reason: str, tally: Tally = _NO_CALLS
     ) -> _Transition:
         """Change the state while holding the page's lock; metrics and log follow outside the lock."""
-        cells = self._cells
-        was, since_s = cells[_STATE], cells[_SINCE]
-        cells[_STATE] = state
-        cells[_SINCE] = now_s
-        cells[_GENERATION] += 1
+        numbers = self._numbers
+        was, since_s = numbers[_STATE], numbers[_SINCE]
+        numbers[_STATE] = state
+        numbers[_SINCE] = now_s
+        numbers[_GENERATION] += 1
         return _Transition(
             _word(was), _word(state), reason, now_s - since_s, self.open_remaining, tally
         )
@@ -281,8 +283,8 @@ class Breaker(CircuitBreaker):  # type: ignore[misc]
 
     def _publish(self) -> None:
         """Show the state in the metrics, whichever process changed it."""
-        self._seen = self._cells[_GENERATION]
-        now = _word(self._cells[_STATE])
+        self._seen = self._numbers[_GENERATION]
+        now = _word(self._numbers[_STATE])
         for state in _STATES:
             metrics.breaker_state.labels(provider=self.name, state=state).set(state == now)
 
@@ -291,49 +293,49 @@ class Breaker(CircuitBreaker):  # type: ignore[misc]
     @property
     def probe_is_due(self) -> bool:
         """Whether a probe would be admitted now; the lease must still be taken."""
-        cells, state = self._cells, self._cells[_STATE]
+        numbers, state = self._numbers, self._numbers[_STATE]
         if state == _CLOSED:
             return False
         if state == _OPEN:
-            until_s, longest_s = cells[_OPEN_UNTIL], _JITTER_MAX * self._rules.open_max_s
+            until_s, longest_s = numbers[_OPEN_UNTIL], _JITTER_MAX * self._rules.open_max_s
         else:
-            until_s, longest_s = cells[_PROBE_UNTIL], self._rules.probe_lease_s
+            until_s, longest_s = numbers[_PROBE_UNTIL], self._rules.probe_lease_s
         # A moment too far away is from another boot: it must not keep the breaker open.
         return not 0.0 < until_s - self._clock() <= longest_s
 
     @property
     def state(self) -> str:
         """closed, open, or half_open: a probe is in flight or due."""
-        if self._cells[_GENERATION] != self._seen:
+        if self._numbers[_GENERATION] != self._seen:
             self._publish()
-        if self._cells[_STATE] == _OPEN and self.probe_is_due:
+        if self._numbers[_STATE] == _OPEN and self.probe_is_due:
             return str(STATE_HALF_OPEN)
-        return _word(self._cells[_STATE])
+        return _word(self._numbers[_STATE])
 
     @property
     def closed(self) -> bool:
         """Whether every call is admitted."""
-        if self._cells[_GENERATION] != self._seen:
+        if self._numbers[_GENERATION] != self._seen:
             self._publish()
-        return bool(self._cells[_STATE] == _CLOSED)
+        return bool(self._numbers[_STATE] == _CLOSED)
 
     @property
     def open_remaining(self) -> float:
         """Seconds until the next probe; 0 while closed or due."""
-        if self._cells[_STATE] == _CLOSED:
+        if self._numbers[_STATE] == _CLOSED:
             return 0.0
-        until_s = max(self._cells[_OPEN_UNTIL], self._cells[_PROBE_UNTIL])
+        until_s = max(self._numbers[_OPEN_UNTIL], self._numbers[_PROBE_UNTIL])
         return max(0.0, until_s - self._clock())
 
     @property
     def failure_count(self) -> int:
         """Failures in the window, of all processes."""
-        return int(self._host_tally(self._clock(), self._cells[_GENERATION]).failures)
+        return int(self._host_tally(self._clock(), self._numbers[_GENERATION]).failures)
 
     def reset(self) -> None:
         """Close it by hand, for the whole host."""
-        with self._lock, self._page.exclusive() as is_mine:
-            if not is_mine or self._cells[_STATE] == _CLOSED:
+        with self._lock, self._shared.exclusive() as is_mine:
+            if not is_mine or self._numbers[_STATE] == _CLOSED:
                 return
             transition = self._transition(_CLOSED, self._clock(), reason="reset")
         self._emit(transition)
@@ -356,7 +358,7 @@ class Breaker(CircuitBreaker):  # type: ignore[misc]
 
     def close(self) -> None:
         """Release the shared page; the breaker cannot be used afterwards."""
-        self._page.close()
+        self._shared.close()
 
 
 class Permit:
@@ -379,7 +381,7 @@ class Permit:
     @property
     def is_current(self) -> bool:
         """False after a transition: the result of this call no longer counts."""
-        return bool(self._breaker._cells[_GENERATION] == self.generation)
+        return bool(self._breaker._numbers[_GENERATION] == self.generation)
 
     def record(self, *, failed: bool | None) -> None:
         """Count the call, once; None: it proves nothing about the provider."""

@@ -1,4 +1,4 @@
-"""Recent calls, failures and slow calls, in a range of cells that other processes can read."""
+"""Recent calls, failures and slow calls, in a range of numbers that other processes can read."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class CallWindow:
     `window_calls`, are forgotten a tenth at a time. One writer; any number of readers."""
 
     def __init__(
-        self, cells: memoryview[float], start: int, *, window_s: float, window_calls: float = inf
+        self, numbers: memoryview[float], start: int, *, window_s: float, window_calls: float = inf
     ) -> None:
-        self._cells = cells
+        self._numbers = numbers
         self._generation = start
         self._first = start + 1
         self._last = start + WINDOW_CELLS - _BUCKET_CELLS
@@ -43,37 +43,37 @@ class CallWindow:
 
     def add(self, now_s: float, generation: float, *, failed: bool, slow: bool) -> None:
         """Count one call; a new generation begins with an empty window."""
-        cells = self._cells
-        if cells[self._generation] != generation:
+        numbers = self._numbers
+        if numbers[self._generation] != generation:
             self._clear()
-            cells[self._generation] = generation
+            numbers[self._generation] = generation
         bucket = self._bucket
-        if now_s - cells[bucket] >= self._bucket_s or cells[bucket + 1] >= self._bucket_calls:
+        if now_s - numbers[bucket] >= self._bucket_s or numbers[bucket + 1] >= self._bucket_calls:
             bucket = self._bucket = self._after(bucket)
-            cells[bucket + 1] = cells[bucket + 2] = cells[bucket + 3] = 0.0
-            cells[bucket] = now_s
-        cells[bucket + 1] += 1
+            numbers[bucket + 1] = numbers[bucket + 2] = numbers[bucket + 3] = 0.0
+            numbers[bucket] = now_s
+        numbers[bucket + 1] += 1
         if failed:
-            cells[bucket + 2] += 1
+            numbers[bucket + 2] += 1
         if slow:
-            cells[bucket + 3] += 1
+            numbers[bucket + 3] += 1
 
     def _clear(self) -> None:
         for cell in range(self._first, self._last + _BUCKET_CELLS):
-            self._cells[cell] = 0.0
+            self._numbers[cell] = 0.0
 
     def _after(self, bucket: int) -> int:
         return self._first if bucket == self._last else bucket + _BUCKET_CELLS
 
     def tally(self, now_s: float, generation: float) -> Tally:
         """The counts of `generation` within the window."""
-        cells = self._cells
-        if cells[self._generation] != generation:
+        numbers = self._numbers
+        if numbers[self._generation] != generation:
             return Tally()
         calls = failures = slow = 0.0
         for bucket in range(self._first, self._last + 1, _BUCKET_CELLS):
-            if now_s - cells[bucket] <= self._window_s:
-                calls += cells[bucket + 1]
-                failures += cells[bucket + 2]
-                slow += cells[bucket + 3]
+            if now_s - numbers[bucket] <= self._window_s:
+                calls += numbers[bucket + 1]
+                failures += numbers[bucket + 2]
+                slow += numbers[bucket + 3]
         return Tally(calls, failures, slow)

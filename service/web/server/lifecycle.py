@@ -1,4 +1,4 @@
-"""The stopping flag of this instance: one byte that the gunicorn master shares with its workers.
+"""The stopping flag of this instance: one number that the gunicorn master shares with its workers.
 
 The same signal ends a worker that is only replaced (HUP, max_requests), which must not report that
 the instance is stopping; so the master records which of the two it is.
@@ -6,10 +6,10 @@ the instance is stopping; so the master records which of the two it is.
 
 from __future__ import annotations
 
-import mmap
+from service.process.shared_page import SharedPage
 
 # Created when the master imports this module, before it forks: the workers share the memory.
-_stopping = mmap.mmap(-1, 1)
+_stopping = SharedPage(None, count=1).numbers
 
 
 def begin_stop() -> None:
