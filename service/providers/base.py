@@ -91,9 +91,6 @@ class Outcome:
     breaker: str | None = None
     # The provider replayed an answer saved under our key: the key cannot execute anything more.
     is_replay: bool = False
-    # A prepare met a charge that was made at this moment, for another payment under the same client
-    # key: our row of it may be lost, and so may be those of later ones.
-    lost_since: datetime | None = None
     ms: int = 0
 
 

@@ -39,6 +39,15 @@ def request(**changes: object) -> ChargeRequest:
     return charge_request(MERCHANT, **changes)
 
 
+class Unavailable:
+    """The guard's word about a provider that is known to be down."""
+
+    available = False
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+
 def orphans(rig: Rig) -> list[tuple[str, bool]]:
     return [(reason, is_open) for reason, is_open in rig.owner.run(_ORPHANS, {}, soon())]
 
@@ -88,6 +97,31 @@ def test_a_queued_retry_after_the_sweep_adopts_an_old_orphan(rig_of, flow):
     rig.work()
 
     after = rig.service.read(again)
+    assert (after.status, after.provider_ref) == (Status.SUCCEEDED, paid.provider_ref)
+    assert rig.charges == 1
+
+
+@pytest.mark.parametrize("flow", SOME)
+def test_an_expired_retry_of_an_orphan_is_not_ended(rig_of, flow):
+    """The provider is down at the expiry: `expired` would be final, and the key's money was taken."""
+    rig = rig_of(flow)
+    asked = request()
+    paid = rig.pay(asked)
+    rig.lose()
+    rig.sweep()
+    again = rig.pay(request(idempotency_key=asked.idempotency_key, respond_async=True))
+    rig.owner.run(
+        Statement("late", "UPDATE payments SET expires_at = now() RETURNING 1"), {}, soon()
+    )
+
+    rig.service.forwarder._provider = Unavailable(rig.service.provider.name)
+    rig.work(rounds=1)
+    during = rig.service.read(again)
+    rig.service.forwarder._provider = rig.service.provider
+    rig.work()
+
+    after = rig.service.read(again)
+    assert during.status is Status.ACCEPTED
     assert (after.status, after.provider_ref) == (Status.SUCCEEDED, paid.provider_ref)
     assert rig.charges == 1
 
@@ -146,6 +180,20 @@ def test_a_loss_of_unknown_extent_is_never_proven_absent(rig_of):
     again = rig.pay(asked)
 
     assert (again.status, again.promised) == (Status.ACCEPTED, True)
+    assert rig.charges == 1
+
+
+def test_a_loss_of_more_than_two_days_is_left_to_the_queue(rig_of):
+    rig = rig_of("two_phase, keys ignored")
+    asked = request()
+    rig.pay(asked)
+    rig.lose()
+    rig.fail_over(ago_s=2.1 * 86_400)
+
+    again = rig.pay(asked)
+
+    assert (again.status, again.promised) == (Status.ACCEPTED, True)
+    assert rig.scripted.requests("list") == [], "Days of books are no work for a caller's thread."
     assert rig.charges == 1
 
 

@@ -147,6 +147,28 @@ def test_used_key_of_a_recorded_charge_is_searched_first(rig_of):
     assert rig.charges == 1
 
 
+@pytest.mark.parametrize("refusals", [0, 1], ids=["charged", "refused before"])
+def test_a_replay_for_another_payment_is_never_confirmed(rig_of, refusals):
+    """A provider that knows the key, and does not compare the parameters, replays an old answer."""
+    rig = rig_of("two_phase")
+    asked = request(on_outage="reject")
+    _, paid = charged_after(rig, asked, refusals)
+    oldest = {**rig.scripted.objects("payment_intents")[0], "status": "requires_confirmation"}
+    rig.lose()
+    replayed = {"Idempotent-Replayed": "true"}
+    rig.scripted.script(
+        Rule("create", status=200, body=oldest, headers=replayed, execute="never", times=None)
+    )
+
+    again = rig.pay(asked)
+    rig.work()
+
+    after = rig.service.read(again)
+    assert (after.status, after.provider_ref) == (Status.SUCCEEDED, paid.provider_ref)
+    assert rig.charges == 1
+    assert len(rig.scripted.requests("confirm")) == refusals + 1
+
+
 def test_a_used_key_with_no_other_charge_ends_without_the_next(rig_of):
     rig = rig_of("two_phase")
     conflict = {"error": {"type": "idempotency_error"}}

@@ -197,29 +197,6 @@ class PaymentHandler:
             _log_not_recorded(adopted, outcome, error)
             return adopted
 
-    def _later_charge(
-        self, payment: Payment, prepared: Outcome, deadline: Deadline
-    ) -> Outcome | None:
-        """Why not to confirm what was prepared: it is another payment's under the same key, whose
-        row may be lost, and a later one of that key may have been charged. None: none was.
-
-        However many payments the key had: all of them were made after this one.
-        """
-        is_searched = payment.loss is not None or payment.books_from is not None
-        if prepared.lost_since is None or is_searched:
-            return None
-        within = deadline.within(deadline.remaining_s() / 2)
-        try:
-            found = self._lost_charges.find(payment, Loss(prepared.lost_since), within)
-        except Busy:
-            # From now on the row says since when the queue has to search.
-            return replace(_UNPROVEN, lost_since=prepared.lost_since)
-        if found is None or found.outcome.kind is OutcomeKind.NOT_EXECUTED:
-            return None
-        error_detail = f"its key made {found.provider_ref}"
-        doubt = replace(found.outcome, kind=OutcomeKind.UNKNOWN, stage=Stage.ANSWERED)
-        return replace(doubt, provider_ref=found.provider_ref, error_detail=error_detail)
-
     def _lost_charge(self, payment: Payment, loss: Loss, deadline: Deadline) -> LostCharge | None:
         if loss.charge is not None:
             return loss.charge
@@ -276,12 +253,6 @@ class PaymentHandler:
                 return self._note_doubt(payment, prepared, deadline), prepared, "prepare"
             if prepared.kind is not OutcomeKind.PENDING or deadline.remaining_s() < CONFIRM_NEEDS_S:
                 return payment, prepared, "prepare"
-            later = self._later_charge(payment, prepared, deadline)
-            if later is not None and later.kind is OutcomeKind.UNKNOWN:
-                # It is looked up by its own reference, and nothing is confirmed.
-                return self._note_doubt(payment, later, deadline), later, "prepare"
-            if later is not None:
-                return payment, later, "prepare"
             payment = self._note(payment, prepared, deadline)
             if payment.status is Status.ACCEPTED:
                 lie = replace(prepared, provider_ref=None, error="mismatch")

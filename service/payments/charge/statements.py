@@ -115,7 +115,6 @@ _MOVE_SQL = """
             key_series = key_series + %(next_series)s::integer,
             spent_series = CASE WHEN %(spent)s::boolean THEN key_series ELSE spent_series END,
             promised = promised OR %(promised)s::boolean,
-            books_from = coalesce(%(books_from)s::timestamptz, books_from),
             look_ups = look_ups + %(looked_up)s::integer,
             sent_at = CASE WHEN %(sent)s::boolean THEN now() ELSE sent_at END,
             leased = %(leased)s::boolean,

@@ -75,7 +75,6 @@ class PaymentStep:
             "next_series": self.next_series,
             "spent": self.is_spent or (outcome is not None and outcome.is_replay),
             "promised": self.is_promised,
-            "books_from": outcome.lost_since if outcome is not None else None,
             "unless_leased": self.unless_leased,
             "looked_up": int(self.op == "look_up"),
             "sent": self.is_sent,

@@ -87,15 +87,9 @@ def is_of(found: Object, charge: Charge) -> bool:
     return charge.key_digest is not None and metadata.get("key_digest") == charge.key_digest
 
 
-def made_for_another(found: Object, charge: Charge) -> datetime | None:
-    """When an object under our key was made for another payment of ours; None: it is this one's."""
-    if _metadata(found).get("payment_id") == charge.payment_id:
-        return None
-    created = found.get("created")
-    try:
-        return datetime.fromtimestamp(created if type(created) is int else 0, UTC)
-    except (OverflowError, ValueError, OSError):
-        return datetime.fromtimestamp(0, UTC)
+def names_another(found: Object, charge: Charge) -> bool:
+    """Whether an object under our key was made for another payment of ours."""
+    return _metadata(found).get("payment_id") != charge.payment_id
 
 
 def first_difference(found: Object, expected: Iterable[tuple[str, Any]]) -> str | None:

@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from service.providers.base import Charge, Outcome, OutcomeKind, PayerAction, ProviderCharge, Stage
+from service.providers.base import (
+    KEY_USED,
+    Charge,
+    Outcome,
+    OutcomeKind,
+    PayerAction,
+    ProviderCharge,
+    Stage,
+)
 from service.providers.http.transport import ProviderAnswer
 from service.providers.stripe import answers
 from service.providers.stripe import json as stripe_json
@@ -44,13 +52,16 @@ def of_prepared(intent: Object, charge: Charge) -> Outcome:
     difference = answers.difference(intent, charge, kind="payment_intent")
     if difference is not None:
         return mismatch(difference)
-    if intent.get("status") == "requires_confirmation":
+    if answers.names_another(intent, charge):
+        # Replayed without a comparison of the parameters: the same proof of an earlier call of ours.
         return Outcome(
-            OutcomeKind.PENDING,
+            OutcomeKind.UNKNOWN,
             Stage.ANSWERED,
-            provider_ref=intent["id"],
-            lost_since=answers.made_for_another(intent, charge),
+            error=KEY_USED,
+            error_detail="made for another payment",
         )
+    if intent.get("status") == "requires_confirmation":
+        return Outcome(OutcomeKind.PENDING, Stage.ANSWERED, provider_ref=intent["id"])
     # Keep its reference: look-ups use it from now on, and no other intent is made.
     return mismatch(f"prepared, but {word(intent.get('status'))}", provider_ref=intent["id"])
 

@@ -85,6 +85,31 @@ def test_the_queue_does_not_wait_for_what_is_older(pool, restored):
     assert {held for since, held in seen if since < older} == {False}
 
 
+def test_the_queue_waits_for_two_days_of_the_books(pool, restored):
+    """Providers remember keys for a day or more: a retry of yesterday's payment meets its charge."""
+    restored.provider.listed[0] = replace(
+        restored.provider.listed[0], created_at=datetime.now(UTC) - timedelta(hours=47)
+    )
+    recovery = Recovery(pool, "fake", in_flight_s=0.0)
+    recovery.check(soon())
+    run(pool, "UPDATE background_runs SET last_run_at = now() - interval '1 hour'")
+    recovery.check(soon())
+    honest = restored.provider.page
+    known: list[list[tuple[str]]] = []
+
+    def page(feed, part, deadline):
+        recovery.check(soon())
+        if not recovery.is_recovering():
+            known.append(pool.run(_ORPHANS, {}, soon()))
+        return honest(feed, part, deadline)
+
+    restored.provider.page = page
+    while sweep(restored):
+        pass
+
+    assert known[0] == [("pi_minutes",)], "The queue sends before the charge was seen."
+
+
 def test_the_older_part_is_read_once(restored):
     while sweep(restored):
         pass
