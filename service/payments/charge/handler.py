@@ -87,7 +87,9 @@ class PaymentHandler:
             raise ProviderUnavailable(
                 "The payment provider is known to be down; nothing was stored."
             )
-        send_now = available and not request.respond_async
+        # A payment to be refused in an outage never waits in the queue: its caller waits instead.
+        may_queue = request.on_outage != "reject"
+        send_now = available and not (request.respond_async and may_queue)
         payment, is_new = self._claim(request, deadline, send_now=send_now)
         if not is_new:
             return self._promise(payment, deadline), False

@@ -142,6 +142,19 @@ def test_a_rejecting_retry_is_never_queued(background):
     assert charged(background.provider) == []
 
 
+@pytest.mark.parametrize("two_phase", [True, False])
+def test_respond_async_queues_no_rejecting_payment(pool, two_phase):
+    service = Service(pool, BookedProvider(refused(), refused(), two_phase=two_phase))
+    asked = request(on_outage="reject", respond_async=True)
+
+    with pytest.raises(ProviderUnavailable):
+        service.handler.process_payment(asked, soon())
+    rounds(service)
+
+    assert statuses(pool) == ["not_executed"]
+    assert charged(service.provider) == []
+
+
 def test_no_promise_is_made_while_a_noted_charge_is_ended(background):
     asked = request()
     died = died_after_claim(background, asked)
