@@ -20,6 +20,10 @@ from service.payments.audit import cli_actor
 from service.payments.merchants import ALL_SCOPES, KeyStore
 from service.web.api.keys import present_key
 
+_LABEL_LENGTH_MAX = 100
+# A century: a key without an end says so by having none.
+_DAYS_MAX = 36_500
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     verbs = parser.add_subparsers(dest="verb", required=True)
@@ -52,12 +56,17 @@ def _make(keys: KeyStore, merchant_id: UUID, arguments: argparse.Namespace) -> N
     if provider_mode not in (None, mode):
         local.fail(f"STRIPE_API_KEY is of {provider_mode} mode: a {mode} key would be refused.")
     days = arguments.expires_in_days
+    if days is not None and not 1 <= days <= _DAYS_MAX:
+        local.fail(f"--expires-in-days must be 1 to {_DAYS_MAX}.")
+    label = arguments.label
+    if label is not None:
+        local.fit_text(label, "label", longest=_LABEL_LENGTH_MAX)
     key, api_key = keys.create(
         merchant_id,
         local.soon(),
         mode=mode,
         scopes=scopes,
-        label=arguments.label,
+        label=label,
         expires_at=None if days is None else datetime.now(UTC) + timedelta(days=days),
         actor=cli_actor(),
     )

@@ -12,7 +12,7 @@ from typing import NoReturn
 from uuid import UUID
 
 from service.database.pool.pool import ConnectionPool
-from service.errors import HoldfastError
+from service.errors import HoldfastError, ValidationFailed
 from service.payments.merchants import DEFAULT_MERCHANT_ID
 from service.resilience.deadline import Deadline
 from service.resilience.watchdog import Watchdog
@@ -61,6 +61,19 @@ def database(settings: Settings | None = None) -> Iterator[ConnectionPool]:
         fail(error.detail)
     finally:
         pool.close()
+
+
+def fit_text(text: str, name: str, *, longest: int) -> str:
+    """The text, checked as over REST: short, without controls, half characters and card numbers."""
+    from service.web.http.bodies import refuse_unfit_text
+
+    if len(text) > longest:
+        fail(f"The {name} is longer than {longest} characters.")
+    try:
+        refuse_unfit_text(text, name)
+    except ValidationFailed as refused:
+        fail(f"The {name} {refused.fields[0]['reason']}.")
+    return text
 
 
 def soon() -> Deadline:

@@ -28,7 +28,7 @@ from service.payments.settling.late_store import LateStore
 from service.web.api.schemas import PaymentStatus, present, shown_status
 from service.web.api.timeline_schemas import present_event
 
-_EVIDENCE_LENGTH_MIN = 10
+_EVIDENCE_LENGTH_MIN, _EVIDENCE_LENGTH_MAX = 10, 2000
 # A look-up holds the payment's lease for a few seconds at most.
 _AGAIN_S = 0.25
 
@@ -159,7 +159,9 @@ def _resolve(
 
 
 def _evidence(arguments: argparse.Namespace) -> str:
-    evidence = str(arguments.evidence).strip()
+    evidence = local.fit_text(
+        str(arguments.evidence).strip(), "evidence", longest=_EVIDENCE_LENGTH_MAX
+    )
     if len(evidence) < _EVIDENCE_LENGTH_MIN:
         local.fail("The evidence must name a source, in 10 characters at least.")
     return evidence

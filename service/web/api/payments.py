@@ -199,9 +199,10 @@ def get_payment(payment_id: str) -> Response:
 def get_timeline(payment_id: str) -> Response:
     plane, deadline = data_plane(), request_deadline()
     caller = plane.authenticate("read", deadline)
-    events = plane.store.timeline(caller.merchant_id, _parse_payment_id(payment_id), deadline)
-    if not events:
-        # Every payment has an event from its creation.
+    identifier = _parse_payment_id(payment_id)
+    events = plane.store.timeline(caller.merchant_id, identifier, deadline)
+    # Every payment has an event from its creation, until the months of its events are detached.
+    if not events and plane.store.get(caller.merchant_id, identifier, deadline) is None:
         raise _no_such_payment()
     return json_answer({"data": [present_event(event) for event in events]})
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from time import monotonic
+from uuid import UUID
 
 import pytest
 from flask import Flask
@@ -20,7 +21,7 @@ from service.web.http.problem_schemas import (
     Problem,
 )
 from service.web.http.request_scope import ARRIVED_S
-from tests.integration.web.api.conftest import PAYMENT
+from tests.integration.web.api.conftest import PAYMENT, Connection
 from tests.support.providers.booked_provider import BookedProvider, declined, unknown
 
 Ask = Callable[..., TestResponse]
@@ -177,6 +178,19 @@ def test_a_wrong_query_is_refused(get: Ask, query: str) -> None:
     answer = get(f"/v1/payments?{query}")
 
     assert (answer.status_code, answer.json["code"]) == (422, "validation_failed")
+
+
+def test_timeline_without_kept_events_is_empty_not_missing(
+    pay: Ask, get: Ask, owner: Connection, merchant_id: UUID
+) -> None:
+    timeline = pay().json["links"]["timeline"]
+    with owner.cursor() as cursor:
+        # As a detached month leaves it.
+        cursor.execute("DELETE FROM events WHERE merchant_id = %s", (str(merchant_id),))
+
+    answer = get(timeline)
+
+    assert (answer.status_code, answer.json) == (200, {"data": []})
 
 
 def test_the_timeline_tells_each_step_in_order(
