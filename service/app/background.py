@@ -6,25 +6,23 @@ import logging
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from time import monotonic
 from typing import Any, Protocol
 
+from service.app.rounds import LateRounds, LookUpRounds, MovementRounds, ProbeRounds
 from service.database.migrate.partitions import STATE_SQL
 from service.database.pool.pool import ConnectionPool, Statement
 from service.errors import Busy
 from service.observability.metrics import catalogue as metrics
-from service.payments.charge.model import Payment
 from service.payments.charge.open_limit import EVERY_S as OPEN_LIMIT_EVERY_S
 from service.payments.charge.open_limit import OpenLimit
-from service.payments.charge.store import RECORD_TIMEOUT_S
 from service.payments.events.deliveries import Deliverer
 from service.payments.leases.run_all import (
     Item,
     RunAll,
 )
-from service.payments.movements.model import Movement
-from service.payments.movements.store import MovementStore
 from service.payments.retention import Retention
 from service.payments.settling.figures import OpenFigures
 from service.payments.settling.forward import (
@@ -32,17 +30,10 @@ from service.payments.settling.forward import (
 )
 from service.payments.settling.inbox import WebhookInbox
 from service.payments.settling.invariant_checks import InvariantChecks
-from service.payments.settling.late import LateFacts
-from service.payments.settling.late_store import LateCheck, LateStore
-from service.payments.settling.lease_store import LeaseStore
-from service.payments.settling.movement_reconcile import MovementReconciler
-from service.payments.settling.parking import park
-from service.payments.settling.reconcile import Reconciler
 from service.payments.settling.recovery import CHECKED_EVERY_S as RECOVERY_CHECKED_EVERY_S
 from service.payments.settling.recovery import Recovery
 from service.payments.settling.run_locks import RunLocks
 from service.payments.settling.sweep import Sweep
-from service.resilience.call_budget import CallBudget
 from service.resilience.deadline import Deadline
 
 log = logging.getLogger(__name__)
@@ -61,13 +52,6 @@ EVENT_MONTHS_EVERY_S = 60.0
 # All four lists are read within it; then the next round begins.
 SWEEP_TIMEOUT_S = 85.0
 HINTS_AT_ONCE = 100
-# Rare and not urgent: half of a loop's threads.
-LATE_AT_ONCE = 4
-# Unnamed hints that are compared with our references in one statement: a probe for each merchant.
-OWN_HINTS_AT_ONCE = 50
-# Questions about charges that no row of ours holds, mostly another program's on the same account. A
-# flood of them takes a fiftieth of what Stripe allows (100 reads a second), whatever its size.
-FOREIGN_PER_S, FOREIGN_BURST = 2.0, 8
 _EVENT_MONTHS = Statement("due_partitions", STATE_SQL)
 
 
@@ -85,47 +69,39 @@ class Background:
     """
 
     pool: ConnectionPool
-    leases: LeaseStore
+    probe: ProbeRounds
+    look_ups: LookUpRounds
+    movements: MovementRounds
+    late: LateRounds
     inbox: WebhookInbox
     locks: RunLocks
-    reconciler: Reconciler
     forwarder: Forwarder
-    movements: MovementStore
-    movement_reconciler: MovementReconciler
     deliverer: Deliverer
     open_limit: OpenLimit
     retention: Retention
     sweep: Sweep
-    late: LateFacts
-    late_store: LateStore
     figures: OpenFigures
     recovery: Recovery
     invariants: InvariantChecks
-    # The probe of the provider, sent only when the breaker needs one.
-    probe: Callable[[Deadline], bool]
-    send_timeout_s: float
     # Of each loop; a lease outlasts what one thread does with one payment.
     threads: int = 8
-    # The provider's state in the last probe.
-    is_available: bool = True
-    foreign_questions: CallBudget = field(
-        default_factory=lambda: CallBudget(per_s=FOREIGN_PER_S, burst=FOREIGN_BURST)
-    )
 
     def run(self, stop: threading.Event) -> None:
         """Work until `stop` is set; begun work is finished first."""
         loops = [
             threading.Thread(target=self._loop, args=(name, work, pause_s, stop), name=name)
             for name, work, pause_s in (
-                ("probe", self._probe, IDLE_S),
+                # A separate loop, since look-ups from before the breaker opened may still hang.
+                ("probe", self.probe, IDLE_S),
                 ("hints", self._apply_hints, IDLE_S),
-                ("look-ups", self._look_up_due, IDLE_S),
+                ("look-ups", self.look_ups, IDLE_S),
                 ("queue", self.forwarder.drain, IDLE_S),
-                ("movements", self._settle_movements, IDLE_S),
-                ("deliveries", self._deliver, IDLE_S),
-                ("deliveries to who fails", self._deliver_to_who_fails, UNHURRIED_S),
+                ("movements", self.movements, IDLE_S),
+                ("deliveries", partial(self._deliver, failing=False), IDLE_S),
+                # A separate loop, since the endpoints' timeouts would delay all other work.
+                ("deliveries to who fails", partial(self._deliver, failing=True), UNHURRIED_S),
                 ("sweep", self._sweep, UNHURRIED_S),
-                ("late facts", self._late_facts, UNHURRIED_S),
+                ("late facts", self.late, UNHURRIED_S),
                 ("invariants", self._check_invariants, UNHURRIED_S),
             )
         ]
@@ -149,53 +125,17 @@ class Background:
                 if not self._outlive(work, run_all, Deadline.after(ROUND_TIMEOUT_S)):
                     stop.wait(pause_s)
 
-    def _probe(self, _run_all: RunAll, deadline: Deadline) -> int:
-        """A separate loop, since look-ups from before the breaker opened may still hang."""
-        is_available = self.probe(deadline)
-        if is_available and not self.is_available:
-            hastened = self.leases.reschedule_now(deadline)
-            log.info("reconciler.provider_is_back", extra={"hastened": hastened})
-        self.is_available = is_available
-        return 0
-
     def _apply_hints(self, _run_all: RunAll, deadline: Deadline) -> int:
         """A separate loop: neither do look-ups that hang delay hints, nor a flood of hints look-ups."""
         return self.inbox.apply_hints(HINTS_AT_ONCE, deadline)
 
-    def _look_up_due(self, run_all: RunAll, deadline: Deadline) -> int:
-        """Look up due payments, as many at once as there are threads; their number."""
-        due = self.leases.lease_look_ups(self.threads, deadline)
-        run_all(self._settle, due)
-        return len(due)
-
-    def _settle_movements(self, run_all: RunAll, deadline: Deadline) -> int:
-        """Captures, voids and refunds that are due, as many at once as there are threads."""
-        due = self.movements.lease_due(self.threads, deadline)
-        run_all(self._settle_movement, due)
-        return len(due)
-
-    def _deliver(self, run_all: RunAll, deadline: Deadline) -> int:
+    def _deliver(self, run_all: RunAll, deadline: Deadline, *, failing: bool) -> int:
         """Deliver events to merchants, as many at once as there are threads."""
-        return self.deliverer.deliver(self.threads, run_all, deadline, failing=False)
-
-    def _deliver_to_who_fails(self, run_all: RunAll, deadline: Deadline) -> int:
-        """A separate loop, since the endpoints' timeouts would delay all other work."""
-        return self.deliverer.deliver(self.threads, run_all, deadline, failing=True)
+        return self.deliverer.deliver(self.threads, run_all, deadline, failing=failing)
 
     def _sweep(self, _run_all: RunAll, _deadline: Deadline) -> int:
         """Sweep each list that is due, page after page in one thread."""
         return int(self.sweep.run_if_due(Deadline.after(SWEEP_TIMEOUT_S)))
-
-    def _late_facts(self, run_all: RunAll, deadline: Deadline) -> int:
-        """Look up settled payments with a late fact, a few at once, before foreign charges."""
-        compared = self.late_store.name_own_hints(OWN_HINTS_AT_ONCE, deadline)
-        due = self.late_store.lease_checks(LATE_AT_ONCE, deadline)
-        most = min(LATE_AT_ONCE, self.foreign_questions.left())
-        foreign = self.late_store.unnamed_hints(most, deadline)
-        self.foreign_questions.spend(len(foreign))
-        run_all(self._settle_late, due)
-        run_all(self._name_hint, foreign)
-        return compared + len(due) + len(foreign)
 
     def _keep_the_clocks(self, stop: threading.Event) -> None:
         every_s: dict[Callable[[Deadline], None], float] = {
@@ -217,27 +157,6 @@ class Background:
                     self._outlive(chore, Deadline.after(ROUND_TIMEOUT_S))
             stop.wait(IDLE_S)
 
-    def _settle(self, payment: Payment) -> bool:
-        try:
-            self.reconciler.settle(payment, Deadline.after(self.send_timeout_s))
-        except Busy:
-            raise
-        except Exception as error:  # noqa: BLE001 - `park` logs it
-            pause_s = park(error, payment.doubt_age_s, payment_id=payment.id)
-            self.leases.postpone(payment, pause_s, Deadline.after(RECORD_TIMEOUT_S))
-        return True
-
-    def _settle_movement(self, leased: tuple[Movement, Payment]) -> bool:
-        movement, payment = leased
-        try:
-            self.movement_reconciler.settle(movement, payment, Deadline.after(self.send_timeout_s))
-        except Busy:
-            raise
-        except Exception as error:  # noqa: BLE001 - `park` logs it
-            pause_s = park(error, movement.doubt_age_s, payment_id=payment.id)
-            self.movements.postpone(movement, pause_s, Deadline.after(RECORD_TIMEOUT_S))
-        return True
-
     def _check_invariants(self, _run_all: RunAll, deadline: Deadline) -> int:
         """A separate loop: a rule that reads for seconds delays no other schedule."""
         self.invariants.run(deadline)
@@ -247,19 +166,6 @@ class Background:
         """Only the owner of the tables can create the missing months; the alert says so."""
         ((missing, _),) = self.pool.run(_EVENT_MONTHS, {}, deadline)
         metrics.event_months_missing.set(missing)
-
-    def _name_hint(self, hint: tuple[str, str]) -> bool:
-        self.late.name_hint(hint, Deadline.after(self.send_timeout_s))
-        return True
-
-    def _settle_late(self, check: LateCheck) -> bool:
-        try:
-            self.late.settle(check, Deadline.after(self.send_timeout_s))
-        except Busy:
-            raise
-        except Exception as error:  # noqa: BLE001 - told of by `park`
-            self.late.put_off(check, error, Deadline.after(RECORD_TIMEOUT_S))
-        return True
 
     def _outlive(self, work: Callable[..., Any], *arguments: object) -> Any:
         """The work's result, or None: after an outage or a logged bug the loop continues."""

@@ -6,12 +6,11 @@ import logging
 import threading
 from datetime import timedelta
 
-from service.app.background import LATE_AT_ONCE, Background
-from service.app.parts import (
-    build_parts,
-    send_spans,
-)
+from service.app.background import Background
+from service.app.parts import build_parts, send_spans
+from service.app.rounds import LATE_AT_ONCE, LateRounds, LookUpRounds, MovementRounds, ProbeRounds
 from service.database.direct import DatabaseError, Unreachable
+from service.database.pool.pool import ConnectionPool
 from service.observability.metrics import preregister
 from service.payments.charge.open_limit import OpenLimit
 from service.payments.charge.store import RECORD_TIMEOUT_S
@@ -54,83 +53,86 @@ def create_background(settings: Settings) -> Background:
         threads=3 * RECONCILER_THREADS + 1 + LATE_AT_ONCE,
     )
     preregister.begin_settling()
-    reconciler = Reconciler(parts.store, parts.leases, parts.handler, parts.provider)
-    recovery = Recovery(parts.pool, parts.provider.name)
+    provider, pool = parts.provider, parts.pool
     # A queued payment may wait, but its lease limits the work: a call, then its record.
     send_timeout_s = settings.provider_timeout_ms / 1000 + RECORD_TIMEOUT_S
     lease_s = settings.provider_timeout_ms / 1000 + 2 * RECORD_TIMEOUT_S
     # A check makes four calls, each within the provider's deadline.
-    late_store = LateStore(parts.pool, lease_s=4 * lease_s, provider=parts.provider.name)
-    orphans = OrphanStore(parts.pool)
-    locks = RunLocks(parts.pool)
-    late = LateFacts(parts.store, late_store, parts.movements, orphans, parts.provider)
-    runs = SweepRuns(parts.pool, parts.provider.name)
-    unread = UnreadStore(parts.pool, parts.provider.name)
+    late_store = LateStore(pool, lease_s=4 * lease_s, provider=provider.name)
+    orphans, locks = OrphanStore(pool), RunLocks(pool)
+    late = LateFacts(parts.store, late_store, parts.movements, orphans, provider)
+    runs, unread = SweepRuns(pool, provider.name), UnreadStore(pool, provider.name)
+    recovery = Recovery(pool, provider.name)
     return Background(
-        pool=parts.pool,
-        leases=parts.leases,
-        inbox=WebhookInbox(parts.pool),
+        pool=pool,
+        probe=ProbeRounds(parts.leases, provider.probe),
+        look_ups=LookUpRounds(
+            parts.leases,
+            Reconciler(parts.store, parts.leases, parts.handler, provider),
+            send_timeout_s=send_timeout_s,
+            threads=RECONCILER_THREADS,
+        ),
+        movements=MovementRounds(
+            parts.movements,
+            MovementReconciler(parts.movements, parts.movement_handler, provider),
+            send_timeout_s=send_timeout_s,
+            threads=RECONCILER_THREADS,
+        ),
+        late=LateRounds(late, late_store, send_timeout_s=send_timeout_s),
+        inbox=WebhookInbox(pool),
         locks=locks,
-        reconciler=reconciler,
         forwarder=Forwarder(
             parts.store,
             parts.leases,
             orphans,
             parts.handler,
-            parts.provider,
+            provider,
             unread,
             send_timeout_s=send_timeout_s,
             batch_max=RECONCILER_THREADS,
             is_recovering=recovery.is_recovering,
         ),
-        movements=parts.movements,
-        movement_reconciler=MovementReconciler(
-            parts.movements, parts.movement_handler, parts.provider
-        ),
-        deliverer=Deliverer(
-            parts.pool,
-            WebhookSender(
-                watchdog=parts.pool.watchdog,
-                allow_private=settings.webhook_allow_private,
-                ca_file=settings.webhook_ca_file,
-            ),
-            timeout_s=settings.webhook_timeout_ms / 1000,
-        ),
-        open_limit=OpenLimit(parts.pool, most=settings.open_payments_max),
-        retention=Retention(
-            parts.pool,
-            locks,
-            Kept(
-                inbox_days=settings.keep_inbox_days,
-                outbox_days=settings.keep_outbox_days,
-                drills_days=settings.keep_drills_days,
-                keys_days=settings.keep_keys_days,
-            ),
-        ),
+        deliverer=_deliverer(settings, pool),
+        open_limit=OpenLimit(pool, most=settings.open_payments_max),
+        retention=Retention(pool, locks, _kept(settings)),
         sweep=Sweep(
             Comparison(
                 parts.store,
                 orphans,
                 late,
                 late_store,
-                parts.provider,
+                provider,
                 foreign_charges=settings.foreign_charges,
             ),
             locks,
             late_store,
             runs,
             unread,
-            parts.provider,
+            provider,
             first_back=timedelta(days=settings.sweep_first_days),
         ),
-        late=late,
-        late_store=late_store,
-        figures=OpenFigures(parts.pool, late_store, runs),
+        figures=OpenFigures(pool, late_store, runs),
         recovery=recovery,
-        invariants=InvariantChecks(parts.pool, locks),
-        probe=parts.provider.probe,
-        send_timeout_s=send_timeout_s,
+        invariants=InvariantChecks(pool, locks),
         threads=RECONCILER_THREADS,
+    )
+
+
+def _deliverer(settings: Settings, pool: ConnectionPool) -> Deliverer:
+    sender = WebhookSender(
+        watchdog=pool.watchdog,
+        allow_private=settings.webhook_allow_private,
+        ca_file=settings.webhook_ca_file,
+    )
+    return Deliverer(pool, sender, timeout_s=settings.webhook_timeout_ms / 1000)
+
+
+def _kept(settings: Settings) -> Kept:
+    return Kept(
+        inbox_days=settings.keep_inbox_days,
+        outbox_days=settings.keep_outbox_days,
+        drills_days=settings.keep_drills_days,
+        keys_days=settings.keep_keys_days,
     )
 
 

@@ -9,7 +9,8 @@ from typing import Any, cast
 
 import pytest
 
-from service.app.background import FOREIGN_BURST, HINTS_AT_ONCE, LATE_AT_ONCE, Background
+from service.app.background import HINTS_AT_ONCE, Background
+from service.app.rounds import FOREIGN_BURST, LATE_AT_ONCE, LateRounds
 from service.database.direct import cursor_to
 from service.resilience.call_budget import CallBudget
 from tests.support.providers.booked_provider import BookedProvider
@@ -64,15 +65,10 @@ def late_round(service: Service, budget: CallBudget) -> int:
     def run_all(call: Callable[[Any], bool], items: Any) -> list[bool]:
         return [call(item) for item in items]
 
-    parts = SimpleNamespace(
-        late_store=service.late_store,
-        late=service.late,
-        foreign_questions=budget,
-        send_timeout_s=5.0,
+    rounds = LateRounds(
+        service.late, service.late_store, send_timeout_s=5.0, foreign_questions=budget
     )
-    for name in ("_name_hint", "_settle_late"):
-        setattr(parts, name, getattr(Background, name).__get__(parts))
-    return Background._late_facts(cast(Background, parts), run_all, soon())
+    return rounds(run_all, soon())
 
 
 def frozen() -> CallBudget:

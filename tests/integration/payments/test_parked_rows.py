@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import pytest
 from prometheus_client import REGISTRY
 
-from service.app.background import Background
+from service.app.rounds import LookUpRounds
 from service.payments.charge.model import Status
 from service.payments.movements.model import MovementStatus
 from service.payments.settling.parking import PARKED_MIN_S
@@ -85,11 +84,9 @@ def test_a_row_that_cannot_be_handled_is_parked(pool, caplog):
     payment = service.pay()
     service.make_due()
     (leased,) = service.leases.lease_look_ups(1, soon())
-    fields = {field.name: None for field in dataclasses.fields(Background)}
-    parts = fields | {"leases": service.leases, "reconciler": service.reconciler}
-    background = Background(**{**parts, "send_timeout_s": 5.0})  # type: ignore[arg-type]
+    rounds = LookUpRounds(service.leases, service.reconciler, send_timeout_s=5.0, threads=1)
 
-    assert background._settle(leased)
+    assert rounds.settle(leased)
 
     waits = service.read(payment)
     assert (waits.next_check_at - waits.updated_at).total_seconds() > PARKED_MIN_S * 0.9
