@@ -15,8 +15,8 @@ from werkzeug.test import TestResponse
 from service.web.api.schemas import (
     PaymentDocument,
     PaymentPage,
-    Timeline,
 )
+from service.web.api.timeline_schemas import Timeline
 from service.web.http.problem_schemas import (
     Problem,
 )
