@@ -11,9 +11,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from service.settings import describe
+from tests.support import yaml_text
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
@@ -55,9 +54,9 @@ ENTRYPOINT = ("python", "-m", "service")
 @cache
 def compose(*names: str) -> dict[str, Any]:
     """compose.yaml merged with other files by the rules of compose."""
-    merged: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
+    merged: dict[str, Any] = yaml_text.load((DEPLOY / "compose.yaml").read_text())
     for name in names:
-        merged = _overlaid(merged, yaml.safe_load((DEPLOY / name).read_text()))
+        merged = _overlaid(merged, yaml_text.load((DEPLOY / name).read_text()))
     return merged
 
 
@@ -68,7 +67,7 @@ def kubernetes(kustomization: str) -> list[dict[str, Any]]:
     folder = str(DEPLOY / "kubernetes" / kustomization)
     built = subprocess.run([kubectl, "kustomize", folder], capture_output=True, text=True)
     assert built.returncode == 0, built.stderr
-    return list(yaml.safe_load_all(built.stdout))
+    return yaml_text.load_all(built.stdout)
 
 
 def resource(kustomization: str, kind: str, name: str) -> dict[str, Any]:

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from prometheus_client.metrics import MetricWrapperBase
 
 from service.observability.metrics import catalogue as metrics
+from tests.support import yaml_text
 
 ROOT = Path(__file__).parents[2]
 DASHBOARDS = ROOT / "grafana" / "dashboards"
@@ -54,7 +54,7 @@ def rules() -> list[dict[str, Any]]:
     return [
         rule
         for path in sorted(RULES.glob("*.yml"))
-        for group in yaml.safe_load(path.read_text())["groups"]
+        for group in yaml_text.load(path.read_text())["groups"]
         for rule in group["rules"]
     ]
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import boto3
 import pytest
-import yaml
 from moto.server import ThreadedMotoServer
 from pydantic import ValidationError
 
 from service.payments.settling.invariants import RULES
+from tests.support import yaml_text
 from tests.support.cwagent_configuration import AgentConfiguration
 from tests.support.stack.cloudwatch_stack import (
     CLOUDWATCH,
@@ -83,7 +83,7 @@ def test_the_template_gives_cfn_lint_nothing_to_say() -> None:
 
 def test_the_agent_scrapes_nothing_that_it_does_not_declare() -> None:
     agent = json.loads((CLOUDWATCH / "agent.json").read_text())
-    scraping = yaml.safe_load((CLOUDWATCH / "prometheus.yaml").read_text())
+    scraping = yaml_text.load((CLOUDWATCH / "prometheus.yaml").read_text())
     emf = agent["logs"]["metrics_collected"]["prometheus"]["emf_processor"]
 
     (kept,) = (rule["regex"] for rule in scraping["scrape_configs"][0]["metric_relabel_configs"])

@@ -15,8 +15,8 @@ from typing import Any
 import psycopg2
 import pytest
 import requests
-import yaml
 
+from tests.support import yaml_text
 from tests.support.processes.emf_agent import EmfAgent, MetricName
 from tests.support.stack.cloudwatch_stack import (
     CLOUDWATCH,
@@ -61,7 +61,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     """Good payments, then the three incidents in turn, with continuous scrapes."""
     agent = EmfAgent(
         json.loads((CLOUDWATCH / "agent.json").read_text()),
-        yaml.safe_load((CLOUDWATCH / "prometheus.yaml").read_text()),
+        yaml_text.load((CLOUDWATCH / "prometheus.yaml").read_text()),
     )
     values: dict[MetricName, list[float]] = {}
     with running_house(tmp_path_factory.mktemp("cloudwatch"), **QUICK) as house:

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from service.observability import checks
 from service.observability.metrics import catalogue as metrics
+from tests.support import yaml_text
 from tests.support.shipped_queries import ROOT, dashboards, rules
 
 PROMETHEUS = ROOT / "deploy" / "prometheus"
@@ -22,7 +22,7 @@ ALERTS = [rule for rule in rules() if "alert" in rule]
 CASES = [
     check
     for path in RULE_TESTS
-    for test in yaml.safe_load(path.read_text())["tests"]
+    for test in yaml_text.load(path.read_text())["tests"]
     for check in test.get("alert_rule_test", [])
 ]
 
@@ -60,7 +60,7 @@ def test_every_recorded_series_is_evaluated_in_a_case() -> None:
     evaluated = " ".join(
         check["expr"]
         for path in RULE_TESTS
-        for test in yaml.safe_load(path.read_text())["tests"]
+        for test in yaml_text.load(path.read_text())["tests"]
         for check in test.get("promql_expr_test", [])
     )
 

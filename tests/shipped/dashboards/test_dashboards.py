@@ -12,7 +12,7 @@ import yaml
 
 from grafana.boards import ALL
 from grafana.build import rendered
-from tests.support import shipped_queries
+from tests.support import shipped_queries, yaml_text
 from tests.support.shipped_queries import (
     DASHBOARDS,
     FOREIGN_LABELS,
@@ -146,10 +146,10 @@ def test_a_color_means_the_same_on_every_dashboard() -> None:
 def test_provisioning_names_the_data_source_and_the_directory() -> None:
     provisioning = ROOT / "grafana" / "provisioning"
 
-    (source,) = yaml.safe_load((provisioning / "datasources/prometheus.yml").read_text())[
+    (source,) = yaml_text.load((provisioning / "datasources/prometheus.yml").read_text())[
         "datasources"
     ]
-    (provider,) = yaml.safe_load((provisioning / "dashboards/holdfast.yml").read_text())[
+    (provider,) = yaml_text.load((provisioning / "dashboards/holdfast.yml").read_text())[
         "providers"
     ]
 

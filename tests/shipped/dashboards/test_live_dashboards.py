@@ -14,7 +14,6 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from grafana.draw import picture
 from grafana.series import Source
 from service.lab.faultproxy.client import FaultClient
 from service.lab.observe.incidents import INCIDENTS, Incident
@@ -250,6 +249,9 @@ def test_incident_dashboard_shows_that_no_money_is_lost(
 def test_drawn_dashboard_has_its_data_and_is_marked_not_grafana(
     aftermath: Aftermath, name: str
 ) -> None:
+    # Imported here: every worker collects this file, and one draws.
+    from grafana.draw import picture
+
     now_s = time.time()
     source = Source(aftermath.prometheus.url, aftermath.began_s, now_s, window_s=30)
 

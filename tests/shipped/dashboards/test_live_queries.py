@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import pytest
 
-from grafana.draw import picture
 from grafana.figures import told
 from grafana.series import Source
 from tests.support.processes.exposition_server import Exposition, serving
@@ -65,6 +64,9 @@ def test_every_panel_has_data_when_the_service_tells_everything(fleet: Fleet) ->
 
 @pytest.mark.parametrize("name", sorted(dashboards()))
 def test_drawn_dashboard_has_data_and_is_marked_not_grafana(fleet: Fleet, name: str) -> None:
+    # Imported here: every worker collects this file, and one draws.
+    from grafana.draw import picture
+
     now_s = time.time()
     source = Source(fleet.prometheus.url, now_s - 10, now_s, window_s=10)
 

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from service.settings import Settings
+from tests.support import yaml_text
 from tests.support.manifests import DEPLOY, ROOT, compose
 
 FILES = ("compose.yaml", "compose.sandbox.yaml")
@@ -128,7 +129,7 @@ def test_nothing_of_the_sandbox_is_in_the_file_for_production() -> None:
 
 def test_prometheus_configuration_differs_only_in_addresses() -> None:
     here, there = (
-        yaml.safe_load((DEPLOY / "prometheus" / name).read_text())
+        yaml_text.load((DEPLOY / "prometheus" / name).read_text())
         for name in ("prometheus.yml", "compose.yml")
     )
 

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from service.startup.database import OPS_POOL_SIZE, RECONCILER_POOL_SIZE
+from tests.support import yaml_text
 from tests.support.manifests import DEPLOY, KUSTOMIZATIONS, ROOT, kubernetes, resource
 
 # Kinds that a cluster learns from the Prometheus operator; the validator has no schema of them.
@@ -200,7 +201,7 @@ def test_only_calls_that_are_meant_pass_the_network_policy() -> None:
 
 
 def test_the_operator_scrapes_as_our_own_configuration_does() -> None:
-    ours = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text())
+    ours = yaml_text.load((DEPLOY / "prometheus" / "prometheus.yml").read_text())
     (scrape,) = ours["scrape_configs"]
     monitor = resource("overlays/production", "PodMonitor", "holdfast")["spec"]
     labels = pod_template("overlays/production", "Deployment", "holdfast")["metadata"]["labels"]
