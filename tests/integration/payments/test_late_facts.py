@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from uuid import uuid4
 
 import pytest
@@ -47,11 +46,18 @@ _CHECKS = Statement("checks", "SELECT count(*) FROM late_checks WHERE due_at IS 
 Learn = Callable[[], None]
 
 
-@pytest.fixture
-def sandbox(tmp_path: Path) -> Iterator[SandboxProcess]:
-    """A sandbox of the test's own: the sweep sees all charges on an account."""
-    with running_sandbox(tmp_path / "sandbox") as sandbox:
+@pytest.fixture(scope="module")
+def module_sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SandboxProcess]:
+    with running_sandbox(tmp_path_factory.mktemp("sandbox")) as sandbox:
         yield sandbox
+
+
+@pytest.fixture
+def sandbox(module_sandbox: SandboxProcess) -> SandboxProcess:
+    """A sandbox with empty books: the sweep sees all charges on an account."""
+    module_sandbox.clear()
+    module_sandbox.empty_books()
+    return module_sandbox
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import subprocess
 import sys
 import time
@@ -102,6 +103,16 @@ class SandboxProcess:
     def _struck(self, count: int) -> dict[str, int] | None:
         struck = self.faults()["struck"]
         return struck if sum(struck.values()) >= count else None
+
+    def empty_books(self) -> None:
+        """Forget all objects, movements and saved answers, as if it had just started."""
+        books = sqlite3.connect(self.home / "books.sqlite", timeout=60)
+        try:
+            with books:
+                for table in ("objects", "movements", "answers"):
+                    books.execute(f"DELETE FROM {table}")  # noqa: S608
+        finally:
+            books.close()
 
     def totals(self) -> dict[str, dict[str, int]]:
         """Sums of all movements by currency and kind."""
