@@ -185,8 +185,16 @@ def detach(cursor: Cursor, month: Month) -> None:
 
 
 def create(cursor: Cursor, statement: str | sql.Composable) -> None:
-    """Run a CREATE .. IF NOT EXISTS; of two at once the slower one may fail, which is harmless."""
-    with contextlib.suppress(psycopg2.errors.UniqueViolation, psycopg2.errors.DuplicateTable):
+    """Run a CREATE .. IF NOT EXISTS; of two at once the slower one may fail, which is harmless.
+
+    Its error depends on the step at which the other one is met: the row type, the table, or an index
+    of the catalogue.
+    """
+    with contextlib.suppress(
+        psycopg2.errors.DuplicateObject,
+        psycopg2.errors.DuplicateTable,
+        psycopg2.errors.UniqueViolation,
+    ):
         cursor.execute(statement)
 
 
