@@ -16,7 +16,7 @@ import os
 import signal
 
 from service.lab.observe.session import ObserveOptions, observe
-from service.process.managed import end_with_parent
+from service.process.manager import end_with_parent
 from service.settings import Settings
 
 

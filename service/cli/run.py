@@ -14,7 +14,7 @@ import os
 import signal
 
 from service.lab.local.stack import run_local_stack
-from service.process.managed import end_with_parent
+from service.process.manager import end_with_parent
 from service.settings import Settings
 
 

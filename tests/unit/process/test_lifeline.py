@@ -13,7 +13,7 @@ from time import monotonic, sleep
 
 import pytest
 
-from service.process import managed
+from service.process import manager
 from service.process.managed import ManagedProcess
 from tests.support.processes.process_family import runs
 
@@ -141,7 +141,7 @@ def test_program_outlives_its_dependent_even_after_a_kill(tmp_path):
 
 
 def test_the_log_of_a_talkative_program_is_bounded(tmp_path):
-    megabytes = managed.LOG_BYTES_MAX * 3 // 1_000_000
+    megabytes = manager.LOG_BYTES_MAX * 3 // 1_000_000
     talk = f"import sys\nfor _ in range({megabytes}): sys.stdout.write('x' * 999_999 + '\\n')"
 
     process = ManagedProcess([sys.executable, "-c", talk], log_path=tmp_path / "log")
@@ -151,7 +151,7 @@ def test_the_log_of_a_talkative_program_is_bounded(tmp_path):
     sizes = [path.stat().st_size for path in tmp_path.iterdir()]
     assert status == 0
     assert len(sizes) == 2
-    assert max(sizes) < managed.LOG_BYTES_MAX + 1_100_000
+    assert max(sizes) < manager.LOG_BYTES_MAX + 1_100_000
 
 
 def _start_starter(tmp_path: Path) -> tuple[subprocess.Popen[str], list[int]]:
