@@ -19,7 +19,8 @@ from service.providers.adapters import adapter
 from service.providers.guarded import GuardedProvider
 from service.providers.http.transport import Transport
 from service.providers.later import LaterProvider
-from service.resilience.breaker.breaker import NEVER_OPENS, Breaker
+from service.resilience.breaker.breaker import Breaker
+from service.resilience.breaker.rules import NEVER_OPENS
 from service.resilience.bulkhead import Bulkhead
 from service.resilience.retry import Retry
 from service.resilience.watchdog import Watchdog

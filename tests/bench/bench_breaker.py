@@ -21,7 +21,8 @@ from statistics import median
 import circuitbreaker
 import pybreaker
 
-from service.resilience.breaker.breaker import Breaker, BreakerOpen, BreakerRules
+from service.resilience.breaker.breaker import Breaker, BreakerOpen
+from service.resilience.breaker.rules import BreakerRules
 
 CALLS = 20_000
 ROUNDS = 7

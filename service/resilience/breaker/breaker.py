@@ -9,11 +9,9 @@ ignored, whether it is a success or a failure.
 from __future__ import annotations
 
 import contextlib
-import logging
 import random
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
 from types import TracebackType
@@ -22,18 +20,16 @@ from typing import Any, Literal
 from circuitbreaker import (  # type: ignore[import-untyped]
     STATE_CLOSED,
     STATE_HALF_OPEN,
-    STATE_OPEN,
     CircuitBreaker,
     CircuitBreakerError,
 )
 
 from service.observability.metrics import catalogue as metrics
+from service.resilience.breaker.rules import BreakerRules
 from service.resilience.breaker.shared_state import SLOT_STARTS, SharedState
+from service.resilience.breaker.transitions import STATES, BreakerTransition, show_state
 from service.resilience.breaker.window import CallWindow, Tally
 
-log = logging.getLogger(__name__)
-
-_STATES = (STATE_CLOSED, STATE_OPEN, STATE_HALF_OPEN)
 _CLOSED, _OPEN, _HALF_OPEN = 0.0, 1.0, 2.0
 _NO_CALLS = Tally()
 # Jitter stretches or shortens each pause by up to this factor.
@@ -47,37 +43,6 @@ _OPEN_UNTIL = 4
 _PROBE_UNTIL = 5  # the end of the prober's lease
 _CLOSED_AT = 6
 _RELAPSES = 7  # openings in a row that came right after a closing
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BreakerRules:
-    """The conditions and durations of the open state, and the lease of a probe."""
-
-    # At most twice the bulkhead's limit: with a larger window earlier successes would outvote a
-    # worker full of hung calls.
-    window_calls: float = 20
-    window_s: float = 10.0
-    # Fewer calls prove nothing.
-    minimum_calls: int = 10
-    failure_rate: float = 0.5
-    # A call this slow counts as slow even when it succeeds.
-    slow_s: float = 3.0
-    slow_rate: float = 0.8
-    # Enough calls where every one of them failed slowly: a bulkhead at its floor lets no more than
-    # these end within the window, however long the provider hangs.
-    hung_calls: int = 4
-    # The pause between two probes. A probe is one cheap look-up for each host, so it may be frequent:
-    # the first payment goes through within 2 s of the provider's return.
-    open_s: float = 0.75
-    # A relapse costs real payments a timeout, so each one doubles the pause, up to this limit, which
-    # allows recovery within 5 s.
-    open_max_s: float = 4.0
-    # A prober without a report after this time is dead or stuck, and the next one may probe.
-    probe_lease_s: float = 1.5
-
-
-# For the drill that must fail: the window never holds this many calls.
-NEVER_OPENS = BreakerRules(minimum_calls=1_000_000, hung_calls=1_000_000)
 
 
 class BreakerOpen(CircuitBreakerError):  # type: ignore[misc]
@@ -108,7 +73,6 @@ class Breaker(CircuitBreaker):  # type: ignore[misc]
         self._lock = threading.Lock()
         self._entered = threading.local()
         self._refusals = metrics.breaker_refusals_total.labels(provider=name)
-        self._open_seconds = metrics.breaker_open_seconds_total.labels(provider=name)
         self._seen = -1.0
         self._publish()
 
@@ -165,7 +129,7 @@ class Breaker(CircuitBreaker):  # type: ignore[misc]
 
     def _judge_call(
         self, permit: Permit, now_s: float, *, failed: bool, slow: bool
-    ) -> _Transition | None:
+    ) -> BreakerTransition | None:
         with self._lock:
             if self._numbers[_GENERATION] != permit.generation or self._numbers[_STATE] != _CLOSED:
                 return None
@@ -176,26 +140,14 @@ class Breaker(CircuitBreaker):  # type: ignore[misc]
             # A worker's own calls are sufficient: a quiet worker's successes before the outage must not
             # outvote a busy worker's failures.
             tally = own.tally(now_s, permit.generation)
-            reason = self._reason_to_open(tally)
+            reason = self._rules.reason_to_open(tally)
             if reason is None:
                 tally = self._host_tally(now_s, permit.generation)
-                reason = self._reason_to_open(tally)
+                reason = self._rules.reason_to_open(tally)
             if reason is None:
                 return None
             with self._exclusive_transition(permit) as is_mine:
                 return self._open(now_s, reason, tally) if is_mine else None
-
-    def _reason_to_open(self, tally: Tally) -> str | None:
-        rules = self._rules
-        if rules.hung_calls <= tally.calls == tally.failures == tally.slow:
-            return "slow_rate"
-        if tally.calls < rules.minimum_calls:
-            return None
-        if tally.failures >= rules.failure_rate * tally.calls:
-            return "failure_rate"
-        if tally.slow >= rules.slow_rate * tally.calls:
-            return "slow_rate"
-        return None
 
     def _host_tally(self, now_s: float, generation: float) -> Tally:
         total = _NO_CALLS
@@ -205,7 +157,7 @@ class Breaker(CircuitBreaker):  # type: ignore[misc]
 
     def _judge_probe(
         self, permit: Permit, now_s: float, *, failed: bool | None
-    ) -> _Transition | None:
+    ) -> BreakerTransition | None:
         with self._lock, self._exclusive_transition(permit) as is_mine:
             if not is_mine:
                 return None
@@ -225,7 +177,7 @@ class Breaker(CircuitBreaker):  # type: ignore[misc]
         with self._shared.exclusive() as is_mine:
             yield is_mine and self._numbers[_GENERATION] == permit.generation
 
-    def _open(self, now_s: float, reason: str, tally: Tally) -> _Transition:
+    def _open(self, now_s: float, reason: str, tally: Tally) -> BreakerTransition:
         numbers = self._numbers
         is_relapse = (
             numbers[_CLOSED_AT] > 0.0 and now_s - numbers[_CLOSED_AT] < self._rules.window_s
@@ -242,51 +194,25 @@ class Breaker(CircuitBreaker):  # type: ignore[misc]
 
     def _transition(
         self, state: float, now_s: float, *, reason: str, tally: Tally = _NO_CALLS
-    ) -> _Transition:
+    ) -> BreakerTransition:
         """Change the state while holding the page's lock; metrics and log follow outside the lock."""
         numbers = self._numbers
         was, since_s = numbers[_STATE], numbers[_SINCE]
         numbers[_STATE] = state
         numbers[_SINCE] = now_s
         numbers[_GENERATION] += 1
-        return _Transition(
+        return BreakerTransition(
             _word(was), _word(state), reason, now_s - since_s, self.open_remaining, tally
         )
 
-    def _emit(self, transition: _Transition) -> None:
-        """Metrics and log of a transition by this process; exactly one process makes each transition."""
+    def _emit(self, transition: BreakerTransition) -> None:
         self._publish()
-        if transition.from_state != STATE_CLOSED:
-            self._open_seconds.inc(max(0.0, transition.lasted_s))
-        if transition.from_state == transition.to_state:
-            return
-        metrics.breaker_transitions_total.labels(
-            provider=self.name, from_state=transition.from_state, to_state=transition.to_state
-        ).inc()
-        extra = {
-            "provider": self.name,
-            "from_state": transition.from_state,
-            "reason": transition.reason,
-            "calls": int(transition.tally.calls),
-            "failures": int(transition.tally.failures),
-            "slow": int(transition.tally.slow),
-            "open_s": round(transition.open_s, 3),
-        }
-        if transition.to_state == STATE_OPEN and transition.from_state == STATE_CLOSED:
-            log.warning("breaker.opened", extra=extra)
-        elif transition.to_state == STATE_OPEN:
-            log.info("breaker.probe_failed", extra=extra)
-        elif transition.to_state == STATE_HALF_OPEN:
-            log.info("breaker.half_open", extra=extra)
-        else:
-            log.warning("breaker.closed", extra=extra)
+        transition.emit(self.name)
 
     def _publish(self) -> None:
         """Show the state in the metrics, whichever process changed it."""
         self._seen = self._numbers[_GENERATION]
-        now = _word(self._numbers[_STATE])
-        for state in _STATES:
-            metrics.breaker_state.labels(provider=self.name, state=state).set(state == now)
+        show_state(self.name, _word(self._numbers[_STATE]))
 
     # --- Queries, and the base class' interface -------------------------------------------------
 
@@ -396,15 +322,5 @@ class Permit:
         self.record(failed=None)
 
 
-@dataclass(frozen=True, slots=True)
-class _Transition:
-    from_state: str
-    to_state: str
-    reason: str
-    lasted_s: float
-    open_s: float
-    tally: Tally
-
-
 def _word(state: float) -> str:
-    return str(_STATES[int(state)])
+    return str(STATES[int(state)])

@@ -16,7 +16,8 @@ from pathlib import Path
 from time import monotonic, sleep
 from typing import IO, cast
 
-from service.resilience.breaker.breaker import Breaker, BreakerOpen, BreakerRules, Permit
+from service.resilience.breaker.breaker import Breaker, BreakerOpen, Permit
+from service.resilience.breaker.rules import BreakerRules
 
 
 def main(page_path: Path, *, is_hasty: bool) -> None:

@@ -12,7 +12,8 @@ import pytest
 from circuitbreaker import CircuitBreakerError
 
 from service.observability.metrics import catalogue as metrics
-from service.resilience.breaker.breaker import Breaker, BreakerOpen, BreakerRules
+from service.resilience.breaker.breaker import Breaker, BreakerOpen
+from service.resilience.breaker.rules import BreakerRules
 from tests.support.providers.fakes import FakeClock
 
 
