@@ -206,7 +206,13 @@ ODD = {
     "synchronous_commit": "off",
     "search_path": "nowhere",
     "array_nulls": "off",
+    "extra_float_digits": "-15",
 }
+
+
+MOMENT = Statement(
+    "moment", "SELECT extract(epoch FROM timestamptz '2026-12-01 05:00:01.5+00')::float8"
+)
 
 
 @pytest.mark.parametrize("place", ["DATABASE {database}", "ROLE holdfast"])
@@ -226,6 +232,7 @@ def test_odd_defaults_do_not_reach_our_sessions(
         found = _sessions_settings(complete_dsn(url))
         with open_pool_of(1, url) as pool:
             stored = _store_and_read(pool)
+            ((moment_s,),) = pool.run(MOMENT, {}, Deadline.after(60))
     finally:
         with cursor_to(postgres.url(OWNER, "postgres")) as cursor:
             for setting in ODD:
@@ -233,7 +240,7 @@ def test_odd_defaults_do_not_reach_our_sessions(
 
     wanted = {**RELIED_ON, "client_encoding": "UTF8", "synchronous_commit": "on"}
     assert found == {**wanted, "search_path": "public"}
-    assert stored == TEXT
+    assert (stored, moment_s) == (TEXT, 1_796_101_201.5)
 
 
 def test_a_stronger_promise_of_the_server_is_kept(
