@@ -10,12 +10,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 from uuid import UUID
 
 from service.cli import local
-from service.cli.table import print_json
+from service.cli.table import print_json, printable
 from service.payments.events.feed import EventFeed
 from service.web.api.movement_schemas import present_feed_event
 
@@ -43,10 +43,15 @@ def run(arguments: argparse.Namespace) -> int:
             if arguments.json:
                 print_json(event)
             else:
-                told = " ".join(f"{name}={value}" for name, value in event["detail"].items())
-                payment = event["payment_id"] or "-"
-                print(f"{event['created_at']}  {payment}  {event['type']}  {told}", flush=True)
+                print(line_of(event), flush=True)
     return 0
+
+
+def line_of(event: Mapping[str, Any]) -> str:
+    """One event as one line of a terminal."""
+    told = " ".join(f"{name}={value}" for name, value in event["detail"].items())
+    payment = event["payment_id"] or "-"
+    return printable(f"{event['created_at']}  {payment}  {event['type']}  {told}")
 
 
 def _read(

@@ -38,8 +38,12 @@ def _text(value: Any) -> str:
     if value is None:
         return "-"
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
-        return ",".join(value)
+        return printable(",".join(value))
     if isinstance(value, dict | list):
         return json.dumps(value)
-    # Merchants' text must not move the cursor of a reader's terminal.
-    return "".join(c if c.isprintable() else "?" for c in str(value))
+    return printable(str(value))
+
+
+def printable(text: str) -> str:
+    """The text for a terminal: a merchant's words must not move the cursor of their reader."""
+    return "".join(c if c.isprintable() else "?" for c in text)

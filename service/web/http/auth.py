@@ -151,4 +151,5 @@ def _bearer() -> str:
     scheme, _, token = request.headers.get("Authorization", "").partition(" ")
     if scheme.lower() != "bearer" or not token:
         raise Unauthenticated("Send the API key as 'Authorization: Bearer hf_...'.")
-    return token.strip()
+    # Blanks and tabs only: Python's other white space is not white space in HTTP.
+    return token.strip(" \t")
