@@ -32,11 +32,11 @@ workers = _settings.web_workers
 threads = _settings.web_threads
 
 # A write that waits longer for a thread could not charge, record and answer within its budget.
-_line_wait_s = max(
+_queue_wait_s = max(
     0.1,
     (_settings.request_timeout_ms - _settings.provider_timeout_ms) / 1000 - RECORD_TIMEOUT_S,
 )
-worker_class = PaymentWorker.configured(line_wait_s=_line_wait_s, drain_s=_settings.drain_s)
+worker_class = PaymentWorker.configured(queue_wait_s=_queue_wait_s, drain_s=_settings.drain_s)
 # Connections a worker holds; beyond it the idlest one is closed.
 worker_connections = 512
 backlog = 1024

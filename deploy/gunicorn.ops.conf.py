@@ -28,7 +28,7 @@ bind = _settings.ops_bind
 # One process: drills and caches live in it. People and scrapers are few.
 workers = 1
 # As on the data plane: a client that sends half a request occupies no thread.
-worker_class = PaymentWorker.configured(line_wait_s=10.0, drain_s=_settings.drain_s)
+worker_class = PaymentWorker.configured(queue_wait_s=10.0, drain_s=_settings.drain_s)
 threads = 8
 graceful_timeout = math.ceil(_settings.graceful_stop_s)
 timeout = 30

@@ -73,7 +73,7 @@ def create_ops_app(settings: Settings) -> Flask:
     app.register_blueprint(console.blueprint)
     drills: tuple[str, ...] = ()
     if settings.simulation_enabled:
-        drills = _add_rehearsals(
+        drills = _add_drills(
             app,
             settings,
             pool,
@@ -158,7 +158,7 @@ def _instance(settings: Settings) -> Instance:
     )
 
 
-def _add_rehearsals(
+def _add_drills(
     app: Flask,
     settings: Settings,
     pool: ConnectionPool,
@@ -177,16 +177,16 @@ def _add_rehearsals(
             "HOLDFAST_SIMULATION_ENABLED needs service.lab, which this installation leaves out:"
             " turn it off, or build the image with --build-arg LAB=1."
         ) from error
-    rehearsals = assembly.assemble(
+    drill_runs = assembly.assemble(
         settings,
         pool,
         list_charges=provider.list_since,
         read=read,
         statistics=statistics.report,
     )
-    put_parts(app, rehearsals)
+    put_parts(app, drill_runs)
     app.register_blueprint(routes.blueprint)
-    return tuple(rehearsals.catalogue)
+    return tuple(drill_runs.catalogue)
 
 
 def _ops_hosts(settings: Settings) -> frozenset[str]:

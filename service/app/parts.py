@@ -58,7 +58,7 @@ def build_parts(
         breaker=Breaker(
             provider.name,
             rules=None if settings.breaker_enabled else NEVER_OPENS,
-            page_path=settings.metrics_path / f"breaker-{provider.name}.board",
+            page_path=settings.metrics_path / f"breaker-{provider.name}.state",
         ),
         retry=Retry(provider.name),
         timeout_s=provider_timeout_s,

@@ -63,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
         return _answer(plane, arguments.answer)
     if arguments.list or not arguments.name:
         return _list(plane, as_json=arguments.json)
-    wish = {
+    body = {
         "drill": arguments.name,
         "scope": arguments.scope,
         "dry_run": arguments.dry_run,
@@ -73,7 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
         "reason": arguments.reason,
     }
     status, begun = plane.ask(
-        "POST", "/drills", {name: value for name, value in wish.items() if value is not None}
+        "POST", "/drills", {name: value for name, value in body.items() if value is not None}
     )
     if status >= 400:
         print(begun.get("detail", begun))

@@ -2,7 +2,7 @@
 
 Starts the installed ones of these programs with the shipped rules, routes and dashboards, sends
 payments, and injects the three faults of the incident in turn, each until its alert has paged. The
-pages are printed here. Ctrl-C stops everything; the data is below HOLDFAST_HOME/lookout.
+pages are printed here. Ctrl-C stops everything; the data is below HOLDFAST_HOME/observe.
 
 example:
   python -m service observe

@@ -73,7 +73,7 @@ def table(title: str, unit: str, figures: dict[str, float], *, digits: int = 0) 
 def call_costs() -> dict[str, float]:
     """Medians over alternating rounds, so that a noisy moment affects all equally."""
     with tempfile.TemporaryDirectory() as home:
-        shared = Breaker("bench", page_path=Path(home) / "board")
+        shared = Breaker("bench", page_path=Path(home) / "state")
         decorated = Breaker("bench")
         ways = {
             "holdfast": partial(_admit_and_record, shared),
@@ -140,7 +140,7 @@ def calls_to_open(name: str) -> float:
     with tempfile.TemporaryDirectory() as home:
         together, counts = context.Barrier(WORKERS), context.SimpleQueue()
         workers = [
-            context.Process(target=_work, args=(name, Path(home) / "board", together, counts))
+            context.Process(target=_work, args=(name, Path(home) / "state", together, counts))
             for _ in range(WORKERS)
         ]
         for worker in workers:

@@ -58,8 +58,8 @@ def house(tmp_path: Path) -> Iterator[House]:
 
 # The fault of the provider's next call of the kind. Most payments have none, so that the doubtful
 # captures and refunds have money to move.
-seldom_struck = st.sampled_from([*[None] * 30, *FAULTS])
-struck = st.sampled_from([*[None] * 8, *FAULTS])
+seldom_faulty = st.sampled_from([*[None] * 30, *FAULTS])
+often_faulty = st.sampled_from([*[None] * 8, *FAULTS])
 
 
 class Payment(NamedTuple):
@@ -85,42 +85,42 @@ class Callers(RuleBasedStateMachine):
         target=charged,
         amount=st.integers(50, 5000),
         card=st.sampled_from(CARDS),
-        fault=seldom_struck,
+        fault=seldom_faulty,
     )
     def pay(self, amount: int, card: str, fault: str | None) -> Payment:
         return self.begin(amount, card, "automatic", fault)
 
-    @rule(target=authorised, amount=st.integers(50, 5000), fault=seldom_struck)
+    @rule(target=authorised, amount=st.integers(50, 5000), fault=seldom_faulty)
     def authorise(self, amount: int, fault: str | None) -> Payment:
         return self.begin(amount, "pm_card_visa", "manual", fault)
 
-    @rule(payment=authorised, share=st.sampled_from([0.4, 1.0, 1.5]), fault=struck)
+    @rule(payment=authorised, share=st.sampled_from([0.4, 1.0, 1.5]), fault=often_faulty)
     def capture(self, payment: Payment, share: float, fault: str | None) -> None:
-        self.strike("capture", fault)
+        self.inject("capture", fault)
         self.call(f"{payment.path}/capture", {"amount": part(payment, share)})
 
-    @rule(payment=authorised, fault=struck)
+    @rule(payment=authorised, fault=often_faulty)
     def void(self, payment: Payment, fault: str | None) -> None:
-        self.strike("cancel", fault)
+        self.inject("cancel", fault)
         self.call(f"{payment.path}/void", {})
 
-    @rule(payment=authorised, fault=struck)
+    @rule(payment=authorised, fault=often_faulty)
     def capture_and_void_at_once(self, payment: Payment, fault: str | None) -> None:
-        self.strike("capture", fault)
+        self.inject("capture", fault)
         at_once(lambda call: self.call(f"{payment.path}/{call}", {}), ["capture", "void"])
 
     @rule(
         payment=st.one_of(charged, charged, authorised),
         share=st.sampled_from([0.3, 0.5, 1.0]),
-        fault=struck,
+        fault=often_faulty,
     )
     def refund(self, payment: Payment, share: float, fault: str | None) -> None:
-        self.strike("refund", fault)
+        self.inject("refund", fault)
         self.call(f"{payment.path}/refunds", {"amount": part(payment, share)})
 
-    @rule(payment=charged, same_key=st.booleans(), fault=struck)
+    @rule(payment=charged, same_key=st.booleans(), fault=often_faulty)
     def refund_all_twice_at_once(self, payment: Payment, same_key: bool, fault: str | None) -> None:
-        self.strike("refund", fault)
+        self.inject("refund", fault)
         key = str(uuid4())
         at_once(
             lambda key: self.call(f"{payment.path}/refunds", {"amount": payment.amount}, key),
@@ -145,7 +145,7 @@ class Callers(RuleBasedStateMachine):
             self.house.sandbox("POST", "/_complete_action", json=decision)
 
     def begin(self, amount: int, card: str, capture_method: str, fault: str | None) -> Payment:
-        self.strike("confirm", fault)
+        self.inject("confirm", fault)
         body = {
             "amount": amount,
             "currency": "usd",
@@ -157,7 +157,7 @@ class Callers(RuleBasedStateMachine):
         # After a refusal (503) it does not exist, and calls about a missing object are tested too.
         return Payment(answer.headers.get("Location", "/v1/payments/none"), amount)
 
-    def strike(self, operation: str, fault: str | None) -> None:
+    def inject(self, operation: str, fault: str | None) -> None:
         """Set the fault of the provider's next call of this kind."""
         mix = {fault or "ok": 1}
         self.house.control(mix, operations=[operation], times=1, late_s=3, hang_s=5)

@@ -35,10 +35,10 @@ def test_a_refusal_at_the_door_charges_nothing_and_spends_no_key(
 ):
     sandbox.control(mix={fault: 1}, times=1)
 
-    struck = pay(sandbox, payment_id)
+    faulty = pay(sandbox, payment_id)
     again = pay(sandbox, payment_id)
 
-    assert struck.status_code == status
+    assert faulty.status_code == status
     assert again.status_code == 200
     assert "Idempotent-Replayed" not in again.headers
     assert charges(sandbox, payment_id) == 1
@@ -146,21 +146,21 @@ def test_200_with_an_unreadable_body_belongs_to_a_charge(sandbox, payment_id, fa
 def test_a_plan_for_one_payment_leaves_the_others_alone(sandbox, payment_id):
     sandbox.control(mix={"error_503": 1}, reference="order-struck")
 
-    struck = pay(sandbox, payment_id, **{"metadata[reference]": "order-struck"})
+    faulty = pay(sandbox, payment_id, **{"metadata[reference]": "order-struck"})
     spared = pay(sandbox, f"{payment_id}2", **{"metadata[reference]": "order-spared"})
 
-    assert (struck.status_code, spared.status_code) == (503, 200)
+    assert (faulty.status_code, spared.status_code) == (503, 200)
 
 
 def test_plan_for_one_callers_payments_does_not_affect_others(sandbox, payment_id):
     sandbox.control(mix={"error_503": 1}, reference_prefix="drill-7-")
 
-    struck = [
+    faulty = [
         pay(sandbox, f"{payment_id}{n}", **{"metadata[reference]": f"drill-7-{n}"}) for n in "ab"
     ]
     spared = pay(sandbox, f"{payment_id}c", **{"metadata[reference]": "drill-8-a"})
 
-    assert [answer.status_code for answer in (*struck, spared)] == [503, 503, 200]
+    assert [answer.status_code for answer in (*faulty, spared)] == [503, 503, 200]
 
 
 def test_plan_for_one_payment_finds_its_confirm_by_metadata(sandbox, payment_id):
@@ -177,9 +177,9 @@ def test_look_ups_stay_true_unless_the_plan_names_them(sandbox):
     spared = sandbox.stripe("GET", "/payment_intents")
     sandbox.control(mix={"error_503": 1}, operations=["list"])
 
-    struck = sandbox.stripe("GET", "/payment_intents")
+    faulty = sandbox.stripe("GET", "/payment_intents")
 
-    assert (spared.status_code, struck.status_code) == (200, 503)
+    assert (spared.status_code, faulty.status_code) == (200, 503)
 
 
 @pytest.mark.parametrize(

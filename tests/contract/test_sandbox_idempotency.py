@@ -85,12 +85,12 @@ def test_one_key_of_two_accounts_is_two_keys(sandbox, payment_id):
 )
 def test_a_500_is_saved_under_the_key_and_outlives_the_fault(sandbox, payment_id, fault, charges):
     sandbox.control(mix={fault: 1}, reference=payment_id)
-    struck = pay(sandbox, payment_id, payment_id)
+    faulty = pay(sandbox, payment_id, payment_id)
     sandbox.clear()
 
     replayed = pay(sandbox, payment_id, payment_id)
 
-    assert (struck.status_code, replayed.status_code) == (500, 500)
+    assert (faulty.status_code, replayed.status_code) == (500, 500)
     assert replayed.json()["error"]["type"] == "api_error"
     assert replayed.headers["Idempotent-Replayed"] == "true"
     assert len(sandbox.books(payment_id=payment_id)) == charges

@@ -93,7 +93,7 @@ def test_sigterm_ends_it_at_once_although_calls_hang(tmp_path):
     with running_sandbox(tmp_path) as sandbox, ThreadPoolExecutor(1) as pool:
         sandbox.control(mix={"hang": 1}, hang_s=60)
         hanging = pool.submit(pay, sandbox, "pay_hung")
-        sandbox.wait_for_strike()
+        sandbox.wait_for_injection()
 
         took_s = sandbox.stop()
 

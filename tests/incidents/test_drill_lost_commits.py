@@ -37,9 +37,9 @@ def test_only_the_drills_own_tenant_loses_rows(house: House):
 
 
 def test_a_copy_beside_the_instance_loses_nothing(house: House):
-    wish = {"drill": "lost-commits", "scope": "pair"}
+    body = {"drill": "lost-commits", "scope": "pair"}
 
-    refused = ask(house, "POST", "/drills", json=wish)
+    refused = ask(house, "POST", "/drills", json=body)
 
     assert refused.status_code == 409, refused.text
     assert "scope" in " ".join(refused.json()["reasons"])

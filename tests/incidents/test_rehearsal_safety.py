@@ -14,7 +14,7 @@ import pytest
 import requests
 
 from service.database.pool.pool import ConnectionPool
-from service.lab.drills.store import RehearsalStore, new_run_id
+from service.lab.drills.store import DrillStore, new_run_id
 from service.lab.observe.traffic import Traffic
 from service.resilience.deadline import Deadline
 from service.resilience.watchdog import Watchdog
@@ -147,10 +147,10 @@ def test_a_write_of_the_consoles_own_page_is_taken(house):
 
 
 @pytest.mark.parametrize(
-    "wish", [{"ttl_s": 301}, {"ttl_s": 0}, {"load_rps": 21}, {"scope": "fleet"}, {"speed": 1}]
+    "body", [{"ttl_s": 301}, {"ttl_s": 0}, {"load_rps": 21}, {"scope": "fleet"}, {"speed": 1}]
 )
-def test_no_fault_is_longer_larger_or_wider_than_it_may_be(house, wish):
-    answer = ask(house, "POST", "/simulate/payment-timeout", json=wish)
+def test_no_fault_is_longer_larger_or_wider_than_it_may_be(house, body):
+    answer = ask(house, "POST", "/simulate/payment-timeout", json=body)
 
     assert (answer.status_code, answer.json()["code"]) == (422, "validation_failed")
 
@@ -239,7 +239,7 @@ def test_one_on_another_instance_keeps_this_one_from_beginning(house):
     pool = ConnectionPool(
         house.database_url, size=1, wait_s=1.0, max_waiters=1, watchdog=Watchdog()
     )
-    elsewhere, run_id = RehearsalStore(pool), new_run_id()
+    elsewhere, run_id = DrillStore(pool), new_run_id()
     try:
         assert elsewhere.take_lease(run_id, Deadline.after(60))
         refused = ask(house, "POST", "/simulate/payment-timeout", json={})

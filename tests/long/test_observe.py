@@ -123,10 +123,10 @@ def test_grafana_is_given_our_dashboards_and_that_prometheus(whole: Finished) ->
 def test_all_data_is_below_its_home(whole: Finished) -> None:
     environ = whole.environ
 
-    kept = {path.parent.name for path in (whole.tour.home / "lookout").glob("*/data")}
+    kept = {path.parent.name for path in (whole.tour.home / "observe").glob("*/data")}
 
     assert kept == {"prometheus", "alertmanager"}
-    assert Path(environ["GF_PATHS_DATA"]).parent == whole.tour.home / "lookout" / "grafana"
+    assert Path(environ["GF_PATHS_DATA"]).parent == whole.tour.home / "observe" / "grafana"
 
 
 @pytest.mark.slow

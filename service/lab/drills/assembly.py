@@ -14,11 +14,11 @@ from service.lab.drills.losses import LocalDatabase
 from service.lab.drills.pair import Pair, sweep_leftovers
 from service.lab.drills.plan import read_catalogue
 from service.lab.drills.preflight import Preflight
-from service.lab.drills.rehearsals import Rehearsals
 from service.lab.drills.restart import DatabaseRestart
 from service.lab.drills.runner import DrillContext
+from service.lab.drills.runs import DrillRuns
 from service.lab.drills.sandbox import Sandbox
-from service.lab.drills.store import RehearsalStore
+from service.lab.drills.store import DrillStore
 from service.lab.drills.targets import OwnInstance
 from service.lab.drills.webhooks import WebhookDisorder
 from service.payments.merchants import KeyStore
@@ -38,7 +38,7 @@ def assemble(
     list_charges: ListCharges,
     read: Callable[[], Samples],
     statistics: Callable[[], Mapping[str, Any]],
-) -> Rehearsals:
+) -> DrillRuns:
     """The drills of one ops plane; a copy of the service starts with the settings of this one.
 
     Raises SettingsError for a drill file that cannot be read.
@@ -52,7 +52,7 @@ def assemble(
     provider_key = settings.stripe_api_key or ""
     has_sandbox = provider_key.startswith(SANDBOX_KEY)
     instance_allowed = settings.env != "production" or settings.simulation_instance
-    store = RehearsalStore(pool)
+    store = DrillStore(pool)
     local_database = LocalDatabase(store, home)
     preflight = Preflight(
         store=store,
@@ -93,5 +93,5 @@ def assemble(
     # A sweep waits for the pairs of other ops planes on this machine, so a thread does it.
     threading.Thread(target=sweep_leftovers, name="pair-sweep", daemon=True).start()
     # The default scope is the instance where faults can be injected on its links, else a pair.
-    can_strike = control_path is not None and instance_allowed
-    return Rehearsals(context, catalogue, default_scope="instance" if can_strike else "pair")
+    can_inject = control_path is not None and instance_allowed
+    return DrillRuns(context, catalogue, default_scope="instance" if can_inject else "pair")

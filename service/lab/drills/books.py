@@ -18,7 +18,7 @@ from service.payments.settling.invariants import try_invariants
 from service.providers.base import OutcomeKind, ProviderCharge
 from service.resilience.deadline import Deadline
 
-# (id, status, amount, currency, provider reference, side), as the store reads them.
+# (id, status, amount, currency, provider reference, target), as the store reads them.
 Row = tuple[UUID, str, int, str, str | None, str]
 # The provider's charges that moved money, keyed by our payment id.
 Charges = Mapping[str, Sequence[ProviderCharge]]

@@ -158,7 +158,7 @@ class TargetSecond:
     pool_waiting: Number | None
     breaker: str | None
     # None: hidden in a blind game day.
-    injected: Annotated[int | None, Field(alias="struck", exclude_if=_is_none)]
+    injections: Annotated[int | None, Field(alias="struck", exclude_if=_is_none)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -49,7 +49,7 @@ class Readings:
     # From the end of the fault until no payment of the run was in doubt; None: never.
     settled_s: float | None = None
     # How often a link, a signal or a webhook injected the fault.
-    struck: int = 0
+    injections: int = 0
     # The readings without the fault: of a pair's control, or of the seconds before the fault.
     reference: Readings | None = None
 
@@ -130,7 +130,7 @@ def _value(check: Check, readings: Readings, first: Reading, last: Reading) -> f
             calls = [call for call in readings.calls if first.at_s <= call.at_s <= last.at_s]
             return _of_callers(check, calls)
         case "struck":
-            return float(readings.struck)
+            return float(readings.injections)
         case "settled":
             return readings.settled_s
     return readings.recovery_s

@@ -53,7 +53,7 @@ class FaultInjector:
     # None: this target cannot lose commits.
     lost_commits: LostCommits | None = None
     # The number of times that a link, a signal or a webhook injected the fault.
-    struck: int = 0
+    injections: int = 0
     # The largest number of ready workers so far.
     _workers: int = 1
 
@@ -116,18 +116,18 @@ class FaultInjector:
         link replaces this one directly, without a moment in which a probe would find the link healthy."""
         if step.link is not None:
             fault_client = self._fault_client()
-            self.struck += fault_client.describe()[step.link]["struck"]
+            self.injections += fault_client.describe()[step.link]["struck"]
             if following is None or following.link != step.link:
                 fault_client.clear()
         if step.sandbox is not None and self.sandbox is not None:
-            self.struck += self.sandbox.struck()
+            self.injections += self.sandbox.injections()
             self.sandbox.clear()
 
     def _lose_commits(self, count: int) -> None:
         if self.lost_commits is None:
             raise Aborted("Only a local run's database can lose commits.")
         try:
-            self.struck += self.lost_commits.carry_out(count)
+            self.injections += self.lost_commits.carry_out(count)
         except CannotLose as error:
             raise Inconclusive(str(error)) from error
 
@@ -143,18 +143,18 @@ class FaultInjector:
         pid = self.target.kill_a_worker()
         if pid is None:
             raise Inconclusive("No worker of the data plane is visible from this process.")
-        self.struck += 1
+        self.injections += 1
         self.run.tell(f"Killed worker {pid} with -9")
 
     def _send_webhooks(self, deadline: Deadline) -> None:
         rows = self.rows()[-WEBHOOK_PAYMENTS_MAX:]
         sent = self.webhooks.send(self.target.url, rows, deadline, wait=self.wait)
-        self.struck += sent
+        self.injections += sent
         self.run.tell(f"{sent} webhooks, each twice and in the wrong order, were accepted")
 
     def _restart(self) -> str:
         """Restart the database where permitted; else break all its connections on the link."""
-        self.struck += 1
+        self.injections += 1
         done = self.target.restart_database() if self.target.restart_database is not None else None
         if done is not None:
             return done

@@ -26,7 +26,7 @@ SUCCEEDED = frozenset({"succeeded"})
 class Call:
     """One payment as its caller saw it; `status` is None where no answer came."""
 
-    side: str
+    target: str
     n: int
     # Seconds since the run began.
     at_s: float
@@ -110,7 +110,7 @@ class Load:
         """Send each refused payment once more with its own key; returns their number."""
         refused = [call for call in self.calls() if call.is_refused]
         wait(
-            [self._executor.submit(self._pay, call.side, call.n, True) for call in refused],
+            [self._executor.submit(self._pay, call.target, call.n, True) for call in refused],
             ANSWER_TIMEOUT_S + 1,
         )
         return len(refused)
@@ -121,9 +121,9 @@ class Load:
         for session in self._sessions:
             session.close()
 
-    def key_of(self, side: str, n: int | str) -> str:
+    def key_of(self, target: str, n: int | str) -> str:
         """Key and reference of a payment; without a number, the common prefix of a target's keys."""
-        return f"{self._run_id}-{side}-{n}"
+        return f"{self._run_id}-{target}-{n}"
 
     def _run(self) -> None:
         next_s = monotonic()
@@ -138,16 +138,16 @@ class Load:
                 return
             self._n += 1
             n = self._n
-            for side in self._urls:
+            for target in self._urls:
                 self._under_way += 1
-                self.sent[side] += 1
-                self._futures.append(self._executor.submit(self._pay, side, n))
+                self.sent[target] += 1
+                self._futures.append(self._executor.submit(self._pay, target, n))
 
-    def _pay(self, side: str, n: int, is_retry: bool = False) -> None:
+    def _pay(self, target: str, n: int, is_retry: bool = False) -> None:
         began_s = monotonic()
-        status, body = self._send(side, n)
+        status, body = self._send(target, n)
         call = Call(
-            side=side,
+            target=target,
             n=n,
             at_s=round(began_s - self._began_s, 3),
             ms=round((monotonic() - began_s) * 1000, 1),
@@ -161,17 +161,17 @@ class Load:
             self._calls.append(call)
             self._under_way -= not is_retry
 
-    def _send(self, side: str, n: int) -> tuple[int | None, dict[str, Any]]:
-        key = self.key_of(side, n)
+    def _send(self, target: str, n: int) -> tuple[int | None, dict[str, Any]]:
+        key = self.key_of(target, n)
         try:
             answer = self._session().post(
-                f"{self._urls[side]}/v1/payments",
+                f"{self._urls[target]}/v1/payments",
                 json={
                     "amount": AMOUNT_MINOR,
                     "currency": CURRENCY,
                     "payment_method": "pm_card_visa",
                     "reference": key,
-                    "metadata": {"drill": self._run_id, "side": side},
+                    "metadata": {"drill": self._run_id, "side": target},
                 },
                 # The request id connects a payment with its log events.
                 headers={**self._headers, "Idempotency-Key": key, "X-Request-Id": key},

@@ -15,7 +15,7 @@ from service.database.address import as_role
 from service.database.direct import cursor_to
 from service.errors import Busy
 from service.lab.drills.processes import children_of
-from service.lab.drills.store import RehearsalStore
+from service.lab.drills.store import DrillStore
 from service.payments.merchants import DRILL_MERCHANT_ID
 from service.resilience.deadline import Deadline
 
@@ -89,7 +89,7 @@ class Losses:
 class LocalDatabase:
     """The embedded PostgreSQL of a local run, as its owner."""
 
-    def __init__(self, store: RehearsalStore, home: Path) -> None:
+    def __init__(self, store: DrillStore, home: Path) -> None:
         self._store = store
         self._home = home
 

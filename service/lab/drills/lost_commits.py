@@ -112,7 +112,7 @@ class LostCommits:
         outcome = body.get("outcome") if status and status < 400 else None
         self.calls.append(
             Call(
-                side="instance",
+                target="instance",
                 n=len(self.calls),
                 at_s=self._run.at_s,
                 ms=0.0,

@@ -110,7 +110,7 @@ class Plan:
     # The duration of a fault that operators must identify.
     blind_fault_s: float = 60.0
     steps: tuple[Step, ...] = ()
-    bite: tuple[Check, ...] = ()
+    fault_proof: tuple[Check, ...] = ()
     expect: tuple[Check, ...] = ()
     # Fewer payments than this prove nothing.
     payments_min: int = 10
@@ -176,12 +176,12 @@ def _read(path: Path) -> tuple[float, Plan]:
 
 def _plan(name: str, content: dict[str, Any]) -> Plan:
     steps = tuple(_step(step) for step in content.pop("faults", []))
-    bite = tuple(_check(check) for check in content.pop("bite", []))
+    fault_proof = tuple(_check(check) for check in content.pop("bite", []))
     expect = tuple(_check(check) for check in content.pop("expect", []))
     for field in ("scopes", "parts"):
         if field in content:
             content[field] = tuple(content[field])
-    plan = Plan(name=name, steps=steps, bite=bite, expect=expect, **content)
+    plan = Plan(name=name, steps=steps, fault_proof=fault_proof, expect=expect, **content)
     if bool(plan.parts) == bool(plan.steps):
         raise ValueError("a drill needs faults, or parts")
     if max(plan.fault_s, plan.blind_fault_s) > TTL_MAX_S:
@@ -191,10 +191,10 @@ def _plan(name: str, content: dict[str, Any]) -> Plan:
     for field, most_s in PHASES_MAX_S.items():
         if not 0 <= getattr(plan, field) <= most_s:
             raise ValueError(f"{field} must be 0 to {most_s:.0f}")
-    if plan.steps and not (plan.bite and plan.expect):
+    if plan.steps and not (plan.fault_proof and plan.expect):
         raise ValueError("a drill needs a fault proof, and at least one expectation")
     known = {*DURING, *(step.name for step in plan.steps if step.name)}
-    for check in (*plan.bite, *plan.expect):
+    for check in (*plan.fault_proof, *plan.expect):
         if check.during not in known:
             raise ValueError(f"{check.text}: during must be one of {', '.join(sorted(known))}")
     return plan

@@ -12,7 +12,7 @@ from service.lab.drills.document import PreflightCheck
 from service.lab.drills.expectations import Samples
 from service.lab.drills.pair import COPY_POOL_SIZE
 from service.lab.drills.plan import Plan
-from service.lab.drills.store import RehearsalStore
+from service.lab.drills.store import DrillStore
 from service.observability.checks import RECONCILER_BEHIND_S
 from service.observability.metrics.catalogue import SLO_TARGETS
 from service.observability.metrics.window import Window
@@ -34,7 +34,7 @@ CONNECTIONS_SPARE = 4
 class Preflight:
     """The checks before any fault is injected."""
 
-    store: RehearsalStore
+    store: DrillStore
     read: Callable[[], Samples]
     statistics: Callable[[], Mapping[str, Any]]
     provider_key: str

@@ -11,7 +11,7 @@ from time import monotonic, sleep
 
 from service.errors import Busy
 from service.lab.drills.processes import children_of
-from service.lab.drills.store import RehearsalStore
+from service.lab.drills.store import DrillStore
 from service.resilience.deadline import Deadline
 
 ANSWER_TIMEOUT_S = 1.0
@@ -22,7 +22,7 @@ BACK_WITHIN_S = 20.0
 class DatabaseRestart:
     """Crashes the PostgreSQL of a local run, and waits for its return."""
 
-    def __init__(self, store: RehearsalStore, home: Path) -> None:
+    def __init__(self, store: DrillStore, home: Path) -> None:
         self._store = store
         self._home = home
 

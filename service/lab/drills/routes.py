@@ -15,7 +15,7 @@ from service.lab.drills.document import DrillReport, from_json, to_json
 from service.lab.drills.page import PAGE_CSP, render_page
 from service.lab.drills.plan import LOAD_PER_S_MAX, SIMULATIONS, Plan, takes_s
 from service.lab.drills.preflight import reasons
-from service.lab.drills.rehearsals import DrillRequest, Rehearsals
+from service.lab.drills.runs import DrillRequest, DrillRuns
 from service.lab.faultproxy.client import FaultClient, ProxyGone
 from service.lab.faultproxy.faults import TTL_MAX_S
 from service.payments.merchants import PLATFORM
@@ -94,21 +94,21 @@ blueprint = Blueprint(
 )
 def simulate(name: str) -> Response:
     by = require_scope(PLATFORM).actor()
-    rehearsals = parts_of(Rehearsals)
+    drill_runs = parts_of(DrillRuns)
     if name not in SIMULATIONS:
         raise NotFound(f"This simulation does not exist. Available: {', '.join(SIMULATIONS)}.")
     body = _read(SimulationWish)
     drill_request = DrillRequest(
         name=name,
         kind="simulation",
-        scope=body.scope or rehearsals.default_scope,
+        scope=body.scope or drill_runs.default_scope,
         reason=body.reason,
         requested_by=by.name,
         actor=by,
         fault_s=body.ttl_s,
         load_per_s=body.load_rps,
     )
-    run = rehearsals.begin(drill_request, _deadline())
+    run = drill_runs.begin(drill_request, _deadline())
     if request.args.get("wait") == "1" and run.ended.wait(WAIT_MAX_S):
         return _json(run.report())
     return _accepted(run.report(), "simulate")
@@ -123,16 +123,16 @@ def simulate(name: str) -> Response:
     )
 )
 def overview() -> Response:
-    rehearsals = parts_of(Rehearsals)
-    running = rehearsals.running
+    drill_runs = parts_of(DrillRuns)
+    running = drill_runs.running
     return _json(
         {
             "running": running.report() if running else None,
-            "recent": _or_none(lambda: rehearsals.recent(_deadline())) or [],
-            "lever": _kill_switch(rehearsals),
-            "links": _links(rehearsals),
-            "default_scope": rehearsals.default_scope,
-            "simulations": [_shown_simulation(rehearsals.catalogue[name]) for name in SIMULATIONS],
+            "recent": _or_none(lambda: drill_runs.recent(_deadline())) or [],
+            "lever": _kill_switch(drill_runs),
+            "links": _links(drill_runs),
+            "default_scope": drill_runs.default_scope,
+            "simulations": [_shown_simulation(drill_runs.catalogue[name]) for name in SIMULATIONS],
         }
     )
 
@@ -146,8 +146,8 @@ def overview() -> Response:
     )
 )
 def show_simulation(run_id: str) -> Response:
-    rehearsals = parts_of(Rehearsals)
-    return _json(rehearsals.find(run_id, _deadline()))
+    drill_runs = parts_of(DrillRuns)
+    return _json(drill_runs.find(run_id, _deadline()))
 
 
 @blueprint.delete("/simulate")
@@ -158,8 +158,8 @@ def show_simulation(run_id: str) -> Response:
 )
 def stop_everything() -> Response:
     by = require_scope(PLATFORM).actor()
-    rehearsals = parts_of(Rehearsals)
-    return _json({"stopped": rehearsals.stop_all(by, _deadline())})
+    drill_runs = parts_of(DrillRuns)
+    return _json({"stopped": drill_runs.stop_all(by, _deadline())})
 
 
 @blueprint.put("/simulate/lever")
@@ -174,9 +174,9 @@ def stop_everything() -> Response:
 )
 def set_kill_switch() -> Response:
     by = require_scope(PLATFORM).actor()
-    rehearsals = parts_of(Rehearsals)
+    drill_runs = parts_of(DrillRuns)
     body = _read(Lever)
-    rehearsals.context.store.set_kill_switch(
+    drill_runs.context.store.set_kill_switch(
         engaged=body.engaged,
         reason=body.reason,
         by=by.name,
@@ -184,8 +184,8 @@ def set_kill_switch() -> Response:
         actor=by,
     )
     if body.engaged:
-        rehearsals.stop_all(by, _deadline())
-    return _json(rehearsals.context.preflight.kill_switch(_deadline()))
+        drill_runs.stop_all(by, _deadline())
+    return _json(drill_runs.context.preflight.kill_switch(_deadline()))
 
 
 @blueprint.get("/drills")
@@ -197,23 +197,23 @@ def set_kill_switch() -> Response:
     )
 )
 def list_drills() -> Response:
-    rehearsals = parts_of(Rehearsals)
-    running = rehearsals.running
-    last = _or_none(lambda: rehearsals.context.store.last_verdicts(_deadline())) or {}
-    trends = _or_none(lambda: rehearsals.context.store.trends(TREND_RUNS, _deadline())) or {}
+    drill_runs = parts_of(DrillRuns)
+    running = drill_runs.running
+    last = _or_none(lambda: drill_runs.context.store.last_verdicts(_deadline())) or {}
+    trends = _or_none(lambda: drill_runs.context.store.trends(TREND_RUNS, _deadline())) or {}
     return _json(
         {
             "drills": [
                 {
-                    **_shown_drill(plan, takes_s(plan, rehearsals.catalogue)),
+                    **_shown_drill(plan, takes_s(plan, drill_runs.catalogue)),
                     "last": last.get(plan.name),
                     "trend": trends.get(plan.name, []),
                 }
-                for plan in rehearsals.catalogue.values()
+                for plan in drill_runs.catalogue.values()
             ],
             "running": running.report() if running else None,
-            "recent": _or_none(lambda: rehearsals.recent(_deadline(), 50)) or [],
-            "lever": _kill_switch(rehearsals),
+            "recent": _or_none(lambda: drill_runs.recent(_deadline(), 50)) or [],
+            "lever": _kill_switch(drill_runs),
         }
     )
 
@@ -232,12 +232,12 @@ def list_drills() -> Response:
 )
 def drill() -> Response:
     by = require_scope(PLATFORM).actor()
-    rehearsals = parts_of(Rehearsals)
+    drill_runs = parts_of(DrillRuns)
     body = _read(DrillWish)
     drill_request = DrillRequest(
         name=body.drill,
         kind="drill",
-        scope=body.scope or rehearsals.default_scope,
+        scope=body.scope or drill_runs.default_scope,
         reason=body.reason,
         requested_by=by.name,
         actor=by,
@@ -246,7 +246,7 @@ def drill() -> Response:
         blind=body.blind,
     )
     if body.dry_run:
-        checks = rehearsals.preflight(drill_request, _deadline())
+        checks = drill_runs.preflight(drill_request, _deadline())
         return _json(
             {
                 "drill": drill_request.name,
@@ -254,7 +254,7 @@ def drill() -> Response:
                 "would_begin": not reasons(checks),
             }
         )
-    return _accepted(rehearsals.begin(drill_request, _deadline()).report(), "drills")
+    return _accepted(drill_runs.begin(drill_request, _deadline()).report(), "drills")
 
 
 @blueprint.get("/drills/<run_id>")
@@ -266,8 +266,8 @@ def drill() -> Response:
     )
 )
 def show_drill(run_id: str) -> Response:
-    rehearsals = parts_of(Rehearsals)
-    found = rehearsals.find(run_id, _deadline())
+    drill_runs = parts_of(DrillRuns)
+    found = drill_runs.find(run_id, _deadline())
     match request.args.get("format", "json"):
         case "markdown":
             text = report.markdown(from_json(DrillReport, found))
@@ -290,9 +290,9 @@ def show_drill(run_id: str) -> Response:
 )
 def stop_drill(run_id: str) -> Response:
     by = require_scope(PLATFORM).actor()
-    rehearsals = parts_of(Rehearsals)
-    run = rehearsals.live(run_id)
-    rehearsals.stop(run, by, _deadline())
+    drill_runs = parts_of(DrillRuns)
+    run = drill_runs.live(run_id)
+    drill_runs.stop(run, by, _deadline())
     run.ended.wait(REQUEST_TIMEOUT_S)
     return _json(run.report())
 
@@ -309,21 +309,21 @@ def stop_drill(run_id: str) -> Response:
 )
 def name_fault(run_id: str) -> Response:
     require_scope(PLATFORM)
-    rehearsals = parts_of(Rehearsals)
+    drill_runs = parts_of(DrillRuns)
     body = _read(Answer)
-    return _json(rehearsals.name_fault(rehearsals.live(run_id), body.name))
+    return _json(drill_runs.name_fault(drill_runs.live(run_id), body.name))
 
 
-def _kill_switch(rehearsals: Rehearsals) -> dict[str, Any]:
+def _kill_switch(drill_runs: DrillRuns) -> dict[str, Any]:
     unknown = {"engaged": None, "reason": "The database does not answer.", "by": None}
-    return _or_none(lambda: rehearsals.context.preflight.kill_switch(_deadline())) or {
+    return _or_none(lambda: drill_runs.context.preflight.kill_switch(_deadline())) or {
         **unknown,
         "at": None,
     }
 
 
-def _links(rehearsals: Rehearsals) -> dict[str, Any] | None:
-    control_path, running = rehearsals.context.preflight.control_path, rehearsals.running
+def _links(drill_runs: DrillRuns) -> dict[str, Any] | None:
+    control_path, running = drill_runs.context.preflight.control_path, drill_runs.running
     # The links must not reveal the fault of a blind game day.
     if control_path is None or (running is not None and running.is_hidden):
         return None

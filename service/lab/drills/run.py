@@ -206,7 +206,7 @@ def _hide(report: DrillReport) -> DrillReport:
         timeline=tuple(
             replace(
                 second,
-                targets={n: replace(one, injected=None) for n, one in second.targets.items()},
+                targets={n: replace(one, injections=None) for n, one in second.targets.items()},
             )
             for second in report.timeline
         ),

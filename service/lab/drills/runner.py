@@ -22,7 +22,7 @@ from service.lab.drills.plan import SIMULATIONS, Plan
 from service.lab.drills.preflight import Preflight
 from service.lab.drills.run import Run
 from service.lab.drills.sandbox import Sandbox
-from service.lab.drills.store import RehearsalStore
+from service.lab.drills.store import DrillStore
 from service.lab.drills.targets import CannotStart, Target
 from service.lab.drills.verdict import judge, recovery_s
 from service.lab.drills.watch import RunWatch
@@ -45,7 +45,7 @@ KEY_LIFETIME = timedelta(minutes=20)
 class DrillContext:
     """The parts that every drill of this ops plane needs."""
 
-    store: RehearsalStore
+    store: DrillStore
     keys: KeyStore
     preflight: Preflight
     # Keyed by scope.
@@ -74,7 +74,7 @@ class Runner:
         run = self._run
         try:
             with self._context.targets[run.scope]() as targets, self._marked(run.scope):
-                self._rehearse(targets)
+                self._run_phases(targets)
                 verdict, summary = judge(run.whole(), payments_min=self._plan.payments_min)
         except Aborted as stop:
             verdict, summary = "ABORTED", str(stop)
@@ -89,7 +89,7 @@ class Runner:
             verdict, summary = "ABORTED", f"The drill itself failed: {type(error).__name__}."
         run.finish(verdict, summary)
 
-    def _rehearse(self, targets: list[Target]) -> None:
+    def _run_phases(self, targets: list[Target]) -> None:
         """Every step that touches the service; in every case faults end and the load stops."""
         run, context = self._run, self._context
         urls = {target.name: target.url for target in targets}
@@ -102,7 +102,7 @@ class Runner:
             load,
             store=context.store,
             preflight=context.preflight,
-            struck=lambda: injector.struck,
+            injections=lambda: injector.injections,
             other_calls=lambda: list(lost.calls) if lost is not None else [],
         )
         injector = FaultInjector(
@@ -231,7 +231,7 @@ class Runner:
         run.set(
             invariants=(*compared, *rules, *self._context.standing_rules(_deadline())),
             targets=tuple(self._evidence(one, watch, rows, charges, calls) for one in targets),
-            fault_proof=tuple(evaluate(check, readings) for check in self._plan.bite),
+            fault_proof=tuple(evaluate(check, readings) for check in self._plan.fault_proof),
             expectations=tuple(evaluate(check, readings) for check in self._plan.expect),
         )
 
@@ -247,7 +247,7 @@ class Runner:
         return TargetEvidence(
             name=target.name,
             **evidence.log_evidence(target.log, self._run.id),
-            callers=evidence.caller_evidence([c for c in calls if c.side == target.name]),
+            callers=evidence.caller_evidence([c for c in calls if c.target == target.name]),
             metrics=evidence.metric_evidence(before, after),
             **evidence.payment_evidence([row for row in rows if row[5] == target.name], charges),
         )

@@ -28,7 +28,7 @@ class Sandbox:
             )
             answer.raise_for_status()
 
-    def struck(self) -> int:
+    def injections(self) -> int:
         """The number of calls that the active plan has faulted so far."""
         with self._session() as session, contextlib.suppress(requests.RequestException, ValueError):
             answer = session.get(self._url, verify=self._verify, timeout=ANSWER_TIMEOUT_S)

@@ -139,7 +139,7 @@ _CONNECTIONS = Statement(
 _BACKEND_PID = Statement("rehearsal_backend_pid", "SELECT pg_backend_pid()")
 
 
-class RehearsalStore:
+class DrillStore:
     """The drills' statements; several ops planes may share the database."""
 
     def __init__(self, pool: ConnectionPool) -> None:
@@ -260,7 +260,7 @@ class RehearsalStore:
     def payments(
         self, run_id: str, since: datetime, deadline: Deadline
     ) -> list[tuple[UUID, str, int, str, str | None, str]]:
-        """(id, status, amount, currency, provider reference, side) of a run's payments."""
+        """(id, status, amount, currency, provider reference, target) of a run's payments."""
         since_ms = int((since - timedelta(seconds=60)).timestamp() * 1000)
         params = {
             "merchant_id": str(DRILL_MERCHANT_ID),

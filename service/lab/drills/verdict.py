@@ -71,10 +71,10 @@ def judge_day(verdicts: list[str], *, stopped: str | None) -> tuple[str, str]:
     return "INCONCLUSIVE", f"{told or 'No drill could be run'}."
 
 
-def recovery_s(calls: list[Call], side: str, fault_ended_s: float) -> float | None:
+def recovery_s(calls: list[Call], target: str, fault_ended_s: float) -> float | None:
     """The time of the first answer in a long enough series of successes after the fault."""
     later = sorted(
-        (call for call in calls if call.side == side and call.at_s >= fault_ended_s),
+        (call for call in calls if call.target == target and call.at_s >= fault_ended_s),
         key=lambda call: call.at_s,
     )
     row: list[Call] = []

@@ -15,7 +15,7 @@ from service.lab.drills.expectations import Reading, Readings, Span, before
 from service.lab.drills.load import Call, Load
 from service.lab.drills.preflight import Preflight
 from service.lab.drills.run import Run
-from service.lab.drills.store import RehearsalStore
+from service.lab.drills.store import DrillStore
 from service.lab.drills.targets import Target
 from service.lab.faultproxy.client import FaultRefused, ProxyGone
 from service.observability.metrics.catalogue import NAMESPACE
@@ -39,9 +39,9 @@ class RunWatch:
         targets: list[Target],
         load: Load,
         *,
-        store: RehearsalStore,
+        store: DrillStore,
         preflight: Preflight,
-        struck: Callable[[], int],
+        injections: Callable[[], int],
         other_calls: Callable[[], list[Call]] = list,
     ) -> None:
         self._run = run
@@ -49,14 +49,14 @@ class RunWatch:
         self._load = load
         self._store = store
         self._preflight = preflight
-        self._struck = struck
+        self._injections = injections
         # The run's payments outside its load.
         self._other_calls = other_calls
         self._readings: dict[str, list[Reading]] = {target.name: [] for target in targets}
         # A registry has thousands of series: only those in the plan's checks are kept each second.
         self._looked_at = frozenset(
             f"{NAMESPACE}_{check.metric}"
-            for check in (*run.plan.bite, *run.plan.expect)
+            for check in (*run.plan.fault_proof, *run.plan.expect)
             if check.measure in ("peak", "low")
         )
         self._turns: dict[str, dict[str, Reading]] = {}
@@ -100,7 +100,7 @@ class RunWatch:
         )
 
     def _calls_of(self, target: Target) -> list[Call]:
-        return [c for c in self._load.calls() if c.side == target.name and not c.is_retry]
+        return [c for c in self._load.calls() if c.target == target.name and not c.is_retry]
 
     def _readings_of(self, target: Target, **measured: Any) -> Readings:
         steps = [step.name for step in self._run.plan.steps if step.name]
@@ -111,7 +111,7 @@ class RunWatch:
             every_second=self._readings[target.name],
             faults={name: span for name in steps if (span := self._span(name, target))},
             calls=self._calls_of(target),
-            struck=self._struck(),
+            injections=self._injections(),
             **measured,
         )
 
@@ -163,7 +163,7 @@ class RunWatch:
         """The last second as a point for the charts."""
         now = Window({}, self._read(target).samples, 0.0)
         states = now.values_by("state", "breaker_state")
-        ours = [call for call in self._load.calls() if call.side == target.name]
+        ours = [call for call in self._load.calls() if call.target == target.name]
         new, self._seen[target.name] = ours[self._seen[target.name] :], len(ours)
         return TargetSecond(
             sent=self._load.sent[target.name],
@@ -176,7 +176,7 @@ class RunWatch:
             pool_in_use=now.value("db_pool_in_use"),
             pool_waiting=now.value("db_pool_waiting"),
             breaker=next((s for s in ("open", "half_open", "closed") if states.get(s)), None),
-            injected=self._struck(),
+            injections=self._injections(),
         )
 
 

@@ -59,7 +59,7 @@ class FaultClient:
     def inject(self, link: str, mode: str, *, ttl_s: float, pause_ms: float = 100.0) -> None:
         """Inject a fault on a link, replacing the current one; it ends after `ttl_s` at the latest."""
         self._order(
-            {"do": "strike", "link": link, "mode": mode, "ttl_s": ttl_s, "pause_ms": pause_ms}
+            {"do": "inject", "link": link, "mode": mode, "ttl_s": ttl_s, "pause_ms": pause_ms}
         )
 
     def clear(self) -> None:

@@ -37,7 +37,7 @@ class Link:
         """`is_http`: clients name the target with CONNECT; any other target is forbidden."""
         self.name = name
         self.fault: Fault | None = None
-        self.struck = 0
+        self.injections = 0
         self._listener = listener
         self._target = target
         self._is_http = is_http
@@ -59,7 +59,7 @@ class Link:
     def inject(self, fault: Fault) -> None:
         """Inject a fault on the link, replacing the current one."""
         self.clear()
-        self.fault, self.struck = fault, 0
+        self.fault, self.injections = fault, 0
         if not self._is_unix and fault.mode in (Mode.REFUSE, Mode.CONNECT_TIMEOUT):
             asyncio.get_running_loop().remove_reader(self._listener)
             if fault.mode is Mode.REFUSE:
@@ -101,7 +101,7 @@ class Link:
                 Mode.CONNECT_TIMEOUT,
             )
             if refused or len(self._relays) >= RELAYS_MAX:
-                self.struck += refused
+                self.injections += refused
                 sock.close()
             else:
                 self._begin(self._serve(sock))
@@ -114,7 +114,7 @@ class Link:
     async def _serve(self, sock: socket.socket) -> None:
         relay = Relay(
             fault=lambda: self.fault,
-            struck=self._count,
+            count_injection=self._count,
             ended=self._relays.discard,
             holds_requests=not self._is_http,
             is_tls=self._is_http,
@@ -171,7 +171,7 @@ class Link:
         return loop.create_connection(make, host, port)
 
     def _count(self) -> None:
-        self.struck += 1
+        self.injections += 1
 
     def close(self) -> None:
         """Stop accepting and close every connection."""

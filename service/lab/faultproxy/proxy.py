@@ -114,7 +114,7 @@ class FaultProxy:
 
     def _do(self, order: dict[str, Any], holder: object) -> None:
         match order.get("do"):
-            case "strike":
+            case "inject":
                 fault = read_fault(order, self._links)
                 if self._holder not in (None, holder):
                     raise BadOrder("another holder has a fault on these links")
@@ -125,7 +125,7 @@ class FaultProxy:
             case "beat" | "show":
                 pass
             case _:
-                raise BadOrder("do must be strike, clear, beat or show")
+                raise BadOrder("do must be inject, clear, beat or show")
 
     def _inject(self, fault: Fault) -> None:
         self._end_timer(fault.link)
@@ -163,7 +163,7 @@ class FaultProxy:
                 "ends_in_s": (
                     round(self._ends[name].when() - now_s, 1) if name in self._ends else None
                 ),
-                "struck": link.struck,
+                "struck": link.injections,
                 "connections": link.connections,
             }
             for name, link in self._links.items()

@@ -140,14 +140,14 @@ class Relay:
         self,
         *,
         fault: Callable[[], Fault | None],
-        struck: Callable[[], None],
+        count_injection: Callable[[], None],
         ended: Callable[[Relay], None],
         holds_requests: bool,
         is_tls: bool,
     ) -> None:
         """`fault` is read for every chunk; `holds_requests`: a stall holds requests too."""
         self._fault = fault
-        self._struck = struck
+        self._count_injection = count_injection
         self._ended = ended
         self._holds_requests = holds_requests
         self._progress = TlsProgress() if is_tls else None
@@ -166,7 +166,7 @@ class Relay:
     def inject(self, fault: Fault) -> None:
         """Apply a new fault; most faults affect only later data."""
         if fault.mode in (Mode.REFUSE, Mode.CONNECT_TIMEOUT):
-            self._struck()
+            self._count_injection()
             self.reset()
 
     def release(self) -> None:
@@ -187,7 +187,7 @@ class Relay:
             self._progress.read(data)
         fault = self._fault()
         if fault is not None and fault.mode is Mode.STALL and self._holds_requests:
-            self._struck()
+            self._count_injection()
             self._out.hold(data)
         else:
             self._out.send(data)
@@ -198,13 +198,13 @@ class Relay:
         if fault is None:
             self._back.send(data)
         elif fault.mode is Mode.LATENCY:
-            self._struck()
+            self._count_injection()
             self._back.delay(data, fault.pause_ms / 1000)
         elif self._progress is not None and not self._progress.request_sent:
             # The handshake passes: a fault must meet requests that were really sent.
             self._back.send(data)
         else:
-            self._struck()
+            self._count_injection()
             if fault.mode is Mode.STALL:
                 self._back.hold(data)
             elif fault.mode is Mode.DRIP:

@@ -72,7 +72,7 @@ def observe(settings: Settings, environ: Mapping[str, str], options: ObserveOpti
             stack.callback(_deaf)
             _require_links(site)
             _say(_addresses(site, environ))
-            return _tour(site, options)
+            return _run_incidents(site, options)
     except _StopSignal:
         return 0
     except (PartDied, ProxyGone) as error:
@@ -101,7 +101,7 @@ def _deaf() -> None:
     _say("\nStopping everything ...")
 
 
-def _tour(site: Site, options: ObserveOptions) -> int:
+def _run_incidents(site: Site, options: ObserveOptions) -> int:
     is_watched = site.urls.keys() >= {"prometheus", "alertmanager"}
     quiet_s = QUIET_HURRIED_S if options.is_hurried else QUIET_S
     recovery_s = RECOVERY_HURRIED_S if options.is_hurried else RECOVERY_S
@@ -115,7 +115,7 @@ def _tour(site: Site, options: ObserveOptions) -> int:
             _say(_chapter(number, incident))
             before = traffic.answered()
             began_s = monotonic()
-            fired = suffer(site, incident, hold_s=HOLD_S if is_watched else HOLD_UNWATCHED_S)
+            fired = inject(site, incident, hold_s=HOLD_S if is_watched else HOLD_UNWATCHED_S)
             _say(_end_of(site, fired, monotonic() - began_s, traffic.answered() - before))
             if not fired:
                 silent.append(incident.title)
@@ -129,7 +129,7 @@ def _tour(site: Site, options: ObserveOptions) -> int:
             sleep(LOOK_EVERY_S)
 
 
-def suffer(site: Site, incident: Incident, *, hold_s: float) -> set[str]:
+def inject(site: Site, incident: Incident, *, hold_s: float) -> set[str]:
     """Inject the fault until one of its alerts has paged, or for `hold_s`; returns the firing alerts."""
     site.pager.forget()
     began_s = monotonic()

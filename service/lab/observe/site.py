@@ -89,7 +89,7 @@ def observed_stack(
         stack.callback(lambda: [part.stop() for part in reversed(parts.values())])
         parts["local_stack"] = _start_local_stack(home, environ)
         run = _wait_for_local_stack(home, parts["local_stack"])
-        watchers = _watchers(home / "lookout", run, pager, hurry_s)
+        watchers = _watchers(home / "observe", run, pager, hurry_s)
         for watcher in watchers:
             parts[watcher.name] = _keep(watcher, home, environ)
         for watcher in watchers:
@@ -100,7 +100,7 @@ def observed_stack(
 def _start_local_stack(home: Path, environ: Mapping[str, str]) -> ManagedProcess:
     return ManagedProcess(
         [sys.executable, "-m", "service", "run", "--end-with-parent"],
-        log_path=home / "logs" / "house.log",
+        log_path=home / "logs" / "local-stack.log",
         env={**environ, "HOLDFAST_HOME": str(home)},
         cwd=ROOT,
         grace_s=STACK_GRACE_S,

@@ -13,7 +13,7 @@ from typing import Any
 from service.lab.sandbox import disputes, events, form, idempotency, payment_intents, refunds
 from service.lab.sandbox.books import Books, BooksPage, Object, SavedAnswer, new_id
 from service.lab.sandbox.errors import StripeError, internal, invalid
-from service.lab.sandbox.faults import Faults, SandboxFault, Strike
+from service.lab.sandbox.faults import DrawnFault, Faults, SandboxFault
 from service.lab.sandbox.form import Check, Form
 from service.lab.sandbox.idempotency import InFlight
 from service.lab.sandbox.payment_intents import PaymentIntents
@@ -83,10 +83,10 @@ class Api:
         except StripeError as refusal:
             line.answer(_answer(refusal.status, refusal.body, request_id))
             return
-        strike = self._faults.draw(call.operation_names, lambda: self._names(call))
-        if self._strike_before(strike, call, line):
+        drawn = self._faults.draw(call.operation_names, lambda: self._names(call))
+        if self._inject_before(drawn, call, line):
             return
-        self._strike_after(strike, self._perform(call, strike), line)
+        self._inject_after(drawn, self._perform(call, drawn), line)
 
     def _understand(self, request: Request, request_id: str) -> ApiCall:
         account = _authenticate(request.headers.get("authorization", ""))
@@ -129,41 +129,43 @@ class Api:
                 names += [metadata.get("reference"), metadata.get("payment_id")]
         return tuple(name for name in names if name)
 
-    def _strike_before(self, strike: Strike, call: ApiCall, line: SandboxConnection) -> bool:
+    def _inject_before(self, drawn: DrawnFault, call: ApiCall, line: SandboxConnection) -> bool:
         """Faults before the operation; True when the call ends here."""
-        if strike.fault is SandboxFault.LATE_CHARGE:
+        if drawn.fault is SandboxFault.LATE_CHARGE:
             line.hang_up()
             return False
-        if strike.fault is SandboxFault.HANG:
-            line.hold(strike.plan.hang_s)
+        if drawn.fault is SandboxFault.HANG:
+            line.hold(drawn.plan.hang_s)
             line.hang_up()
-        elif strike.fault is SandboxFault.RESET:
+        elif drawn.fault is SandboxFault.RESET:
             line.reset()
-        elif refusal := _REFUSED_UNHEARD.get(strike.fault):
+        elif refusal := _REFUSED_UNHEARD.get(drawn.fault):
             line.answer(_answer(refusal.status, refusal.body, call.request_id))
         else:
             return False
         return True
 
-    def _perform(self, call: ApiCall, strike: Strike) -> HttpAnswer:
+    def _perform(self, call: ApiCall, drawn: DrawnFault) -> HttpAnswer:
         """Perform the operation, once for each key, and return the current answer."""
         if call.is_look_up:
-            _delay(strike)
+            _delay(drawn)
             with self._books.reading() as page:
-                return self._execute(page, call, strike)
-        if call.key is None or not strike.plan.honour_keys:
-            _delay(strike)
+                return self._execute(page, call, drawn)
+        if call.key is None or not drawn.plan.honour_keys:
+            _delay(drawn)
             with self._books.writing(idempotency_key=call.key) as page:
-                return self._execute(page, call, strike)
+                return self._execute(page, call, drawn)
         try:
             with self._in_flight.only(call.account, call.key):
-                _delay(strike)
+                _delay(drawn)
                 with self._books.writing(idempotency_key=call.key) as page:
-                    return self._execute_once(page, call, call.key, strike)
+                    return self._execute_once(page, call, call.key, drawn)
         except StripeError as refusal:
             return _answer(refusal.status, refusal.body, call.request_id)
 
-    def _execute_once(self, page: BooksPage, call: ApiCall, key: str, strike: Strike) -> HttpAnswer:
+    def _execute_once(
+        self, page: BooksPage, call: ApiCall, key: str, drawn: DrawnFault
+    ) -> HttpAnswer:
         """Replay the first answer to the key, a 500 too; else execute and save the answer."""
         saved = page.saved_answer(call.account, key)
         if saved is not None:
@@ -171,7 +173,7 @@ class Api:
                 saved, key=key, endpoint=call.endpoint, parameters=call.parameters
             )
             return _replayed(saved, call.request_id)
-        answer = self._execute(page, call, strike)
+        answer = self._execute(page, call, drawn)
         page.save_answer(
             call.account,
             key,
@@ -185,22 +187,22 @@ class Api:
         )
         return answer
 
-    def _execute(self, page: BooksPage, call: ApiCall, strike: Strike) -> HttpAnswer:
-        if strike.fault is SandboxFault.ERROR_500_SAVED:
+    def _execute(self, page: BooksPage, call: ApiCall, drawn: DrawnFault) -> HttpAnswer:
+        if drawn.fault is SandboxFault.ERROR_500_SAVED:
             return _answer(500, internal().body, call.request_id)
         try:
             status, body = 200, call.operation.act(page, call.given, call.path_id)
         # A refusal is an answer too: its records (a declined charge) stay.
         except StripeError as refusal:
             status, body = refusal.status, refusal.body
-        if strike.fault is SandboxFault.ERROR_500_AFTER_CHARGE:
+        if drawn.fault is SandboxFault.ERROR_500_AFTER_CHARGE:
             status, body = 500, internal().body
         return _answer(status, body, call.request_id)
 
-    def _strike_after(self, strike: Strike, answer: HttpAnswer, line: SandboxConnection) -> None:
+    def _inject_after(self, drawn: DrawnFault, answer: HttpAnswer, line: SandboxConnection) -> None:
         """Faults after the operation: the call has been performed, whatever the client sees."""
-        plan = strike.plan
-        match strike.fault:
+        plan = drawn.plan
+        match drawn.fault:
             case SandboxFault.HANG_AFTER_CHARGE:
                 line.hold(plan.hang_s)
                 line.hang_up()
@@ -221,11 +223,11 @@ class Api:
                 line.answer(answer)
 
 
-def _delay(strike: Strike) -> None:
-    if strike.fault is SandboxFault.SLOW:
-        time.sleep(strike.plan.slow_ms / 1000)
-    elif strike.fault is SandboxFault.LATE_CHARGE:
-        time.sleep(strike.plan.late_s)
+def _delay(drawn: DrawnFault) -> None:
+    if drawn.fault is SandboxFault.SLOW:
+        time.sleep(drawn.plan.slow_ms / 1000)
+    elif drawn.fault is SandboxFault.LATE_CHARGE:
+        time.sleep(drawn.plan.late_s)
 
 
 def _half(content: bytes) -> bytes:

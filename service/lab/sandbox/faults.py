@@ -163,7 +163,7 @@ _READERS: dict[str, Callable[[str, Any], Any]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Strike:
+class DrawnFault:
     """The fault drawn for one call, with its plan."""
 
     fault: SandboxFault
@@ -180,7 +180,7 @@ class Faults:
         self._plan = FaultPlan()
         self._left: int | None = None
         self._ends_at_s = math.inf
-        self._struck: Counter[str] = Counter()
+        self._injected: Counter[str] = Counter()
         self._calls: Counter[str] = Counter()
 
     def set(self, plan: FaultPlan) -> None:
@@ -188,11 +188,11 @@ class Faults:
         with self._lock:
             self._plan, self._left = plan, plan.times
             self._ends_at_s = math.inf if plan.ttl_s is None else monotonic() + plan.ttl_s
-            self._struck.clear()
+            self._injected.clear()
 
     def draw(
         self, operations: tuple[str, ...], names: Callable[[], tuple[str | None, ...]]
-    ) -> Strike:
+    ) -> DrawnFault:
         """The fault for this call. `names` (called only when the plan selects payments) returns the
         references that identify the call's payment."""
         plan = self._plan if monotonic() < self._ends_at_s else FaultPlan()
@@ -200,19 +200,19 @@ class Faults:
         with self._lock:
             self._calls[operations[0]] += 1
             if not is_meant or self._left == 0:
-                return Strike(SandboxFault.OK, plan)
+                return DrawnFault(SandboxFault.OK, plan)
             if self._left is not None:
                 self._left -= 1
             [fault] = self._random.choices(list(plan.mix), list(plan.mix.values()))
             if fault is not SandboxFault.OK:
-                self._struck[fault] += 1
-            return Strike(fault, plan)
+                self._injected[fault] += 1
+            return DrawnFault(fault, plan)
 
     def describe(self) -> dict[str, Any]:
         """The active plan, the count of its faults, and all calls since the start."""
         with self._lock:
             return {
                 **asdict(self._plan),
-                "struck": dict(self._struck),
+                "struck": dict(self._injected),
                 "calls": dict(self._calls),
             }

@@ -95,7 +95,7 @@ class Authenticator:
         if self._limits is not None:
             self._limits.take(key.key_id)
         if key.merchant_id == DRILL_MERCHANT_ID:
-            request_scope.note_rehearsal()
+            request_scope.note_drill()
         if scope not in key.scopes:
             raise Forbidden(f"The API key lacks the scope {scope!r}.")
         if is_fresh and key.touch_due:

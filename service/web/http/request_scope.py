@@ -29,7 +29,7 @@ ARRIVED_S = "holdfast.arrived_s"
 _REQUEST_ID = "holdfast.request_id"
 _BUDGET_S = "holdfast.budget_s"
 _ROUTE = "holdfast.route"
-_IS_REHEARSAL = "holdfast.is_rehearsal"
+_IS_DRILL = "holdfast.is_drill"
 
 _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _WHOLE_MS = re.compile(r"0{0,8}[1-9][0-9]{0,8}")
@@ -88,7 +88,7 @@ class RequestScope:
             environ["REQUEST_METHOD"],
             status,
             took_s,
-            is_rehearsal=_IS_REHEARSAL in environ,
+            is_drill=_IS_DRILL in environ,
         )
         failed = status in ("500", "503")
         level = logging.WARNING if failed or took_s > SLOW_S else logging.DEBUG
@@ -143,19 +143,19 @@ def new_request_id() -> str:
     return f"req_{os.urandom(12).hex()}"
 
 
-def note_rehearsal() -> None:
+def note_drill() -> None:
     """Mark the current request as a drill's: it counts, but in no service level."""
-    request.environ[_IS_REHEARSAL] = True
+    request.environ[_IS_DRILL] = True
 
 
 def count_answer(
-    route: str, method: str, status: str, took_s: float, *, is_rehearsal: bool = False
+    route: str, method: str, status: str, took_s: float, *, is_drill: bool = False
 ) -> str:
     """Count one answer, of the application or the worker; returns the method from a closed set."""
     method = method if method in _METHODS else "OTHER"
     _answers(route, method, status).inc()
     _durations(route, method).observe(took_s, tracing.exemplar())
-    if route == _PAYMENTS_ROUTE and method == "POST" and not is_rehearsal:
+    if route == _PAYMENTS_ROUTE and method == "POST" and not is_drill:
         # A refusal with a reason keeps the promise; an unexpected error does not.
         good = status != "500"
         (metrics.payments_good_total if good else metrics.payments_bad_total).inc()

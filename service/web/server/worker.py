@@ -78,14 +78,14 @@ class PaymentWorker(gthread.ThreadWorker):  # type: ignore[misc]
     """`configured` sets its limits. All methods run in the main loop unless noted."""
 
     wsgi: Any
-    line_wait_s: ClassVar[float] = 1.0
+    queue_wait_s: ClassVar[float] = 1.0
     drain_s: ClassVar[float] = 0.5
 
     @classmethod
-    def configured(cls, *, line_wait_s: float, drain_s: float) -> type[PaymentWorker]:
+    def configured(cls, *, queue_wait_s: float, drain_s: float) -> type[PaymentWorker]:
         """The class with its limits: the longest wait of a write for a thread (a read may wait
         twice as long), and how long a stopping worker still accepts, saying so on /readyz."""
-        return type(cls.__name__, (cls,), {"line_wait_s": line_wait_s, "drain_s": drain_s})
+        return type(cls.__name__, (cls,), {"queue_wait_s": queue_wait_s, "drain_s": drain_s})
 
     @classmethod
     def check_config(cls, cfg: Any, log: Any) -> None:
@@ -227,12 +227,12 @@ class PaymentWorker(gthread.ThreadWorker):  # type: ignore[misc]
         return future
 
     def _longest_line(self) -> float:
-        """As many as the threads can begin within `line_wait_s`, by the running mean.
+        """As many as the threads can begin within `queue_wait_s`, by the running mean.
 
         One for each thread is always allowed: a few slow requests must not refuse all others.
         """
         threads: int = self.cfg.threads
-        in_time = threads * self.line_wait_s / max(self._service_s, 0.001)
+        in_time = threads * self.queue_wait_s / max(self._service_s, 0.001)
         return min(max(in_time, threads), threads * LONGEST_LINE_A_THREAD)
 
     def _displaces_a_write(self, connection: ClientConnection) -> bool:
@@ -254,7 +254,7 @@ class PaymentWorker(gthread.ThreadWorker):  # type: ignore[misc]
             if future.running() or future.done():
                 continue
             patience = 2 if framing.is_read(connection.request) else 1
-            if now_s - connection.arrived_s < patience * self.line_wait_s or not future.cancel():
+            if now_s - connection.arrived_s < patience * self.queue_wait_s or not future.cancel():
                 self._line.append((future, connection))
             else:
                 self._shed(connection, "deadline_exceeded", "No thread came free in time.")

@@ -178,7 +178,7 @@ def test_a_fault_ends_when_its_holder_is_gone(proxy, transport):
 
 
 def test_a_fault_ends_when_three_heartbeats_are_missing(proxy):
-    order = {"do": "strike", "link": "provider", "mode": "stall", "ttl_s": 300}
+    order = {"do": "inject", "link": "provider", "mode": "stall", "ttl_s": 300}
     with proxy.say(json.dumps(order).encode() + b"\n"):
         wait_for(lambda: proxy.mode("provider") == "stall", every_s=0.01)
 
@@ -188,9 +188,9 @@ def test_a_fault_ends_when_three_heartbeats_are_missing(proxy):
 
 def test_living_holder_keeps_its_fault_past_three_heartbeats(proxy, holder):
     holder.inject("provider", "stall", ttl_s=300)
-    struck_s = time.monotonic()
+    injected_s = time.monotonic()
 
-    wait_for(lambda: time.monotonic() - struck_s > 4.0)
+    wait_for(lambda: time.monotonic() - injected_s > 4.0)
 
     assert proxy.mode("provider") == "stall"
 
@@ -205,13 +205,13 @@ def test_a_second_holder_is_refused_while_a_fault_is_on(proxy, holder):
 @pytest.mark.parametrize(
     "order",
     [
-        {"do": "strike", "link": "elsewhere", "mode": "stall", "ttl_s": 1},
-        {"do": "strike", "link": "provider", "mode": "explode", "ttl_s": 1},
-        {"do": "strike", "link": "provider", "mode": "stall", "ttl_s": 301},
-        {"do": "strike", "link": "provider", "mode": "stall", "ttl_s": float("nan")},
-        {"do": "strike", "link": "provider", "mode": "stall"},
+        {"do": "inject", "link": "elsewhere", "mode": "stall", "ttl_s": 1},
+        {"do": "inject", "link": "provider", "mode": "explode", "ttl_s": 1},
+        {"do": "inject", "link": "provider", "mode": "stall", "ttl_s": 301},
+        {"do": "inject", "link": "provider", "mode": "stall", "ttl_s": float("nan")},
+        {"do": "inject", "link": "provider", "mode": "stall"},
         {"do": "dance"},
-        ["strike"],
+        ["inject"],
     ],
 )
 def test_invalid_order_is_refused_and_injects_no_fault(proxy, order):

@@ -22,7 +22,7 @@ from service.lab.drills.preflight import (
     Preflight,
     reasons,
 )
-from service.lab.drills.store import RehearsalStore, new_run_id
+from service.lab.drills.store import DrillStore, new_run_id
 from service.resilience.deadline import Deadline
 
 PLAN = read_catalogue()["payment-timeout"]
@@ -41,7 +41,7 @@ def look(
     plan = changed.pop("plan", PLAN)
     found = changed.pop("statistics", answers(total=1000, truthful_ratio=1.0))
     well: dict[str, Any] = {
-        "store": RehearsalStore(pool),
+        "store": DrillStore(pool),
         "provider_key": "sk_test_sandbox",
         "has_sandbox": True,
         "control_path": tmp_path / "control",
@@ -59,7 +59,7 @@ def test_where_all_is_well_nothing_speaks_against_it(pool, tmp_path, scope):
 
 def test_commits_are_lost_in_a_local_database_only(pool, tmp_path):
     # The server is embedded, and no local run in this home has started it.
-    elsewhere = LocalDatabase(RehearsalStore(pool), tmp_path)
+    elsewhere = LocalDatabase(DrillStore(pool), tmp_path)
     losing = read_catalogue()["lost-commits"]
 
     against = look(pool, tmp_path, plan=losing, is_local_database=elsewhere.is_ours)
@@ -105,7 +105,7 @@ def test_an_old_backlog_does(pool, tmp_path, gauge, most_s, name):
 
 
 def test_an_engaged_lever_does_and_says_why(pool, tmp_path):
-    store = RehearsalStore(pool)
+    store = DrillStore(pool)
     store.set_kill_switch(
         engaged=True, reason="release night", by="key", deadline=Deadline.after(60)
     )
@@ -147,7 +147,7 @@ def test_a_database_that_does_not_answer_does(pool, tmp_path):
         "postgresql://127.0.0.1:1/none", size=1, wait_s=0.2, max_waiters=1, watchdog=pool.watchdog
     )
     try:
-        store = RehearsalStore(preflight_pool)
+        store = DrillStore(preflight_pool)
         checks = Preflight(
             store=store,
             read=dict,
@@ -166,7 +166,7 @@ def test_a_database_that_does_not_answer_does(pool, tmp_path):
 
 
 def test_of_two_instances_one_may_rehearse_until_it_ends(pool):
-    store, (first, second) = RehearsalStore(pool), (new_run_id(), new_run_id())
+    store, (first, second) = DrillStore(pool), (new_run_id(), new_run_id())
     deadline = Deadline.after(60)
 
     assert store.take_lease(first, deadline)
@@ -180,7 +180,7 @@ def test_of_two_instances_one_may_rehearse_until_it_ends(pool):
 @contextmanager
 def held(url: str, *, leave: int, pool: ConnectionPool) -> Iterator[None]:
     """Connections, so that only `leave` are free for ordinary roles."""
-    free = RehearsalStore(pool).connections_free(Deadline.after(60))
+    free = DrillStore(pool).connections_free(Deadline.after(60))
     with ExitStack() as stack:
         for _ in range(free - leave):
             stack.callback(psycopg2.connect(url).close)

@@ -186,7 +186,7 @@ def test_unknown_refund_is_settled_and_never_sent_twice(pool, was_executed):
     payment = moving.pay()
     in_doubt = moving.refund(payment, 700)
     if was_executed:
-        provider.give_back(refund_of(in_doubt, payment))
+        provider.pay_back(refund_of(in_doubt, payment))
 
     (settled,) = moving.settle()
 
@@ -323,7 +323,7 @@ def test_a_claim_that_was_never_promised_is_adopted_or_ended(pool, was_executed)
     reserved, _, _ = moving.store.claim(request(Kind.REFUND, payment, 700), soon())
 
     if was_executed:
-        provider.give_back(refund_of(reserved, payment))
+        provider.pay_back(refund_of(reserved, payment))
 
     assert moving.store.lease_due(10, soon()) == []
     (settled,) = moving.settle()

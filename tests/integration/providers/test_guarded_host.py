@@ -16,7 +16,7 @@ from tests.support.processes.breaker_process import BreakerProcess
 
 @pytest.fixture
 def page_path(tmp_path: Path) -> Path:
-    return tmp_path / "board"
+    return tmp_path / "state"
 
 
 @pytest.fixture

@@ -92,15 +92,15 @@ class SandboxProcess:
         """Like `books`, as soon as this many movements exist."""
         return _within(WITHIN_S, lambda: self._at_least(count, self.books(**filters)))
 
-    def wait_for_strike(self, *, count: int = 1) -> dict[str, int]:
+    def wait_for_injection(self, *, count: int = 1) -> dict[str, int]:
         """The injected faults since the plan was set, as soon as this many exist."""
-        return _within(WITHIN_S, lambda: self._struck(count))
+        return _within(WITHIN_S, lambda: self._injected(count))
 
     @staticmethod
     def _at_least(count: int, rows: list[dict[str, Any]]) -> list[dict[str, Any]] | None:
         return rows if len(rows) >= count else None
 
-    def _struck(self, count: int) -> dict[str, int] | None:
+    def _injected(self, count: int) -> dict[str, int] | None:
         struck = self.faults()["struck"]
         return struck if sum(struck.values()) >= count else None
 

@@ -155,7 +155,7 @@ class BookedProvider:
         self._begin("refund", refund.provider_key)
         if self.next_answers["refund"]:
             return self.next_answers["refund"].pop(0)
-        self.give_back(refund)
+        self.pay_back(refund)
         return self._refund_outcome(refund)
 
     @staticmethod
@@ -215,7 +215,7 @@ class BookedProvider:
         with self._lock:
             self.charged[charge.provider_key] = charge
 
-    def give_back(self, refund: Refund) -> None:
+    def pay_back(self, refund: Refund) -> None:
         """Move the money back; a test calls it for money that moves after the call was cut off."""
         with self._lock:
             self.refunded[refund.provider_key] = refund

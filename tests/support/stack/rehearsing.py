@@ -25,16 +25,16 @@ def ask(house: House, method: str, path: str, **options: Any) -> requests.Respon
     return requests.request(method, house.ops_url + path, headers=headers, timeout=120, **options)
 
 
-def begin(house: House, name: str, **wish: Any) -> str:
+def begin(house: House, name: str, **body: Any) -> str:
     """Start a simulation; returns the address of its run."""
-    begun = ask(house, "POST", f"/simulate/{name}", json=wish)
+    begun = ask(house, "POST", f"/simulate/{name}", json=body)
     assert begun.status_code == 202, begun.text
     return begun.headers["Location"]
 
 
-def begin_drill(house: House, name: str, **wish: Any) -> str:
+def begin_drill(house: House, name: str, **body: Any) -> str:
     """Start a drill; returns the address of its run."""
-    begun = ask(house, "POST", "/drills", json={"drill": name, **wish})
+    begun = ask(house, "POST", "/drills", json={"drill": name, **body})
     assert begun.status_code == 202, begun.text
     return begun.headers["Location"]
 
@@ -58,11 +58,11 @@ def ended(house: House, where: str, timeout_s: float = 240.0) -> dict[str, Any]:
     return run
 
 
-def drilled(house: House, name: str, **wish: Any) -> dict[str, Any]:
+def drilled(house: House, name: str, **body: Any) -> dict[str, Any]:
     """A drill's report; repeated if callers waited as long in the baseline, which shows an overloaded
     machine and proves nothing about the service."""
     for _ in range(3):
-        run = ended(house, begin_drill(house, name, **wish))
+        run = ended(house, begin_drill(house, name, **body))
         if "in the baseline too" not in run["summary"]:
             break
     return run

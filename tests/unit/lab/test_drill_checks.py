@@ -28,7 +28,7 @@ def samples(name: str, **series: float) -> Samples:
 
 
 def call(at_s: float, outcome: str | None = "succeeded", **more: Any) -> Call:
-    given = {"side": "instance", "n": 1, "ms": 100.0, "status": 201, "code": None}
+    given = {"target": "instance", "n": 1, "ms": 100.0, "status": 201, "code": None}
     return Call(**{**given, "at_s": at_s, "outcome": outcome, "payment_id": "pay_1", **more})
 
 

@@ -129,7 +129,7 @@ def second(run: Run) -> None:
                 pool_in_use=2.0,
                 pool_waiting=None,
                 breaker="closed",
-                injected=1,
+                injections=1,
             )
         },
     )
@@ -146,7 +146,7 @@ def collect(run: Run) -> None:
         calls=CALLS[:4],
         recovery_s=1.25,
         settled_s=2.5,
-        struck=3,
+        injections=3,
         reference=Readings(fault_began=began, fault_ended=began, ended=began, calls=CALLS[:1]),
     )
     run.set(
@@ -167,7 +167,7 @@ def collect(run: Run) -> None:
                 **evidence.payment_evidence([], {}),
             ),
         ),
-        fault_proof=tuple(evaluate(check, readings) for check in PLAN.bite),
+        fault_proof=tuple(evaluate(check, readings) for check in PLAN.fault_proof),
         expectations=tuple(evaluate(check, readings) for check in PLAN.expect),
         parts=(a_part(run).report().brief(),),
     )

@@ -408,29 +408,29 @@ def test_the_last_to_leave_takes_the_state_along(tmp_path: Path, clock: FakeCloc
     one, other = _pair(tmp_path, clock)
     _open(one)
     one.close()
-    late = Breaker("fake", page_path=tmp_path / "board", clock=clock)
+    late = Breaker("fake", page_path=tmp_path / "state", clock=clock)
     assert late.state == "open"
     other.close()
     late.close()
 
-    fresh = Breaker("fake", page_path=tmp_path / "board", clock=clock)
+    fresh = Breaker("fake", page_path=tmp_path / "state", clock=clock)
 
     assert fresh.closed
     fresh.close()
 
 
 def test_moments_from_another_boot_do_not_keep_it_open(tmp_path: Path):
-    before = Breaker("fake", page_path=tmp_path / "board", clock=FakeClock(1e7))
+    before = Breaker("fake", page_path=tmp_path / "state", clock=FakeClock(1e7))
     _open(before)
 
-    after = Breaker("fake", page_path=tmp_path / "board", clock=FakeClock(60))
+    after = Breaker("fake", page_path=tmp_path / "state", clock=FakeClock(60))
 
     assert after.admit(may_probe=True).is_probe
     before.close()
     after.close()
 
 
-@pytest.mark.parametrize("name", ["missing/board", "."])
+@pytest.mark.parametrize("name", ["missing/state", "."])
 def test_without_a_file_it_works_alone(
     tmp_path: Path, clock: FakeClock, caplog: pytest.LogCaptureFixture, name: str
 ):
@@ -447,9 +447,9 @@ def test_without_a_file_it_works_alone(
 
 
 def test_only_the_owner_may_read_the_page(tmp_path: Path):
-    Breaker("fake", page_path=tmp_path / "board").close()
+    Breaker("fake", page_path=tmp_path / "state").close()
 
-    assert (tmp_path / "board").stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / "state").stat().st_mode & 0o777 == 0o600
 
 
 def test_the_rules_can_be_by_count_alone(clock: FakeClock):
@@ -499,7 +499,7 @@ def _open(breaker: Breaker) -> None:
 
 
 def _pair(tmp_path: Path, clock: FakeClock) -> tuple[Breaker, Breaker]:
-    path = tmp_path / "board"
+    path = tmp_path / "state"
     return (
         Breaker("fake", page_path=path, clock=clock),
         Breaker("fake", page_path=path, clock=clock),

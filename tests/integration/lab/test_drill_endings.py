@@ -19,11 +19,11 @@ from service.lab.drills.injector import Aborted, FaultInjector
 from service.lab.drills.load import Load
 from service.lab.drills.plan import Step, read_catalogue
 from service.lab.drills.preflight import Preflight
-from service.lab.drills.rehearsals import DrillRequest, Rehearsals
 from service.lab.drills.restart import DatabaseRestart
 from service.lab.drills.run import Run
 from service.lab.drills.runner import DrillContext, Runner
-from service.lab.drills.store import RehearsalStore, new_run_id
+from service.lab.drills.runs import DrillRequest, DrillRuns
+from service.lab.drills.store import DrillStore, new_run_id
 from service.lab.drills.targets import CannotStart, Target
 from service.lab.drills.watch import RunWatch
 from service.lab.drills.webhooks import WebhookDisorder
@@ -42,7 +42,7 @@ def test_a_day_goes_on_past_a_drill_that_no_database_lets_begin(
     monkeypatch.setattr("service.lab.drills.gameday.CALM_WITHIN_S", 0.0)
     plan = replace(PLAN, name="day", steps=(), parts=(PLAN.name,))
     run = Run(plan, kind="drill", scope="pair", reason="", requested_by="key", load_per_s=1)
-    context = surroundings(silent_store, pool, tmp_path)
+    context = drill_context(silent_store, pool, tmp_path)
 
     GameDay(run=run, context=context, plans=[PLAN, PLAN], kept=lambda part: None).play()
 
@@ -56,21 +56,21 @@ def test_one_whose_report_cannot_be_written_lets_the_next_begin(pool, tmp_path):
     def cannot_start() -> AbstractContextManager[list[Target]]:
         raise CannotStart("said \0, which the database cannot store")
 
-    context = surroundings(RehearsalStore(pool), pool, tmp_path, pair=cannot_start)
-    rehearsals = Rehearsals(context, {PLAN.name: PLAN}, default_scope="pair")
+    context = drill_context(DrillStore(pool), pool, tmp_path, pair=cannot_start)
+    drill_runs = DrillRuns(context, {PLAN.name: PLAN}, default_scope="pair")
     request = DrillRequest(
         name=PLAN.name, kind="drill", scope="pair", reason="", requested_by="key"
     )
 
-    run = rehearsals.begin(request, Deadline.after(60))
+    run = drill_runs.begin(request, Deadline.after(60))
 
     assert run.ended.wait(60)
-    assert rehearsals.running is None
-    assert RehearsalStore(pool).take_lease(new_run_id(), Deadline.after(60))
+    assert drill_runs.running is None
+    assert DrillStore(pool).take_lease(new_run_id(), Deadline.after(60))
 
 
 def test_one_that_lost_its_lease_to_another_stops(pool, tmp_path):
-    store = RehearsalStore(pool)
+    store = DrillStore(pool)
     run = Run(PLAN, kind="drill", scope="pair", reason="", requested_by="key", load_per_s=1)
     assert store.take_lease(new_run_id(), Deadline.after(60))
     watch = RunWatch(
@@ -79,7 +79,7 @@ def test_one_that_lost_its_lease_to_another_stops(pool, tmp_path):
         Load(run.id, {}, "key", per_s=1, began_s=run.began_s),
         store=store,
         preflight=preflight_on(store, off_file=tmp_path / "drills.off"),
-        struck=lambda: 0,
+        injections=lambda: 0,
     )
 
     watch.begin()
@@ -120,7 +120,7 @@ def test_harmed_live_payments_abort_without_a_database_too(silent_store, tmp_pat
         Load(run.id, {"experiment": ""}, "key", per_s=1, began_s=run.began_s),
         store=silent_store,
         preflight=replace(preflight, read=lambda: dict(refused)),
-        struck=lambda: 0,
+        injections=lambda: 0,
     )
     run.enter("fault", "the database is away")
 
@@ -144,7 +144,7 @@ def test_of_each_second_it_keeps_only_what_its_checks_look_at(silent_store, tmp_
         Load(run.id, {"experiment": ""}, "key", per_s=1, began_s=run.began_s),
         store=silent_store,
         preflight=preflight_on(silent_store, off_file=tmp_path / "drills.off"),
-        struck=lambda: 0,
+        injections=lambda: 0,
     )
 
     watch.turn("start")
@@ -157,7 +157,7 @@ def test_of_each_second_it_keeps_only_what_its_checks_look_at(silent_store, tmp_
 def test_a_database_that_is_not_of_this_run_is_not_restarted(pool, tmp_path, database_url):
     """Others live on it: a whole fleet is never struck at once."""
     with closing(psycopg2.connect(database_url)) as another:
-        done = DatabaseRestart(RehearsalStore(pool), tmp_path).carry_out()
+        done = DatabaseRestart(DrillStore(pool), tmp_path).carry_out()
 
         with another.cursor() as cursor:
             cursor.execute("SELECT 1")
@@ -170,9 +170,11 @@ def test_drill_stopped_in_recovery_still_compares_the_books(pool, tmp_path):
     def nobody_answers() -> Iterator[list[Target]]:
         yield [Target(name="instance", url="http://127.0.0.1:1", read=dict, log=None)]
 
-    plan = replace(PLAN, steps=(Step(seconds=0.1, burst=1),), baseline_s=0.1, bite=(), expect=())
+    plan = replace(
+        PLAN, steps=(Step(seconds=0.1, burst=1),), baseline_s=0.1, fault_proof=(), expect=()
+    )
     run = Run(plan, kind="drill", scope="instance", reason="", requested_by="key", load_per_s=1)
-    context = surroundings(RehearsalStore(pool), pool, tmp_path, instance=nobody_answers)
+    context = drill_context(DrillStore(pool), pool, tmp_path, instance=nobody_answers)
     runner = threading.Thread(target=Runner(run, context, load_per_s=1).carry_out)
     runner.start()
     assert eventually(lambda: run.phase == "recovery", within_s=90)
@@ -187,25 +189,25 @@ def test_drill_stopped_in_recovery_still_compares_the_books(pool, tmp_path):
 
 def test_to_list_them_writes_nothing_where_none_was_lost(pool, tmp_path, database_url):
     run = Run(PLAN, kind="drill", scope="pair", reason="", requested_by="key", load_per_s=1)
-    store = RehearsalStore(pool)
+    store = DrillStore(pool)
     store.begin(run.whole(), Deadline.after(60))
     run.finish("HELD", "All promises were kept.")
     store.end(run.whole(), Deadline.after(60))
     read_only = f"{database_url}&options=-c%20default_transaction_read_only%3Don"
 
     with open_pool_of(1, read_only) as reader:
-        context = surroundings(RehearsalStore(reader), reader, tmp_path)
-        listed = Rehearsals(context, {}, default_scope="pair").recent(Deadline.after(60))
+        context = drill_context(DrillStore(reader), reader, tmp_path)
+        listed = DrillRuns(context, {}, default_scope="pair").recent(Deadline.after(60))
 
     assert [(one.id, one.verdict) for one in listed] == [(run.id, "HELD")]
 
 
 def test_one_whose_process_was_killed_is_listed_as_ended(pool, tmp_path):
     run = Run(PLAN, kind="drill", scope="pair", reason="", requested_by="key", load_per_s=1)
-    context = surroundings(RehearsalStore(pool), pool, tmp_path)
+    context = drill_context(DrillStore(pool), pool, tmp_path)
     context.store.begin(run.whole(), Deadline.after(60))
 
-    listed = Rehearsals(context, {}, default_scope="pair").recent(Deadline.after(60))
+    listed = DrillRuns(context, {}, default_scope="pair").recent(Deadline.after(60))
 
     assert [(one.id, one.status, one.verdict) for one in listed] == [(run.id, "ended", "ABORTED")]
 
@@ -251,8 +253,8 @@ def unanswered() -> Iterator[FaultInjector]:
         )
 
 
-def surroundings(
-    store: RehearsalStore, pool: ConnectionPool, tmp_path: Path, **targets: Any
+def drill_context(
+    store: DrillStore, pool: ConnectionPool, tmp_path: Path, **targets: Any
 ) -> DrillContext:
     return DrillContext(
         store=store,
@@ -267,15 +269,15 @@ def surroundings(
 
 
 @pytest.fixture
-def silent_store(pool: ConnectionPool) -> Iterator[RehearsalStore]:
+def silent_store(pool: ConnectionPool) -> Iterator[DrillStore]:
     nowhere = ConnectionPool(
         "postgresql://127.0.0.1:1/none", size=1, wait_s=0.2, max_waiters=1, watchdog=pool.watchdog
     )
-    yield RehearsalStore(nowhere)
+    yield DrillStore(nowhere)
     nowhere.close()
 
 
-def preflight_on(store: RehearsalStore, *, off_file: Path) -> Preflight:
+def preflight_on(store: DrillStore, *, off_file: Path) -> Preflight:
     return Preflight(
         store=store,
         read=dict,

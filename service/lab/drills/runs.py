@@ -48,7 +48,7 @@ class DrillRequest:
     blind: bool = False
 
 
-class Rehearsals:
+class DrillRuns:
     """All drills of this ops plane. Safe in many threads."""
 
     def __init__(self, context: DrillContext, catalogue: Catalogue, *, default_scope: str) -> None:
