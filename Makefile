@@ -90,7 +90,7 @@ pin-images: ## write the images' digests into the manifests, at a release (OWN=r
 check-images: ## refuse a manifest whose image has no digest: the last step of a release
 	@python3 deploy/pin_images.py --check
 
-screenshots: $(VENV)/test.lock $(VENV)/apt-packages ## draw docs/screenshots anew from a running house
+screenshots: $(VENV)/test.lock $(VENV)/apt-packages ## draw docs/screenshots anew from a running stack
 	@$(BIN)/python -m tests.shipped.console.screenshots
 
 dashboards: $(VENV)/test.lock $(VENV)/apt-packages ## write grafana/dashboards anew, and draw them from a staged incident

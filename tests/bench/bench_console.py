@@ -22,7 +22,7 @@ from typing import Any
 from playwright.sync_api import Browser, Page
 
 from tests.shipped.console.console_browser import chromium, console
-from tests.support.stack.running_house import House, running_house
+from tests.support.stack.running_stack import RunningStack, running_stack
 
 PAINT_LIMIT_MS = 1000
 BYTES_LIMIT = 150_000
@@ -45,19 +45,19 @@ def main() -> int:
     open_s = parser.parse_args().open_s
     with (
         tempfile.TemporaryDirectory() as home,
-        running_house(Path(home) / "house") as house,
+        running_stack(Path(home) / "local_stack") as local_stack,
         chromium() as browser,
-        _payments(house),
+        _payments(local_stack),
     ):
-        paint_ms, size = _first_paint(browser, house)
+        paint_ms, size = _first_paint(browser, local_stack)
         print(f"first paint (median of {LOADS})     {paint_ms:.0f} ms (limit {PAINT_LIMIT_MS})")
         print(f"bytes in all, as sent         {size} (limit {BYTES_LIMIT})")
-        polling, alone = _cost_of_polling(browser, house)
+        polling, alone = _cost_of_polling(browser, local_stack)
         print(
             f"ops plane, share of a core    {alone:.2%} alone, {alone + polling:.2%} with a page:"
             f" {polling:.2%} for its polling (limit {POLLING_LIMIT:.0%})"
         )
-        before, after = _left_open(browser, house, open_s)
+        before, after = _left_open(browser, local_stack, open_s)
     grown = {name: after[name] - before[name] for name in after}
     print(
         f"left open for {open_s:.0f} s            heap {before['JSHeapUsedSize'] / 1e6:.2f} to"
@@ -76,11 +76,11 @@ def main() -> int:
     return int(not is_kept)
 
 
-def _first_paint(browser: Browser, house: House) -> tuple[float, int]:
+def _first_paint(browser: Browser, local_stack: RunningStack) -> tuple[float, int]:
     """The median first paint in fresh contexts, and the bytes of the page with its first state."""
     paints, sizes = [], []
     for _ in range(LOADS):
-        with console(browser, house) as seen:
+        with console(browser, local_stack) as seen:
             page = seen.open()
             paints.append(
                 page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")
@@ -99,31 +99,31 @@ def _bytes_of(page: Page) -> int:
 
 
 def _cost_of_polling(
-    browser: Browser, house: House, rounds: int = 3, each_s: float = 20.0
+    browser: Browser, local_stack: RunningStack, rounds: int = 3, each_s: float = 20.0
 ) -> tuple[float, float]:
     """The ops plane's CPU added by a visible page, and its CPU without a page, as shares of a core."""
     added, alone = [], []
     for _ in range(rounds):
         # The ops plane's readings slow down again some time after the last page is closed.
         sleep(35)
-        without = _share_of_core(house, each_s)
-        with console(browser, house) as seen:
+        without = _share_of_core(local_stack, each_s)
+        with console(browser, local_stack) as seen:
             seen.open()
             sleep(5)
-            added.append(_share_of_core(house, each_s) - without)
+            added.append(_share_of_core(local_stack, each_s) - without)
         alone.append(without)
     return statistics.median(added), statistics.median(alone)
 
 
-def _share_of_core(house: House, seconds: float) -> float:
-    began_s, used_s = monotonic(), _cpu_s(house)
+def _share_of_core(local_stack: RunningStack, seconds: float) -> float:
+    began_s, used_s = monotonic(), _cpu_s(local_stack)
     sleep(seconds)
-    return (_cpu_s(house) - used_s) / (monotonic() - began_s)
+    return (_cpu_s(local_stack) - used_s) / (monotonic() - began_s)
 
 
-def _cpu_s(house: House) -> float:
+def _cpu_s(local_stack: RunningStack) -> float:
     """The CPU time of all ops plane processes."""
-    master = house.pids["ops_plane"]
+    master = local_stack.pids["ops_plane"]
     children = Path(f"/proc/{master}/task/{master}/children").read_text().split()
     ticks = 0
     for pid in (master, *children):
@@ -133,10 +133,10 @@ def _cpu_s(house: House) -> float:
 
 
 def _left_open(
-    browser: Browser, house: House, open_s: float
+    browser: Browser, local_stack: RunningStack, open_s: float
 ) -> tuple[dict[str, float], dict[str, float]]:
     """The page's memory after a while and after `open_s` more, each after a garbage collection."""
-    with console(browser, house) as seen:
+    with console(browser, local_stack) as seen:
         page = seen.open()
         devtools = page.context.new_cdp_session(page)
         devtools.send("Performance.enable")
@@ -154,13 +154,13 @@ def _held(devtools: Any) -> dict[str, float]:
 
 
 @contextmanager
-def _payments(house: House) -> Iterator[None]:
+def _payments(local_stack: RunningStack) -> Iterator[None]:
     """One payment a second, so that the page has data."""
     stopping = threading.Event()
 
     def run() -> None:
         while not stopping.wait(1.0):
-            house.pay(reference="bench")
+            local_stack.pay(reference="bench")
 
     payer = threading.Thread(target=run)
     payer.start()

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.support.stack.rehearsing import ask, begin_drill, ended
-from tests.support.stack.running_house import House, running_house
+from tests.support.stack.drilling import ask, begin_drill, ended
+from tests.support.stack.running_stack import RunningStack, running_stack
 
 LONGEST_S = 400.0
 
@@ -70,36 +70,36 @@ def main() -> int:
     names = arguments.drills or list(GUARDS)
     show = _tell if arguments.verbose else _row
     if not arguments.guards:
-        with _house({}) as house:
+        with _local_stack({}) as local_stack:
             for name in names:
-                if not _allows(house, name, arguments.scope):
+                if not _allows(local_stack, name, arguments.scope):
                     continue
-                show(_run(house, name, arguments.scope), "all guards on")
+                show(_run(local_stack, name, arguments.scope), "all guards on")
     if not arguments.healthy:
         for name in names:
             for off in GUARDS[name]:
-                with _house(off.settings) as house:
+                with _local_stack(off.settings) as local_stack:
                     if off.stopped:
-                        os.kill(house.pids[off.stopped], signal.SIGSTOP)
+                        os.kill(local_stack.pids[off.stopped], signal.SIGSTOP)
                     try:
-                        show(_run(house, name, arguments.scope), off.told)
+                        show(_run(local_stack, name, arguments.scope), off.told)
                     finally:
                         if off.stopped:
-                            os.kill(house.pids[off.stopped], signal.SIGCONT)
+                            os.kill(local_stack.pids[off.stopped], signal.SIGCONT)
     return 0
 
 
-def _allows(house: House, name: str, scope: str) -> bool:
-    drills = {drill["name"]: drill for drill in ask(house, "GET", "/drills").json()["drills"]}
+def _allows(local_stack: RunningStack, name: str, scope: str) -> bool:
+    drills = {drill["name"]: drill for drill in ask(local_stack, "GET", "/drills").json()["drills"]}
     return scope in drills[name]["scopes"]
 
 
-def _house(settings: dict[str, str]) -> Any:
-    return running_house(Path(tempfile.mkdtemp(prefix="holdfast-drills-")), **settings)
+def _local_stack(settings: dict[str, str]) -> Any:
+    return running_stack(Path(tempfile.mkdtemp(prefix="holdfast-drills-")), **settings)
 
 
-def _run(house: House, name: str, scope: str) -> dict[str, Any]:
-    return ended(house, begin_drill(house, name, scope=scope), timeout_s=LONGEST_S)
+def _run(local_stack: RunningStack, name: str, scope: str) -> dict[str, Any]:
+    return ended(local_stack, begin_drill(local_stack, name, scope=scope), timeout_s=LONGEST_S)
 
 
 def _row(run: dict[str, Any], guard: str) -> None:

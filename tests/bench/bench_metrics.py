@@ -33,7 +33,7 @@ import requests
 
 from service.lab.observe.traffic import Traffic
 from tests.support.processes.process_family import family, parent, read
-from tests.support.stack.running_house import House, running_house, wait_for
+from tests.support.stack.running_stack import RunningStack, running_stack, wait_for
 
 WORKERS = 4
 CALLERS = 8
@@ -68,21 +68,21 @@ def bench_scrape(restarts: int) -> bool:
     """Kill workers under traffic, then measure the size and the duration of a scrape."""
     with (
         _directory() as directory,
-        running_house(directory / "house", HOLDFAST_WEB_WORKERS=str(WORKERS)) as house,
+        running_stack(directory / "local_stack", HOLDFAST_WEB_WORKERS=str(WORKERS)) as local_stack,
     ):
-        master = house.pids["data_plane"]
+        master = local_stack.pids["data_plane"]
         killed: set[int] = set()
-        with Traffic(house.url, house.api_key, per_s=8):
+        with Traffic(local_stack.url, local_stack.api_key, per_s=8):
             while len(killed) < restarts:
                 workers = wait_for(lambda: _new_workers(master, killed), timeout_s=60)
                 for pid in workers[: restarts - len(killed)]:
                     os.kill(pid, signal.SIGKILL)
                     killed.add(pid)
             wait_for(lambda: _new_workers(master, killed), timeout_s=60)
-            wait_for(lambda: house.pay().status_code < 300, timeout_s=30)
-        times_ms, series = _scrape(house)
-        files = len(list((directory / "house" / "metrics").glob("*.db")))
-        cpu_ms = _scrape_cpu_ms(house)
+            wait_for(lambda: local_stack.pay().status_code < 300, timeout_s=30)
+        times_ms, series = _scrape(local_stack)
+        files = len(list((directory / "local_stack" / "metrics").glob("*.db")))
+        cpu_ms = _scrape_cpu_ms(local_stack)
     best, middle, slowest = min(times_ms), statistics.median(times_ms), max(times_ms)
     print(f"workers x kills                 {WORKERS} x {len(killed) // WORKERS}")
     print(f"series, files of metrics        {series} (at most {SERIES_MAX}), {files}")
@@ -98,25 +98,28 @@ def bench_cost(payments: int, rounds: int) -> None:
     """The data plane's CPU for each payment, with metrics and logs on and off, in turn."""
     with _directory() as directory, ExitStack() as stack:
         (directory / "sitecustomize.py").write_text(QUIET)
-        houses = {
+        local_stacks = {
             kind: stack.enter_context(
-                running_house(
+                running_stack(
                     directory / kind.replace(" ", "-"), PYTHONPATH=str(directory), BENCH_OFF=off
                 )
             )
             for kind, off in KINDS.items()
         }
-        for house in houses.values():
-            _pay(house, payments // 4)
+        for local_stack in local_stacks.values():
+            _pay(local_stack, payments // 4)
         cpu_ms: dict[str, list[float]] = {kind: [] for kind in KINDS}
         for number in range(rounds):
             # Each round begins with another one.
             for kind in [*KINDS][number % len(KINDS) :] + [*KINDS][: number % len(KINDS)]:
-                before_ms = _cpu_ms(houses[kind].pids["data_plane"])
-                _pay(houses[kind], payments)
-                after_ms = _cpu_ms(houses[kind].pids["data_plane"])
+                before_ms = _cpu_ms(local_stacks[kind].pids["data_plane"])
+                _pay(local_stacks[kind], payments)
+                after_ms = _cpu_ms(local_stacks[kind].pids["data_plane"])
                 cpu_ms[kind].append((after_ms - before_ms) / payments)
-        counted = {kind: house.metric("holdfast_payments_total") for kind, house in houses.items()}
+        counted = {
+            kind: local_stack.metric("holdfast_payments_total")
+            for kind, local_stack in local_stacks.items()
+        }
     assert counted["both off"] == counted["metrics off"] == 0 < counted["both on"]
     for kind in KINDS:
         ratios = [one / off for one, off in zip(cpu_ms[kind], cpu_ms["both off"], strict=True)]
@@ -141,20 +144,20 @@ def _new_workers(master: int, killed: set[int]) -> list[int]:
     return workers if len(workers) == WORKERS and not killed & set(workers) else []
 
 
-def _scrape(house: House) -> tuple[list[float], int]:
+def _scrape(local_stack: RunningStack) -> tuple[list[float], int]:
     times_ms, text = [], ""
     with requests.Session() as session:
         for _ in range(SCRAPES):
             begin_s = time.perf_counter()
-            text = session.get(f"{house.ops_url}/metrics", timeout=10).text
+            text = session.get(f"{local_stack.ops_url}/metrics", timeout=10).text
             times_ms.append((time.perf_counter() - begin_s) * 1000)
     return times_ms, sum(not line.startswith("#") for line in text.splitlines())
 
 
-def _scrape_cpu_ms(house: House) -> float:
-    before_ms = _cpu_ms(house.pids["ops_plane"])
-    _scrape(house)
-    return (_cpu_ms(house.pids["ops_plane"]) - before_ms) / SCRAPES
+def _scrape_cpu_ms(local_stack: RunningStack) -> float:
+    before_ms = _cpu_ms(local_stack.pids["ops_plane"])
+    _scrape(local_stack)
+    return (_cpu_ms(local_stack.pids["ops_plane"]) - before_ms) / SCRAPES
 
 
 def _cpu_ms(pid: int) -> float:
@@ -166,10 +169,10 @@ def _cpu_ms(pid: int) -> float:
     return ticks * 1000 / TICKS_PER_S
 
 
-def _pay(house: House, payments: int) -> None:
+def _pay(local_stack: RunningStack, payments: int) -> None:
     """Send this many payments from CALLERS that keep their connections."""
-    host = urlsplit(house.url).netloc
-    headers = {"Authorization": f"Bearer {house.api_key}", "Content-Type": "application/json"}
+    host = urlsplit(local_stack.url).netloc
+    headers = {"Authorization": f"Bearer {local_stack.api_key}", "Content-Type": "application/json"}
     body = json.dumps({"amount": 2599, "currency": "usd", "payment_method": "pm_card_visa"})
 
     def call(share: int) -> None:

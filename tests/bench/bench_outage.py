@@ -22,7 +22,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 from uuid import uuid4
 
-from tests.support.stack.running_house import House, running_house, wait_for
+from tests.support.stack.running_stack import RunningStack, running_stack, wait_for
 
 HEALTHY_S = 10.0
 RECOVERY_S = 20.0
@@ -46,8 +46,8 @@ class Answer:
 class Load:
     """Open-loop load: each call at its time, independent of earlier results."""
 
-    def __init__(self, house: House, began_s: float) -> None:
-        self._house = house
+    def __init__(self, local_stack: RunningStack, began_s: float) -> None:
+        self._local_stack = local_stack
         self.began_s = began_s
         self._local = threading.local()
         self.answers: list[Answer] = []
@@ -78,7 +78,7 @@ class Load:
         headers: dict[str, str],
         reference: str,
     ) -> None:
-        headers = {"Authorization": f"Bearer {self._house.api_key}", **headers}
+        headers = {"Authorization": f"Bearer {self._local_stack.api_key}", **headers}
         at_s = time.monotonic()
         status, document = 0, {}
         for _ in range(2):
@@ -86,7 +86,7 @@ class Load:
             try:
                 if connection is None:
                     connection = http.client.HTTPConnection(
-                        urlsplit(self._house.url).netloc, timeout=15
+                        urlsplit(self._local_stack.url).netloc, timeout=15
                     )
                     self._local.connection = connection
                 connection.request(method, path, body, headers)
@@ -106,14 +106,19 @@ class Load:
 
 
 def run(rate: float, hung_s: float) -> None:
-    with tempfile.TemporaryDirectory() as home, running_house(Path(home) / "house") as house:
+    with (
+        tempfile.TemporaryDirectory() as home,
+        running_stack(Path(home) / "local_stack") as local_stack,
+    ):
         for _ in range(20):
-            house.pay(reference=WARM_UP)
+            local_stack.pay(reference=WARM_UP)
         total_s = HEALTHY_S + hung_s + RECOVERY_S
         began_s, wall_began = time.monotonic(), datetime.now(UTC)
-        load = Load(house, began_s)
-        hung = threading.Timer(HEALTHY_S, lambda: house.control({"hang": 1}, operations=EVERYTHING))
-        healed = threading.Timer(HEALTHY_S + hung_s, lambda: house.control({"ok": 1}))
+        load = Load(local_stack, began_s)
+        hung = threading.Timer(
+            HEALTHY_S, lambda: local_stack.control({"hang": 1}, operations=EVERYTHING)
+        )
+        healed = threading.Timer(HEALTHY_S + hung_s, lambda: local_stack.control({"ok": 1}))
         hung.start()
         healed.start()
         with ThreadPoolExecutor(300) as executor:
@@ -125,16 +130,16 @@ def run(rate: float, hung_s: float) -> None:
                     executor.submit(load.check)
                 n += 1
                 time.sleep(max(0.0, began_s + n / rate - time.monotonic()))
-        settled_s = _wait_until_settled(house)
-        _report(load.answers, hung_s, house, wall_began, settled_s)
+        settled_s = _wait_until_settled(local_stack)
+        _report(load.answers, hung_s, local_stack, wall_began, settled_s)
 
 
-def _wait_until_settled(house: House) -> float:
+def _wait_until_settled(local_stack: RunningStack) -> float:
     began_s = time.monotonic()
     wait_for(
         lambda: (
             not any(
-                house.get(f"/v1/payments?status={status}&limit=1").json()["data"]
+                local_stack.get(f"/v1/payments?status={status}&limit=1").json()["data"]
                 for status in ("queued", "processing", "unknown")
             )
         ),
@@ -145,11 +150,15 @@ def _wait_until_settled(house: House) -> float:
 
 
 def _report(
-    answers: list[Answer], hung_s: float, house: House, wall_began: datetime, settled_s: float
+    answers: list[Answer],
+    hung_s: float,
+    local_stack: RunningStack,
+    wall_began: datetime,
+    settled_s: float,
 ) -> None:
     opened = [
         (datetime.fromisoformat(event["timestamp"]) - wall_began).total_seconds()
-        for event in house.log_events() + house.log_events("reconciler")
+        for event in local_stack.log_events() + local_stack.log_events("reconciler")
         if event["event"] == "breaker.opened"
     ]
     ended_s = HEALTHY_S + hung_s
@@ -162,7 +171,7 @@ def _report(
         default=None,
     )
     accepted = {a.reference for a in pays if a.status in (201, 202)}
-    charges = Counter(movement["reference"] for movement in house.charges())
+    charges = Counter(movement["reference"] for movement in local_stack.charges())
     del charges[WARM_UP]
     print(f"payments sent                        {len(pays)}")
     print(f"answers by status                    {dict(Counter(a.status for a in pays))}")
@@ -183,7 +192,7 @@ def _report(
     print(f"accepted, not charged                {sum(charges[r] == 0 for r in accepted)}")
     print(f"charged twice                        {sum(n > 1 for n in charges.values())}")
     print(f"charged, not accepted                {sum(r not in accepted for r in charges)}")
-    doubtful = house.metric("holdfast_provider_calls_total", result="unknown")
+    doubtful = local_stack.metric("holdfast_provider_calls_total", result="unknown")
     print(f"calls that ended in doubt            {doubtful:.0f}")
 
 

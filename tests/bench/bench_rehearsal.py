@@ -19,7 +19,7 @@ from time import monotonic, sleep
 import requests
 
 from tests.bench.bench_outage import Answer, Load
-from tests.support.stack.running_house import House, running_house, wait_for
+from tests.support.stack.running_stack import RunningStack, running_stack, wait_for
 
 ROUNDS = 4
 RATE = 20.0
@@ -30,10 +30,13 @@ LIMIT_RATIO = 1.25
 
 def main() -> int:
     """Print both figures and their ratio; 1 when it is above its limit."""
-    with tempfile.TemporaryDirectory() as home, running_house(Path(home) / "house") as house:
+    with (
+        tempfile.TemporaryDirectory() as home,
+        running_stack(Path(home) / "local_stack") as local_stack,
+    ):
         for _ in range(50):
-            house.pay(reference="warm-up")
-        load = Load(house, monotonic())
+            local_stack.pay(reference="warm-up")
+        load = Load(local_stack, monotonic())
         quiet_s, starting_s, rehearsed_s = [], [], []
         with _steadily(load):
             for _ in range(ROUNDS):
@@ -41,7 +44,7 @@ def main() -> int:
                 sleep(QUIET_S)
                 quiet_s.append((began_s, monotonic()))
                 began_s = monotonic()
-                ready_s = _rehearse(house)
+                ready_s = _rehearse(local_stack)
                 starting_s.append((began_s, ready_s))
                 rehearsed_s.append((began_s, monotonic()))
     quiet, starting, rehearsed = (
@@ -78,17 +81,17 @@ def _steadily(load: Load) -> Iterator[None]:
         clock.join()
 
 
-def _rehearse(house: House) -> float:
+def _rehearse(local_stack: RunningStack) -> float:
     """Run one simulation on a pair until its copies end; returns the time at which they were ready."""
-    headers = {"Authorization": f"Bearer {house.api_key}"}
+    headers = {"Authorization": f"Bearer {local_stack.api_key}"}
     begun = requests.post(
-        f"{house.ops_url}/simulate/payment-timeout",
+        f"{local_stack.ops_url}/simulate/payment-timeout",
         json={"scope": "pair", "ttl_s": FAULT_S},
         headers=headers,
         timeout=10,
     )
     begun.raise_for_status()
-    where = house.ops_url + begun.headers["Location"]
+    where = local_stack.ops_url + begun.headers["Location"]
 
     def run() -> dict[str, str]:
         document: dict[str, str] = requests.get(where, timeout=10).json()

@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, rule, run_state_machine_as_test
 
-from tests.support.stack.running_house import House, running_house, wait_for
+from tests.support.stack.running_stack import RunningStack, running_stack, wait_for
 
 # About 20 s of calls on two cores; open payments then need the quiescence time to settle.
 SEQUENCES, STEPS = 14, 22
@@ -45,15 +45,15 @@ def chosen_seed() -> int:
 
 
 @pytest.fixture
-def house(tmp_path: Path) -> Iterator[House]:
+def local_stack(tmp_path: Path) -> Iterator[RunningStack]:
     """A separate local stack, because the end of the test checks every row of its database."""
-    with running_house(
-        tmp_path / "house",
+    with running_stack(
+        tmp_path / "local_stack",
         HOLDFAST_PROVIDER_TIMEOUT_MS=PROVIDER_TIMEOUT_MS,
         # An open breaker would keep most calls away from the faults under test.
         HOLDFAST_BREAKER_ENABLED="false",
-    ) as house:
-        yield house
+    ) as local_stack:
+        yield local_stack
 
 
 # The fault of the provider's next call of the kind. Most payments have none, so that the doubtful
@@ -75,9 +75,9 @@ class Callers(RuleBasedStateMachine):
     charged = Bundle("charged")
     authorised = Bundle("authorised")
 
-    def __init__(self, house: House, reference: str) -> None:
+    def __init__(self, local_stack: RunningStack, reference: str) -> None:
         super().__init__()
-        self.house = house
+        self.local_stack = local_stack
         self.reference = reference
         self.last: tuple[str, str, dict[str, Any]] | None = None
 
@@ -139,10 +139,10 @@ class Callers(RuleBasedStateMachine):
 
     @rule(payment=charged, success=st.booleans())
     def the_payer_decides(self, payment: Payment, success: bool) -> None:
-        provider_ref = self.house.get(payment.path).json().get("provider_ref")
+        provider_ref = self.local_stack.get(payment.path).json().get("provider_ref")
         if provider_ref is not None:
             decision = {"payment_intent": provider_ref, "success": success}
-            self.house.sandbox("POST", "/_complete_action", json=decision)
+            self.local_stack.sandbox("POST", "/_complete_action", json=decision)
 
     def begin(self, amount: int, card: str, capture_method: str, fault: str | None) -> Payment:
         self.inject("confirm", fault)
@@ -160,48 +160,50 @@ class Callers(RuleBasedStateMachine):
     def inject(self, operation: str, fault: str | None) -> None:
         """Set the fault of the provider's next call of this kind."""
         mix = {fault or "ok": 1}
-        self.house.control(mix, operations=[operation], times=1, late_s=3, hang_s=5)
+        self.local_stack.control(mix, operations=[operation], times=1, late_s=3, hang_s=5)
 
     def call(self, path: str, body: dict[str, Any], key: str | None = None) -> requests.Response:
         key = key or str(uuid4())
         self.last = (path, key, body)
-        answer = self.house.request("POST", path, json=body, headers={"Idempotency-Key": key})
+        answer = self.local_stack.request("POST", path, json=body, headers={"Idempotency-Key": key})
         promises = PROMISES | {404} if path.startswith("/v1/payments/none") else PROMISES
         assert answer.status_code in promises, (path, answer.status_code, answer.text)
         return answer
 
     def teardown(self) -> None:
         """The invariants of the provider's books, which hold at every moment, also with open calls."""
-        self.house.control({"ok": 1})
-        for payment in by_payment(self.house, self.reference).values():
+        self.local_stack.control({"ok": 1})
+        for payment in by_payment(self.local_stack, self.reference).values():
             assert_never_too_much(payment)
 
 
-def test_after_any_sequence_of_calls_and_faults_both_books_agree(house: House) -> None:
+def test_after_any_sequence_of_calls_and_faults_both_books_agree(local_stack: RunningStack) -> None:
     number, run = chosen_seed(), str(uuid4())
     print(f"PROPERTY_SEED={number}")
 
-    explore(house, run, number)
-    settle(house)
+    explore(local_stack, run, number)
+    settle(local_stack)
 
-    provider = by_payment(house, run)
-    ours = {payment["id"]: payment for payment in listed(house, f"/v1/payments?reference={run}&")}
+    provider = by_payment(local_stack, run)
+    ours = {
+        payment["id"]: payment for payment in listed(local_stack, f"/v1/payments?reference={run}&")
+    }
     assert set(provider) <= set(ours), "a charge that we do not know"
     for payment_id, payment in ours.items():
         moved = provider.get(payment_id, {})
-        refunds = listed(house, f"/v1/payments/{payment_id}/refunds?")
+        refunds = listed(local_stack, f"/v1/payments/{payment_id}/refunds?")
         assert_books_agree(payment, refunds, moved)
     assert any(moved.get("refund") for moved in provider.values()), "nothing was tried"
     assert any(moved.get("capture") for moved in provider.values()), "nothing was tried"
-    assert house.broken_promises() == {}
+    assert local_stack.broken_promises() == {}
 
 
-def explore(house: House, run: str, number: int) -> None:
+def explore(local_stack: RunningStack, run: str, number: int) -> None:
     """Run the sequences, each on separate payments; a failing one is shrunk and printed."""
 
     @seed(number)
     def machine() -> Callers:
-        return Callers(house, run)
+        return Callers(local_stack, run)
 
     run_state_machine_as_test(
         machine,
@@ -215,10 +217,10 @@ def explore(house: House, run: str, number: int) -> None:
     )
 
 
-def settle(house: House) -> None:
+def settle(local_stack: RunningStack) -> None:
     """Wait until only payments that wait for a client or a payer are open."""
-    house.control({"ok": 1})
-    with closing(psycopg2.connect(house.database_url)) as connection:
+    local_stack.control({"ok": 1})
+    with closing(psycopg2.connect(local_stack.database_url)) as connection:
         connection.autocommit = True
         with connection.cursor() as cursor:
 
@@ -226,7 +228,7 @@ def settle(house: House) -> None:
                 cursor.execute(_PENDING)
                 for (refund,) in cursor.fetchall():
                     decision = {"refund": refund, "success": True}
-                    house.sandbox("POST", "/_complete_refund", json=decision)
+                    local_stack.sandbox("POST", "/_complete_refund", json=decision)
                 # The schedule's long pauses are not under test.
                 cursor.execute(_HURRY.format(table="payments"))
                 cursor.execute(_HURRY.format(table="movements"))
@@ -253,10 +255,10 @@ _OPEN = """
 Moved = dict[str, list[int]]
 
 
-def by_payment(house: House, run: str) -> dict[str, Moved]:
+def by_payment(local_stack: RunningStack, run: str) -> dict[str, Moved]:
     """The provider's movements of our payments: payment -> kind -> amounts."""
     books: dict[str, Moved] = {}
-    for movement in house.sandbox("GET", f"/_books?reference={run}").json()["movements"]:
+    for movement in local_stack.sandbox("GET", f"/_books?reference={run}").json()["movements"]:
         kinds = books.setdefault(movement["payment_id"], {})
         kinds.setdefault(movement["kind"], []).append(movement["amount"])
     return books
@@ -286,11 +288,11 @@ def assert_books_agree(
     assert (payment["status"] == "requires_capture") == is_held, told
 
 
-def listed(house: House, path: str) -> list[dict[str, Any]]:
+def listed(local_stack: RunningStack, path: str) -> list[dict[str, Any]]:
     """All pages of a list."""
     found, cursor = [], ""
     while True:
-        page = house.get(f"{path}limit=100{cursor}").json()
+        page = local_stack.get(f"{path}limit=100{cursor}").json()
         found += page["data"]
         if not page["has_more"]:
             return found

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from service.providers.stripe.currencies import STRIPE_AMOUNTS
-from tests.support.stack.running_house import ROOT, House, running_house
+from tests.support.stack.running_stack import ROOT, RunningStack, running_stack
 
 pytestmark = pytest.mark.timeout(540)
 
@@ -50,54 +50,61 @@ def chosen_seed() -> int:
 
 
 @pytest.fixture(scope="module")
-def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
-    with running_house(
-        tmp_path_factory.mktemp("house"),
+def local_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
+    with running_stack(
+        tmp_path_factory.mktemp("local_stack"),
         STRIPE_WEBHOOK_SECRET=WEBHOOK_SECRET,
         # More than a busy machine needs for an answer: a slow answer would open the breaker.
         HOLDFAST_PROVIDER_TIMEOUT_MS="4000",
         # The test sends a thousand calls of one key in a few seconds.
         HOLDFAST_RATE_LIMIT_BURST="1000000",
-    ) as house:
-        yield house
+    ) as local_stack:
+        yield local_stack
 
 
 @pytest.mark.slow
-def test_every_answer_is_as_described(house: House) -> None:
-    assert compare(house, "--phases", "examples,coverage", allowed_503="") == 0
+def test_every_answer_is_as_described(local_stack: RunningStack) -> None:
+    assert compare(local_stack, "--phases", "examples,coverage", allowed_503="") == 0
 
 
 @pytest.mark.slow
-def test_so_is_every_answer_to_calls_that_follow_one_another(house: House) -> None:
-    assert compare(house, "--phases", "fuzzing,stateful", allowed_503="") == 0
+def test_so_is_every_answer_to_calls_that_follow_one_another(local_stack: RunningStack) -> None:
+    assert compare(local_stack, "--phases", "fuzzing,stateful", allowed_503="") == 0
 
 
 @pytest.mark.slow
-def test_every_answer_is_as_described_while_the_provider_fails(house: House) -> None:
-    before = house.metric("holdfast_provider_calls_total", result="unknown")
-    house.control(FAULTS)
+def test_every_answer_is_as_described_while_the_provider_fails(local_stack: RunningStack) -> None:
+    before = local_stack.metric("holdfast_provider_calls_total", result="unknown")
+    local_stack.control(FAULTS)
     try:
         # The other calls do not use the provider.
         of_money = ("--include-path-regex", "^/v1/(payments|refunds)")
-        status = compare(house, "--phases", "fuzzing", *of_money, allowed_503=PROVIDER_503)
+        status = compare(local_stack, "--phases", "fuzzing", *of_money, allowed_503=PROVIDER_503)
         # The few drawn payments may meet no fault; of these one does, but for one run in a million.
         for _ in range(40):
-            if house.metric("holdfast_provider_calls_total", result="unknown") > before:
+            if local_stack.metric("holdfast_provider_calls_total", result="unknown") > before:
                 break
-            house.pay()
+            local_stack.pay()
     finally:
-        house.control({"ok": 1.0})
+        local_stack.control({"ok": 1.0})
 
     assert status == 0
-    assert house.metric("holdfast_provider_calls_total", result="unknown") > before
+    assert local_stack.metric("holdfast_provider_calls_total", result="unknown") > before
 
 
-def compare(house: House, *options: str, allowed_503: str) -> int:
+def compare(local_stack: RunningStack, *options: str, allowed_503: str) -> int:
     """Run schemathesis to its end; its findings are printed with a command that repeats them."""
     seed = chosen_seed()
     command = [
         str(Path(sys.executable).with_name("schemathesis")),
-        *("--config-file", str(CONFIG), "run", f"{house.url}/openapi.json", "--checks", "all"),
+        *(
+            "--config-file",
+            str(CONFIG),
+            "run",
+            f"{local_stack.url}/openapi.json",
+            "--checks",
+            "all",
+        ),
         *("--max-examples", str(EXAMPLES), "--seed", str(seed), "--no-color", *options),
     ]
     print(f"seed: {seed}, {' '.join(options)}")
@@ -106,7 +113,7 @@ def compare(house: House, *options: str, allowed_503: str) -> int:
         cwd=ROOT,
         env={
             **os.environ,
-            "HOLDFAST_API_KEY": house.api_key,
+            "HOLDFAST_API_KEY": local_stack.api_key,
             "STRIPE_WEBHOOK_SECRET": WEBHOOK_SECRET,
             "ALLOWED_503": allowed_503,
             "PROVIDER_CURRENCIES": " ".join(STRIPE_AMOUNTS.units or {}),

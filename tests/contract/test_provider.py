@@ -17,7 +17,7 @@ import pytest
 from service.errors import Busy
 from service.providers.base import Charge, Outcome, OutcomeKind, Provider, Refund, Stage
 from service.resilience.deadline import Deadline
-from tests.support.stack.running_house import free_port
+from tests.support.stack.running_stack import free_port
 
 # Faults, and whether the provider executes the call before it is lost.
 DOUBTS = {

@@ -18,7 +18,7 @@ import requests
 from tests.support.processes.tls_front import tls_front
 from tests.support.providers.provider_rigs import API_KEY, StripeMock
 from tests.support.providers.rival_providers import running_stripe_mock
-from tests.support.stack.running_house import ROOT, House, running_house, wait_for
+from tests.support.stack.running_stack import ROOT, RunningStack, running_stack, wait_for
 
 pytestmark = pytest.mark.needs("stripe-mock")
 
@@ -29,12 +29,12 @@ PROVIDER = {"provider": "stripe_charges"}
 class Shop:
     """A local stack, its provider, and the settings that connect them."""
 
-    house: House
+    local_stack: RunningStack
     mock: StripeMock
     settings: dict[str, str]
 
     def pay(self, source: str = "tok_visa", **body: Any) -> requests.Response:
-        return self.house.pay(payment_method=source, **body)
+        return self.local_stack.pay(payment_method=source, **body)
 
     def charges(self, payment_id: str) -> list[dict[str, Any]]:
         """The charges of a payment in the provider's books."""
@@ -52,8 +52,8 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
             "STRIPE_API_KEY": API_KEY,
             "HOLDFAST_PROVIDER_CA_FILE": str(front.ca_file),
         }
-        with running_house(tmp_path_factory.mktemp("house"), **settings) as house:
-            yield Shop(house, StripeMock(front, url, "one_shot"), settings)
+        with running_stack(tmp_path_factory.mktemp("local_stack"), **settings) as local_stack:
+            yield Shop(local_stack, StripeMock(front, url, "one_shot"), settings)
 
 
 def test_payment_is_charged_in_one_call_and_names_its_provider(shop: Shop):
@@ -70,7 +70,7 @@ def test_a_decline_brings_the_banks_code(shop: Shop):
     answer = shop.pay("tok_chargeDeclinedInsufficientFunds")
 
     assert answer.status_code == 402
-    found = shop.house.get(answer.headers["Location"]).json()
+    found = shop.local_stack.get(answer.headers["Location"]).json()
     assert found["decline"]["code"] == "insufficient_funds"
 
 
@@ -93,7 +93,7 @@ def test_an_answer_that_is_lost_is_settled_with_one_charge(shop: Shop):
         answer = shop.pay()
 
     doubt = answer.json()
-    settled = shop.house.settled(doubt["id"])
+    settled = shop.local_stack.settled(doubt["id"])
 
     assert (answer.status_code, doubt["status"]) == (202, "unknown")
     assert settled["status"] == "succeeded"
@@ -104,7 +104,7 @@ def test_a_refund_whose_answer_is_lost_is_given_back_once(shop: Shop):
     paid = shop.pay().json()
 
     with shop.mock.front.failing("reset_after"):
-        refund = shop.house.request(
+        refund = shop.local_stack.request(
             "POST",
             f"/v1/payments/{paid['id']}/refunds",
             json={"amount": 599},
@@ -122,7 +122,7 @@ def test_both_books_tell_the_same(shop: Shop):
     for source in ("tok_visa", "tok_chargeDeclined", "tok_visa"):
         shop.pay(source)
 
-    payments = shop.house.get("/v1/payments?limit=100").json()["data"]
+    payments = shop.local_stack.get("/v1/payments?limit=100").json()["data"]
     ours = Counter({one["id"]: one["amount_captured"] for one in payments})
     theirs: Counter[str] = Counter()
     for charge in shop.mock.listed("charges"):
@@ -131,21 +131,21 @@ def test_both_books_tell_the_same(shop: Shop):
 
     assert +ours == +theirs
     assert len(+ours) >= 2
-    assert shop.house.broken_promises() == {}
+    assert shop.local_stack.broken_promises() == {}
 
 
 def test_the_figures_go_by_the_providers_name(shop: Shop):
     shop.pay()
 
-    assert shop.house.metric("holdfast_payments_total", **PROVIDER, outcome="succeeded") > 0
-    assert shop.house.metric("holdfast_breaker_state", **PROVIDER, state="closed") > 0
-    assert shop.house.metric("holdfast_provider_calls_total", provider="stripe") == 0
+    assert shop.local_stack.metric("holdfast_payments_total", **PROVIDER, outcome="succeeded") > 0
+    assert shop.local_stack.metric("holdfast_breaker_state", **PROVIDER, state="closed") > 0
+    assert shop.local_stack.metric("holdfast_provider_calls_total", provider="stripe") == 0
 
 
 def test_consoles_test_payment_is_accepted_by_this_provider(shop: Shop):
     answer = requests.post(
-        f"{shop.house.ops_url}/console/payments",
-        headers={"Authorization": f"Bearer {shop.house.api_key}"},
+        f"{shop.local_stack.ops_url}/console/payments",
+        headers={"Authorization": f"Bearer {shop.local_stack.api_key}"},
         timeout=60,
     )
 
@@ -153,7 +153,7 @@ def test_consoles_test_payment_is_accepted_by_this_provider(shop: Shop):
 
 
 def test_the_doctor_reaches_the_provider(shop: Shop):
-    environ = {**os.environ, **shop.settings, "HOLDFAST_HOME": shop.house.home}
+    environ = {**os.environ, **shop.settings, "HOLDFAST_HOME": shop.local_stack.home}
     doctor = subprocess.run(
         [sys.executable, "-m", "service", "doctor", "--json"],
         cwd=ROOT,
@@ -171,14 +171,14 @@ def test_the_doctor_reaches_the_provider(shop: Shop):
 def move(shop: Shop, payment: dict[str, Any], what: str, body: dict[str, Any]) -> dict[str, Any]:
     """Capture or void the payment; returns its new state."""
     path = f"/v1/payments/{payment['id']}"
-    answer = shop.house.request(
+    answer = shop.local_stack.request(
         "POST", f"{path}/{what}", json=body, headers={"Idempotency-Key": str(uuid4())}
     )
     assert answer.status_code == 200, answer.text
-    found: dict[str, Any] = shop.house.get(path).json()
+    found: dict[str, Any] = shop.local_stack.get(path).json()
     return found
 
 
 def refund_if(shop: Shop, refund_id: str, status: str) -> dict[str, Any] | None:
-    refund: dict[str, Any] = shop.house.get(f"/v1/refunds/{refund_id}").json()
+    refund: dict[str, Any] = shop.local_stack.get(f"/v1/refunds/{refund_id}").json()
     return refund if refund["status"] == status else None

@@ -16,25 +16,25 @@ from standardwebhooks import Webhook
 
 from tests.integration.database.test_database_settings import SHELL
 from tests.support.processes.webhook_receiver import webhook_receiver
-from tests.support.stack.running_house import ROOT, House, free_port, running_house, wait_for
+from tests.support.stack.running_stack import ROOT, RunningStack, free_port, running_stack, wait_for
 
 
 @pytest.fixture(scope="module")
-def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
-    home = tmp_path_factory.mktemp("house")
-    with running_house(home) as house:
-        yield house
+def local_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
+    home = tmp_path_factory.mktemp("local_stack")
+    with running_stack(home) as local_stack:
+        yield local_stack
 
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture
-def command(house: House) -> Command:
+def command(local_stack: RunningStack) -> Command:
     """`python -m service ...` with only the run's home as its setting."""
 
     def command(*words: str, **environ: str) -> subprocess.CompletedProcess[str]:
-        return run_command(*words, HOLDFAST_HOME=house.home, **environ)
+        return run_command(*words, HOLDFAST_HOME=local_stack.home, **environ)
 
     return command
 
@@ -61,8 +61,10 @@ def parsed(done: subprocess.CompletedProcess[str]) -> Any:
     return json.loads(done.stdout)
 
 
-def test_a_payment_is_found_and_its_life_is_told(house: House, command: Command) -> None:
-    payment = house.pay(reference="order-1").json()
+def test_a_payment_is_found_and_its_life_is_told(
+    local_stack: RunningStack, command: Command
+) -> None:
+    payment = local_stack.pay(reference="order-1").json()
 
     listed = command("payments", "list", "--reference", "order-1")
     shown = parsed(command("payments", "show", payment["id"], "--json"))
@@ -73,9 +75,9 @@ def test_a_payment_is_found_and_its_life_is_told(house: House, command: Command)
 
 
 def test_what_cannot_be_done_is_said_in_a_sentence_with_status_1(
-    house: House, command: Command
+    local_stack: RunningStack, command: Command
 ) -> None:
-    payment = house.pay().json()["id"]
+    payment = local_stack.pay().json()["id"]
     resolve = ("--outcome", "declined", "--evidence", "seen in the books")
 
     refused = [
@@ -91,7 +93,9 @@ def test_what_cannot_be_done_is_said_in_a_sentence_with_status_1(
     assert all(done.stderr.count("\n") == 1 and not done.stdout for done in refused)
 
 
-def test_the_acts_of_commands_are_in_the_audit_log(house: House, command: Command) -> None:
+def test_the_acts_of_commands_are_in_the_audit_log(
+    local_stack: RunningStack, command: Command
+) -> None:
     made = parsed(command("keys", "make", "--scopes", "read", "--label", "till 9", "--json"))
     command("keys", "revoke", made["id"])
 
@@ -108,12 +112,12 @@ def test_the_acts_of_commands_are_in_the_audit_log(house: House, command: Comman
 
 
 def test_resolved_doubt_has_its_operator_and_reason_in_timeline(
-    house: House, command: Command
+    local_stack: RunningStack, command: Command
 ) -> None:
     # Neither the charge nor the look-ups get an answer, so only a person can decide.
-    house.control({"hang_after_charge": 1.0}, operations=["confirm", "retrieve"])
+    local_stack.control({"hang_after_charge": 1.0}, operations=["confirm", "retrieve"])
     try:
-        payment = house.pay(headers={"X-Request-Timeout-Ms": "3000"}).json()
+        payment = local_stack.pay(headers={"X-Request-Timeout-Ms": "3000"}).json()
         assert payment["status"] == "unknown"
         found = ("--outcome", "succeeded", "--evidence", "pi_1 in the books")
         # The command is refused during a look-up, and each look-up hangs.
@@ -121,7 +125,7 @@ def test_resolved_doubt_has_its_operator_and_reason_in_timeline(
         answer = wait_for(lambda: if_done(command(*resolve)), timeout_s=60)
         resolved = parsed(answer)
     finally:
-        house.control({"ok": 1.0})
+        local_stack.control({"ok": 1.0})
 
     assert (resolved["status"], resolved["amount_captured"]) == ("succeeded", 2599)
     steps = parsed(command("payments", "show", payment["id"], "--json"))["timeline"]
@@ -131,22 +135,22 @@ def test_resolved_doubt_has_its_operator_and_reason_in_timeline(
 
 
 def test_a_key_made_here_opens_the_service_until_it_is_revoked(
-    house: House, command: Command
+    local_stack: RunningStack, command: Command
 ) -> None:
     made = parsed(command("keys", "make", "--scopes", "read", "--label", "till 4", "--json"))
     headers = {"Authorization": f"Bearer {made['key']}"}
-    assert house.request("GET", "/v1/payments", headers=headers).status_code == 200
+    assert local_stack.request("GET", "/v1/payments", headers=headers).status_code == 200
 
     assert command("keys", "revoke", made["id"]).returncode == 0
 
-    wait_for(lambda: house.request("GET", "/v1/payments", headers=headers).status_code == 401)
+    wait_for(lambda: local_stack.request("GET", "/v1/payments", headers=headers).status_code == 401)
     listed = {key["id"]: key for key in parsed(command("keys", "list", "--json"))}
     assert (listed[made["id"]]["status"], listed[made["id"]]["label"]) == ("revoked", "till 4")
     assert made["key"] not in command("keys", "list").stdout
 
 
-def test_events_are_told_a_line_each_in_order(house: House, command: Command) -> None:
-    payment = house.pay().json()["id"]
+def test_events_are_told_a_line_each_in_order(local_stack: RunningStack, command: Command) -> None:
+    payment = local_stack.pay().json()["id"]
 
     done = command("events", "tail", "--once", "--json", "--payment", payment)
 
@@ -154,30 +158,34 @@ def test_events_are_told_a_line_each_in_order(house: House, command: Command) ->
     assert told == ["payment.accepted", "payment.sending", "payment.succeeded"]
 
 
-def test_a_merchant_hears_of_a_payment_within_seconds(house: House) -> None:
-    delivered = house.metric("holdfast_webhook_deliveries_total", result="delivered")
+def test_a_merchant_hears_of_a_payment_within_seconds(local_stack: RunningStack) -> None:
+    delivered = local_stack.metric("holdfast_webhook_deliveries_total", result="delivered")
     with webhook_receiver() as receiver:
         receiver.statuses = [500]
-        made = house.request("POST", "/v1/webhook_endpoints", json={"url": receiver.url}).json()
-        payment = house.pay().json()["id"]
+        made = local_stack.request(
+            "POST", "/v1/webhook_endpoints", json={"url": receiver.url}
+        ).json()
+        payment = local_stack.pay().json()["id"]
 
         wait_for(lambda: receiver.got)
         # The first try failed; after the endpoint is enabled, waiting events are sent at once.
         path = f"/v1/webhook_endpoints/{made['id']}"
-        wait_for(lambda: house.get(path).json()["last_error"] == "status 500")
-        house.request("PATCH", path, json={"status": "paused"})
-        wait_for(lambda: house.get(path).json()["pending"] == 1)
-        house.request("PATCH", path, json={"status": "enabled"})
+        wait_for(lambda: local_stack.get(path).json()["last_error"] == "status 500")
+        local_stack.request("PATCH", path, json={"status": "paused"})
+        wait_for(lambda: local_stack.get(path).json()["pending"] == 1)
+        local_stack.request("PATCH", path, json={"status": "enabled"})
         wait_for(lambda: len(receiver.got) == 2)
 
         headers, body = receiver.got[1]
         assert Webhook(made["secret"]).verify(body, headers)["data"]["payment_id"] == payment
-        wait_for(lambda: house.get(path).json()["last_delivered_at"])
-        house.request("DELETE", path)
-    assert house.metric("holdfast_webhook_deliveries_total", result="delivered") == delivered + 1
+        wait_for(lambda: local_stack.get(path).json()["last_delivered_at"])
+        local_stack.request("DELETE", path)
+    assert (
+        local_stack.metric("holdfast_webhook_deliveries_total", result="delivered") == delivered + 1
+    )
 
 
-def test_the_doctor_finds_a_running_house_sound(command: Command) -> None:
+def test_the_doctor_finds_a_running_stack_sound(command: Command) -> None:
     findings = parsed(command("doctor", "--json"))
 
     assert {finding["check"]: finding["state"] for finding in findings} == {
@@ -188,12 +196,14 @@ def test_the_doctor_finds_a_running_house_sound(command: Command) -> None:
     }
 
 
-def test_the_doctor_says_what_is_wrong_and_what_to_do(house: House, tmp_path: Path) -> None:
+def test_the_doctor_says_what_is_wrong_and_what_to_do(
+    local_stack: RunningStack, tmp_path: Path
+) -> None:
     ill = run_command(
         "doctor",
         "--json",
         HOLDFAST_HOME=str(tmp_path),
-        DATABASE_URL=house.database_url,
+        DATABASE_URL=local_stack.database_url,
         HOLDFAST_WEB_WORKERS="100",
         STRIPE_API_BASE=f"http://127.0.0.1:{free_port()}",
         STRIPE_API_KEY="sk_test_x",
@@ -227,13 +237,13 @@ def test_without_a_database_a_command_says_where_it_looked(tmp_path: Path) -> No
 def test_a_developers_shell_reaches_no_part_of_a_local_run(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
-    with running_house(tmp_path_factory.mktemp("shell"), **SHELL) as house:
-        paid = house.pay(reference="Zürich, 東京")
+    with running_stack(tmp_path_factory.mktemp("shell"), **SHELL) as local_stack:
+        paid = local_stack.pay(reference="Zürich, 東京")
         listed = run_command(
             *("payments", "list", "--reference", "Zürich, 東京", "--json"),
-            **{**SHELL, "HOLDFAST_HOME": house.home},
+            **{**SHELL, "HOLDFAST_HOME": local_stack.home},
         )
-        found = run_command("doctor", "--json", **{**SHELL, "HOLDFAST_HOME": house.home})
+        found = run_command("doctor", "--json", **{**SHELL, "HOLDFAST_HOME": local_stack.home})
 
     assert (paid.status_code, paid.json()["status"]) == (201, "succeeded")
     assert [one["id"] for one in parsed(listed)] == [paid.json()["id"]]

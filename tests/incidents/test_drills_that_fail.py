@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from tests.support.stack.rehearsing import ask, begin_drill, ended, wait_until_struck
-from tests.support.stack.running_house import ROOT, House, running_house, wait_for
+from tests.support.stack.drilling import ask, begin_drill, ended, wait_until_struck
+from tests.support.stack.running_stack import ROOT, RunningStack, running_stack, wait_for
 
 SHORT_DRILL = """
 title = "{name}"
@@ -39,59 +39,61 @@ blind_fault_s = 12
 
 
 @pytest.fixture(scope="module")
-def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+def local_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
     own = tmp_path_factory.mktemp("drills")
     for name, pause_ms in (("a-little-slow", 20), ("slower", 60)):
         (own / f"{name}.toml").write_text(SHORT_DRILL.format(name=name, pause_ms=pause_ms))
     (own / "our-day.toml").write_text(OWN_DAY)
-    with running_house(tmp_path_factory.mktemp("house"), HOLDFAST_DRILLS_DIR=str(own)) as house:
-        yield house
+    with running_stack(
+        tmp_path_factory.mktemp("local_stack"), HOLDFAST_DRILLS_DIR=str(own)
+    ) as local_stack:
+        yield local_stack
 
 
-def test_a_fault_that_nobody_felt_proves_nothing(house: House):
+def test_a_fault_that_nobody_felt_proves_nothing(local_stack: RunningStack):
     # A stall that ends before the deadline is no timeout.
-    run = ended(house, begin_drill(house, "payment-timeout", fault_s=1))
+    run = ended(local_stack, begin_drill(local_stack, "payment-timeout", fault_s=1))
 
     assert run["verdict"] == "INCONCLUSIVE"
     assert "Calls to the provider timed out" in run["summary"]
 
 
-def test_stopped_drill_ends_its_fault_and_settles_its_payments(house: House):
-    where = begin_drill(house, "payment-timeout", fault_s=60)
-    wait_until_struck(house, where)
+def test_stopped_drill_ends_its_fault_and_settles_its_payments(local_stack: RunningStack):
+    where = begin_drill(local_stack, "payment-timeout", fault_s=60)
+    wait_until_struck(local_stack, where)
 
-    ask(house, "DELETE", where)
-    run = ended(house, where)
+    ask(local_stack, "DELETE", where)
+    run = ended(local_stack, where)
 
     assert (run["verdict"], run["fault_ended_at"] is not None) == ("ABORTED", True)
     assert run["invariants"]
     assert [rule for rule in run["invariants"] if not rule["ok"]] == []
 
 
-def test_a_game_day_plays_every_part_and_keeps_each_report(house: House):
-    run = ended(house, begin_drill(house, "our-day"))
+def test_a_game_day_plays_every_part_and_keeps_each_report(local_stack: RunningStack):
+    run = ended(local_stack, begin_drill(local_stack, "our-day"))
 
     assert run["verdict"] == "HELD", run["summary"]
     assert [part["name"] for part in run["parts"]] == ["a-little-slow", "slower"]
-    kept = [ask(house, "GET", f"/drills/{part['id']}").json() for part in run["parts"]]
+    kept = [ask(local_stack, "GET", f"/drills/{part['id']}").json() for part in run["parts"]]
     assert [part["reason"] for part in kept] == [f"our-day {run['id']}"] * 2
-    page = ask(house, "GET", f"/drills/{run['id']}?format=html").text
+    page = ask(local_stack, "GET", f"/drills/{run['id']}?format=html").text
     assert all(f"/drills/{part['id']}?format=html" in page for part in run["parts"])
 
 
-def test_a_blind_day_tells_nobody_until_somebody_names_it(house: House):
-    where = begin_drill(house, "our-day", blind=True)
-    wait_until_struck(house, where)
-    hidden = ask(house, "GET", where)
-    links = ask(house, "GET", "/simulate").json()["links"]
+def test_a_blind_day_tells_nobody_until_somebody_names_it(local_stack: RunningStack):
+    where = begin_drill(local_stack, "our-day", blind=True)
+    wait_until_struck(local_stack, where)
+    hidden = ask(local_stack, "GET", where)
+    links = ask(local_stack, "GET", "/simulate").json()["links"]
 
-    wrong = name_it(house, where, "payment-timeout")
+    wrong = name_it(local_stack, where, "payment-timeout")
     right = next(
         answer
         for name in ("a-little-slow", "slower")
-        if (answer := name_it(house, where, name))["right"]
+        if (answer := name_it(local_stack, where, name))["right"]
     )
-    run = ended(house, where)
+    run = ended(local_stack, where)
 
     assert "latency" not in hidden.text
     assert "slow" not in hidden.text
@@ -104,14 +106,14 @@ def test_a_blind_day_tells_nobody_until_somebody_names_it(house: House):
     assert run["verdict"] == "HELD"
 
 
-def name_it(house: House, where: str, name: str) -> dict[str, Any]:
-    answer: dict[str, Any] = ask(house, "POST", f"{where}/answer", json={"name": name}).json()
+def name_it(local_stack: RunningStack, where: str, name: str) -> dict[str, Any]:
+    answer: dict[str, Any] = ask(local_stack, "POST", f"{where}/answer", json={"name": name}).json()
     return answer
 
 
-def test_a_blind_day_is_played_from_the_command_line(house: House):
-    player = start(house, "our-day", "--blind")
-    answer = wait_for(lambda: _answered(house, "slower"), timeout_s=60)
+def test_a_blind_day_is_played_from_the_command_line(local_stack: RunningStack):
+    player = start(local_stack, "our-day", "--blind")
+    answer = wait_for(lambda: _answered(local_stack, "slower"), timeout_s=60)
     said, _ = player.communicate(timeout=90)
 
     assert answer.split()[0] in ("Right:", "Wrong:")
@@ -120,24 +122,24 @@ def test_a_blind_day_is_played_from_the_command_line(house: House):
     assert player.returncode == 0
 
 
-def test_a_blind_day_that_is_only_looked_at_announces_nothing(house: House):
-    said, _ = start(house, "our-day", "--blind", "--dry-run").communicate(timeout=60)
+def test_a_blind_day_that_is_only_looked_at_announces_nothing(local_stack: RunningStack):
+    said, _ = start(local_stack, "our-day", "--blind", "--dry-run").communicate(timeout=60)
 
     assert json.loads(said)["would_begin"]
 
 
-def _answered(house: House, name: str) -> str | None:
+def _answered(local_stack: RunningStack, name: str) -> str | None:
     """The command's output for a guess, as soon as a fault can be named."""
-    done = start(house, "--answer", name)
+    done = start(local_stack, "--answer", name)
     said, _ = done.communicate(timeout=60)
     return said if done.returncode in (0, 1) else None
 
 
-def start(house: House, *words: str) -> subprocess.Popen[str]:
+def start(local_stack: RunningStack, *words: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "service", "drill", *words],
         cwd=ROOT,
-        env={"HOLDFAST_HOME": house.home, "PATH": "/usr/bin:/bin"},
+        env={"HOLDFAST_HOME": local_stack.home, "PATH": "/usr/bin:/bin"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.processes.process_family import family, parent, read, runs
-from tests.support.stack.running_house import ROOT, running_house, wait_for
+from tests.support.stack.running_stack import ROOT, running_stack, wait_for
 
 # The smallest configuration: these tests do not depend on its numbers.
 SMALL = {"HOLDFAST_WEB_WORKERS": "1", "HOLDFAST_WEB_THREADS": "4", "HOLDFAST_DB_POOL_SIZE": "4"}
@@ -51,26 +51,26 @@ def paid_before() -> list[str]:
     ],
 )
 def test_kill_of_any_part_leaves_no_process_and_loses_no_payment(home, paid_before, part):
-    with running_house(home, first_start=True, **SMALL) as house:
-        known = [house.get(f"/v1/payments/{payment}").json() for payment in paid_before]
-        paid_before.append(house.pay().json()["id"])
-        everyone = family(house.process.pid)
+    with running_stack(home, first_start=True, **SMALL) as local_stack:
+        known = [local_stack.get(f"/v1/payments/{payment}").json() for payment in paid_before]
+        paid_before.append(local_stack.pay().json()["id"])
+        everyone = family(local_stack.process.pid)
 
-        os.kill(house.pids[part], signal.SIGKILL)
+        os.kill(local_stack.pids[part], signal.SIGKILL)
 
         wait_for(lambda: not any(map(runs, everyone)), timeout_s=30)
         assert len(everyone) > 12
         assert [payment["status"] for payment in known] == ["succeeded"] * len(known)
         if part != "supervisor":
-            assert house.process.wait(60) == 1
+            assert local_stack.process.wait(60) == 1
             said = (home / "run.out").read_text()
             assert f"The {part.replace('_', ' ')} ended unexpectedly" in said
 
 
 def test_after_a_kill_of_a_keeper_nothing_runs_either(home):
-    with running_house(home, first_start=True, **SMALL) as house:
-        everyone = family(house.process.pid)
-        manager_pid = parent(house.pids["data_plane"])
+    with running_stack(home, first_start=True, **SMALL) as local_stack:
+        everyone = family(local_stack.process.pid)
+        manager_pid = parent(local_stack.pids["data_plane"])
         assert manager_pid in everyone
 
         os.kill(manager_pid, signal.SIGKILL)
@@ -80,21 +80,21 @@ def test_after_a_kill_of_a_keeper_nothing_runs_either(home):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_stop_signal_stops_all_parts_with_exit_code_0(home, number):
-    with running_house(home, first_start=True, **SMALL) as house:
-        everyone = family(house.process.pid)
+    with running_stack(home, first_start=True, **SMALL) as local_stack:
+        everyone = family(local_stack.process.pid)
 
-        house.process.send_signal(number)
+        local_stack.process.send_signal(number)
 
-        assert house.process.wait(60) == 0
+        assert local_stack.process.wait(60) == 0
         assert not any(map(runs, everyone))
         assert not (home / "run.json").exists()
 
 
 def test_a_run_tells_how_to_pay_and_keeps_its_secrets(home):
     """One run for all that changes nothing: a start costs seconds of processor time."""
-    with running_house(home, first_start=True, **SMALL) as house:
-        _the_pasted_command_pays((home / "run.out").read_text(), house.ops_url)
-        _no_secret_is_on_a_command_line_or_open_to_others(home, family(house.process.pid))
+    with running_stack(home, first_start=True, **SMALL) as local_stack:
+        _the_pasted_command_pays((home / "run.out").read_text(), local_stack.ops_url)
+        _no_secret_is_on_a_command_line_or_open_to_others(home, family(local_stack.process.pid))
         _a_second_run_is_refused_at_once(home)
 
 
@@ -134,9 +134,9 @@ def test_own_database_and_provider_replace_the_local_ones(home, database_url, ow
         "STRIPE_API_KEY": "sk_test_x",
         "HOLDFAST_PROVIDER_CA_FILE": str(sandbox.ca_file),
     }
-    with running_house(home.with_name("given"), **SMALL, **given) as house:
-        assert house.pay().status_code == 201
-        assert not house.pids.keys() & {"postgres", "sandbox"}
+    with running_stack(home.with_name("given"), **SMALL, **given) as local_stack:
+        assert local_stack.pay().status_code == 201
+        assert not local_stack.pids.keys() & {"postgres", "sandbox"}
 
 
 @pytest.mark.parametrize("setting", ["HOLDFAST_BIND", "HOLDFAST_OPS_BIND"])

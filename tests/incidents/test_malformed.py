@@ -11,7 +11,7 @@ from uuid import uuid4
 
 import pytest
 
-from tests.support.stack.running_house import House, running_house
+from tests.support.stack.running_stack import RunningStack, running_stack
 
 # A request that was taken for an unfinished one is dropped after ten seconds, without an answer.
 ANSWER_S = 90.0
@@ -20,14 +20,14 @@ JSON = b"Content-Type: application/json\r\n"
 
 
 @pytest.fixture(scope="module")
-def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
-    with running_house(tmp_path_factory.mktemp("house")) as house:
-        yield house
+def local_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
+    with running_stack(tmp_path_factory.mktemp("local_stack")) as local_stack:
+        yield local_stack
 
 
 @pytest.fixture(params=["data", "ops"])
-def plane(request: pytest.FixtureRequest, house: House) -> str:
-    return house.url if request.param == "data" else house.ops_url
+def plane(request: pytest.FixtureRequest, local_stack: RunningStack) -> str:
+    return local_stack.url if request.param == "data" else local_stack.ops_url
 
 
 def exchange(plane: str, raw: bytes, *, answers: int = 1) -> list[tuple[int, bytes]]:
@@ -178,8 +178,10 @@ def test_repeated_header_is_400_on_every_route(plane: str, name: bytes) -> None:
         *(b"SCRIPT_NAME: /x", b"X-HTTP-Method-Override: DELETE", b"Max-Forwards: -1"),
     ],
 )
-def test_odd_header_is_answered_and_never_500(house: House, plane: str, field: bytes) -> None:
-    key = f"Authorization: Bearer {house.api_key}\r\n".encode()
+def test_odd_header_is_answered_and_never_500(
+    local_stack: RunningStack, plane: str, field: bytes
+) -> None:
+    key = f"Authorization: Bearer {local_stack.api_key}\r\n".encode()
     key = b"" if field.startswith(b"Authorization") else key
     routes = (
         *(b"GET /metrics", b"GET /healthz", b"GET /", b"GET /docs", b"GET /openapi.json"),
@@ -215,8 +217,10 @@ def test_odd_header_is_answered_and_never_500(house: House, plane: str, field: b
         *(b"/v1/payments;a=b", b"/v1/payments#f", b"/\\", b"/v1/payments?limit=%D9%A4"),
     ],
 )
-def test_odd_target_is_answered_and_never_500(house: House, plane: str, target: bytes) -> None:
-    key = f"Authorization: Bearer {house.api_key}\r\n".encode()
+def test_odd_target_is_answered_and_never_500(
+    local_stack: RunningStack, plane: str, target: bytes
+) -> None:
+    key = f"Authorization: Bearer {local_stack.api_key}\r\n".encode()
     for method in (b"GET", b"POST", b"OPTIONS", b"PROPFIND", b"CONNECT", b"TRACE"):
         found = exchange(plane, head(method + b" " + target, key, b"Content-Length: 0\r\n"))
 
@@ -224,8 +228,8 @@ def test_odd_target_is_answered_and_never_500(house: House, plane: str, target: 
         assert all(status < 500 or status in (501, 503) for status, _ in found), (method, found)
 
 
-def test_payment_behind_a_chunked_one_is_served(house: House) -> None:
-    key = f"Authorization: Bearer {house.api_key}\r\n".encode()
+def test_payment_behind_a_chunked_one_is_served(local_stack: RunningStack) -> None:
+    key = f"Authorization: Bearer {local_stack.api_key}\r\n".encode()
     body = b'{"amount": 2599, "currency": "usd", "payment_method": "pm_card_visa"}'
     chunked = b"%x\r\n%s\r\n0\r\nSome: trailer\r\n\r\n" % (len(body), body)
     named = [b"Idempotency-Key: " + uuid4().hex.encode() + b"\r\n" for _ in range(3)]
@@ -236,14 +240,14 @@ def test_payment_behind_a_chunked_one_is_served(house: House) -> None:
         + head(b"POST /v1/payments", key, JSON, named[2], CHUNKED) + chunked
     )  # fmt: skip
 
-    found = exchange(house.url, stream, answers=3)
+    found = exchange(local_stack.url, stream, answers=3)
 
     assert [status for status, _ in found] == [201, 201, 201]
     assert len({json.loads(body)["id"] for _, body in found}) == 3
 
 
-def test_key_that_is_repeated_charges_nothing(house: House) -> None:
-    key = f"Authorization: Bearer {house.api_key}\r\n".encode()
+def test_key_that_is_repeated_charges_nothing(local_stack: RunningStack) -> None:
+    key = f"Authorization: Bearer {local_stack.api_key}\r\n".encode()
     reference = uuid4().hex.encode()
     body = (
         b'{"amount": 2599, "currency": "usd", "payment_method": "pm_card_visa", "reference": "r-%s"}'
@@ -256,20 +260,22 @@ def test_key_that_is_repeated_charges_nothing(house: House) -> None:
     ):
         length = b"Content-Length: %d\r\n" % len(body)
         ((status, answer),) = exchange(
-            house.url, head(b"POST /v1/payments", key, JSON, named, length) + body
+            local_stack.url, head(b"POST /v1/payments", key, JSON, named, length) + body
         )
 
         assert (status, json.loads(answer)["code"]) == (400, "header_repeated"), named
-    assert house.charges(f"r-{reference.decode()}") == []
+    assert local_stack.charges(f"r-{reference.decode()}") == []
 
 
 @pytest.mark.parametrize(
     ("size", "status"), [(200_000, 400), (1_048_576, 400), (1_048_577, 413), (10**12, 413)]
 )
-def test_events_have_a_limit_of_their_own(house: House, size: int, status: int) -> None:
+def test_events_have_a_limit_of_their_own(
+    local_stack: RunningStack, size: int, status: int
+) -> None:
     length = b"Content-Length: %d\r\n" % size
     body = b" " * min(size, 1_048_576)
 
-    ((given, _),) = exchange(house.url, head(b"POST /v1/webhooks/stripe", length) + body)
+    ((given, _),) = exchange(local_stack.url, head(b"POST /v1/webhooks/stripe", length) + body)
 
     assert given == status

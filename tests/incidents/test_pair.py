@@ -16,18 +16,18 @@ from service.lab.drills.pair import COPY_GRACE_S, Pair
 from service.lab.drills.store import LEASE_S
 from service.lab.drills.targets import CannotStart
 from service.lab.observe.traffic import Traffic
-from tests.support.stack.rehearsing import (
+from tests.support.stack.drilling import (
     TemporaryFiles,
     begin,
     come_to_rest,
+    drilling_stack,
     ended,
     faults,
     ops_worker,
-    rehearsing_house,
     rows,
     wait_until_struck,
 )
-from tests.support.stack.running_house import ROOT, House, wait_for
+from tests.support.stack.running_stack import ROOT, RunningStack, wait_for
 
 # Longer than the provider's timeout, so that callers reach it.
 FAULT_S = 8
@@ -38,13 +38,15 @@ GONE_WITHIN_S = COPY_GRACE_S + 55.0
 
 
 @pytest.fixture(scope="module")
-def there(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[House, TemporaryFiles]]:
-    with rehearsing_house(tmp_path_factory.mktemp("house"), **PATIENT) as there:
+def there(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[tuple[RunningStack, TemporaryFiles]]:
+    with drilling_stack(tmp_path_factory.mktemp("local_stack"), **PATIENT) as there:
         yield there
 
 
 @pytest.fixture(scope="module")
-def house(there) -> House:
+def local_stack(there) -> RunningStack:
     return there[0]
 
 
@@ -54,10 +56,10 @@ def temporary(there) -> TemporaryFiles:
 
 
 @pytest.fixture(autouse=True)
-def _at_rest(house) -> Iterator[None]:
+def _at_rest(local_stack) -> Iterator[None]:
     """Lend out the one instance without a drill and without doubt, however the last test ended."""
     yield
-    come_to_rest(house)
+    come_to_rest(local_stack)
 
 
 @dataclass
@@ -81,23 +83,23 @@ class Seen:
 
 
 @pytest.fixture(scope="module")
-def seen(house, temporary) -> Seen:
+def seen(local_stack, temporary) -> Seen:
     # What earlier tests left would move the figures too.
-    come_to_rest(house)
-    before = serving_figures(house)
-    where = begin(house, "payment-timeout", scope="pair", ttl_s=FAULT_S)
-    wait_until_struck(house, where)
-    meanwhile = faults(house), house.metric("holdfast_simulation_active")
-    paid = house.pay().status_code
-    run = ended(house, where)
+    come_to_rest(local_stack)
+    before = serving_figures(local_stack)
+    where = begin(local_stack, "payment-timeout", scope="pair", ttl_s=FAULT_S)
+    wait_until_struck(local_stack, where)
+    meanwhile = faults(local_stack), local_stack.metric("holdfast_simulation_active")
+    paid = local_stack.pay().status_code
+    run = ended(local_stack, where)
     assert run["verdict"] == "SHOWN", run["summary"]
-    return Seen(run, *meanwhile, paid, before, serving_figures(house))
+    return Seen(run, *meanwhile, paid, before, serving_figures(local_stack))
 
 
-def serving_figures(house: House) -> dict[str, float]:
+def serving_figures(local_stack: RunningStack) -> dict[str, float]:
     """The serving workers' figures that a drill's payments would change if they reached these workers."""
     return {
-        name: house.metric(f"holdfast_{name}", **labels)
+        name: local_stack.metric(f"holdfast_{name}", **labels)
         for name, labels in {
             "http_requests_total": {"route": "/v1/payments"},
             "payments_total": {},
@@ -150,9 +152,9 @@ def test_the_links_of_the_serving_workers_are_not_struck(seen):
     assert seen.marked_meanwhile == 0
 
 
-def test_drill_payments_are_minimal_and_of_the_drill_tenant(house, seen):
+def test_drill_payments_are_minimal_and_of_the_drill_tenant(local_stack, seen):
     paid = rows(
-        house,
+        local_stack,
         "SELECT DISTINCT m.name, p.amount, p.metadata ->> 'drill', p.metadata ->> 'side'"
         " FROM payments p JOIN merchants m USING (merchant_id) WHERE p.metadata ->> 'drill' = %s"
         " ORDER BY 4",
@@ -165,9 +167,9 @@ def test_drill_payments_are_minimal_and_of_the_drill_tenant(house, seen):
     ]
 
 
-def test_its_key_is_a_test_key_that_ends(house, seen):
+def test_its_key_is_a_test_key_that_ends(local_stack, seen):
     keys = rows(
-        house,
+        local_stack,
         "SELECT DISTINCT k.mode, k.scopes, k.expires_at < now() + interval '21 minutes'"
         " FROM api_keys k JOIN merchants m USING (merchant_id) WHERE m.name = 'drill'",
     )
@@ -195,8 +197,8 @@ def test_afterwards_nothing_of_it_is_left(seen, temporary):
         ("pool-exhaustion", "connection pool exhausted"),
     ],
 )
-def test_the_other_two_show_themselves_on_a_pair_as_well(house, name, words):
-    run = ended(house, begin(house, name, scope="pair", ttl_s=FAULT_S))
+def test_the_other_two_show_themselves_on_a_pair_as_well(local_stack, name, words):
+    run = ended(local_stack, begin(local_stack, name, scope="pair", ttl_s=FAULT_S))
 
     experiment, control = run["sides"]
     assert run["verdict"] == "SHOWN", run["summary"]
@@ -207,36 +209,36 @@ def test_the_other_two_show_themselves_on_a_pair_as_well(house, name, words):
 
 
 @pytest.mark.long
-def test_it_ends_as_soon_as_real_payments_suffer_beside_it(house):
-    where = begin(house, "connection-error", scope="pair", ttl_s=120)
-    wait_until_struck(house, where)
+def test_it_ends_as_soon_as_real_payments_suffer_beside_it(local_stack):
+    where = begin(local_stack, "connection-error", scope="pair", ttl_s=120)
+    wait_until_struck(local_stack, where)
     try:
-        with Traffic(house.url, house.api_key, per_s=15):
+        with Traffic(local_stack.url, local_stack.api_key, per_s=15):
             # The provider loses the answers of all callers, not only the experiment's; too few to open
             # the breaker, which would end the harm before the guard has counted enough of it.
-            house.control({"reset": 1, "ok": 3}, operations=["confirm"])
-            run = ended(house, where)
+            local_stack.control({"reset": 1, "ok": 3}, operations=["confirm"])
+            run = ended(local_stack, where)
     finally:
-        house.control({"ok": 1})
+        local_stack.control({"ok": 1})
 
     assert run["verdict"] == "ABORTED", run["summary"]
     assert run["summary"].startswith("Live traffic: ")
 
 
-def test_killed_ops_plane_ends_its_copies_and_their_files(house, temporary):
-    where = begin(house, "payment-timeout", scope="pair", ttl_s=60)
-    wait_until_struck(house, where)
+def test_killed_ops_plane_ends_its_copies_and_their_files(local_stack, temporary):
+    where = begin(local_stack, "payment-timeout", scope="pair", ttl_s=60)
+    wait_until_struck(local_stack, where)
     assert temporary.processes()
     assert len(temporary.pairs()) == 1
 
-    os.kill(ops_worker(house), signal.SIGKILL)
+    os.kill(ops_worker(local_stack), signal.SIGKILL)
 
     wait_for(lambda: not temporary.processes(), timeout_s=GONE_WITHIN_S)
     wait_for(lambda: not temporary.pairs(), timeout_s=GONE_WITHIN_S)
     # The restarted ops plane reports the run's end as soon as its lease has expired.
-    lost = ended(house, where, timeout_s=LEASE_S + 20)
+    lost = ended(local_stack, where, timeout_s=LEASE_S + 20)
     assert (lost["verdict"], "killed" in lost["summary"]) == ("ABORTED", True)
-    assert house.pay().status_code == 201
+    assert local_stack.pay().status_code == 201
 
 
 def test_failed_start_of_a_copy_leaves_no_files_or_processes(tmp_path, sandbox, monkeypatch):

@@ -10,23 +10,23 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from uuid import uuid4
 
-from tests.support.stack.running_house import ROOT, House, running_house
+from tests.support.stack.running_stack import ROOT, RunningStack, running_stack
 
 PAYMENTS = 24
 KILLS = 8
 
 
 def test_killed_reconcilers_lose_nothing_and_charge_once(tmp_path):
-    with running_house(
-        tmp_path / "house", HOLDFAST_PROVIDER_TIMEOUT_MS="1000", HOLDFAST_WEB_WORKERS="1"
-    ) as house:
+    with running_stack(
+        tmp_path / "local_stack", HOLDFAST_PROVIDER_TIMEOUT_MS="1000", HOLDFAST_WEB_WORKERS="1"
+    ) as local_stack:
         # Half of the payments were charged before the answer was lost, half were not.
-        house.control({"reset": 1, "reset_after_charge": 1}, operations=["confirm"])
+        local_stack.control({"reset": 1, "reset_after_charge": 1}, operations=["confirm"])
         references = [str(uuid4()) for _ in range(PAYMENTS)]
         with ThreadPoolExecutor(8) as executor:
-            answers = list(executor.map(lambda r: house.pay(reference=r), references))
-        house.control({"slow": 1}, slow_ms=150, operations=["retrieve", "confirm", "create"])
-        extra = [_reconciler(house, tmp_path) for _ in range(2)]
+            answers = list(executor.map(lambda r: local_stack.pay(reference=r), references))
+        local_stack.control({"slow": 1}, slow_ms=150, operations=["retrieve", "confirm", "create"])
+        extra = [_reconciler(local_stack, tmp_path) for _ in range(2)]
         try:
             for _ in range(KILLS):
                 # The kill may hit any line of its work.
@@ -34,23 +34,23 @@ def test_killed_reconcilers_lose_nothing_and_charge_once(tmp_path):
                 victim = extra.pop(0)
                 victim.kill()
                 victim.wait()
-                extra.append(_reconciler(house, tmp_path))
-            house.control({"ok": 1})
-            settled = [house.settled(answer.json()["id"], timeout_s=90) for answer in answers]
+                extra.append(_reconciler(local_stack, tmp_path))
+            local_stack.control({"ok": 1})
+            settled = [local_stack.settled(answer.json()["id"], timeout_s=90) for answer in answers]
         finally:
             for process in extra:
                 process.kill()
                 process.wait()
 
         assert {payment["status"] for payment in settled} == {"succeeded"}
-        charges = [movement["reference"] for movement in house.charges()]
+        charges = [movement["reference"] for movement in local_stack.charges()]
         assert sorted(charges) == sorted(references)
-        assert house.broken_promises() == {}
+        assert local_stack.broken_promises() == {}
 
 
-def _reconciler(house: House, tmp_path: Path) -> subprocess.Popen[bytes]:
+def _reconciler(local_stack: RunningStack, tmp_path: Path) -> subprocess.Popen[bytes]:
     """A second reconciler on the local stack's database."""
-    environ = dict(_environ_of(house.pids["reconciler"]))
+    environ = dict(_environ_of(local_stack.pids["reconciler"]))
     environ["PROMETHEUS_MULTIPROC_DIR"] = str(tmp_path / "metrics")
     return subprocess.Popen(
         [sys.executable, "-m", "service", "reconcile"],

@@ -16,7 +16,7 @@ from service.lab.local.embedded import OWNER, EmbeddedPostgres
 from service.payments.merchants import generate_key
 from service.settings import describe
 from tests.support.stack import cluster_template
-from tests.support.stack.running_house import ROOT, House, running_house
+from tests.support.stack.running_stack import ROOT, RunningStack, running_stack
 
 CARD = "4242424242424242"
 PAGES = (
@@ -53,16 +53,16 @@ def test_no_secret_and_no_card_number_is_told_or_stored(
         "STRIPE_API_KEY": "sk_test_canary7f3a91c2",
         "STRIPE_WEBHOOK_SECRET": "whsec_canary55b0e4d8",
     }
-    home = tmp_path / "house"
-    with running_house(home, **settings) as house:
-        lines = [Path(f"/proc/{pid}/cmdline").read_text() for pid in house.pids.values()]
-        paid = house.pay(reference="to-be-found").json()
-        emitted = [answer.text for answer in _provoke(house)]
-        emitted += _output(house, settings)
+    home = tmp_path / "local_stack"
+    with running_stack(home, **settings) as local_stack:
+        lines = [Path(f"/proc/{pid}/cmdline").read_text() for pid in local_stack.pids.values()]
+        paid = local_stack.pay(reference="to-be-found").json()
+        emitted = [answer.text for answer in _provoke(local_stack)]
+        emitted += _output(local_stack, settings)
         written = _write_ahead_log(postgres_of_its_own)
         postgres_of_its_own.stop()
-        refused = house.pay()
-        emitted += [refused.text, *_output(house, settings)]
+        refused = local_stack.pay()
+        emitted += [refused.text, *_output(local_stack, settings)]
     # After the stop, so that the last log lines are read too.
     logs = [*(home / "logs").glob("*.log"), home / "run.out"]
     emitted += [log.read_text(errors="replace") for log in logs]
@@ -86,17 +86,19 @@ def _write_ahead_log(server: EmbeddedPostgres) -> bytes:
     return b"".join(segment.read_bytes() for segment in segments if segment.is_file())
 
 
-def _output(house: House, settings: dict[str, str]) -> list[str]:
+def _output(local_stack: RunningStack, settings: dict[str, str]) -> list[str]:
     """The current text of every page, and the output of the command line."""
-    headers = {"Authorization": f"Bearer {house.api_key}"}
-    pages = [house.ops_url + page for page in PAGES]
-    pages += [house.url + page for page in ("/docs", "/openapi.json", "/readyz", "/v1/api_keys")]
+    headers = {"Authorization": f"Bearer {local_stack.api_key}"}
+    pages = [local_stack.ops_url + page for page in PAGES]
+    pages += [
+        local_stack.url + page for page in ("/docs", "/openapi.json", "/readyz", "/v1/api_keys")
+    ]
     said = [requests.get(page, headers=headers, timeout=60).text for page in pages]
     for command in (["doctor"], ["doctor", "--json"], ["payments", "list"], ["keys", "list"]):
         ran = subprocess.run(
             [sys.executable, "-m", "service", *command],
             cwd=ROOT,
-            env={"HOLDFAST_HOME": house.home, **settings},
+            env={"HOLDFAST_HOME": local_stack.home, **settings},
             capture_output=True,
             text=True,
             timeout=60,
@@ -106,14 +108,18 @@ def _output(house: House, settings: dict[str, str]) -> list[str]:
     return said
 
 
-def _provoke(house: House) -> list[requests.Response]:
+def _provoke(local_stack: RunningStack) -> list[requests.Response]:
     """Calls with one failure for each place that could repeat a value."""
-    house.control({"error_500_saved": 1})
-    answers = [house.pay(), house.pay(reference="same"), house.get("/v1/payments")]
-    house.control({"garbage": 1})
-    answers.append(house.pay())
-    house.control({"ok": 1})
-    bearer = {"Authorization": f"Bearer {house.api_key}x"}
+    local_stack.control({"error_500_saved": 1})
+    answers = [
+        local_stack.pay(),
+        local_stack.pay(reference="same"),
+        local_stack.get("/v1/payments"),
+    ]
+    local_stack.control({"garbage": 1})
+    answers.append(local_stack.pay())
+    local_stack.control({"ok": 1})
+    bearer = {"Authorization": f"Bearer {local_stack.api_key}x"}
     for body in (
         {"payment_method": CARD},
         {"reference": CARD},
@@ -122,14 +128,14 @@ def _provoke(house: House) -> list[requests.Response]:
         {CARD: "unknown field"},
         {"amount": int(CARD)},
     ):
-        answers.append(house.pay(**body))
+        answers.append(local_stack.pay(**body))
         assert answers[-1].status_code == 422
-    answers.append(house.pay(key=CARD))
-    answers.append(house.pay(headers=bearer))
-    answers.append(house.get(f"/v1/payments?reference={CARD}"))
-    answers.append(house.get(f"/v1/payments/{CARD}"))
-    answers.append(house.request("POST", "/v1/webhooks/stripe", data=CARD))
+    answers.append(local_stack.pay(key=CARD))
+    answers.append(local_stack.pay(headers=bearer))
+    answers.append(local_stack.get(f"/v1/payments?reference={CARD}"))
+    answers.append(local_stack.get(f"/v1/payments/{CARD}"))
+    answers.append(local_stack.request("POST", "/v1/webhooks/stripe", data=CARD))
     answers.append(
-        house.request("POST", "/v1/payments", data=f'{{"amount": "{CARD}', headers=bearer)
+        local_stack.request("POST", "/v1/payments", data=f'{{"amount": "{CARD}', headers=bearer)
     )
     return answers

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from service.lab.drills.load import AMOUNT_MINOR
-from tests.support.stack.rehearsing import ask
-from tests.support.stack.running_house import House, running_house, wait_for
+from tests.support.stack.drilling import ask
+from tests.support.stack.running_stack import RunningStack, running_stack, wait_for
 
 
 @dataclass(frozen=True)
@@ -57,9 +57,9 @@ FAULT_S = 8
 
 
 @pytest.fixture(scope="module")
-def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
-    with running_house(tmp_path_factory.mktemp("house")) as house:
-        yield house
+def local_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
+    with running_stack(tmp_path_factory.mktemp("local_stack")) as local_stack:
+        yield local_stack
 
 
 @dataclass(frozen=True)
@@ -77,20 +77,20 @@ class Shown:
 
 
 @pytest.fixture(scope="module", params=list(SIMULATIONS))
-def shown(house: House, request: pytest.FixtureRequest) -> Shown:
+def shown(local_stack: RunningStack, request: pytest.FixtureRequest) -> Shown:
     """Each simulation once, with its whole answer for `wait=1`."""
-    answer = ask(house, "POST", f"/simulate/{request.param}?wait=1", json={"ttl_s": FAULT_S})
+    answer = ask(local_stack, "POST", f"/simulate/{request.param}?wait=1", json={"ttl_s": FAULT_S})
     assert answer.status_code == 200, answer.text
     run = answer.json()
     assert run["verdict"] == "SHOWN", run["summary"]
     return Shown(run, SIMULATIONS[request.param])
 
 
-def test_simulation_shows_the_incidents_text_as_logged(house, shown):
+def test_simulation_shows_the_incidents_text_as_logged(local_stack, shown):
     words = shown.expected.incident.removeprefix("[ERROR] ")
 
     assert shown.side["incident"] == shown.expected.incident
-    logged = [one for one in house.log_events() if one["event"] == shown.expected.event]
+    logged = [one for one in local_stack.log_events() if one["event"] == shown.expected.event]
     assert any(words in (one.get("incident"), one.get("error")) for one in logged)
     assert {one["level"] for one in logged} == {"ERROR"}
 
@@ -139,19 +139,21 @@ def test_every_payment_of_it_is_final_and_charged_once_at_most(shown):
     assert [rule for rule in shown.run["invariants"] if not rule["ok"]] == []
 
 
-def test_it_can_be_read_again_and_the_service_pays(house, shown):
-    again = ask(house, "GET", f"/simulate/{shown.run['id']}").json()
-    overview = ask(house, "GET", "/simulate").json()
+def test_it_can_be_read_again_and_the_service_pays(local_stack, shown):
+    again = ask(local_stack, "GET", f"/simulate/{shown.run['id']}").json()
+    overview = ask(local_stack, "GET", "/simulate").json()
 
     assert again == shown.run
     assert shown.run["id"] in [one["id"] for one in overview["recent"]]
     assert overview["running"] is None
     assert {link["mode"] for link in overview["links"].values()} == {None}
-    assert house.pay().status_code == 201
+    assert local_stack.pay().status_code == 201
 
 
-def test_who_does_not_wait_is_told_where_to_look(house):
-    begun = ask(house, "POST", "/simulate/connection-error", json={"ttl_s": 5, "reason": "look"})
+def test_who_does_not_wait_is_told_where_to_look(local_stack):
+    begun = ask(
+        local_stack, "POST", "/simulate/connection-error", json={"ttl_s": 5, "reason": "look"}
+    )
 
     document = begun.json()
     assert (begun.status_code, begun.headers["Location"]) == (202, f"/simulate/{document['id']}")
@@ -161,47 +163,51 @@ def test_who_does_not_wait_is_told_where_to_look(house):
         "instance",
         "look",
     )
-    running = ask(house, "GET", "/simulate").json()["running"]
+    running = ask(local_stack, "GET", "/simulate").json()["running"]
     assert running["id"] == document["id"]
     ended = wait_for(
-        lambda: _if_ended(ask(house, "GET", begun.headers["Location"]).json()), timeout_s=90
+        lambda: _if_ended(ask(local_stack, "GET", begun.headers["Location"]).json()), timeout_s=90
     )
     assert ended["id"] == document["id"]
 
 
-def test_a_drill_ends_with_a_verdict_that_can_be_read_again(house):
-    begun = ask(house, "POST", "/drills", json={"drill": "connection-error", "fault_s": 9})
+def test_a_drill_ends_with_a_verdict_that_can_be_read_again(local_stack):
+    begun = ask(local_stack, "POST", "/drills", json={"drill": "connection-error", "fault_s": 9})
     assert begun.status_code == 202, begun.text
 
     run = wait_for(
-        lambda: _if_ended(ask(house, "GET", begun.headers["Location"]).json()), timeout_s=90
+        lambda: _if_ended(ask(local_stack, "GET", begun.headers["Location"]).json()), timeout_s=90
     )
 
     assert run["verdict"] in ("HELD", "INCONCLUSIVE"), run["summary"]
     assert run["expectations"]
-    report = ask(house, "GET", begun.headers["Location"] + "?format=junit")
+    report = ask(local_stack, "GET", begun.headers["Location"] + "?format=junit")
     assert report.text.startswith("<?xml")
-    assert run["id"] in [one["id"] for one in ask(house, "GET", "/drills").json()["recent"]]
+    assert run["id"] in [one["id"] for one in ask(local_stack, "GET", "/drills").json()["recent"]]
 
 
-def test_the_lever_stops_what_runs_and_blocks_what_would(house):
-    ask(house, "POST", "/simulate/payment-timeout", json={"ttl_s": 60})
+def test_the_lever_stops_what_runs_and_blocks_what_would(local_stack):
+    ask(local_stack, "POST", "/simulate/payment-timeout", json={"ttl_s": 60})
     try:
-        ask(house, "PUT", "/simulate/lever", json={"engaged": True, "reason": "release night"})
-        wait_for(lambda: ask(house, "GET", "/simulate").json()["running"] is None, timeout_s=60)
-        refused = ask(house, "POST", "/simulate/payment-timeout", json={})
+        ask(
+            local_stack, "PUT", "/simulate/lever", json={"engaged": True, "reason": "release night"}
+        )
+        wait_for(
+            lambda: ask(local_stack, "GET", "/simulate").json()["running"] is None, timeout_s=60
+        )
+        refused = ask(local_stack, "POST", "/simulate/payment-timeout", json={})
     finally:
-        ask(house, "PUT", "/simulate/lever", json={"engaged": False, "reason": "over"})
+        ask(local_stack, "PUT", "/simulate/lever", json={"engaged": False, "reason": "over"})
 
     assert refused.status_code == 409
     assert any("lever" in reason for reason in refused.json()["reasons"])
 
 
 def test_where_simulation_is_off_its_addresses_are_not_there(tmp_path):
-    with running_house(tmp_path / "off", HOLDFAST_SIMULATION_ENABLED="off") as house:
+    with running_stack(tmp_path / "off", HOLDFAST_SIMULATION_ENABLED="off") as local_stack:
         for method, path in (("POST", "/simulate/payment-timeout"), ("GET", "/drills")):
-            assert ask(house, method, path).status_code == 404
-        assert "fault_proxy" not in house.pids
+            assert ask(local_stack, method, path).status_code == 404
+        assert "fault_proxy" not in local_stack.pids
 
 
 def _if_ended(run: dict[str, Any]) -> dict[str, Any] | None:

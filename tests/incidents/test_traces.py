@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support.processes.span_collector import Collector, collecting
-from tests.support.stack.running_house import House, running_house, wait_for
+from tests.support.stack.running_stack import RunningStack, running_stack, wait_for
 
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
 ROUTE = "POST /v1/payments"
@@ -20,14 +20,18 @@ def collector() -> Iterator[Collector]:
 
 
 @pytest.fixture(scope="module")
-def house(tmp_path_factory: pytest.TempPathFactory, collector: Collector) -> Iterator[House]:
+def local_stack(
+    tmp_path_factory: pytest.TempPathFactory, collector: Collector
+) -> Iterator[RunningStack]:
     settings = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url, "OTEL_BSP_SCHEDULE_DELAY": "100"}
-    with running_house(tmp_path_factory.mktemp("traced"), **settings) as house:
-        yield house
+    with running_stack(tmp_path_factory.mktemp("traced"), **settings) as local_stack:
+        yield local_stack
 
 
-def test_payment_is_one_trace_from_caller_to_provider(house: House, collector: Collector) -> None:
-    paid = house.pay(
+def test_payment_is_one_trace_from_caller_to_provider(
+    local_stack: RunningStack, collector: Collector
+) -> None:
+    paid = local_stack.pay(
         payment_method="pm_card_visa",
         headers={"traceparent": f"00-{TRACE_ID}-00f067aa0ba902b7-01"},
     )
@@ -44,7 +48,7 @@ def test_payment_is_one_trace_from_caller_to_provider(house: House, collector: C
     # Only the provider receives the payment method.
     assert not any(b"pm_card_visa" in export.SerializeToString() for export in collector.exports)
 
-    events = [event for event in house.log_events() if event.get("trace_id") == TRACE_ID]
+    events = [event for event in local_stack.log_events() if event.get("trace_id") == TRACE_ID]
     assert "payment.succeeded" in {event["event"] for event in events}
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.stack.rehearsing import begin_drill, ended
-from tests.support.stack.running_house import running_house
+from tests.support.stack.drilling import begin_drill, ended
+from tests.support.stack.running_stack import running_stack
 
 pytestmark = pytest.mark.measures
 
@@ -32,8 +32,8 @@ pytestmark = pytest.mark.measures
 def test_with_its_guard_off_a_drill_breaks_and_says_at_what(
     tmp_path: Path, name: str, fault_s: int, guard_off: dict[str, str], told: str
 ):
-    with running_house(tmp_path / "house", **guard_off) as house:
-        run = ended(house, begin_drill(house, name, fault_s=fault_s))
+    with running_stack(tmp_path / "local_stack", **guard_off) as local_stack:
+        run = ended(local_stack, begin_drill(local_stack, name, fault_s=fault_s))
 
     assert run["verdict"] == "BROKE", run["summary"]
     assert told in run["summary"]

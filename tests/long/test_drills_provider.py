@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.stack.rehearsing import drilled
-from tests.support.stack.running_house import House, running_house
+from tests.support.stack.drilling import drilled
+from tests.support.stack.running_stack import RunningStack, running_stack
 
 pytestmark = pytest.mark.measures
 
@@ -24,9 +24,9 @@ SHORTENED_S = {
 
 
 @pytest.fixture(scope="module")
-def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
-    with running_house(tmp_path_factory.mktemp("house")) as house:
-        yield house
+def local_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
+    with running_stack(tmp_path_factory.mktemp("local_stack")) as local_stack:
+        yield local_stack
 
 
 @pytest.mark.parametrize(
@@ -36,8 +36,8 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
         *(name for name in SHORTENED_S if name != "payment-timeout"),
     ],
 )
-def test_a_healthy_service_holds(house: House, name: str):
-    run = drilled(house, name, fault_s=SHORTENED_S[name])
+def test_a_healthy_service_holds(local_stack: RunningStack, name: str):
+    run = drilled(local_stack, name, fault_s=SHORTENED_S[name])
 
     assert run["verdict"] == "HELD", (run["summary"], run["expectations"], run["bite"])
-    assert house.metric("holdfast_drill_runs_total", drill=name, verdict="held") == 1
+    assert local_stack.metric("holdfast_drill_runs_total", drill=name, verdict="held") == 1

@@ -21,7 +21,7 @@ from service.lab.observe.incidents import INCIDENTS
 from tests.support.processes.observing import Show, show
 from tests.support.processes.process_family import family, runs
 from tests.support.shipped_queries import rules
-from tests.support.stack.running_house import wait_for
+from tests.support.stack.running_stack import wait_for
 
 pytestmark = [pytest.mark.needs("prometheus", "alertmanager"), pytest.mark.short]
 

@@ -15,7 +15,7 @@ from service.providers.http.transport import NotSent, SentUnknown, Transport
 from service.resilience.deadline import Deadline
 from service.resilience.watchdog import Watchdog
 from tests.support.processes.fault_proxy_process import running_fault_proxy
-from tests.support.stack.running_house import wait_for
+from tests.support.stack.running_stack import wait_for
 
 HEADERS = {"Authorization": "Bearer sk_test_sandbox"}
 

@@ -14,7 +14,7 @@ from service.payments.leases.schedule import PATIENCE_S
 from service.payments.settling.invariants import check_invariants
 from service.providers.base import Stage
 from tests.support.providers.booked_provider import BookedProvider, absent, refused, unknown
-from tests.support.stack.running_house import wait_for
+from tests.support.stack.running_stack import wait_for
 from tests.support.stack.settling import MERCHANT, Service, soon
 
 

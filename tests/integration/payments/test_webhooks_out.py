@@ -27,7 +27,7 @@ from tests.support.charge_requests import charge_request
 from tests.support.processes.webhook_receiver import Receiver, webhook_receiver
 from tests.support.providers.booked_provider import BookedProvider, declined, unknown
 from tests.support.stack import moving
-from tests.support.stack.running_house import wait_for
+from tests.support.stack.running_stack import wait_for
 
 MERCHANT = uuid4()
 _ALL_DUE = Statement(

@@ -460,7 +460,7 @@ def test_a_page_that_cannot_be_had_is_busy_and_counts(guards: Guards, error: Exc
     assert not guarded.available
 
 
-def test_a_listing_that_finds_the_house_full_says_so(guards: Guards):
+def test_a_listing_that_finds_the_bulkhead_full_says_so(guards: Guards):
     guarded = guards.around(FakeProvider())
     places = [guards.bulkhead.enter() for _ in range(8)]
 

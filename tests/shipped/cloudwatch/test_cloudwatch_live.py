@@ -25,7 +25,7 @@ from tests.support.stack.cloudwatch_stack import (
     metrics_of,
     resources,
 )
-from tests.support.stack.running_house import House, running_house, wait_for
+from tests.support.stack.running_stack import RunningStack, running_stack, wait_for
 
 PARTS = ("data-plane", "ops-plane", "reconciler")
 PAYMENTS_AT_ONCE = 8
@@ -64,28 +64,28 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
         yaml_text.load((CLOUDWATCH / "prometheus.yaml").read_text()),
     )
     values: dict[MetricName, list[float]] = {}
-    with running_house(tmp_path_factory.mktemp("cloudwatch"), **QUICK) as house:
+    with running_stack(tmp_path_factory.mktemp("cloudwatch"), **QUICK) as local_stack:
 
         def scrape() -> None:
-            page = requests.get(f"{house.ops_url}/metrics", timeout=60).text
+            page = requests.get(f"{local_stack.ops_url}/metrics", timeout=60).text
             for name, seen in agent.scrape(page).items():
                 values.setdefault(name, []).extend(seen)
 
         # The first payment opens the worker's lazy resources; the reconciler sets its own gauges.
         # With such short intervals, a busy machine may be too late once.
-        wait_for(lambda: house.pay().status_code == 201)
-        wait_for(lambda: "holdfast_invariant_violations{" in _page(house))
+        wait_for(lambda: local_stack.pay().status_code == 201)
+        wait_for(lambda: "holdfast_invariant_violations{" in _page(local_stack))
         scrape()
-        assert house.pay().status_code == 201
-        house.control({"reset": 1.0})
-        house.pay()
-        with _locked(house.database_url):
-            _pay_at_once(house)
-        house.control({"hang": 1.0})
-        _pay_at_once(house)
-        wait_for(lambda: house.metric("holdfast_breaker_state", state="open") == 1)
+        assert local_stack.pay().status_code == 201
+        local_stack.control({"reset": 1.0})
+        local_stack.pay()
+        with _locked(local_stack.database_url):
+            _pay_at_once(local_stack)
+        local_stack.control({"hang": 1.0})
+        _pay_at_once(local_stack)
+        wait_for(lambda: local_stack.metric("holdfast_breaker_state", state="open") == 1)
         scrape()
-        events = {part: house.log_events(part) for part in PARTS}
+        events = {part: local_stack.log_events(part) for part in PARTS}
     for filter_ in resources("Logs::MetricFilter").values():
         (transformed,) = filter_["MetricTransformations"]
         name = MetricName(transformed["MetricNamespace"], transformed["MetricName"])
@@ -190,10 +190,10 @@ def _locked(database_url: str) -> Iterator[None]:
         connection.close()
 
 
-def _pay_at_once(house: House) -> None:
+def _pay_at_once(local_stack: RunningStack) -> None:
     with ThreadPoolExecutor(PAYMENTS_AT_ONCE) as callers:
-        list(callers.map(lambda _: house.pay(), range(PAYMENTS_AT_ONCE)))
+        list(callers.map(lambda _: local_stack.pay(), range(PAYMENTS_AT_ONCE)))
 
 
-def _page(house: House) -> str:
-    return requests.get(f"{house.ops_url}/metrics", timeout=60).text
+def _page(local_stack: RunningStack) -> str:
+    return requests.get(f"{local_stack.ops_url}/metrics", timeout=60).text

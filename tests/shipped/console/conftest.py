@@ -7,12 +7,12 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import Browser
 
-from tests.shipped.console.console_browser import Console, ConsoleHouse, chromium, console
+from tests.shipped.console.console_browser import Console, ConsoleStack, chromium, console
 
 
 @pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ConsoleHouse]:
-    running = ConsoleHouse(tmp_path_factory.mktemp("console"))
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ConsoleStack]:
+    running = ConsoleStack(tmp_path_factory.mktemp("console"))
     yield running
     running.end()
 
@@ -24,8 +24,8 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture
-def seen(running: ConsoleHouse, browser: Browser) -> Iterator[Console]:
+def seen(running: ConsoleStack, browser: Browser) -> Iterator[Console]:
     """A console; at the end the browser must not have reported any error."""
-    with console(browser, running.house) as seen:
+    with console(browser, running.local_stack) as seen:
         yield seen
         assert seen.complaints == []

@@ -11,7 +11,7 @@ import requests
 from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
 
 from tests.needed_programs import path_of
-from tests.support.stack.running_house import House, discard, free_port, running_house
+from tests.support.stack.running_stack import RunningStack, discard, free_port, running_stack
 
 # The buttons of the page, by their text.
 PAYMENT = "Process a Test Payment"
@@ -29,7 +29,7 @@ KEY_STORED_AS = "holdfast.operator_key"
 WAIT_MS = 60_000
 
 
-class ConsoleHouse:
+class ConsoleStack:
     """A running Holdfast that can stop and restart at the same addresses."""
 
     def __init__(self, home: Path) -> None:
@@ -37,18 +37,18 @@ class ConsoleHouse:
         self._bind = f"127.0.0.1:{free_port()}"
         self._ops_bind = f"127.0.0.1:{free_port()}"
         self._stack = ExitStack()
-        self.house = self.start()
+        self.local_stack = self.start()
 
-    def start(self) -> House:
-        self.house = self._stack.enter_context(
-            running_house(
+    def start(self) -> RunningStack:
+        self.local_stack = self._stack.enter_context(
+            running_stack(
                 self._home,
                 keep=True,
                 HOLDFAST_BIND=self._bind,
                 HOLDFAST_OPS_BIND=self._ops_bind,
             )
         )
-        return self.house
+        return self.local_stack
 
     def stop(self) -> None:
         """Stop it; `start` goes on with the same data."""
@@ -62,9 +62,9 @@ class ConsoleHouse:
 class Console:
     """The visible page, and all errors of the browser."""
 
-    def __init__(self, page: Page, house: House) -> None:
+    def __init__(self, page: Page, local_stack: RunningStack) -> None:
         self.page = page
-        self.house = house
+        self.local_stack = local_stack
         self.complaints: list[str] = []
         page.set_default_timeout(WAIT_MS)
         page.on("console", self._note)
@@ -74,9 +74,9 @@ class Console:
         """Load the page and wait until it is live."""
         if with_key:
             self.page.add_init_script(
-                f"sessionStorage.setItem('{KEY_STORED_AS}', '{self.house.api_key}')"
+                f"sessionStorage.setItem('{KEY_STORED_AS}', '{self.local_stack.api_key}')"
             )
-        self.page.goto(self.house.ops_url + "/")
+        self.page.goto(self.local_stack.ops_url + "/")
         expect(self.page.locator("#updated")).to_have_text("Live", timeout=WAIT_MS)
         return self.page
 
@@ -99,16 +99,16 @@ def chromium() -> Iterator[Browser]:
 
 
 @contextmanager
-def console(browser: Browser, house: House, **context: Any) -> Iterator[Console]:
+def console(browser: Browser, local_stack: RunningStack, **context: Any) -> Iterator[Console]:
     """A console in a new context: no key, no theme, no stored data."""
     opened = browser.new_context(**{"viewport": {"width": 1440, "height": 900}, **context})
     expect.set_options(timeout=WAIT_MS)
     try:
-        yield Console(opened.new_page(), house)
+        yield Console(opened.new_page(), local_stack)
     finally:
         opened.close()
 
 
-def drill_titles(running: ConsoleHouse) -> list[str]:
-    listed = requests.get(running.house.ops_url + "/drills", timeout=60).json()
+def drill_titles(running: ConsoleStack) -> list[str]:
+    listed = requests.get(running.local_stack.ops_url + "/drills", timeout=60).json()
     return [drill["title"] for drill in listed["drills"]]

@@ -11,7 +11,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from service.lab.observe.traffic import Traffic
 from tests.shipped.console.console_browser import chromium, console
-from tests.support.stack.running_house import House, running_house
+from tests.support.stack.running_stack import RunningStack, running_stack
 
 SHOTS = Path(__file__).parents[3] / "docs" / "screenshots"
 # The pictures illustrate the text; more colours would only add bytes.
@@ -30,20 +30,20 @@ def main() -> None:
     SHOTS.mkdir(parents=True, exist_ok=True)
     with (
         tempfile.TemporaryDirectory() as home,
-        running_house(Path(home) / "house") as house,
+        running_stack(Path(home) / "local_stack") as local_stack,
         chromium() as browser,
-        Traffic(house.url, house.api_key, per_s=PAYMENTS_PER_S),
+        Traffic(local_stack.url, local_stack.api_key, per_s=PAYMENTS_PER_S),
     ):
-        _by_day(browser, house)
-        _by_night(browser, house)
-        with console(browser, house, **PHONE) as seen:
+        _by_day(browser, local_stack)
+        _by_night(browser, local_stack)
+        with console(browser, local_stack, **PHONE) as seen:
             seen.open()
             _save(seen.page, "console-phone")
 
 
-def _by_day(browser: Browser, house: House) -> None:
+def _by_day(browser: Browser, local_stack: RunningStack) -> None:
     """The whole page after a drill, and a picture of only its evidence."""
-    with console(browser, house, **WIDE) as seen:
+    with console(browser, local_stack, **WIDE) as seen:
         page = seen.open()
         page.wait_for_timeout(LIVED_MS)
         page.get_by_label("Fault lasts").select_option("10")
@@ -60,9 +60,9 @@ def _by_day(browser: Browser, house: House) -> None:
         _save(page, "console", height=README_HEIGHT)
 
 
-def _by_night(browser: Browser, house: House) -> None:
+def _by_night(browser: Browser, local_stack: RunningStack) -> None:
     """The dark page during a fault: the banner, the breaker, the queue."""
-    with console(browser, house, **WIDE, color_scheme="dark") as seen:
+    with console(browser, local_stack, **WIDE, color_scheme="dark") as seen:
         page = seen.open()
         seen.press("Test HTTPSConnectionPool Error")
         phase = page.locator("#stage .phases [aria-current]")

@@ -16,12 +16,12 @@ from tests.shipped.console.console_browser import (
     HEALTH,
     PAYMENT,
     Console,
-    ConsoleHouse,
+    ConsoleStack,
     console,
     drill_titles,
 )
-from tests.support.stack.rehearsing import begin, come_to_rest
-from tests.support.stack.running_house import wait_for
+from tests.support.stack.drilling import begin, come_to_rest
+from tests.support.stack.running_stack import wait_for
 
 pytestmark = pytest.mark.needs("chromium")
 
@@ -44,13 +44,13 @@ def test_the_page_and_its_first_answers_are_small(seen: Console):
 
 
 # `python -m tests.bench console` holds the first paint to a second, on an idle machine.
-def test_the_page_is_painted_before_any_figure_has_come(running: ConsoleHouse, browser: Browser):
-    with console(browser, running.house) as seen:
+def test_the_page_is_painted_before_any_figure_has_come(running: ConsoleStack, browser: Browser):
+    with console(browser, running.local_stack) as seen:
         held: list[Route] = []
         asked = re.compile(r"/(console/state|console/payments|simulate|drills)(\?|/|$)")
         seen.page.route(asked, lambda route: held.append(route))
 
-        seen.page.goto(running.house.ops_url + "/", wait_until="domcontentloaded")
+        seen.page.goto(running.local_stack.ops_url + "/", wait_until="domcontentloaded")
 
         seen.page.wait_for_function("performance.getEntriesByType('paint').length > 0")
         expect(seen.page.get_by_role("button", name=PAYMENT, exact=True)).to_be_visible()
@@ -65,13 +65,13 @@ def test_everything_comes_from_the_ops_plane_itself(seen: Console):
     seen.open()
 
     assert asked
-    assert all(url.startswith(seen.house.ops_url) for url in asked)
+    assert all(url.startswith(seen.local_stack.ops_url) for url in asked)
 
 
 def test_file_is_compressed_only_for_clients_that_accept_it(
-    running: ConsoleHouse,
+    running: ConsoleStack,
 ):
-    url = running.house.ops_url + "/console/static/app.js"
+    url = running.local_stack.ops_url + "/console/static/app.js"
 
     packed, plain = (
         requests.get(url, headers={"Accept-Encoding": wanted}, timeout=60)
@@ -93,18 +93,18 @@ def test_file_is_compressed_only_for_clients_that_accept_it(
     ],
 )
 def test_text_can_become_neither_markup_nor_code(
-    running: ConsoleHouse, browser: Browser, planted: str
+    running: ConsoleStack, browser: Browser, planted: str
 ):
-    with console(browser, running.house) as seen:
+    with console(browser, running.local_stack) as seen:
         page = seen.open(with_key=False)
 
         with pytest.raises(Error, match="Trusted"):
             page.evaluate(planted)
 
 
-def test_markup_in_a_payments_own_words_stays_text(running: ConsoleHouse, seen: Console):
+def test_markup_in_a_payments_own_words_stays_text(running: ConsoleStack, seen: Console):
     markup = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>"
-    running.house.pay(reference=markup, metadata={markup[:40]: markup})
+    running.local_stack.pay(reference=markup, metadata={markup[:40]: markup})
     page = seen.open()
 
     page.get_by_role("cell", name=markup).first.click()
@@ -114,8 +114,8 @@ def test_markup_in_a_payments_own_words_stays_text(running: ConsoleHouse, seen: 
     assert page.title() != "owned"
 
 
-def test_the_page_may_not_be_framed_stored_or_sniffed(running: ConsoleHouse):
-    answer = requests.get(running.house.ops_url + "/", timeout=60)
+def test_the_page_may_not_be_framed_stored_or_sniffed(running: ConsoleStack):
+    answer = requests.get(running.local_stack.ops_url + "/", timeout=60)
 
     policy = answer.headers["Content-Security-Policy"]
     for part in ("default-src 'none'", "frame-ancestors 'none'", "require-trusted-types-for"):
@@ -128,24 +128,24 @@ def test_the_page_may_not_be_framed_stored_or_sniffed(running: ConsoleHouse):
 # --- The key ---------------------------------------------------------------------------------
 
 
-def test_payments_are_shown_to_nobody_without_an_operators_key(running: ConsoleHouse):
+def test_payments_are_shown_to_nobody_without_an_operators_key(running: ConsoleStack):
     for method, path in (("GET", "/console/payments"), ("POST", "/console/payments")):
-        answer = requests.request(method, running.house.ops_url + path, timeout=60)
+        answer = requests.request(method, running.local_stack.ops_url + path, timeout=60)
 
         assert answer.status_code == 401
 
 
 def test_wrong_key_is_refused_with_a_reason_and_right_one_works(
-    running: ConsoleHouse, browser: Browser
+    running: ConsoleStack, browser: Browser
 ):
-    with console(browser, running.house) as seen:
+    with console(browser, running.local_stack) as seen:
         page = seen.open(with_key=False)
         seen.press(PAYMENT)
         page.get_by_label("API key", exact=True).fill("hf_test_wrong")
         seen.press("Use this key")
         expect(page.locator("#key-error")).to_contain_text("That key is unknown")
 
-        page.get_by_label("API key", exact=True).fill(running.house.api_key)
+        page.get_by_label("API key", exact=True).fill(running.local_stack.api_key)
         seen.press("Use this key")
 
         # After the key is entered, the requested action continues without another click.
@@ -155,8 +155,8 @@ def test_wrong_key_is_refused_with_a_reason_and_right_one_works(
         assert all("401" in complaint for complaint in seen.complaints)
 
 
-def test_a_key_that_was_revoked_is_forgotten_and_asked_for(running: ConsoleHouse, browser: Browser):
-    with console(browser, running.house) as seen:
+def test_a_key_that_was_revoked_is_forgotten_and_asked_for(running: ConsoleStack, browser: Browser):
+    with console(browser, running.local_stack) as seen:
         seen.page.add_init_script("sessionStorage.setItem('holdfast.operator_key', 'hf_test_old')")
         page = seen.open(with_key=False)
 
@@ -176,7 +176,7 @@ def test_test_payment_uses_the_rest_api_and_shows_its_timeline(seen: Console):
     expect(page.locator("#stage .steps li")).to_have_count(3)
     expect(page.locator("#stage .steps li").last).to_contain_text("succeeded")
     payment = page.locator("#stage dd").nth(1).inner_text()
-    assert seen.house.get(f"/v1/payments/{payment}").json()["status"] == "succeeded"
+    assert seen.local_stack.get(f"/v1/payments/{payment}").json()["status"] == "succeeded"
     expect(page.locator("#payments tr").first).to_contain_text("USD 1.00")
 
 
@@ -198,7 +198,7 @@ def test_the_charts_move_with_the_payments_of_all_workers(seen: Console):
     before = rate.locator("canvas").evaluate("canvas => canvas.toDataURL()")
 
     for number in range(12):
-        assert seen.house.pay(f"charted-{number}").status_code == 201
+        assert seen.local_stack.pay(f"charted-{number}").status_code == 201
 
     expect(rate.locator("li").first).not_to_have_text(re.compile(r"Succeeded 0/s"))
     page.wait_for_function(
@@ -209,9 +209,11 @@ def test_the_charts_move_with_the_payments_of_all_workers(seen: Console):
     )
 
 
-def test_a_page_opened_later_shows_what_was_before(running: ConsoleHouse):
+def test_a_page_opened_later_shows_what_was_before(running: ConsoleStack):
     def rows(**since: Any) -> list[list[Any]]:
-        answer = requests.get(running.house.ops_url + "/console/state", since, timeout=60).json()
+        answer = requests.get(
+            running.local_stack.ops_url + "/console/state", since, timeout=60
+        ).json()
         return list(answer["history"]["rows"])
 
     shown = wait_for(lambda: found if len(found := rows()) > 5 else None)
@@ -222,26 +224,26 @@ def test_a_page_opened_later_shows_what_was_before(running: ConsoleHouse):
 
 
 def test_payment_opens_in_place_and_stays_open_on_updates(seen: Console):
-    first = seen.house.pay(reference="opened").json()["id"]
+    first = seen.local_stack.pay(reference="opened").json()["id"]
     page = seen.open()
     page.locator(f'#payments button[title="{first}"]').click()
     expect(page.locator(f"#steps-{first} .steps li")).to_have_count(3)
 
-    second = seen.house.pay().json()["id"]
+    second = seen.local_stack.pay().json()["id"]
 
     expect(page.locator(f'#payments button[title="{second}"]')).to_be_visible()
     expect(page.locator(f"#steps-{first} .steps li")).to_have_count(3)
 
 
 def test_what_a_caller_wrote_is_shown_as_text(seen: Console):
-    seen.house.pay(reference="<img src=x onerror=alert(1)>")
+    seen.local_stack.pay(reference="<img src=x onerror=alert(1)>")
 
     page = seen.open()
 
     expect(page.locator("#payments")).to_contain_text("<img src=x onerror=alert(1)>")
 
 
-def test_the_drills_are_listed_with_a_button_each(seen: Console, running: ConsoleHouse):
+def test_the_drills_are_listed_with_a_button_each(seen: Console, running: ConsoleStack):
     page = seen.open()
 
     drills = page.locator("#drills tr")
@@ -255,9 +257,9 @@ def test_the_drills_are_listed_with_a_button_each(seen: Console, running: Consol
 
 
 def test_a_phone_shows_everything_without_scrolling_sideways(
-    running: ConsoleHouse, browser: Browser
+    running: ConsoleStack, browser: Browser
 ):
-    with console(browser, running.house, viewport={"width": 360, "height": 740}) as seen:
+    with console(browser, running.local_stack, viewport={"width": 360, "height": 740}) as seen:
         page = seen.open()
         seen.press(PAYMENT)
         expect(page.locator("#stage .steps li")).to_have_count(3)
@@ -282,7 +284,7 @@ def test_everything_can_be_done_with_the_keyboard_alone(seen: Console):
 
     _tab_to(page, PAYMENT)
     page.keyboard.press("Enter")
-    page.keyboard.type(seen.house.api_key)
+    page.keyboard.type(seen.local_stack.api_key)
     page.keyboard.press("Enter")
 
     expect(page.locator("#stage .chip").first).to_have_text("succeeded")
@@ -295,9 +297,9 @@ def test_everything_can_be_done_with_the_keyboard_alone(seen: Console):
 
 
 def test_theme_follows_the_system_and_a_choice_is_remembered(
-    running: ConsoleHouse, browser: Browser
+    running: ConsoleStack, browser: Browser
 ):
-    with console(browser, running.house, color_scheme="dark") as seen:
+    with console(browser, running.local_stack, color_scheme="dark") as seen:
         page = seen.open()
         assert _background(page) == "rgb(13, 17, 23)"
 
@@ -319,10 +321,10 @@ def test_theme_follows_the_system_and_a_choice_is_remembered(
         pytest.param("light", 360, marks=pytest.mark.long),
     ],
 )
-def test_axe_finds_nothing(running: ConsoleHouse, browser: Browser, scheme: str, width: int):
+def test_axe_finds_nothing(running: ConsoleStack, browser: Browser, scheme: str, width: int):
     looks = {"color_scheme": scheme, "viewport": {"width": width, "height": 800}}
     # axe itself writes markup, which the page's own policy forbids.
-    with console(browser, running.house, **looks, bypass_csp=True) as seen:
+    with console(browser, running.local_stack, **looks, bypass_csp=True) as seen:
         page = seen.open()
         seen.press(PAYMENT)
         expect(page.locator("#stage .steps li")).to_have_count(3)
@@ -360,8 +362,8 @@ def test_a_page_left_open_does_not_grow(seen: Console):
     assert after["JSHeapUsedSize"] <= before["JSHeapUsedSize"] + 1_000_000
 
 
-def test_page_shows_a_missing_answer_and_recovers(running: ConsoleHouse, browser: Browser):
-    with console(browser, running.house) as seen:
+def test_page_shows_a_missing_answer_and_recovers(running: ConsoleStack, browser: Browser):
+    with console(browser, running.local_stack) as seen:
         page = seen.open()
         running.stop()
         try:
@@ -378,8 +380,10 @@ def test_page_shows_a_missing_answer_and_recovers(running: ConsoleHouse, browser
         assert all("ERR_CONNECTION" in complaint for complaint in seen.complaints)
 
 
-def _boot(running: ConsoleHouse) -> str:
-    return str(requests.get(running.house.ops_url + "/console/state", timeout=60).json()["boot"])
+def _boot(running: ConsoleStack) -> str:
+    return str(
+        requests.get(running.local_stack.ops_url + "/console/state", timeout=60).json()["boot"]
+    )
 
 
 def _tab_to(page: Page, name: str | re.Pattern[str]) -> None:
@@ -395,14 +399,14 @@ def _background(page: Page) -> str:
     return str(page.evaluate("getComputedStyle(document.body).backgroundColor"))
 
 
-def _show_a_finished_run(page: Page, running: ConsoleHouse) -> None:
+def _show_a_finished_run(page: Page, running: ConsoleStack) -> None:
     """A simulation that is stopped at once, so that its evidence is on the page too."""
     # It lasts until the page, which looks every ten seconds, has seen it.
-    begin(running.house, "connection-error", ttl_s=120)
+    begin(running.local_stack, "connection-error", ttl_s=120)
     expect(page.locator("#stage .log li").first).to_be_visible()
     page.locator("#stop-all").click()
     expect(page.locator("#simulation")).to_be_hidden(timeout=120_000)
-    come_to_rest(running.house)
+    come_to_rest(running.local_stack)
 
 
 def _axe_findings(page: Page) -> list[str]:

@@ -10,8 +10,8 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from tests.shipped.console.console_browser import chromium
-from tests.support.stack.rehearsing import drilled
-from tests.support.stack.running_house import running_house
+from tests.support.stack.drilling import drilled
+from tests.support.stack.running_stack import running_stack
 
 pytestmark = pytest.mark.needs("chromium")
 
@@ -40,11 +40,11 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of an ended drill's report."""
     own = tmp_path_factory.mktemp("drills")
     (own / "a-little-slow.toml").write_text(DRILL)
-    home = tmp_path_factory.mktemp("house")
-    with running_house(home, HOLDFAST_DRILLS_DIR=str(own)) as house:
-        run = drilled(house, "a-little-slow")
+    home = tmp_path_factory.mktemp("local_stack")
+    with running_stack(home, HOLDFAST_DRILLS_DIR=str(own)) as local_stack:
+        run = drilled(local_stack, "a-little-slow")
         assert run["verdict"] == "HELD", run["summary"]
-        yield f"{house.ops_url}/drills/{run['id']}?format=html"
+        yield f"{local_stack.ops_url}/drills/{run['id']}?format=html"
 
 
 @pytest.fixture(scope="module")

@@ -32,7 +32,7 @@ from tests.support.shipped_queries import (
     panel_queries,
     rules,
 )
-from tests.support.stack.running_house import House, running_house
+from tests.support.stack.running_stack import RunningStack, running_stack
 
 pytestmark = pytest.mark.needs("prometheus", "alertmanager")
 
@@ -82,7 +82,7 @@ OF_DRILLS = ("instance:holdfast_drill:active", 'drill="true"', "holdfast_drill_r
 class Aftermath:
     """The recorded data after all three incidents."""
 
-    house: House
+    local_stack: RunningStack
     prometheus: Prometheus
     alertmanager: Alertmanager
     began_s: float
@@ -96,26 +96,26 @@ def aftermath(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Aftermath]:
     directory = tmp_path_factory.mktemp("live")
     began_s = time.time()
     with ExitStack() as stack:
-        house = stack.enter_context(running_house(directory / "house", **SMALL))
+        local_stack = stack.enter_context(running_stack(directory / "local_stack", **SMALL))
         alertmanager = stack.enter_context(running_alertmanager(directory))
         prometheus = stack.enter_context(
             running_prometheus(
                 directory,
-                [urlsplit(house.ops_url).netloc],
+                [urlsplit(local_stack.ops_url).netloc],
                 alertmanager=alertmanager,
                 # The scrape timeout: a busy machine needs a second.
                 hurry_s=1.0,
             )
         )
         prometheus.wait_for("holdfast_payments_good_total")
-        fault_client = stack.enter_context(FaultClient(Path(house.fault_proxy_control)))
+        fault_client = stack.enter_context(FaultClient(Path(local_stack.fault_proxy_control)))
         grown, fired = {}, {}
-        with Traffic(house.url, house.api_key, per_s=20):
+        with Traffic(local_stack.url, local_stack.api_key, per_s=20):
             for incident in INCIDENTS:
                 grown[incident.title], fired[incident.title] = _suffer(
                     prometheus, alertmanager, fault_client, incident
                 )
-        yield Aftermath(house, prometheus, alertmanager, began_s, grown, fired)
+        yield Aftermath(local_stack, prometheus, alertmanager, began_s, grown, fired)
 
 
 def _suffer(
@@ -202,7 +202,7 @@ def test_a_bucket_leads_to_the_log_events_of_one_that_fell_in_it(
 ) -> None:
     traces = aftermath.prometheus.traces(bucket)
 
-    logged = {event.get("trace_id") for event in aftermath.house.log_events()}
+    logged = {event.get("trace_id") for event in aftermath.local_stack.log_events()}
     assert traces
     assert traces & logged
 

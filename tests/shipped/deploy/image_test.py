@@ -23,7 +23,7 @@ import requests
 
 from tests.shipped.deploy.image_instance import Instance, run
 from tests.support.manifests import DEPLOY
-from tests.support.stack.running_house import free_port, wait_for
+from tests.support.stack.running_stack import free_port, wait_for
 
 # Both images, by their lock file.
 IMAGES = {

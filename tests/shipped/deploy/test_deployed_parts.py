@@ -15,7 +15,7 @@ import requests
 from service.__main__ import COMMANDS
 from service.settings import Settings, describe
 from tests.support.manifests import DEPLOY, ENTRYPOINT, ROOT, Part, ecs, parts
-from tests.support.stack.running_house import House, running_house
+from tests.support.stack.running_stack import RunningStack, running_stack
 
 PARTS = list(parts())
 SERVING = [part for part in PARTS if part.sub_command in ("serve", "ops", "reconcile")]
@@ -134,19 +134,19 @@ def test_the_ports_are_those_that_the_image_binds_and_exposes() -> None:
 
 
 @pytest.fixture(scope="module")
-def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
-    with running_house(tmp_path_factory.mktemp("probed")) as house:
-        yield house
+def local_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
+    with running_stack(tmp_path_factory.mktemp("probed")) as local_stack:
+        yield local_stack
 
 
-def test_every_probed_address_answers_on_the_real_service(house: House) -> None:
+def test_every_probed_address_answers_on_the_real_service(local_stack: RunningStack) -> None:
     data_port = int(IMAGE_ENVIRON["HOLDFAST_BIND"].rpartition(":")[2])
     asked = {probe for part in PARTS for probe in part.probes}
     asked.add((data_port, ecs("target-group")["HealthCheckPath"]))
 
     statuses = {
         (port, path): requests.get(
-            (house.url if port == data_port else house.ops_url) + path, timeout=60
+            (local_stack.url if port == data_port else local_stack.ops_url) + path, timeout=60
         ).status_code
         for port, path in asked
     }

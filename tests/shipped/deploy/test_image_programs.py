@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.stack.running_house import ROOT, free_port, wait_for
+from tests.support.stack.running_stack import ROOT, free_port, wait_for
 
 KEEP_LOG = (sys.executable, str(ROOT / "deploy" / "keep_log.py"))
 SAYS_TWO_LINES = "print('{\"event\": \"a\"}', flush=True); print('b')"

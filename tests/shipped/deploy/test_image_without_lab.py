@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.stack.running_house import ROOT
+from tests.support.stack.running_stack import ROOT
 
 IMPORT_ALL = """
 import importlib, json, pkgutil, service

@@ -17,7 +17,7 @@ from psycopg2.extensions import make_dsn, parse_dsn
 
 from service.lab.faultproxy.client import FaultClient, ProxyGone
 from service.lab.faultproxy.proxy import listener_at
-from tests.support.stack.running_house import ROOT, wait_for
+from tests.support.stack.running_stack import ROOT, wait_for
 
 
 class FaultProxyProcess:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.support.stack.running_house import ROOT, free_port, wait_for
+from tests.support.stack.running_stack import ROOT, free_port, wait_for
 
 # As small and quick as in the test of the dashboards: seconds in place of the real minutes.
 SMALL = {

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import requests
 
 from service.lab.observe import programs
-from tests.support.stack.running_house import free_port
+from tests.support.stack.running_stack import free_port
 
 T = TypeVar("T")
 

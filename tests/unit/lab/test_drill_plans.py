@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from service.lab.drills.plan import GAME_DAY, SIMULATIONS, Plan, read_catalogue, takes_s
-from tests.support.stack.running_house import ROOT
+from tests.support.stack.running_stack import ROOT
 
 PLANS = read_catalogue()
 DRILLS = [plan for plan in PLANS.values() if not plan.parts]

@@ -14,7 +14,7 @@ from service.resilience.bulkhead import Bulkhead
 from tests.support.providers.fakes import FakeClock
 
 
-def test_a_full_house_refuses_at_once():
+def test_a_full_bulkhead_refuses_at_once():
     bulkhead = Bulkhead(limit_max=2)
 
     with bulkhead.enter(), bulkhead.enter(), pytest.raises(BulkheadFull):
@@ -48,7 +48,7 @@ def test_never_more_than_the_limit_are_inside_at_once():
     assert bulkhead.in_use == 0
 
 
-def test_a_house_full_of_timeouts_halves_the_limit_once():
+def test_concurrent_timeouts_halve_the_limit_once():
     clock = FakeClock()
     bulkhead = Bulkhead(limit_max=12, limit_min=2, clock=clock)
 
@@ -130,8 +130,8 @@ def _serve(
     bulkhead: Bulkhead, clock: FakeClock, *, calls: int, took_s: float, failed: bool | None
 ) -> None:
     """`calls` calls side by side, as many as are let in, each of them `took_s` long."""
-    with contextlib.ExitStack() as house:
+    with contextlib.ExitStack() as local_stack:
         for _ in range(calls):
             with contextlib.suppress(BulkheadFull):
-                house.enter_context(bulkhead.enter()).failed = failed
+                local_stack.enter_context(bulkhead.enter()).failed = failed
         clock.move(took_s)

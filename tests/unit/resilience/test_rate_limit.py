@@ -12,7 +12,7 @@ import pytest
 
 from service.resilience import rate_limit
 from service.resilience.rate_limit import RateLimit
-from tests.support.stack.running_house import ROOT
+from tests.support.stack.running_stack import ROOT
 
 
 @pytest.fixture

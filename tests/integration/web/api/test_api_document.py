@@ -14,7 +14,7 @@ from flask.testing import FlaskClient
 
 from service.settings import Settings
 from service.web.http.problems import CODES
-from tests.support.stack.running_house import ROOT
+from tests.support.stack.running_stack import ROOT
 
 
 def test_every_route_is_in_the_document(app: Flask, client: FlaskClient) -> None:

@@ -17,7 +17,7 @@ from service.app.ops_plane import (
 from service.payments.merchants import SCOPES
 from service.settings import Settings, SettingsError
 from service.startup.gunicorn import ROOT
-from tests.incidents.test_rehearsal_safety import CONSOLE_WRITES, WRITES
+from tests.incidents.test_drill_safety import CONSOLE_WRITES, WRITES
 
 MakeKey = Callable[..., str]
 OPEN = ["/healthz", "/readyz", "/metrics"]

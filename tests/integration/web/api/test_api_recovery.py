@@ -10,7 +10,7 @@ from werkzeug.test import TestResponse
 
 from tests.support.providers.booked_provider import BookedProvider
 from tests.support.providers.fakes import TIMED_OUT
-from tests.support.stack.running_house import wait_for
+from tests.support.stack.running_stack import wait_for
 
 
 @pytest.mark.parametrize("confirms", [(TIMED_OUT,) * 30])

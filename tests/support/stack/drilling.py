@@ -13,70 +13,72 @@ import psycopg2
 import requests
 
 from service.lab.drills.pair import HOME_PREFIX
-from tests.support.stack.running_house import House, running_house, wait_for
+from tests.support.stack.running_stack import RunningStack, running_stack, wait_for
 
 # The smallest configuration with room for two copies.
 SMALL = {"HOLDFAST_WEB_WORKERS": "2", "HOLDFAST_WEB_THREADS": "8", "HOLDFAST_DB_POOL_SIZE": "4"}
 
 
-def ask(house: House, method: str, path: str, **options: Any) -> requests.Response:
+def ask(local_stack: RunningStack, method: str, path: str, **options: Any) -> requests.Response:
     """One call to the ops plane with the operator's key."""
-    headers = {"Authorization": f"Bearer {house.api_key}", **options.pop("headers", {})}
-    return requests.request(method, house.ops_url + path, headers=headers, timeout=120, **options)
+    headers = {"Authorization": f"Bearer {local_stack.api_key}", **options.pop("headers", {})}
+    return requests.request(
+        method, local_stack.ops_url + path, headers=headers, timeout=120, **options
+    )
 
 
-def begin(house: House, name: str, **body: Any) -> str:
+def begin(local_stack: RunningStack, name: str, **body: Any) -> str:
     """Start a simulation; returns the address of its run."""
-    begun = ask(house, "POST", f"/simulate/{name}", json=body)
+    begun = ask(local_stack, "POST", f"/simulate/{name}", json=body)
     assert begun.status_code == 202, begun.text
     return begun.headers["Location"]
 
 
-def begin_drill(house: House, name: str, **body: Any) -> str:
+def begin_drill(local_stack: RunningStack, name: str, **body: Any) -> str:
     """Start a drill; returns the address of its run."""
-    begun = ask(house, "POST", "/drills", json={"drill": name, **body})
+    begun = ask(local_stack, "POST", "/drills", json={"drill": name, **body})
     assert begun.status_code == 202, begun.text
     return begun.headers["Location"]
 
 
-def phase(house: House, where: str) -> str:
-    return str(ask(house, "GET", where).json()["phase"])
+def phase(local_stack: RunningStack, where: str) -> str:
+    return str(ask(local_stack, "GET", where).json()["phase"])
 
 
-def wait_until_struck(house: House, where: str) -> None:
-    wait_for(lambda: phase(house, where) == "fault", timeout_s=180)
+def wait_until_struck(local_stack: RunningStack, where: str) -> None:
+    wait_for(lambda: phase(local_stack, where) == "fault", timeout_s=180)
 
 
-def ended(house: House, where: str, timeout_s: float = 240.0) -> dict[str, Any]:
+def ended(local_stack: RunningStack, where: str, timeout_s: float = 240.0) -> dict[str, Any]:
     """The run's document after its end."""
 
     def if_ended() -> dict[str, Any] | None:
-        run: dict[str, Any] = ask(house, "GET", where).json()
+        run: dict[str, Any] = ask(local_stack, "GET", where).json()
         return run if run["status"] == "ended" else None
 
     run: dict[str, Any] = wait_for(if_ended, timeout_s=timeout_s)
     return run
 
 
-def drilled(house: House, name: str, **body: Any) -> dict[str, Any]:
+def drilled(local_stack: RunningStack, name: str, **body: Any) -> dict[str, Any]:
     """A drill's report; repeated if callers waited as long in the baseline, which shows an overloaded
     machine and proves nothing about the service."""
     for _ in range(3):
-        run = ended(house, begin_drill(house, name, **body))
+        run = ended(local_stack, begin_drill(local_stack, name, **body))
         if "in the baseline too" not in run["summary"]:
             break
     return run
 
 
-def faults(house: House) -> set[str]:
+def faults(local_stack: RunningStack) -> set[str]:
     """The modes of the current faults on the local stack's links."""
-    links = ask(house, "GET", "/simulate").json()["links"]
+    links = ask(local_stack, "GET", "/simulate").json()["links"]
     return {link["mode"] for link in links.values() if link["mode"]}
 
 
-def rows(house: House, statement: str, *values: Any) -> list[tuple[Any, ...]]:
+def rows(local_stack: RunningStack, statement: str, *values: Any) -> list[tuple[Any, ...]]:
     """The rows of a query, directly from the database."""
-    connection = psycopg2.connect(house.database_url)
+    connection = psycopg2.connect(local_stack.database_url)
     try:
         with connection.cursor() as cursor:
             cursor.execute(statement, values)
@@ -85,7 +87,7 @@ def rows(house: House, statement: str, *values: Any) -> list[tuple[Any, ...]]:
         connection.close()
 
 
-def settle_all(house: House) -> None:
+def settle_all(local_stack: RunningStack) -> None:
     """Wait until no payment is queued or in doubt: an old doubt would block the next drill."""
 
     hurry = """
@@ -95,7 +97,7 @@ def settle_all(house: House) -> None:
     unsettled = """
         SELECT count(*) FROM payments WHERE status IN ('queued', 'sending', 'unknown')
     """
-    connection = psycopg2.connect(house.database_url)
+    connection = psycopg2.connect(local_stack.database_url)
     connection.autocommit = True
     try:
         with connection.cursor() as cursor:
@@ -111,16 +113,16 @@ def settle_all(house: House) -> None:
         connection.close()
 
 
-def come_to_rest(house: House) -> None:
+def come_to_rest(local_stack: RunningStack) -> None:
     """End what an earlier test began: one rehearsal runs at a time, and an old doubt refuses the next."""
-    ask(house, "DELETE", "/simulate")
-    wait_for(lambda: ask(house, "GET", "/simulate").json()["running"] is None, timeout_s=120)
-    settle_all(house)
+    ask(local_stack, "DELETE", "/simulate")
+    wait_for(lambda: ask(local_stack, "GET", "/simulate").json()["running"] is None, timeout_s=120)
+    settle_all(local_stack)
 
 
-def ops_worker(house: House) -> int:
+def ops_worker(local_stack: RunningStack) -> int:
     """The process that runs drills: the one worker of the ops plane."""
-    master = house.pids["ops_plane"]
+    master = local_stack.pids["ops_plane"]
     return int(Path(f"/proc/{master}/task/{master}/children").read_text().split()[0])
 
 
@@ -149,13 +151,13 @@ class TemporaryFiles:
 
 
 @contextmanager
-def rehearsing_house(home: Path, **settings: str) -> Iterator[tuple[House, TemporaryFiles]]:
+def drilling_stack(home: Path, **settings: str) -> Iterator[tuple[RunningStack, TemporaryFiles]]:
     """A small local stack with a separate directory for temporary files."""
     # A short path, because sockets are in it; open to PostgreSQL's user.
     path = Path(tempfile.mkdtemp(prefix="t-"))
     path.chmod(0o711)
     try:
-        with running_house(home, **{**SMALL, "TMPDIR": str(path), **settings}) as house:
-            yield house, TemporaryFiles(path)
+        with running_stack(home, **{**SMALL, "TMPDIR": str(path), **settings}) as local_stack:
+            yield local_stack, TemporaryFiles(path)
     finally:
         shutil.rmtree(path, ignore_errors=True)

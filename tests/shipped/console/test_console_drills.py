@@ -14,20 +14,20 @@ from tests.shipped.console.console_browser import (
     POOL,
     TIMEOUT,
     Console,
-    ConsoleHouse,
+    ConsoleStack,
     console,
     drill_titles,
 )
-from tests.support.stack.rehearsing import come_to_rest
+from tests.support.stack.drilling import come_to_rest
 
 pytestmark = pytest.mark.needs("chromium")
 
 
 @pytest.fixture(autouse=True)
-def _at_rest(running: ConsoleHouse) -> Iterator[None]:
+def _at_rest(running: ConsoleStack) -> Iterator[None]:
     """The shared instance without a running drill, after any end of the last test."""
     yield
-    come_to_rest(running.house)
+    come_to_rest(running.local_stack)
 
 
 def test_payment_timeout_shows_progress_and_then_the_evidence(seen: Console):
@@ -117,7 +117,7 @@ def test_fault_on_two_copies_is_shown_for_both(seen: Console):
     expect(page.locator("#stage .side").nth(1).locator(".incident")).to_have_count(0)
 
 
-def test_drill_is_run_and_stopped_and_its_verdict_stays_shown(seen: Console, running: ConsoleHouse):
+def test_drill_is_run_and_stopped_and_its_verdict_stays_shown(seen: Console, running: ConsoleStack):
     page = seen.open()
     title = drill_titles(running)[0]
 
@@ -149,14 +149,14 @@ def test_stop_everything_ends_a_simulation_with_its_evidence(seen: Console):
 
 
 def test_second_page_shows_the_same_simulation(
-    seen: Console, running: ConsoleHouse, browser: Browser
+    seen: Console, running: ConsoleStack, browser: Browser
 ):
     # The longest fault: the second page must be open before it ends.
     seen.open().get_by_label("Fault lasts").select_option("60")
     seen.press(CONNECTION)
     expect(seen.page.locator("#simulation")).to_contain_text("Simulation running")
 
-    with console(browser, running.house) as other:
+    with console(browser, running.local_stack) as other:
         page = other.open(with_key=False)
 
         expect(page.locator("#simulation")).to_contain_text("Simulation running")

@@ -33,7 +33,7 @@ START_TIMEOUT_S = 180.0
 WAIT_S = 90.0
 
 
-class House:
+class RunningStack:
     """A running Holdfast, from the view of its callers and its provider."""
 
     def __init__(self, process: subprocess.Popen[bytes], run: dict[str, Any]) -> None:
@@ -125,9 +125,9 @@ class House:
 
 
 @contextmanager
-def running_house(
+def running_stack(
     home: Path, *, first_start: bool = False, keep: bool = False, **settings: str
-) -> Iterator[House]:
+) -> Iterator[RunningStack]:
     """Start everything below `home`, and stop it together afterwards.
 
     Its database is copied if `home` has none; with `first_start` the local stack creates it. With
@@ -157,12 +157,12 @@ def running_house(
     try:
         wait_for(lambda: run_file.exists() or process.poll() is not None, timeout_s=START_TIMEOUT_S)
         assert process.poll() is None, (home / "run.out").read_text()
-        house = House(process, json.loads(run_file.read_text()))
-        house.home = str(home)
+        local_stack = RunningStack(process, json.loads(run_file.read_text()))
+        local_stack.home = str(home)
         try:
-            yield house
+            yield local_stack
         finally:
-            house.close()
+            local_stack.close()
     finally:
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
