@@ -15,7 +15,6 @@ import logging
 import selectors
 import socket
 import threading
-from collections import deque
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -27,7 +26,9 @@ from gunicorn.workers import gthread
 from service.observability.metrics import catalogue as metrics
 from service.web.http.request_scope import ARRIVED_S
 from service.web.server import framing, lifecycle, refusals
-from service.web.server.framing import Arrival, Verdict
+from service.web.server.connection import ClientConnection
+from service.web.server.framing import Verdict
+from service.web.server.request_queue import RequestQueue
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
@@ -40,8 +41,6 @@ RECEIVE_S = 10.0
 LINGER_S = 1.0
 # Threads for balancers' probes, one of which may be querying the database.
 PROBE_THREADS = 2
-# The maximum of queued requests per thread, however fast they seem to be.
-LONGEST_LINE_A_THREAD = 8
 # The pause after which a full worker accepts, so that a free sibling can take the connection.
 YIELD_S = 0.001
 # The resolution of the queue's and the connections' deadlines.
@@ -49,29 +48,6 @@ TICK_S = 0.05
 _RECEIVE_BYTES = 64 * 1024
 # Events may be large: so many are received at once, which limits their memory to 16 MiB.
 LARGE_AT_ONCE = 16
-
-
-class ClientConnection(gthread.TConn):  # type: ignore[misc]
-    """A client's connection, with the received part of its next request."""
-
-    def __init__(self, *of: Any) -> None:
-        super().__init__(*of)
-        self.arrival = Arrival()
-        # The whole request for the next thread, until the parser there has read it.
-        self.request = b""
-        self.arrived_s = 0.0
-        self.expires_s = 0.0
-        self.is_closing = False
-        self.is_queued = False
-        # The base class would wait for the first byte in a thread.
-        self.data_ready = True
-
-    def init(self) -> None:
-        """In the thread: give the parser the bytes that the main loop has received."""
-        super().init()
-        if self.request:
-            self.parser.unreader.unread(self.request)
-            self.request = b""
 
 
 class PaymentWorker(gthread.ThreadWorker):  # type: ignore[misc]
@@ -96,11 +72,7 @@ class PaymentWorker(gthread.ThreadWorker):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         # Registered with the poller: arriving, kept alive between requests, or closing.
         self._watched: dict[ClientConnection, None] = {}
-        # Unfinished requests of the threads; beyond the number of threads they are queued.
-        self._admitted = 0
-        self._line: deque[tuple[Future[Any], ClientConnection]] = deque()
-        # A running mean of a request's time in a thread; starts pessimistic.
-        self._service_s = 0.1
+        self._queue = RequestQueue(self.cfg.threads, self.queue_wait_s)
         self._serving = threading.local()
         self._next_tick_s = 0.0
         self._stop_at_s: float | None = None
@@ -139,7 +111,7 @@ class PaymentWorker(gthread.ThreadWorker):  # type: ignore[misc]
     # --- Receiving
 
     def accept(self, listener: Any) -> None:
-        if self._admitted >= self.cfg.threads and self.cfg.workers > 1:
+        if self._queue.is_busy and self.cfg.workers > 1:
             sleep(YIELD_S)
         try:
             client, address = listener.accept()
@@ -209,15 +181,16 @@ class PaymentWorker(gthread.ThreadWorker):  # type: ignore[misc]
         if framing.is_probe(connection.request):
             self._submit(self._probes, connection)
             return
-        waiting = self._admitted - self.cfg.threads
-        if waiting >= self._longest_line() and not self._displaces_a_write(connection):
-            self._shed(connection, "queue_full", "More requests wait than can be served.")
-            return
-        self._admitted += 1
-        connection.is_queued = True
+        if self._queue.is_full:
+            displaced = self._queue.displace_write(connection)
+            refused = displaced or connection
+            self._shed(refused, "queue_full", "More requests wait than can be served.")
+            if displaced is None:
+                return
+        has_to_wait = self._queue.admit(connection)
         future = self._submit(self.tpool, connection)
-        if waiting >= 0:
-            self._line.append((future, connection))
+        if has_to_wait:
+            self._queue.wait(future, connection)
 
     def _submit(self, lane: ThreadPoolExecutor, connection: ClientConnection) -> Future[Any]:
         future = lane.submit(self.handle, connection)
@@ -225,39 +198,6 @@ class PaymentWorker(gthread.ThreadWorker):  # type: ignore[misc]
             lambda done: self.method_queue.defer(self.finish_request, connection, done)
         )
         return future
-
-    def _longest_line(self) -> float:
-        """As many as the threads can begin within `queue_wait_s`, by the running mean.
-
-        One for each thread is always allowed: a few slow requests must not refuse all others.
-        """
-        threads: int = self.cfg.threads
-        in_time = threads * self.queue_wait_s / max(self._service_s, 0.001)
-        return min(max(in_time, threads), threads * LONGEST_LINE_A_THREAD)
-
-    def _displaces_a_write(self, connection: ClientConnection) -> bool:
-        """Reads are never refused before writes: the newest queued write makes room for a read."""
-        if not framing.is_read(connection.request):
-            return False
-        for future, waiting in reversed(self._line):
-            # A refused write stays queued until the next tick, and makes no room again.
-            is_there = not future.cancelled() and not framing.is_read(waiting.request)
-            if is_there and future.cancel():
-                self._shed(waiting, "queue_full", "More requests wait than can be served.")
-                return True
-        return False
-
-    def _shorten_line(self, now_s: float) -> None:
-        """Refuse requests that waited too long in the queue, while the answer is still early."""
-        line, self._line = self._line, deque()
-        for future, connection in line:
-            if future.running() or future.done():
-                continue
-            patience = 2 if framing.is_read(connection.request) else 1
-            if now_s - connection.arrived_s < patience * self.queue_wait_s or not future.cancel():
-                self._line.append((future, connection))
-            else:
-                self._shed(connection, "deadline_exceeded", "No thread came free in time.")
 
     def _shed(self, connection: ClientConnection, reason: str, detail: str) -> None:
         metrics.requests_shed_total.labels(reason).inc()
@@ -284,9 +224,7 @@ class PaymentWorker(gthread.ThreadWorker):  # type: ignore[misc]
             return super().handle(connection)
         finally:
             metrics.worker_threads_busy.dec()
-            if connection.is_queued:
-                # A race between two threads loses one sample.
-                self._service_s += 0.1 * (monotonic() - began_s - self._service_s)
+            self._queue.measure(connection, monotonic() - began_s)
 
     def handle_request(self, request: Any, connection: ClientConnection) -> Any:
         """Runs in a thread."""
@@ -322,9 +260,7 @@ class PaymentWorker(gthread.ThreadWorker):  # type: ignore[misc]
     # --- After a request
 
     def finish_request(self, connection: ClientConnection, future: Future[Any]) -> None:
-        if connection.is_queued:
-            connection.is_queued = False
-            self._admitted -= 1
+        self._queue.end(connection)
         if future.cancelled():
             # It was refused while it was queued; _refuse owns the connection now.
             return
@@ -394,15 +330,19 @@ class PaymentWorker(gthread.ThreadWorker):  # type: ignore[misc]
         if now_s < self._next_tick_s:
             return
         self._next_tick_s = now_s + TICK_S
-        if self._line:
-            self._shorten_line(now_s)
+        for connection in self._queue.cancel_late(now_s) if self._queue.has_waiting else ():
+            self._shed(connection, "deadline_exceeded", "No thread came free in time.")
         for connection in [each for each in self._watched if each.expires_s <= now_s]:
             self._expire(connection)
         if self._stop_at_s is not None and now_s >= self._stop_at_s:
             self.alive = False
 
     def _wait_s(self) -> float:
-        return TICK_S if self._line or self._stop_at_s is not None or not self.alive else 0.5
+        return (
+            TICK_S
+            if self._queue.has_waiting or self._stop_at_s is not None or not self.alive
+            else 0.5
+        )
 
     def _expire(self, connection: ClientConnection) -> None:
         if connection.is_closing or not connection.arrival.has_begun:
