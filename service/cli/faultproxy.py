@@ -13,15 +13,20 @@ from __future__ import annotations
 import argparse
 import socket
 
-from service.lab.faultproxy import proxy
 from service.observability import logs
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    # Not at the top: the production image leaves the lab out, and every other module imports without it.
+    from service.lab.faultproxy import proxy
+
     proxy.add_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
+    # As above.
+    from service.lab.faultproxy import proxy
+
     # It shares only the log format with the service: it reads no settings, so it holds no secret.
     logs.configure("INFO", environment="rehearsal", instance=socket.gethostname())
     return proxy.run(arguments)

@@ -15,7 +15,6 @@ import argparse
 import os
 import signal
 
-from service.lab.observe.session import ObserveOptions, observe
 from service.process.manager import end_with_parent
 from service.settings import Settings
 
@@ -38,6 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    # Not at the top: the production image leaves the lab out, and every other module imports without it.
+    from service.lab.observe.session import ObserveOptions, observe
+
     if arguments.end_with_parent:
         end_with_parent(signal.SIGTERM)
     options = ObserveOptions(

@@ -13,7 +13,6 @@ import argparse
 import os
 import signal
 
-from service.lab.local.stack import run_local_stack
 from service.process.manager import end_with_parent
 from service.settings import Settings
 
@@ -30,6 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    # Not at the top: the production image leaves the lab out, and every other module imports without it.
+    from service.lab.local.stack import run_local_stack
+
     if arguments.end_with_parent:
         end_with_parent(signal.SIGTERM)
     return run_local_stack(Settings.from_environ(), dict(os.environ), verbose=arguments.verbose)
