@@ -109,10 +109,10 @@ class Settings:
         2000,
         "set on the role by `migrate`, so pgbouncer keeps it",
     )
-    db_prepared: bool = _setting(
+    db_prepared: bool | None = _setting(
         "HOLDFAST_DB_PREPARED",
-        False,
-        "PREPARE each statement once a connection: less CPU, but not through pgbouncer",
+        None,
+        "PREPARE each statement once a connection; none: wherever no pooler is between",
     )
 
     provider: Literal["stripe", "stripe_charges"] = _setting(

@@ -84,7 +84,7 @@ def pool(database_url: str) -> Iterator[ConnectionPool]:
     """A pool of 4 open connections on the fresh database: no test waits for the first connection."""
     from tests.support.stack.pools import open_pool_of
 
-    with open_pool_of(4, database_url, max_waiters=16) as pool:
+    with open_pool_of(4, database_url, max_waiters=16, prepared=None) as pool:
         yield pool
 
 

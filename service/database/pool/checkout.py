@@ -12,6 +12,7 @@ from psycopg2.extensions import TRANSACTION_STATUS_INERROR
 
 from service.database.pool.connection import Connection
 from service.database.pool.statements import (
+    LOST_STATEMENT,
     Params,
     Row,
     Statement,
@@ -78,7 +79,9 @@ class Checkout:
         for tries_left in reversed(range(self._tries)):
             self._deadline.require()
             try:
-                return self._run(statement, params, self._deadline, prepared=self._pool.prepared)
+                return self._run(
+                    statement, params, self._deadline, prepared=self.connection.may_prepare
+                )
             except DatabaseUnavailable as error:
                 if not tries_left or not is_collision(error.__cause__):
                     raise
@@ -111,7 +114,9 @@ class Checkout:
     def _failed(self, error: psycopg2.Error, *, has_timed_out: bool) -> Exception:
         """Record the state of the connection after this error, and translate the error."""
         is_closed = bool(self.connection.closed) or is_out_of_step(error)
-        is_stale = is_stale_plan(error, prepared=self._pool.prepared)
+        is_stale = is_stale_plan(error)
+        if error.pgcode in LOST_STATEMENT:
+            self._pool.prepare_no_more()
         self.connection.is_broken |= is_closed or has_timed_out
         count_error(error, is_closed=is_closed, has_timed_out=has_timed_out)
         self._pool.note_error(has_timed_out=has_timed_out)

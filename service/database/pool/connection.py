@@ -53,7 +53,9 @@ class Connection(PsycopgConnection):
     # Until then it may be checked out without a test; never later than it expires.
     fresh_until_s: float
     idle_since_s: float
-    # The EXECUTE for each statement that was prepared on this connection.
+    # Whether the server's session is this connection's own, so that it keeps what is prepared.
+    may_prepare: bool
+    # The EXECUTE of each statement that was prepared on this connection, by its SQL.
     prepared: dict[str, str]
     # Place and time of the checkout: a code object and an offset keep no frame (and no locals) alive.
     taken_at_s: float
@@ -65,7 +67,7 @@ class Connection(PsycopgConnection):
     # Seconds that its present holder waited in the queue.
     wait_s: float
 
-    def adopt(self, generation: int, lifetime_s: float) -> None:
+    def adopt(self, generation: int, lifetime_s: float, *, may_prepare: bool) -> None:
         """Start its lifetime in a pool, up to a tenth shorter, so that not all end at once."""
         self.autocommit = True
         now = monotonic()
@@ -73,6 +75,7 @@ class Connection(PsycopgConnection):
         self.expires_at_s = now + lifetime_s * (1 - 0.1 * random.random())  # noqa: S311
         self.idle_since_s = now
         self.fresh_until_s = min(now + FRESH_S, self.expires_at_s)
+        self.may_prepare = may_prepare
         self.prepared = {}
         self.taken_at_s = 0.0
         self.taken_code = None
@@ -89,6 +92,17 @@ class Connection(PsycopgConnection):
         poll = select.poll()
         poll.register(self.fileno(), select.POLLIN | select.POLLPRI)
         return bool(poll.poll(0))
+
+    @property
+    def is_direct(self) -> bool:
+        """Whether no pooler is between: the server's process is the one that libpq was told.
+
+        One round trip. A pooler invents the process id of its clients, in every mode.
+        """
+        with self.cursor() as cursor:
+            cursor.execute("SELECT pg_backend_pid()")
+            ((pid,),) = cursor.fetchall()
+        return bool(pid == self.get_backend_pid())
 
     def ask(self) -> None:
         """One round trip; raises psycopg2.Error when the server does not answer it."""

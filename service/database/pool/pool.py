@@ -63,8 +63,8 @@ class ConnectionPool(psycopg2.pool.ThreadedConnectionPool):
         wait_s: float,
         max_waiters: int,
         watchdog: Watchdog,
-        # PREPARE each statement once a connection: not through pgbouncer in transaction mode.
-        prepared: bool = False,
+        # PREPARE each statement once a connection; None: on each connection without a pooler.
+        prepared: bool | None = False,
         lifetime_s: float = 1800.0,
         # Above the budget of a whole request: a connection that is held for longer is a leak.
         leak_after_s: float = 10.0,
@@ -114,7 +114,7 @@ class ConnectionPool(psycopg2.pool.ThreadedConnectionPool):
             with Checkout(self, deadline) as checkout:
                 return checkout.run(statement, params)
         except DatabaseUnavailable as error:
-            if not is_stale_plan(error.__cause__, prepared=self.prepared):
+            if not is_stale_plan(error.__cause__):
                 raise
         # The connections with the old plan are closed: a new connection prepares again.
         with Checkout(self, deadline) as checkout:
@@ -376,6 +376,12 @@ class ConnectionPool(psycopg2.pool.ThreadedConnectionPool):
             self._figures.errors += 1
         if has_timed_out:
             self._suspect_before_s = monotonic()
+
+    def prepare_no_more(self) -> None:
+        """A prepared statement was lost: a pooler that looks like a server is between."""
+        if self.prepared is None:
+            self.prepared = False
+            log.warning("db.prepared_off")
 
     def evict(self, generation: int, reason: str) -> None:
         """Drop all connections of this generation: idle ones now, the others at release."""

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 import psycopg2
 
-from service.database.pool.connection import Connection, open_connection
+from service.database.pool.connection import CONNECT_TIMEOUT_S, Connection, open_connection
 from service.observability.metrics import catalogue as metrics
+from service.resilience.deadline import Deadline
 
 if TYPE_CHECKING:
     from service.database.pool.pool import ConnectionPool
@@ -100,14 +101,31 @@ class Refill:
             generation, started_s = self._pool.generation, monotonic()
             try:
                 connection = open_connection(self._dsn)
+                may_prepare = self._may_prepare(connection)
             except psycopg2.Error as error:
                 self._back_off(error)
                 return
             if self._failures:
                 log.info("db.reconnected", extra={"failed_attempts": self._failures})
                 self._failures = 0
-            connection.adopt(generation, self._lifetime_s)
+            connection.adopt(generation, self._lifetime_s, may_prepare=may_prepare)
             self._pool.admit(connection, took_s=monotonic() - started_s)
+
+    def _may_prepare(self, connection: Connection) -> bool:
+        """As the pool is told; else whether the connection is direct. Closes it when it fails."""
+        if self._pool.prepared is not None:
+            return self._pool.prepared
+        try:
+            until = Deadline.after(CONNECT_TIMEOUT_S)
+            with self._pool.watchdog.guard(connection.fileno(), until) as watch:
+                connection.autocommit = True
+                is_direct = connection.is_direct
+            if watch.fired:
+                raise psycopg2.OperationalError("The new connection did not answer in time.")
+        except psycopg2.Error:
+            connection.close()
+            raise
+        return is_direct
 
     def _back_off(self, error: psycopg2.Error) -> None:
         self._failures += 1

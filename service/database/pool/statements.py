@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
+from zlib import crc32
 
 import psycopg2
 from prometheus_client import Histogram
@@ -32,6 +33,8 @@ SERIALIZATION = frozenset({"40001", "40P01"})
 # No retry can write the values of this row: a constraint or a type refuses them, or psycopg2
 # cannot encode them (NUL, half a character).
 UNWRITABLE = (psycopg2.IntegrityError, psycopg2.DataError, ValueError)
+# A prepared statement is missing, or is there already: another session than the one that prepared it.
+LOST_STATEMENT = frozenset({"26000", "42P05"})
 # The server stops, starts, or became a standby: all other connections are affected too.
 FAILOVER = frozenset({"57P01", "57P02", "57P03", "25006"})
 
@@ -51,37 +54,51 @@ def execute(
 
 def _prepared(connection: Connection, cursor: Any, statement: Statement, params: Params) -> str:
     """The EXECUTE of the statement, which the connection prepares at its first use."""
-    sql = connection.prepared.get(statement.name)
+    sql = connection.prepared.get(statement.sql)
     if sql is None:
-        prepare, sql = prepared_form(statement, has_params=bool(params))
-        cursor.execute(prepare)
-        connection.prepared[statement.name] = sql
+        sql = statement.sql
+        if _PREPARABLE.match(sql):
+            prepare, sql = prepared_form(statement, has_params=bool(params))
+            cursor.execute(prepare)
+        connection.prepared[statement.sql] = sql
     return sql
 
 
-_PLACEHOLDER = re.compile(r"%(?:\((?P<name>\w+)\)s|(?P<position>s)|(?P<percent>%))")
+# PostgreSQL prepares these; a SET, a SHOW or a LOCK has no plan to keep.
+_PREPARABLE = re.compile(r"\s*(?:SELECT|INSERT|UPDATE|DELETE|WITH|VALUES)\b")
+
+
+_PLACEHOLDER = re.compile(
+    r"%(?:\((?P<name>\w+)\)s|(?P<position>s)|(?P<percent>%))(?P<cast>::\w+(?:\[\])?)?"
+)
 
 
 @lru_cache(maxsize=512)
 def prepared_form(statement: Statement, *, has_params: bool) -> tuple[str, str]:
     """The statement as (PREPARE with $1.., EXECUTE with psycopg2's placeholders)."""
-    name = f'"{statement.name}"'
+    # Two texts under one name are two statements to the server.
+    name = f'"{statement.name}_{crc32(statement.sql.encode()):08x}"'
     if not has_params:
         return f"PREPARE {name} AS {statement.sql}", f"EXECUTE {name}"
+    names: list[str] = []
     arguments: list[str] = []
 
     def numbered(match: re.Match[str]) -> str:
+        cast = match["cast"] or ""
         if match["percent"]:
-            return "%"
-        argument = match[0]
+            return f"%{cast}"
         # A named parameter that is used twice is sent once.
-        if match["position"] or argument not in arguments:
-            arguments.append(argument)
-            return f"${len(arguments)}"
-        return f"${arguments.index(argument) + 1}"
+        if match["position"] or match["name"] not in names:
+            names.append(match["name"])
+            # With its cast: psycopg2 writes a list as an array of texts.
+            arguments.append(match[0])
+        number = len(names) if match["position"] else names.index(match["name"]) + 1
+        return f"${number}{cast}"
 
     sql = _PLACEHOLDER.sub(numbered, statement.sql)
-    return f"PREPARE {name} AS {sql}", f"EXECUTE {name} ({', '.join(arguments)})"
+    # Values without a placeholder are allowed, as psycopg2 allows them.
+    listed = f" ({', '.join(arguments)})" if arguments else ""
+    return f"PREPARE {name} AS {sql}", f"EXECUTE {name}{listed}"
 
 
 # No payment waits for these: a histogram for each would be half of all series.
@@ -109,13 +126,13 @@ def statement_duration(name: str) -> Histogram:
     return metrics.db_statement_duration_seconds.labels(family if family in FAMILIES else name)
 
 
-def is_stale_plan(error: BaseException | None, *, prepared: bool) -> bool:
+def is_stale_plan(error: BaseException | None) -> bool:
     """True when the prepared plan is lost or outdated; a new connection cures it."""
     if not isinstance(error, psycopg2.Error):
         return False
     if error.pgcode == "0A000":
-        return prepared and "cached plan" in str(error)
-    return prepared and error.pgcode == "26000"
+        return "cached plan" in str(error)
+    return error.pgcode in LOST_STATEMENT
 
 
 def refused_by(error: Exception) -> str:

@@ -19,7 +19,9 @@ from tests.support.stack.pools import ONE, SLEEP, backends, eventually, open_poo
 
 
 def test_a_statement_gives_its_rows(pool: ConnectionPool) -> None:
-    rows = pool.run(Statement("sum", "SELECT %(a)s + %(b)s"), {"a": 1, "b": 2}, Deadline.after(60))
+    rows = pool.run(
+        Statement("sum", "SELECT %(a)s::int + %(b)s::int"), {"a": 1, "b": 2}, Deadline.after(60)
+    )
 
     assert rows == [(3,)]
 

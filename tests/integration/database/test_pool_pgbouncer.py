@@ -104,3 +104,12 @@ def test_a_transaction_is_whole_and_its_settings_end_with_it(pgbouncer_url: str)
 
     assert seen == [(f"{number}ms", "2s") for number in range(1001, 1021)]
     assert added == [(20,)]
+
+
+def test_no_statement_is_prepared_behind_a_pooler(pgbouncer_url: str) -> None:
+    with pool_of(6, pgbouncer_url, prepared=None) as pool, ThreadPoolExecutor(12) as executor:
+        work = [executor.submit(pool.run, COUNT, ("x",), Deadline.after(60)) for _ in range(60)]
+        rows = [done.result() for done in work]
+
+        assert not any(connection.may_prepare for connection in pool.opened())
+    assert rows == [[(0,)]] * 60

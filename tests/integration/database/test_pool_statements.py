@@ -140,13 +140,15 @@ def test_statement_is_prepared_once_and_gives_the_same_rows(database_url: str) -
     with pool_of(1, database_url, prepared=True) as pool:
         rows = [pool.run(named, {"a": 1, "b": 2}, Deadline.after(60)) for _ in range(3)]
         listed = pool.run(
-            Statement("list", "SELECT name FROM pg_prepared_statements WHERE name = 'named'"),
+            Statement(
+                "list", "SELECT count(*) FROM pg_prepared_statements WHERE name LIKE 'named%%'"
+            ),
             (),
             Deadline.after(60),
         )
 
     assert rows == [[(4, "100%")]] * 3
-    assert listed == [("named",)]
+    assert listed == [(1,)]
 
 
 def test_outdated_prepared_plan_is_prepared_again(database_url: str, owner_url: str) -> None:
@@ -161,10 +163,62 @@ def test_outdated_prepared_plan_is_prepared_again(database_url: str, owner_url: 
         assert pool.run(star, ("x",), Deadline.after(60)) == []
 
 
+NAMED = Statement("named", "SELECT count(*) FROM pg_prepared_statements WHERE name LIKE 'named%'")
+FORGET = Statement("forget", "DEALLOCATE ALL")
+
+
+def test_a_direct_connection_prepares_unless_it_is_told(database_url: str) -> None:
+    counts = {}
+    for prepared in (None, True, False):
+        with pool_of(1, database_url, prepared=prepared) as pool:
+            counts[prepared] = [pool.run(NAMED, (), Deadline.after(60))[0][0] for _ in range(3)]
+
+    assert counts == {None: [1, 1, 1], True: [1, 1, 1], False: [0, 0, 0]}
+
+
+def test_a_lost_statement_ends_preparing_and_is_run_again(database_url: str) -> None:
+    with pool_of(1, database_url, prepared=None) as pool:
+        pool.run(NAMED, (), Deadline.after(60))
+        pool.run(FORGET, (), Deadline.after(60))
+        rows = [pool.run(NAMED, (), Deadline.after(60))[0][0] for _ in range(2)]
+
+        assert (rows, pool.prepared) == ([0, 0], False)
+
+
+def test_two_texts_under_one_name_are_two_statements(database_url: str) -> None:
+    with pool_of(1, database_url, prepared=True) as pool:
+        rows = [
+            pool.run(Statement("same", f"SELECT {number}"), (), Deadline.after(60))
+            for number in (1, 2, 1)
+        ]
+
+    assert rows == [[(1,)], [(2,)], [(1,)]]
+
+
+def test_values_without_a_place_in_the_text_are_ignored(database_url: str) -> None:
+    with pool_of(1, database_url, prepared=True) as pool:
+        assert pool.run(Statement("one", "SELECT 1"), {"a": 2}, Deadline.after(60)) == [(1,)]
+
+
+def test_a_list_of_ids_is_an_array_of_ids_when_prepared(database_url: str) -> None:
+    ids = [str(uuid4()), str(uuid4())]
+    counted = Statement("ids", "SELECT cardinality(%(ids)s::uuid[]), %(ids)s::uuid[] = %(ids)s")
+    with pool_of(1, database_url, prepared=True) as pool:
+        rows = [pool.run(counted, {"ids": some}, Deadline.after(60)) for some in (ids, [], ids)]
+
+    assert rows == [[(2, True)], [(0, True)], [(2, True)]]
+
+
+def test_what_has_no_plan_is_sent_as_it_is(database_url: str) -> None:
+    with pool_of(1, database_url, prepared=True) as pool:
+        assert pool.run(Statement("zone", "SHOW timezone"), (), Deadline.after(60)) == [("UTC",)]
+
+
 def test_the_prepared_form_sends_a_repeated_name_once() -> None:
     statement = Statement("s", "SELECT %(a)s, %(b)s, %(a)s, '%%'")
 
     prepare, execute = prepared_form(statement, has_params=True)
 
-    assert prepare == "PREPARE \"s\" AS SELECT $1, $2, $1, '%'"
-    assert execute == 'EXECUTE "s" (%(a)s, %(b)s)'
+    name = execute.split('"')[1]
+    assert prepare == f"PREPARE \"{name}\" AS SELECT $1, $2, $1, '%'"
+    assert execute == f'EXECUTE "{name}" (%(a)s, %(b)s)'
