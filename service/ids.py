@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from uuid import UUID
 
 from uuid_utils.compat import uuid7
@@ -16,6 +17,11 @@ UUID_MAX = UUID(int=2**128 - 1)
 def new_id() -> UUID:
     """A version 7 UUID (RFC 9562): made by us, ordered by time."""
     return uuid7()
+
+
+def first_id_at(moment: datetime) -> UUID:
+    """The smallest version 7 UUID of that moment: ids are ordered by time."""
+    return UUID(int=(max(0, int(moment.timestamp() * 1000)) << 80) | (7 << 76) | (1 << 63))
 
 
 def payment_id_text(payment_id: UUID) -> str:

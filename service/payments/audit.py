@@ -16,9 +16,7 @@ from uuid import UUID
 from service.database.pool.pool import Checkout, ConnectionPool, Statement
 from service.database.pool.statements import Params, Row, is_collision
 from service.errors import DatabaseUnavailable
-from service.ids import (
-    new_id,
-)
+from service.ids import first_id_at, new_id
 from service.resilience.deadline import Deadline
 
 T = TypeVar("T")
@@ -222,7 +220,7 @@ class AuditLog:
                 "target": target,
                 "merchant_id": None if merchant_id is None else str(merchant_id),
                 "since": since,
-                "since_id": None if since is None else str(_first_id_of(since - CLOCKS_APART)),
+                "since_id": None if since is None else str(first_id_at(since - CLOCKS_APART)),
                 "until": until,
                 "before": None if before is None else str(before),
                 "limit": min(limit, READ_MAX),
@@ -247,11 +245,6 @@ def params_of(actor: Actor, entry: Entry) -> dict[str, Any]:
         "target": _clean(entry.target),
         "detail": json.dumps(_clean(dict(entry.detail)), allow_nan=False, default=str),
     }
-
-
-def _first_id_of(moment: datetime) -> UUID:
-    """The smallest version 7 id of a time, where a read stops: ids are ordered by time."""
-    return UUID(int=max(0, int(moment.timestamp() * 1000)) << 80)
 
 
 def _clean(value: Any) -> Any:

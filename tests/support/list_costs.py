@@ -14,6 +14,7 @@ from service.payments.charge import statements as payment_statements
 from service.payments.charge.model import Status
 from service.payments.events import endpoints, feed
 from service.payments.movements import statements as movement_statements
+from service.payments.settling import figures
 
 # The bulk of the rows: paid, under one reference; the other statuses have none.
 _FILL = """
@@ -99,15 +100,15 @@ def _lists(cursor: Any, merchant: str, rows: int) -> list[tuple[str, Statement, 
     }
     future = {"created_gte": "2200-01-01T00:00:00Z"}
     no_hit = {"statuses": ["declined", "expired"]}
-    by_time, by_status = payment_statements.LIST, payment_statements.LIST_BY_STATUS
+    by_status = payment_statements.LIST_BY_STATUS
     by_reference = payment_statements.LIST_BY_REFERENCE
     of_events, refunds = feed._READ, movement_statements.LIST_REFUNDS
     of_payment = {"merchant_id": merchant, "payment_id": str(middle_id), "limit": 21}
     of_feed = {"merchant_id": merchant, "limit": 21}
     return [
-        ("payments", by_time, all_),
-        ("payments, middle page", by_time, all_ | middle),
-        ("payments, no hit in time", by_time, all_ | future),
+        ("payments", by_status, all_),
+        ("payments, middle page", by_status, all_ | middle),
+        ("payments, no hit in time", by_status, all_ | future),
         ("payments by status, no hit", by_status, all_ | no_hit),
         (
             "payments by status, no hit, since",
@@ -126,6 +127,7 @@ def _lists(cursor: Any, merchant: str, rows: int) -> list[tuple[str, Statement, 
         ("events", of_events, of_feed | {"after": str(UUID(int=0))}),
         ("events, middle page", of_events, of_feed | {"after": str(middle_id)}),
         ("events, at the end", of_events, of_feed | {"after": str(UUID_MAX)}),
+        ("open payments and movements", figures._OPEN_FIGURES, {"all": None}),
         ("webhook endpoints", endpoints._LIST, {"merchant_id": merchant, "endpoint_id": None}),
     ]
 

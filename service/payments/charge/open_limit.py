@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 from service.database.pool.pool import ConnectionPool, Statement
+from service.payments.charge.statements import OPEN_PAYMENTS
 from service.resilience.deadline import Deadline
 
 log = logging.getLogger(__name__)
@@ -17,11 +18,10 @@ EVERY_S = 5.0
 # Reserved money (requires_capture) is settled: only payments that need further work count.
 _MARK = Statement(
     "mark_too_many_open",
-    """
+    f"""
     WITH many AS (
-        SELECT merchant_id FROM payments
-        WHERE status NOT IN ('succeeded', 'declined', 'not_executed', 'canceled', 'expired')
-          AND status <> 'requires_capture'
+        SELECT merchant_id FROM {OPEN_PAYMENTS} AS open
+        WHERE status <> 'requires_capture'
         GROUP BY merchant_id HAVING count(*) >= %(most)s::integer
     )
     UPDATE merchants m SET has_too_many_open = NOT m.has_too_many_open

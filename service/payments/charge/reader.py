@@ -60,9 +60,8 @@ class PaymentReader:
         limit: int = 20,
     ) -> list[Payment]:
         """The payments, newest first, at most `limit`, after the payment `before`."""
-        statement = statements.LIST_BY_STATUS if statuses else statements.LIST
-        if reference is not None:
-            statement = statements.LIST_BY_REFERENCE
+        by_reference = reference is not None
+        statement = statements.LIST_BY_REFERENCE if by_reference else statements.LIST_BY_STATUS
         before_at, before_id = before or _AFTER_ALL
         rows = self._pool.run(
             statement,

@@ -206,24 +206,26 @@ PROMISE = Statement(
     """,
 )
 
+# The open payments, each from an index of few rows: those on their way are due, and the others wait.
+OPEN_PAYMENTS = """(
+        SELECT * FROM payments
+        WHERE status IN ('requires_capture', 'requires_action', 'unknown', 'needs_review')
+        UNION ALL
+        SELECT * FROM payments WHERE status = 'accepted' AND due_at IS NOT NULL
+        UNION ALL
+        SELECT * FROM payments WHERE status = 'sending' AND due_at IS NOT NULL
+    )"""
+
 # The bounds of a list are always values, never NULL: the same plan, by index, serves a list with and
 # without them, and PostgreSQL may keep it prepared.
 _WITHIN = """
           AND created_at >= %(created_gte)s::timestamptz
           AND (created_at, payment_id) < (%(before_at)s::timestamptz, %(before_id)s::uuid)
 """
-LIST = Statement(
-    "list",
-    f"""
-    SELECT {COLUMNS} FROM payments p
-    WHERE p.merchant_id = %(merchant_id)s::uuid {_WITHIN}
-    ORDER BY p.created_at DESC, p.payment_id DESC
-    LIMIT %(limit)s::integer
-    """,
-)
 
 # The newest rows of each status, from its own part of an index: fast also for a merchant with 10^7
-# payments and none of these statuses. Only the intended index has this order of NULLs.
+# payments and none of these statuses. A list of all statuses merges these parts, so that no payment
+# pays for another index. Only the intended index has this order of NULLs.
 _OF_EACH_STATUS = f"""
     SELECT {COLUMNS} FROM unnest(%(statuses)s::text[]) AS wanted (status)
     CROSS JOIN LATERAL (

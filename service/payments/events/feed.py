@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
 from service.database.pool.pool import ConnectionPool, Statement
+from service.ids import first_id_at
 from service.resilience.deadline import Deadline
 
 # Ids are ordered by creation time but committed a little later: an event may appear before one that
@@ -80,13 +81,9 @@ class EventFeed:
         has_more = len(rows) > limit
         last = events[-1].event_id if events else after
         if last is not None and not has_more and events:
-            last = min(last, _first_id_at(rows[0][5] - COMMITTED_WITHIN_S))
+            newest_s = rows[0][5] - COMMITTED_WITHIN_S
+            last = min(last, first_id_at(datetime.fromtimestamp(newest_s, UTC)))
         return FeedPage(events, has_more, last)
-
-
-def _first_id_at(epoch_s: float) -> UUID:
-    """The smallest version 7 UUID of that moment (RFC 9562)."""
-    return UUID(hex=f"{int(epoch_s * 1000):012x}7" + "0" * 3 + "8" + "0" * 15)
 
 
 def _uuid(value: object) -> UUID | None:

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 
 from service.database.pool.pool import ConnectionPool, Statement
 from service.observability.metrics import catalogue as metrics
+from service.payments.charge.statements import OPEN_PAYMENTS
 from service.payments.settling.late_store import LateStore
 from service.payments.settling.sweep_progress import SweepRuns, age_s
 from service.resilience.deadline import Deadline
@@ -16,14 +17,13 @@ AT_RISK = ("sending", "unknown", "needs_review")
 
 _OPEN_FIGURES = Statement(
     "open_figures",
-    """
+    f"""
     SELECT kind, status, currency, count(*), sum(amount)::bigint,
            coalesce(max(extract(epoch FROM now() - coalesce(unknown_since, created_at))), 0)::float8,
            coalesce(max(extract(epoch FROM now() - due_at)) FILTER (WHERE due_at < now()), 0)::float8
     FROM (
         SELECT 'payment' AS kind, status, currency, amount, unknown_since, created_at, due_at
-        FROM payments
-        WHERE status NOT IN ('succeeded', 'declined', 'not_executed', 'canceled', 'expired')
+        FROM {OPEN_PAYMENTS} AS p
         UNION ALL
         SELECT m.kind, m.status, p.currency, m.amount, m.unknown_since, m.created_at, m.due_at
         FROM movements m JOIN payments p USING (merchant_id, payment_id)
