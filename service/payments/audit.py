@@ -218,25 +218,25 @@ class AuditLog:
                 "action": action,
                 "actor": actor,
                 "target": target,
-                "merchant_id": None if merchant_id is None else str(merchant_id),
+                "merchant_id": merchant_id,
                 "since": since,
-                "since_id": None if since is None else str(first_id_at(since - CLOCKS_APART)),
+                "since_id": None if since is None else first_id_at(since - CLOCKS_APART),
                 "until": until,
-                "before": None if before is None else str(before),
+                "before": before,
                 "limit": min(limit, READ_MAX),
             },
             deadline,
         )
-        return [_record_of(row) for row in rows]
+        return [Record(*row) for row in rows]
 
 
 def params_of(actor: Actor, entry: Entry) -> dict[str, Any]:
     """The values of WRITE_VALUES, with a new id."""
     merchant_id = entry.merchant_id
     return {
-        "audit_id": str(new_id()),
+        "audit_id": new_id(),
         "action": entry.action,
-        "merchant_id": None if merchant_id is None else str(merchant_id),
+        "merchant_id": merchant_id,
         "actor_kind": actor.kind,
         "actor": _clean(actor.name),
         "actor_label": _clean(actor.label),
@@ -257,9 +257,3 @@ def _clean(value: Any) -> Any:
     if isinstance(value, list | tuple | set | frozenset):
         return [_clean(item) for item in value]
     return value
-
-
-def _record_of(row: Row) -> Record:
-    audit_id, at, action, merchant_id, *rest = row
-    owner = None if merchant_id is None else UUID(str(merchant_id))
-    return Record(UUID(str(audit_id)), at, action, owner, *rest)

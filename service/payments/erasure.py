@@ -185,8 +185,8 @@ class Erasure:
     ) -> tuple[int, int, int]:
         """Erase one batch; (payments, events, webhooks)."""
         values: dict[str, Any] = {
-            "merchant_id": str(self._merchant_id),
-            "payment_ids": [str(payment_id) for payment_id in ids],
+            "merchant_id": self._merchant_id,
+            "payment_ids": list(ids),
             "ended": sorted(TERMINAL),
             "technical": list(TECHNICAL),
         }
@@ -221,9 +221,9 @@ class Erasure:
             after = first
             while True:
                 values = {
-                    "merchant_id": str(self._merchant_id),
+                    "merchant_id": self._merchant_id,
                     "value": self._value,
-                    "after": str(after),
+                    "after": after,
                     "until": str(last),
                     "limit": AT_ONCE,
                     "ended": sorted(TERMINAL),
@@ -231,9 +231,9 @@ class Erasure:
                 rows = self._pool.run(_FIND[self._by], values, Deadline.after(STEP_S))
                 if not rows:
                     break
-                after = UUID(str(rows[-1][0]))
-                found.is_open += [UUID(str(payment_id)) for payment_id, is_open in rows if is_open]
-                if ended := [UUID(str(payment_id)) for payment_id, is_open in rows if not is_open]:
+                after = rows[-1][0]
+                found.is_open += [payment_id for payment_id, is_open in rows if is_open]
+                if ended := [payment_id for payment_id, is_open in rows if not is_open]:
                     yield ended
 
     def _pages(self) -> Iterator[tuple[UUID, UUID]]:
@@ -243,10 +243,10 @@ class Erasure:
             return
         after = _FIRST
         while True:
-            values = {"merchant_id": str(self._merchant_id), "after": str(after), "limit": PAGE}
+            values = {"merchant_id": self._merchant_id, "after": after, "limit": PAGE}
             rows = self._pool.run(_PAGE_END, values, Deadline.after(STEP_S))
             if not rows:
                 return
-            last = UUID(str(rows[0][0]))
+            last = rows[0][0]
             yield after, last
             after = last

@@ -237,7 +237,7 @@ class KeyStore:
             _CREATE,
             {
                 "key_id": parsed[1],
-                "merchant_id": str(merchant_id),
+                "merchant_id": merchant_id,
                 "secret_sha256": hash_key(api_key),
                 "mode": mode,
                 "scopes": [scope for scope in scopes if scope != PLATFORM],
@@ -266,7 +266,7 @@ class KeyStore:
 
     def of_merchant(self, merchant_id: UUID, deadline: Deadline) -> list[ApiKey]:
         """The merchant's newest 100 keys, with revoked ones."""
-        rows = self._pool.run(_LIST, {"merchant_id": str(merchant_id)}, deadline)
+        rows = self._pool.run(_LIST, {"merchant_id": merchant_id}, deadline)
         return [_key_of(row) for row in rows]
 
     def revoke(
@@ -281,7 +281,7 @@ class KeyStore:
         rows = audit.run_audited(
             self._pool,
             _REVOKE,
-            {"merchant_id": str(merchant_id), "key_id": key_id},
+            {"merchant_id": merchant_id, "key_id": key_id},
             deadline,
             actor=actor,
             entry=lambda rows: Entry(
@@ -303,7 +303,7 @@ def _key_of(row: Sequence[Any]) -> ApiKey:
     key_id, merchant_id, secret_sha256, mode, scopes, is_platform, *rest = row
     # Only the column grants the platform scope, never an entry of the scope list.
     held = frozenset(scopes) - {PLATFORM} | ({PLATFORM} if is_platform else frozenset())
-    return ApiKey(key_id, UUID(str(merchant_id)), bytes(secret_sha256), mode, held, *rest)
+    return ApiKey(key_id, merchant_id, bytes(secret_sha256), mode, held, *rest)
 
 
 def _random(length: int) -> str:

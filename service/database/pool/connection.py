@@ -7,10 +7,19 @@ import select
 from time import monotonic
 from types import CodeType
 from typing import Any
+from uuid import UUID
 
 import psycopg2
+from psycopg2.extensions import (
+    AsIs,
+    make_dsn,
+    new_array_type,
+    new_type,
+    parse_dsn,
+    register_adapter,
+    register_type,
+)
 from psycopg2.extensions import connection as PsycopgConnection
-from psycopg2.extensions import make_dsn, parse_dsn
 
 from service.database.environment import leave_environment
 
@@ -41,6 +50,19 @@ SESSION = {
     "TimeZone": "UTC",
     "standard_conforming_strings": "on",
 }
+
+
+def _uuid_of(text: str | bytes | None, _cursor: object) -> UUID | None:
+    return None if text is None else UUID(str(text))
+
+
+# Rows and values hold UUIDs as such. The SQL casts each value, so a quoted text is enough.
+_UUID = new_type((2950,), "UUID", _uuid_of)
+_UUIDS = new_array_type((2951,), "UUIDS", _UUID)
+
+
+def _quoted(value: UUID) -> AsIs:
+    return AsIs(f"'{value}'")
 
 
 class Connection(PsycopgConnection):
@@ -125,6 +147,8 @@ def open_connection(dsn: str) -> Connection:
     connection: Any = psycopg2.connect(dsn, connection_factory=Connection)
     try:
         settle(connection)
+        register_type(_UUID, connection)
+        register_type(_UUIDS, connection)
     except BaseException:
         connection.close()
         raise
@@ -132,7 +156,11 @@ def open_connection(dsn: str) -> Connection:
 
 
 def settle(connection: PsycopgConnection) -> None:
-    """Set the values that differ from SESSION; usual defaults need no round trip."""
+    """Set the values that differ from SESSION; usual defaults need no round trip.
+
+    UUIDs may be values of statements from now on.
+    """
+    register_adapter(UUID, _quoted)
     wrong = {
         name: value
         for name, value in SESSION.items()

@@ -184,7 +184,7 @@ class DrillStore:
         )
 
     def make_tenant(self, deadline: Deadline) -> None:
-        self._pool.run(_MAKE_TENANT, {"merchant_id": str(DRILL_MERCHANT_ID)}, deadline)
+        self._pool.run(_MAKE_TENANT, {"merchant_id": DRILL_MERCHANT_ID}, deadline)
 
     def begin(self, report: DrillReport, deadline: Deadline, *, actor: Actor | None = None) -> None:
         """Write the run and its audit row, both or neither, before any fault is injected."""
@@ -263,12 +263,12 @@ class DrillStore:
         """(id, status, amount, currency, provider reference, target) of a run's payments."""
         since_ms = int((since - timedelta(seconds=60)).timestamp() * 1000)
         params = {
-            "merchant_id": str(DRILL_MERCHANT_ID),
+            "merchant_id": DRILL_MERCHANT_ID,
             "since": f"{since_ms:012x}" + "7" + "0" * 19,
             "run": run_id,
         }
         return [
-            (UUID(str(row[0])), row[1], int(row[2]), row[3], row[4], row[5])
+            (row[0], row[1], int(row[2]), row[3], row[4], row[5])
             for row in self._pool.run(_PAYMENTS, params, deadline)
         ]
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from service.database.pool.pool import Checkout, ConnectionPool
@@ -17,6 +16,9 @@ from service.payments.charge.provider_keys import key_digest
 from service.payments.charge.reader import PaymentReader, payment_of
 from service.payments.charge.steps import detail_json
 from service.resilience.deadline import Deadline
+
+# The fence of a row that no process has leased since its claim: the column's default.
+FIRST_FENCE = 1
 
 
 class PaymentClaims(PaymentReader):
@@ -50,12 +52,12 @@ class PaymentClaims(PaymentReader):
                 )
                 rows = checkout.run(statements.CLAIM, claim)
                 if rows:
-                    return _claimed(rows[0]), True
+                    return _claimed(request, claim, rows[0]), True
                 first, is_free = self._read_first(checkout, request)
                 if not is_free:
                     return first, False
                 claim |= {
-                    "freed_by": str(first.payment_id),
+                    "freed_by": first.payment_id,
                     "key_series": first.series_after,
                     # Rows that are lost are newer than the one that is left.
                     "books_from": first.books_from or first.created_at,
@@ -67,7 +69,7 @@ class PaymentClaims(PaymentReader):
             raise
         if not rows:
             raise KeyInFlight("Another call with this idempotency key was quicker; send it again.")
-        return _claimed(rows[0]), True
+        return _claimed(request, claim, rows[0]), True
 
     def find_first(self, request: ChargeRequest, deadline: Deadline) -> Payment | None:
         """The payment of this key, as `claim` reads it; None: the key is free."""
@@ -90,8 +92,8 @@ class PaymentClaims(PaymentReader):
         wait_s: float,
     ) -> dict[str, Any]:
         return {
-            "merchant_id": str(request.merchant_id),
-            "payment_id": str(new_id()),
+            "merchant_id": request.merchant_id,
+            "payment_id": new_id(),
             "idempotency_key": request.idempotency_key,
             "fingerprint": request.fingerprint,
             "status": status.value,
@@ -110,7 +112,7 @@ class PaymentClaims(PaymentReader):
             "key_series": 1,
             "leased": due_in_s is None,
             "due_in_s": self._lease_s if due_in_s is None else due_in_s,
-            "event_id": str(new_id()),
+            "event_id": new_id(),
             "recovery": recovery_name(provider),
             "books_from": None,
             "detail": detail_json(pool_wait_s=wait_s),
@@ -121,7 +123,7 @@ class PaymentClaims(PaymentReader):
         rows = checkout.run(
             statements.READ_BY_KEY,
             {
-                "merchant_id": str(request.merchant_id),
+                "merchant_id": request.merchant_id,
                 "idempotency_key": request.idempotency_key,
             },
         )
@@ -146,7 +148,7 @@ class PaymentClaims(PaymentReader):
         try:
             rows = self._pool.run(
                 statements.PROMISE,
-                {"merchant_id": str(payment.merchant_id), "payment_id": str(payment.payment_id)},
+                {"merchant_id": payment.merchant_id, "payment_id": payment.payment_id},
                 deadline,
             )
         except DatabaseUnavailable as error:
@@ -155,14 +157,51 @@ class PaymentClaims(PaymentReader):
         return payment_of(rows[0]) if rows else None
 
 
-def _claimed(row: Sequence[Any]) -> Payment:
-    """A payment as its claim returns it, with what may be missing of its key's past."""
-    is_suspected, lost_from, *found, rest = *row[:5], row[5:]
-    payment = payment_of(rest)
-    if not is_suspected:
-        return payment
-    charge = None if found[0] is None else LostCharge(*found)
-    return replace(payment, loss=Loss(payment.books_from or lost_from, charge))
+def _claimed(request: ChargeRequest, claim: Mapping[str, Any], row: Sequence[Any]) -> Payment:
+    """The payment as it was just stored: what was asked for, and what the database has added."""
+    is_suspected, lost_from, *found = row[:5]
+    status, expires_at, is_expired, due_at, created_at = row[5:]
+    books_from = claim["books_from"]
+    loss = None
+    if is_suspected:
+        charge = None if found[0] is None else LostCharge(*found)
+        loss = Loss(books_from or lost_from, charge)
+    age_s = 0.0 if status == Status.SENDING else None
+    return Payment(
+        merchant_id=request.merchant_id,
+        payment_id=claim["payment_id"],
+        status=Status(status),
+        amount_minor=request.amount_minor,
+        currency=request.currency,
+        payment_method=request.payment_method,
+        reference=request.reference,
+        capture_method=request.capture_method,
+        customer=request.customer,
+        metadata=dict(request.metadata),
+        on_outage=request.on_outage,
+        expires_at=expires_at,
+        amount_captured_minor=0,
+        amount_refunded_minor=0,
+        provider=claim["provider"],
+        provider_ref=None,
+        key_series=claim["key_series"],
+        decline=None,
+        next_action=None,
+        attempts=[],
+        fence=FIRST_FENCE,
+        leased=claim["leased"],
+        look_ups=0,
+        due_at=due_at,
+        sent_age_s=age_s,
+        doubt_age_s=age_s,
+        is_expired=is_expired,
+        created_at=created_at,
+        updated_at=created_at,
+        key_digest=claim["key_digest"],
+        promised=not claim["leased"],
+        books_from=books_from,
+        loss=loss,
+    )
 
 
 def _raise_in_doubt(error: DatabaseUnavailable) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -27,7 +28,7 @@ class PaymentReader:
         """The current payment; None for another merchant's."""
         rows = self._pool.run(
             statements.GET,
-            {"merchant_id": str(merchant_id), "payment_id": str(payment_id)},
+            {"merchant_id": merchant_id, "payment_id": payment_id},
             deadline,
         )
         return payment_of(rows[0]) if rows else None
@@ -40,11 +41,11 @@ class PaymentReader:
         """Every step of the payment, oldest first."""
         rows = self._pool.run(
             statements.TIMELINE,
-            {"merchant_id": str(merchant_id), "payment_id": str(payment_id)},
+            {"merchant_id": merchant_id, "payment_id": payment_id},
             deadline,
         )
         return [
-            Event(UUID(str(event_id)), UUID(str(of_payment)), type_, detail, at)
+            Event(event_id, of_payment, type_, detail, at)
             for event_id, of_payment, type_, detail, at in rows
         ]
 
@@ -66,12 +67,12 @@ class PaymentReader:
         rows = self._pool.run(
             statement,
             {
-                "merchant_id": str(merchant_id),
+                "merchant_id": merchant_id,
                 "statuses": [status.value for status in statuses or Status],
                 "reference": reference,
                 "created_gte": created_gte or "-infinity",
                 "before_at": before_at,
-                "before_id": str(before_id),
+                "before_id": before_id,
                 "limit": limit,
             },
             deadline,
@@ -79,7 +80,23 @@ class PaymentReader:
         return [payment_of(row) for row in rows]
 
 
+# The fields of a payment in the order of `statements.CHANGED_COLUMNS`.
+_CHANGED = (
+    *("status", "amount_captured_minor", "amount_refunded_minor", "provider_ref", "key_series"),
+    *("decline", "next_action", "attempts", "fence", "leased", "look_ups", "due_at"),
+    *("sent_age_s", "doubt_age_s", "is_expired", "updated_at", "promised", "spent_series"),
+    "books_from",
+)
+
+
+def payment_after(payment: Payment, row: Sequence[Any]) -> Payment:
+    """The payment after a write that returned this row of `statements.CHANGED_COLUMNS`."""
+    changed = dict(zip(_CHANGED, row, strict=True))
+    changed["status"] = Status(changed["status"])
+    return replace(payment, loss=None, **changed)
+
+
 def payment_of(row: Sequence[Any]) -> Payment:
     """The Payment behind a row of `payment_statements.COLUMNS`."""
     merchant_id, payment_id, status, *rest = row
-    return Payment(UUID(str(merchant_id)), UUID(str(payment_id)), Status(status), *rest)
+    return Payment(merchant_id, payment_id, Status(status), *rest)

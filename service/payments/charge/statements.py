@@ -17,6 +17,16 @@ COLUMNS = """
     p.created_at, p.updated_at, p.key_digest, p.promised, p.spent_series, p.books_from
 """
 
+# What a write may change; the rest of a payment is as it was claimed.
+CHANGED_COLUMNS = """
+    p.status, p.amount_captured, p.amount_refunded, p.provider_ref, p.key_series, p.decline,
+    p.next_action, p.attempts, p.fence, p.leased, p.look_ups, p.due_at,
+    extract(epoch FROM now() - p.sent_at)::float8,
+    extract(epoch FROM now() - coalesce(p.unknown_since, p.sent_at))::float8,
+    coalesce(p.expires_at <= now(), false),
+    p.updated_at, p.promised, p.spent_series, p.books_from
+"""
+
 IS_SURE = """(loss.is_none AND loss.provider_ref IS NULL
                AND %(books_from)s::timestamptz IS NULL)"""
 # While commits may be missing, no payment is sent before the provider's books were read: it begins as
@@ -47,7 +57,8 @@ _INSERT_PAYMENT = f"""
                %(detail)s::jsonb
         FROM p
     )
-    SELECT NOT {IS_SURE}, lost_from, loss.provider_ref, loss.amount, loss.currency, {COLUMNS}
+    SELECT NOT {IS_SURE}, lost_from, loss.provider_ref, loss.amount, loss.currency,
+           p.status, p.expires_at, coalesce(p.expires_at <= now(), false), p.due_at, p.created_at
     FROM p, loss
 """
 
@@ -135,9 +146,9 @@ _MOVE_SQL = """
         RETURNING merchant_id, event_id, payment_id, type, created_at
     )
 """
-MOVE = Statement("move", f"{_MOVE_SQL} SELECT {COLUMNS} FROM p")
+MOVE = Statement("move", f"{_MOVE_SQL} SELECT {CHANGED_COLUMNS} FROM p")
 # The same with an outbox row for merchants; intermediate steps have no such cost.
-MOVE_AND_TELL = Statement("move_and_tell", f"{_MOVE_SQL}, {OUTBOX} SELECT {COLUMNS} FROM p")
+MOVE_AND_TELL = Statement("move_and_tell", f"{_MOVE_SQL}, {OUTBOX} SELECT {CHANGED_COLUMNS} FROM p")
 
 # The same for a charge that was found in the provider's books: as an orphan it is explained now.
 ADOPT = Statement(
@@ -146,7 +157,7 @@ ADOPT = Statement(
         UPDATE orphan_charges o SET resolved_at = p.updated_at FROM p
         WHERE o.provider = p.provider AND o.provider_ref = p.provider_ref AND o.resolved_at IS NULL
     )
-    SELECT {COLUMNS} FROM p
+    SELECT {CHANGED_COLUMNS} FROM p
     """,
 )
 
@@ -160,7 +171,7 @@ MOVE_TELL_AND_CLOSE = Statement(
         ON CONFLICT (merchant_id, payment_id) DO UPDATE SET
             closes = true, due_at = excluded.due_at
     )
-    SELECT {COLUMNS} FROM p
+    SELECT {CHANGED_COLUMNS} FROM p
     """,
 )
 
@@ -168,7 +179,7 @@ MOVE_TELL_AND_CLOSE = Statement(
 # retry sees it.
 WITHDRAW = Statement(
     "withdraw",
-    f"""
+    """
     WITH p AS (
         UPDATE payments SET status = 'not_executed', leased = false, due_at = NULL,
             attempts = coalesce(%(attempts)s::jsonb, attempts),
@@ -184,7 +195,7 @@ WITHDRAW = Statement(
                %(detail)s::jsonb
         FROM p
     )
-    SELECT {COLUMNS} FROM p
+    SELECT 1 FROM p
     """,
 )
 

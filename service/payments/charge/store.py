@@ -21,7 +21,7 @@ from service.payments.audit import Actor, Entry
 from service.payments.charge import statements, transitions
 from service.payments.charge.claims import PaymentClaims
 from service.payments.charge.model import OPEN, Payment, Status
-from service.payments.charge.reader import payment_of
+from service.payments.charge.reader import payment_after
 from service.payments.charge.steps import attempts_json, detail_json
 from service.payments.charge.transitions import PaymentStep
 from service.payments.events.outbox import is_told
@@ -173,12 +173,12 @@ class PaymentStore(PaymentClaims):
         rows = self._pool.run(
             statements.WITHDRAW,
             {
-                "merchant_id": str(payment.merchant_id),
-                "payment_id": str(payment.payment_id),
+                "merchant_id": payment.merchant_id,
+                "payment_id": payment.payment_id,
                 "fence": payment.fence,
                 "attempts": attempts,
                 "spent": spent,
-                "event_id": str(new_id()),
+                "event_id": new_id(),
                 "detail": detail_json(outcome, reason=f"withdrawn: {reason}"),
             },
             deadline,
@@ -196,8 +196,8 @@ class PaymentStore(PaymentClaims):
             self._pool,
             statements.LOOK_NOW,
             {
-                "merchant_id": str(payment.merchant_id),
-                "payment_id": str(payment.payment_id),
+                "merchant_id": payment.merchant_id,
+                "payment_id": payment.payment_id,
                 "statuses": [status.value for status in OPEN - {Status.REQUIRES_CAPTURE}],
             },
             deadline,
@@ -227,8 +227,8 @@ class PaymentStore(PaymentClaims):
             self._pool.run(
                 statements.NUDGE,
                 {
-                    "merchant_id": str(merchant_id),
-                    "payment_id": str(payment_id),
+                    "merchant_id": merchant_id,
+                    "payment_id": payment_id,
                     "at_most_every_s": at_most_every_s,
                     "most": NUDGED_AT_ONCE,
                 },
@@ -246,7 +246,7 @@ class PaymentStore(PaymentClaims):
             rows = checkout.run(_statement(step), values)
             if rows and actor is not None:
                 audit.write(checkout, actor, _act(step))
-        return payment_of(rows[0]) if rows else None
+        return payment_after(step.payment, rows[0]) if rows else None
 
 
 def _act(step: PaymentStep) -> Entry:

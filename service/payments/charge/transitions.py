@@ -62,8 +62,8 @@ class PaymentStep:
         if outcome is not None and self.op in ("prepare", "confirm"):
             attempts = attempts_json(self.payment.attempts, self.op, outcome)
         return {
-            "merchant_id": str(self.payment.merchant_id),
-            "payment_id": str(self.payment.payment_id),
+            "merchant_id": self.payment.merchant_id,
+            "payment_id": self.payment.payment_id,
             "status": self.status.value,
             "sources": [source.value for source in self.sources],
             "fence": self.fence,
@@ -80,7 +80,7 @@ class PaymentStep:
             "sent": self.is_sent,
             "leased": self.is_leased,
             "due_in_s": lease_s if self.is_leased else self.due_in_s,
-            "event_id": str(new_id()),
+            "event_id": new_id(),
             "event_type": self.event,
             "detail": detail_json(
                 outcome,

@@ -345,7 +345,7 @@ class Deliverer:
                 "is_gone": receipt.status == GONE,
                 "pause_after_s": self._pause_after_s,
                 "pause_after_failures": PAUSE_AFTER_FAILURES,
-                "paused_event_id": str(new_id()),
+                "paused_event_id": new_id(),
             },
             Deadline.after(NOTE_TIMEOUT_S),
         )
@@ -411,9 +411,9 @@ def signed_headers(
 
 def _lease_of(delivery: Delivery) -> dict[str, Any]:
     return {
-        "merchant_id": str(delivery.merchant_id),
-        "endpoint_id": str(delivery.endpoint_id),
-        "event_id": str(delivery.event_id),
+        "merchant_id": delivery.merchant_id,
+        "endpoint_id": delivery.endpoint_id,
+        "event_id": delivery.event_id,
         "fence": delivery.fence,
     }
 
@@ -436,10 +436,10 @@ def _delivery_of(row: Sequence[Any]) -> Delivery:
     merchant_id, endpoint_id, event_id, payment_id, type_, event_at, tries, fence, url, *rest = row
     secret, old_secret, reference, amount, currency, captured, refunded = rest
     return Delivery(
-        UUID(str(merchant_id)),
-        UUID(str(endpoint_id)),
-        UUID(str(event_id)),
-        UUID(str(payment_id)) if payment_id is not None else None,
+        merchant_id,
+        endpoint_id,
+        event_id,
+        payment_id,
         type_,
         event_at,
         tries,

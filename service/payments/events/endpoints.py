@@ -231,8 +231,8 @@ class EndpointStore:
             self._pool,
             _CREATE,
             {
-                "merchant_id": str(merchant_id),
-                "endpoint_id": str(endpoint_id),
+                "merchant_id": merchant_id,
+                "endpoint_id": endpoint_id,
                 "url": url,
                 "description": description,
                 "event_types": list(event_types),
@@ -254,9 +254,7 @@ class EndpointStore:
 
     def of_merchant(self, merchant_id: UUID, deadline: Deadline) -> list[Endpoint]:
         """All endpoints of the merchant, oldest first."""
-        rows = self._pool.run(
-            _LIST, {"merchant_id": str(merchant_id), "endpoint_id": None}, deadline
-        )
+        rows = self._pool.run(_LIST, {"merchant_id": merchant_id, "endpoint_id": None}, deadline)
         return [_endpoint_of(row) for row in rows]
 
     def get(self, merchant_id: UUID, endpoint_id: UUID, deadline: Deadline) -> Endpoint | None:
@@ -371,8 +369,8 @@ class EndpointStore:
             self._pool,
             _REDELIVER,
             {
-                "merchant_id": str(merchant_id),
-                "event_id": str(event_id),
+                "merchant_id": merchant_id,
+                "event_id": event_id,
                 # RFC 9562: the first 48 bits are the milliseconds since 1970.
                 "made_at_s": (event_id.int >> 80) / 1000,
             },
@@ -409,8 +407,8 @@ def _redelivered(
     return Entry("event.redelivered", merchant_id, target=event_id_text(event_id), detail=detail)
 
 
-def _ids(merchant_id: UUID, endpoint_id: UUID) -> dict[str, str]:
-    return {"merchant_id": str(merchant_id), "endpoint_id": str(endpoint_id)}
+def _ids(merchant_id: UUID, endpoint_id: UUID) -> dict[str, UUID]:
+    return {"merchant_id": merchant_id, "endpoint_id": endpoint_id}
 
 
 def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
@@ -433,4 +431,4 @@ def _shown_url(url: str) -> str:
 
 def _endpoint_of(row: Sequence[Any]) -> Endpoint:
     merchant_id, endpoint_id, *rest = row
-    return Endpoint(UUID(str(merchant_id)), UUID(str(endpoint_id)), *rest)
+    return Endpoint(merchant_id, endpoint_id, *rest)

@@ -67,15 +67,15 @@ class EventFeed:
         rows = self._pool.run(
             _READ,
             {
-                "merchant_id": str(merchant_id),
+                "merchant_id": merchant_id,
                 # Always a value, so that one plan by index serves the first page too.
-                "after": str(after or UUID(int=0)),
+                "after": after or UUID(int=0),
                 "limit": limit + 1,
             },
             deadline,
         )
         events = [
-            FeedEvent(UUID(str(event_id)), _uuid(payment_id), type_, detail, created_at)
+            FeedEvent(event_id, payment_id, type_, detail, created_at)
             for event_id, payment_id, type_, detail, created_at, _ in rows[:limit]
         ]
         has_more = len(rows) > limit
@@ -84,7 +84,3 @@ class EventFeed:
             newest_s = rows[0][5] - COMMITTED_WITHIN_S
             last = min(last, first_id_at(datetime.fromtimestamp(newest_s, UTC)))
         return FeedPage(events, has_more, last)
-
-
-def _uuid(value: object) -> UUID | None:
-    return UUID(str(value)) if value is not None else None

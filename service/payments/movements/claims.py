@@ -85,7 +85,7 @@ class MovementClaims:
         rows = self._pool.run(
             statements.IS_TRUSTED,
             {
-                "merchant_id": str(payment.merchant_id),
+                "merchant_id": payment.merchant_id,
                 "key_digest": payment.key_digest,
                 "provider": payment.provider,
                 "recovery": recovery_name(payment.provider),
@@ -104,8 +104,8 @@ class MovementClaims:
             kept = self._pool.run(
                 statements.PROMISE,
                 {
-                    "merchant_id": str(movement.merchant_id),
-                    "movement_id": str(movement.movement_id),
+                    "merchant_id": movement.merchant_id,
+                    "movement_id": movement.movement_id,
                 },
                 deadline,
             )
@@ -125,14 +125,14 @@ class MovementClaims:
         rows = self._pool.run(
             statements.WITHDRAW,
             {
-                "merchant_id": str(movement.merchant_id),
-                "movement_id": str(movement.movement_id),
+                "merchant_id": movement.merchant_id,
+                "movement_id": movement.movement_id,
                 "fence": movement.fence,
                 "looked_up": 1,
                 "decline": json.dumps(
                     {"code": "not_executed", "message": "It was not sent, and its key is free."}
                 ),
-                "event_id": str(new_id()),
+                "event_id": new_id(),
                 "detail": detail_json(
                     proof,
                     pool_wait_s=None,
@@ -148,9 +148,9 @@ class MovementClaims:
         self, request: MovementRequest, movement_id: UUID, pool_wait_s: float
     ) -> dict[str, Any]:
         return {
-            "merchant_id": str(request.merchant_id),
-            "payment_id": str(request.payment_id),
-            "movement_id": str(movement_id),
+            "merchant_id": request.merchant_id,
+            "payment_id": request.payment_id,
+            "movement_id": movement_id,
             "idempotency_key": request.idempotency_key,
             "fingerprint": request.fingerprint,
             "key_digest": request.key_digest,
@@ -158,8 +158,8 @@ class MovementClaims:
             "amount": request.amount_minor,
             "reason": request.reason,
             "lease_s": self._lease_s,
-            "event_id": str(new_id()),
-            "payment_event_id": str(new_id()),
+            "event_id": new_id(),
+            "payment_event_id": new_id(),
             "detail": detail_json(
                 pool_wait_s=pool_wait_s, **named_in_detail(request.kind, movement_id)
             ),
@@ -171,7 +171,7 @@ class MovementClaims:
         rows = checkout.run(
             statements.READ_BY_KEY,
             {
-                "merchant_id": str(request.merchant_id),
+                "merchant_id": request.merchant_id,
                 "idempotency_key": request.idempotency_key,
             },
         )
@@ -208,7 +208,7 @@ def _recognised(checkout: Checkout, request: MovementRequest) -> tuple[Movement,
 
     Raises KeyReused where its request differs.
     """
-    named = {"merchant_id": str(request.merchant_id), "key_digest": request.key_digest}
+    named = {"merchant_id": request.merchant_id, "key_digest": request.key_digest}
     rows = checkout.run(statements.READ_BY_DIGEST, named)
     if not rows:
         return None
@@ -219,11 +219,11 @@ def _recognised(checkout: Checkout, request: MovementRequest) -> tuple[Movement,
     checkout.run(
         statements.ADD_KEY,
         {
-            "merchant_id": str(request.merchant_id),
+            "merchant_id": request.merchant_id,
             "idempotency_key": request.idempotency_key,
             "fingerprint": request.fingerprint,
-            "payment_id": str(movement.payment_id),
-            "movement_id": str(movement.movement_id),
+            "payment_id": movement.payment_id,
+            "movement_id": movement.movement_id,
         },
     )
     return movement, payment
@@ -231,7 +231,7 @@ def _recognised(checkout: Checkout, request: MovementRequest) -> tuple[Movement,
 
 def _has_freed_key(checkout: Checkout, request: MovementRequest) -> bool:
     named = {
-        "merchant_id": str(request.merchant_id),
+        "merchant_id": request.merchant_id,
         "idempotency_key": request.idempotency_key,
     }
     return bool(checkout.run(statements.FREE_KEY, named))
@@ -243,13 +243,13 @@ def _is_queued(request: MovementRequest, reserved: tuple[Any, ...] | None) -> bo
 
 
 def _payment(checkout: Checkout, request: MovementRequest) -> Payment:
-    named = {"merchant_id": str(request.merchant_id), "payment_id": str(request.payment_id)}
+    named = {"merchant_id": request.merchant_id, "payment_id": request.payment_id}
     return payment_of(checkout.run(payment_statements.GET, named)[0])
 
 
 def _reserved(checkout: Checkout, request: MovementRequest) -> tuple[Any, ...] | None:
     rows = checkout.run(
         statements.READ_PAYMENT,
-        {"merchant_id": str(request.merchant_id), "payment_id": str(request.payment_id)},
+        {"merchant_id": request.merchant_id, "payment_id": request.payment_id},
     )
     return rows[0] if rows else None

@@ -12,6 +12,7 @@ from service.errors import (
     KeyReused,
     ProviderUnavailable,
 )
+from service.payments.charge.claims import FIRST_FENCE
 from service.payments.charge.handler import charge_of
 from service.payments.charge.model import Payment
 from service.payments.charge.store import RECORD_TIMEOUT_S
@@ -33,8 +34,6 @@ log = logging.getLogger(__name__)
 
 # The provider's answers where the money was captured or released before, by any call.
 _ENDED_ALREADY = frozenset({"http_4xx", KEY_USED, "mismatch"})
-# The fence of a row that no process took after its claim.
-_NEVER_LEASED = 1
 # An unsent movement waits at most this time for the provider to recover.
 UNSENT_WAIT_MAX_S = 60.0
 
@@ -84,7 +83,7 @@ class MovementHandler:
         was charged: the queue takes the charge over first. Where the books do not answer, as in an
         outage, only a row that nobody has taken and nothing casts doubt on was surely not sent.
         """
-        is_untouched = payment.fence == _NEVER_LEASED and payment.promised and not payment.attempts
+        is_untouched = payment.fence == FIRST_FENCE and payment.promised and not payment.attempts
         if payment.provider == self._provider.name and self._provider.available:
             within = deadline.within(min(self._provider_timeout_s, deadline.remaining_s() / 2))
             outcome = self._provider.look_up(charge_of(payment), within)

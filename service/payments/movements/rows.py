@@ -19,9 +19,9 @@ _WIDTH = len(fields(Movement))
 def movement_of(row: Sequence[Any]) -> Movement:
     merchant_id, movement_id, payment_id, kind, status, *rest = row
     return Movement(
-        UUID(str(merchant_id)),
-        UUID(str(movement_id)),
-        UUID(str(payment_id)),
+        merchant_id,
+        movement_id,
+        payment_id,
         Kind(kind),
         MovementStatus(status),
         *rest,
@@ -34,5 +34,5 @@ def both_of(row: Sequence[Any]) -> tuple[Movement, Payment]:
 
 def read_both(checkout: Checkout, merchant_id: UUID, movement_id: UUID) -> tuple[Movement, Payment]:
     """The current rows of a movement and its payment."""
-    named = {"merchant_id": str(merchant_id), "movement_id": str(movement_id)}
+    named = {"merchant_id": merchant_id, "movement_id": movement_id}
     return both_of(checkout.run(statements.GET, named)[0])

@@ -105,7 +105,7 @@ class MovementStore(MovementClaims):
         """The current movement and its payment; None for another merchant's."""
         rows = self._pool.run(
             statements.GET,
-            {"merchant_id": str(merchant_id), "movement_id": str(movement_id)},
+            {"merchant_id": merchant_id, "movement_id": movement_id},
             deadline,
         )
         return both_of(rows[0]) if rows else None
@@ -150,9 +150,9 @@ class MovementStore(MovementClaims):
         rows = self._pool.run(
             statements.LIST_REFUNDS,
             {
-                "merchant_id": str(merchant_id),
-                "payment_id": str(payment_id),
-                "before": str(before or UUID_MAX),
+                "merchant_id": merchant_id,
+                "payment_id": payment_id,
+                "before": before or UUID_MAX,
                 "limit": limit,
             },
             deadline,
@@ -184,8 +184,8 @@ class MovementStore(MovementClaims):
         self._pool.run(
             statements.POSTPONE,
             {
-                "merchant_id": str(movement.merchant_id),
-                "movement_id": str(movement.movement_id),
+                "merchant_id": movement.merchant_id,
+                "movement_id": movement.movement_id,
                 "fence": movement.fence,
                 "due_in_s": due_in_s,
             },
@@ -221,8 +221,8 @@ class MovementStore(MovementClaims):
         self._pool.run(
             statements.NUDGE,
             {
-                "merchant_id": str(movement.merchant_id),
-                "movement_id": str(movement.movement_id),
+                "merchant_id": movement.merchant_id,
+                "movement_id": movement.movement_id,
                 "most": NUDGED_AT_ONCE,
             },
             deadline,
@@ -246,5 +246,5 @@ def _log_refused(movement: Movement, error: Exception) -> None:
     )
 
 
-def _of_payment(payment: Payment) -> dict[str, str]:
-    return {"merchant_id": str(payment.merchant_id), "payment_id": str(payment.payment_id)}
+def _of_payment(payment: Payment) -> dict[str, UUID]:
+    return {"merchant_id": payment.merchant_id, "payment_id": payment.payment_id}

@@ -61,8 +61,8 @@ class MovementStep:
         is_refund = movement.kind is Kind.REFUND
         target = found.payment_status
         return {
-            "merchant_id": str(movement.merchant_id),
-            "movement_id": str(movement.movement_id),
+            "merchant_id": movement.merchant_id,
+            "movement_id": movement.movement_id,
             "status": found.status.value,
             "sources": [source.value for source in self.sources],
             "fence": self.fence,
@@ -80,8 +80,8 @@ class MovementStep:
             "payment_status": target.value if target else None,
             "payment_sources": [source.value for source in sources_of(target)] if target else [],
             "amount_captured": found.amount_captured_minor,
-            "event_id": str(new_id()),
-            "payment_event_id": str(new_id()),
+            "event_id": new_id(),
+            "payment_event_id": new_id(),
             "event": self.event,
             "detail": detail_json(
                 outcome,

@@ -49,8 +49,8 @@ class WebhookInbox:
                 "event_id": event_id,
                 "type": type_,
                 "provider_ref": provider_ref,
-                "merchant_id": str(merchant_id) if merchant_id else None,
-                "payment_id": str(payment_id) if payment_id else None,
+                "merchant_id": merchant_id,
+                "payment_id": payment_id,
             },
             deadline,
         )

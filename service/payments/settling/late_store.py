@@ -152,8 +152,8 @@ class LateStore:
         rows = self._pool.run(
             statements.PAYMENTS,
             {
-                "merchant_ids": [str(merchant_id) for merchant_id, _ in wanted],
-                "payment_ids": [str(payment_id) for _, payment_id in wanted],
+                "merchant_ids": [merchant_id for merchant_id, _ in wanted],
+                "payment_ids": [payment_id for _, payment_id in wanted],
             },
             deadline,
         )
@@ -175,7 +175,7 @@ class LateStore:
         rows = self._pool.run(
             statements.HOLDERS,
             {
-                "merchant_ids": [str(merchant_id) for merchant_id, _ in asked],
+                "merchant_ids": [merchant_id for merchant_id, _ in asked],
                 "provider_refs": [charge.provider_ref for _, charge in asked],
                 "key_digests": [charge.key_digest for _, charge in asked],
                 "provider": provider,
@@ -192,7 +192,7 @@ class LateStore:
         if not wanted:
             return {}
         rows = self._pool.run(statements.STRANGERS, {"merchant_ids": wanted}, deadline)
-        return {UUID(str(merchant_id)): bool(is_told) for merchant_id, is_told in rows}
+        return {merchant_id: bool(is_told) for merchant_id, is_told in rows}
 
     def refund_statuses(
         self, ids: Iterable[tuple[UUID, UUID]], deadline: Deadline
@@ -204,12 +204,12 @@ class LateStore:
         rows = self._pool.run(
             statements.REFUND_STATUSES,
             {
-                "merchant_ids": [str(merchant_id) for merchant_id, _ in wanted],
-                "movement_ids": [str(movement_id) for _, movement_id in wanted],
+                "merchant_ids": [merchant_id for merchant_id, _ in wanted],
+                "movement_ids": [movement_id for _, movement_id in wanted],
             },
             deadline,
         )
-        return {UUID(str(movement_id)): MovementStatus(status) for movement_id, status in rows}
+        return {movement_id: MovementStatus(status) for movement_id, status in rows}
 
     # --- Checks ---------------------------------------------------------------------------------
 
@@ -237,7 +237,7 @@ class LateStore:
             "lease_s": self._lease_s,
         }
         rows = self._pool.run(statements.LEASE_CHECKS, values, deadline)
-        return [LateCheck(UUID(str(m)), UUID(str(p)), *rest) for m, p, *rest in rows]
+        return [LateCheck(m, p, *rest) for m, p, *rest in rows]
 
     def end_check(self, check: LateCheck, deadline: Deadline) -> None:
         """End the check; without effect after a new request for it."""
@@ -261,7 +261,7 @@ class LateStore:
                 "status": target.value,
                 "sources": late_sources(target),
                 "amount_captured": outcome.amount_received,
-                "event_id": str(new_id()),
+                "event_id": new_id(),
                 "detail": detail_json(outcome, op=LATE, was=payment.status.value),
             },
             deadline,
@@ -278,8 +278,8 @@ class LateStore:
         rows = self._write(
             statements.LATE_REFUND_MOVE,
             {
-                "merchant_id": str(movement.merchant_id),
-                "movement_id": str(movement.movement_id),
+                "merchant_id": movement.merchant_id,
+                "movement_id": movement.movement_id,
                 "status": target.value,
                 "source": movement.status.value,
                 **_schedule_of(found),
@@ -287,7 +287,7 @@ class LateStore:
                 "decline": None
                 if decline is None
                 else json.dumps({"code": decline.code, "message": decline.message}),
-                "event_id": str(new_id()),
+                "event_id": new_id(),
                 "detail": detail_json(
                     op=LATE, was=movement.status.value, refund_id=movement.movement_id.hex
                 ),
@@ -310,14 +310,14 @@ class LateStore:
             statements.ADD_REFUND,
             {
                 **_payment_ids(payment),
-                "movement_id": str(movement_id),
+                "movement_id": movement_id,
                 "status": _REFUND_STATUSES[found.kind].value,
                 **_schedule_of(found),
                 "amount": found.amount_minor,
                 "reason": reason,
                 "key_digest": found.key_digest,
                 "provider_ref": found.provider_ref,
-                "event_id": str(new_id()),
+                "event_id": new_id(),
                 "detail": detail_json(op=LATE, refund_id=movement_id.hex, reason=reason),
             },
             deadline,
@@ -356,8 +356,8 @@ class LateStore:
                 "status": found.status,
                 "opened_at": found.opened_at,
                 "end_type": end_type,
-                "event_id": str(new_id()),
-                "end_event_id": str(new_id()),
+                "event_id": new_id(),
+                "end_event_id": new_id(),
                 "detail": detail_json(
                     op=LATE, dispute=found.provider_ref, status=found.status, reason=found.reason
                 ),
@@ -380,14 +380,14 @@ class LateStore:
         rows = self._pool.run(
             statements.DISPUTES_OF,
             {
-                "merchant_id": str(merchant_id),
-                "payment_ids": [str(payment_id) for payment_id in payment_ids],
+                "merchant_id": merchant_id,
+                "payment_ids": list(payment_ids),
             },
             deadline,
         )
         found: dict[UUID, list[Dispute]] = {}
         for payment_id, *rest in rows:
-            dispute = Dispute(UUID(str(payment_id)), *rest)
+            dispute = Dispute(payment_id, *rest)
             found.setdefault(dispute.payment_id, []).append(dispute)
         return found
 
@@ -419,11 +419,11 @@ def _text(identifier: UUID | None) -> str | None:
 
 def _ids_of(check: LateCheck) -> dict[str, Any]:
     return {
-        "merchant_id": str(check.merchant_id),
-        "payment_id": str(check.payment_id),
+        "merchant_id": check.merchant_id,
+        "payment_id": check.payment_id,
         "asked": check.asked,
     }
 
 
-def _payment_ids(payment: Payment) -> dict[str, str]:
-    return {"merchant_id": str(payment.merchant_id), "payment_id": str(payment.payment_id)}
+def _payment_ids(payment: Payment) -> dict[str, UUID]:
+    return {"merchant_id": payment.merchant_id, "payment_id": payment.payment_id}

@@ -113,8 +113,8 @@ class LeaseStore:
         self._pool.run(
             _POSTPONE,
             {
-                "merchant_id": str(payment.merchant_id),
-                "payment_id": str(payment.payment_id),
+                "merchant_id": payment.merchant_id,
+                "payment_id": payment.payment_id,
                 "fence": payment.fence,
                 "due_in_s": due_in_s,
             },
@@ -133,8 +133,8 @@ class LeaseStore:
             )
             if rows:
                 values = {
-                    "merchant_ids": [str(merchant_id) for merchant_id, _ in rows],
-                    "payment_ids": [str(payment_id) for _, payment_id in rows],
+                    "merchant_ids": [merchant_id for merchant_id, _ in rows],
+                    "payment_ids": [payment_id for _, payment_id in rows],
                     # Spread at random, so that they do not cause another outage.
                     "due_in_s": [random.uniform(0, RESCHEDULED_WITHIN_S) for _ in rows],  # noqa: S311
                 }

@@ -67,8 +67,8 @@ class OrphanStore:
             {
                 "provider": provider,
                 "provider_ref": charge.provider_ref,
-                "merchant_id": str(merchant_id) if merchant_id else None,
-                "payment_id": str(payment_id) if payment_id else None,
+                "merchant_id": merchant_id,
+                "payment_id": payment_id,
                 "amount": charge.amount_minor,
                 "currency": charge.currency,
                 "reason": reason,
@@ -105,7 +105,7 @@ class OrphanStore:
         if not keyed:
             return {}
         values = {
-            "merchant_ids": [str(payment.merchant_id) for payment in keyed],
+            "merchant_ids": [payment.merchant_id for payment in keyed],
             "key_digests": [payment.key_digest for payment in keyed],
             "provider": provider,
         }

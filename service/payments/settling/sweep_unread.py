@@ -207,7 +207,7 @@ class UnreadStore:
             {
                 "provider": self._provider,
                 "key_digests": [one.key_digest for one in wanted if one.key_digest],
-                "payment_ids": [str(one.payment_id) for one in wanted],
+                "payment_ids": [one.payment_id for one in wanted],
             },
             deadline,
         )
