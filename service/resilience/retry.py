@@ -1,16 +1,17 @@
 """Retries a call within its request: few times, with full jitter, and not while a provider is down.
 
-The only module that imports `backoff`, which gives the loop, the exponential pauses and the jitter;
-deadline, Retry-After and budget are implemented in the generator of its pauses.
+The only module that imports `backoff`, for its jitter. The loop is ours: backoff's measures time by the
+wall clock, and knows neither the request's deadline nor the provider's Retry-After nor a budget.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Generator
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from time import monotonic
-from typing import Any, Generic, TypeVar, cast
+from typing import TypeVar
 
 import backoff
 
@@ -91,58 +92,24 @@ class Retry:
     ) -> None:
         self._name = name
         self._budget = budget or RetryBudget()
-        # No `max_time`: backoff's uses the wall clock and ignores the call that is running.
-        repeat = backoff.on_predicate(
-            # Its type says that no value is sent in; its code sends each result.
-            cast("Any", self._pauses),
-            lambda call: call.again is not None,
-            max_tries=1 + retries_max,
-            jitter=None,
-            logger=None,
-        )
-        self._repeat = repeat(_Call.make)
+        self._retries_max = retries_max
 
     def run(
         self, attempt: Callable[[], T], deadline: Deadline, judge: Callable[[T], Again | None]
     ) -> T:
         """Call `attempt` until `judge` is content or tries, time or budget end; the last result."""
         self._budget.deposit()
-        call = _Call(attempt, deadline, judge)
-        self._repeat(call)
-        return call.result
-
-    def _pauses(self) -> Generator[float, _Call[Any], None]:
-        """backoff sends each result in and sleeps for the yielded pause; the end means give up."""
-        exponential = backoff.expo(base=2, factor=_PAUSE_FIRST_S, max_value=_PAUSE_MAX_S)
-        next(exponential)
-        call = yield 0.0
-        while True:
-            again, pause_s = call.again, backoff.full_jitter(next(exponential))
+        result = attempt()
+        pause_max_s = _PAUSE_FIRST_S
+        for _ in range(self._retries_max):
+            again = judge(result)
             if again is None:
-                return
-            if again.after_s is not None:
-                pause_s += again.after_s
-            if pause_s + _CALL_S > call.deadline.remaining_s() or not self._budget.withdraw():
-                return
+                return result
+            pause_s = backoff.full_jitter(pause_max_s) + (again.after_s or 0.0)
+            if pause_s + _CALL_S > deadline.remaining_s() or not self._budget.withdraw():
+                return result
             metrics.provider_retries_total.labels(provider=self._name, reason=again.reason).inc()
-            call = yield pause_s
-
-
-class _Call(Generic[T]):
-    """One call with all its attempts; backoff's decorated function takes and returns it."""
-
-    __slots__ = ("_attempt", "_judge", "again", "deadline", "result")
-
-    def __init__(
-        self, attempt: Callable[[], T], deadline: Deadline, judge: Callable[[T], Again | None]
-    ) -> None:
-        self._attempt = attempt
-        self._judge = judge
-        self.deadline = deadline
-        self.again: Again | None = None
-        self.result: T
-
-    def make(self) -> _Call[T]:
-        self.result = self._attempt()
-        self.again = self._judge(self.result)
-        return self
+            time.sleep(pause_s)
+            result = attempt()
+            pause_max_s = min(2 * pause_max_s, _PAUSE_MAX_S)
+        return result
