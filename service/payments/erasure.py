@@ -29,8 +29,20 @@ PAGE = 10_000
 STEP_S = 60.0
 # The fields that an event keeps: the result of the step, and the id of its refund or capture.
 TECHNICAL = (
-    *("op", "outcome", "stage", "error", "ms", "pool_wait_ms", "breaker", "attempt", "by"),
-    *("refund_id", "capture_id", "void_id", "endpoint_id", "failures"),
+    "op",
+    "outcome",
+    "stage",
+    "error",
+    "ms",
+    "pool_wait_ms",
+    "breaker",
+    "attempt",
+    "by",
+    "refund_id",
+    "capture_id",
+    "void_id",
+    "endpoint_id",
+    "failures",
 )
 _FIRST, _LAST = UUID(int=0), UUID(int=2**128 - 1)
 

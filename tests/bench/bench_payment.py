@@ -47,8 +47,13 @@ PARTS = (
 )
 OTHER = "other"
 NUMBERS = (
-    *("statements", "wal_bytes", "index_entries"),
-    *("calls", "calls_with_c", "app_cpu_ms", "postgres_cpu_ms"),
+    "statements",
+    "wal_bytes",
+    "index_entries",
+    "calls",
+    "calls_with_c",
+    "app_cpu_ms",
+    "postgres_cpu_ms",
 )
 
 

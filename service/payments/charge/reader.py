@@ -82,9 +82,24 @@ class PaymentReader:
 
 # The fields of a payment in the order of `statements.CHANGED_COLUMNS`.
 _CHANGED = (
-    *("status", "amount_captured_minor", "amount_refunded_minor", "provider_ref", "key_series"),
-    *("decline", "next_action", "attempts", "fence", "leased", "look_ups", "due_at"),
-    *("sent_age_s", "doubt_age_s", "is_expired", "updated_at", "promised", "spent_series"),
+    "status",
+    "amount_captured_minor",
+    "amount_refunded_minor",
+    "provider_ref",
+    "key_series",
+    "decline",
+    "next_action",
+    "attempts",
+    "fence",
+    "leased",
+    "look_ups",
+    "due_at",
+    "sent_age_s",
+    "doubt_age_s",
+    "is_expired",
+    "updated_at",
+    "promised",
+    "spent_series",
     "books_from",
 )
 

@@ -5,10 +5,20 @@ from __future__ import annotations
 # Intermediate steps (accepted, sending, each look-up) are only in the timeline; merchants get the
 # results of payments, captures, voids and refunds, and required actions or waits.
 TOLD = (
-    *("succeeded", "declined", "canceled", "expired", "not_executed"),
-    *("requires_action", "requires_capture", "unknown", "needs_review"),
+    "succeeded",
+    "declined",
+    "canceled",
+    "expired",
+    "not_executed",
+    "requires_action",
+    "requires_capture",
+    "unknown",
+    "needs_review",
     # Later events: payment.disputed, and the result of a dispute.
-    *("disputed", "won", "lost", "closed"),
+    "disputed",
+    "won",
+    "lost",
+    "closed",
 )
 
 # Follows a CTE `event` that returns its row of `events`. For a merchant without endpoints it reads

@@ -157,8 +157,15 @@ class UnreadStore:
             return
         columns = [list(column) for column in zip(*rows, strict=True)]
         names = (
-            *("marks", "provider_refs", "sinces", "untils", "merchant_ids", "payment_ids"),
-            *("key_digests", "reasons", "holds_all"),
+            "marks",
+            "provider_refs",
+            "sinces",
+            "untils",
+            "merchant_ids",
+            "payment_ids",
+            "key_digests",
+            "reasons",
+            "holds_all",
         )
         parameters = dict(zip(names, columns, strict=True))
         told = self._pool.run(
