@@ -1,7 +1,7 @@
 """The cost of one plain payment, in process and by part; paired with another revision on request.
 
     make bench ARGS=payment
-    HOLDFAST_BENCH_AGAINST=REVISION make bench ARGS=payment
+    BENCH_AGAINST=REVISION make bench ARGS=payment
     python tests/bench/bench_payment.py [--against REVISION] [--rounds 3] [--payments 300]
 
 One thread calls the data plane's WSGI application, which pays through a scripted provider over TLS
@@ -353,8 +353,8 @@ def main() -> None:
     parser.add_argument(
         "--against",
         metavar="REVISION",
-        default=os.environ.get("HOLDFAST_BENCH_AGAINST"),
-        help="measure this revision in turn (HOLDFAST_BENCH_AGAINST)",
+        default=os.environ.get("BENCH_AGAINST"),
+        help="measure this revision in turn (BENCH_AGAINST)",
     )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--payments", type=int, default=300)
