@@ -167,8 +167,9 @@ def _add_drills(
     read: Callable[[], Mapping[SampleKey, float]],
     statistics: Statistics,
 ) -> tuple[str, ...]:
-    """Add simulations and drills, and return their names: imported only here, and only if enabled."""
+    """Add simulations and drills, and return their names."""
     try:
+        # Not at the top: the production image leaves the lab out, and enables neither.
         from service.lab.drills import assembly, routes
     except ModuleNotFoundError as error:
         if error.name != "service.lab":

@@ -17,6 +17,7 @@ from service.payments.merchants import DEFAULT_MERCHANT_ID
 from service.resilience.deadline import Deadline
 from service.resilience.watchdog import Watchdog
 from service.settings import Settings, SettingsError
+from service.web.http.bodies import refuse_unfit_text
 
 # The wait of a person at a terminal.
 TIMEOUT_S = 10.0
@@ -65,8 +66,6 @@ def database(settings: Settings | None = None) -> Iterator[ConnectionPool]:
 
 def fit_text(text: str, name: str, *, longest: int) -> str:
     """The text, checked as over REST: short, without controls, half characters and card numbers."""
-    from service.web.http.bodies import refuse_unfit_text
-
     if len(text) > longest:
         fail(f"The {name} is longer than {longest} characters.")
     try:

@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
+from service.lab.drills.links import FaultLinks
 from service.lab.local.banner import banner
 from service.lab.local.embedded import EmbeddedPostgres, EmbeddedPostgresError
 from service.lab.local.keys import keys_of, write_private
@@ -24,9 +25,6 @@ from service.settings import Settings, SettingsError, environ_of
 from service.startup.database import prepare, require_headroom, require_mode
 from service.startup.gunicorn import ROOT, data_plane, ops_plane
 from service.startup.ports import require_free
-
-if TYPE_CHECKING:
-    from service.lab.drills.links import FaultLinks
 
 # A killed run still finishes its payments: its grace period, and PostgreSQL's last checkpoint.
 PREDECESSOR_WAIT_S = 25.0
@@ -212,8 +210,6 @@ class _LocalStack:
 
     def _start_fault_proxy(self) -> None:
         """Put it on the data plane's links: the ops plane connects directly, so that it can end a fault."""
-        from service.lab.drills.links import FaultLinks
-
         if self._links is None:
             self._links = FaultLinks(
                 self._home / "links",
