@@ -62,16 +62,13 @@ class ManagedProcess:
         }
         held_fds = [kept._control.fileno() for kept in outlived_by]
         with theirs:
-            # Isolated and without site-packages: it starts in 20 ms and has no dependencies.
-            self._manager = subprocess.Popen(
-                [sys.executable, "-I", "-S", str(MANAGER), str(theirs.fileno()), log_path.stem],
-                stdin=subprocess.DEVNULL,
-                stdout=None if echo else subprocess.DEVNULL,
+            self._manager = _start_manager(
+                theirs.fileno(),
+                name=log_path.stem,
                 env=None if env is None else dict(env),
                 cwd=cwd,
-                pass_fds=[theirs.fileno(), *inherited_fds, *held_fds],
-                # Ctrl-C in a terminal reaches only the parent, which stops all parts in order.
-                start_new_session=True,
+                fds=[*inherited_fds, *held_fds],
+                echo=echo,
             )
         # Not on its command line, which every user of the machine can read.
         self._control.sendall(json.dumps(order).encode() + b"\n")
@@ -126,3 +123,25 @@ class ManagedProcess:
                 return log.read().decode(errors="replace").splitlines()
         except OSError:
             return []
+
+
+def _start_manager(
+    control_fd: int,
+    *,
+    name: str,
+    env: dict[str, str] | None,
+    cwd: Path | None,
+    fds: Sequence[int],
+    echo: bool,
+) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        # Isolated and without site-packages: it starts in 20 ms and has no dependencies.
+        [sys.executable, "-I", "-S", str(MANAGER), str(control_fd), name],
+        stdin=subprocess.DEVNULL,
+        stdout=None if echo else subprocess.DEVNULL,
+        env=env,
+        cwd=cwd,
+        pass_fds=[control_fd, *fds],
+        # Ctrl-C in a terminal reaches only the parent, which stops all parts in order.
+        start_new_session=True,
+    )
