@@ -11,14 +11,15 @@ from flask.testing import FlaskClient
 
 from tests.integration.web.api.conftest import PAYMENT
 
+VERDICT = {"outcome": "declined", "evidence": "statement of 3 March, line 12"}
 # A valid body for each route that reads one, so that only the object itself can be wrong.
 BODIES = {
     "/v1/payments/<payment_id>/capture": {"amount": 1},
     "/v1/payments/<payment_id>/refunds": {"amount": 1},
-    "/v1/payments/<payment_id>/resolve": {
-        "outcome": "declined",
-        "evidence": "statement of 3 March, line 12",
-    },
+    "/v1/payments/<payment_id>/resolve": VERDICT,
+    "/v1/payments/<payment_id>/capture/resolve": VERDICT,
+    "/v1/payments/<payment_id>/void/resolve": VERDICT,
+    "/v1/refunds/<refund_id>/resolve": VERDICT,
     "/v1/webhook_endpoints/<endpoint_id>": {"description": "mine now"},
 }
 # The path has the provider's name, and its signature is the key.
