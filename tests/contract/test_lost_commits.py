@@ -18,7 +18,7 @@ from service.payments.movements.store import MovementStore
 from tests.support.charge_requests import charge_request
 from tests.support.providers.scripted_books import Rule
 from tests.support.providers.scripted_provider import ScriptedProvider, scripted_provider
-from tests.support.stack.lost_commits import FLOWS, lossy_rigs
+from tests.support.stack.lost_commits import FLOWS, Unavailable, lossy_rigs
 from tests.support.stack.settling import MERCHANT, soon
 
 HONOURING = [name for name, (_, _, honours) in FLOWS.items() if honours]
@@ -66,6 +66,27 @@ def test_a_set_back_row_that_expired_is_found_all_the_same(rig_of, flow):
 
     rig.work()
 
+    assert rig.service.read(paid).status is Status.SUCCEEDED
+    assert rig.charges == 1
+
+
+@pytest.mark.parametrize("flow", FLOWS)
+def test_an_expired_row_that_may_have_been_sent_is_not_ended(rig_of, flow):
+    """The provider is down at its expiry: without the books nobody knows whether it was charged."""
+    rig = rig_of(flow)
+    paid = rig.pay(request())
+    rig.set_back(leased=True)
+    rig.owner.run(
+        Statement("late", "UPDATE payments SET expires_at = now() RETURNING 1"), {}, soon()
+    )
+
+    rig.service.forwarder._provider = Unavailable(rig.service.provider.name)
+    rig.work(rounds=1)
+    during = rig.service.read(paid)
+    rig.service.forwarder._provider = rig.service.provider
+    rig.work()
+
+    assert during.status is Status.ACCEPTED
     assert rig.service.read(paid).status is Status.SUCCEEDED
     assert rig.charges == 1
 
@@ -251,6 +272,14 @@ def void(rig: Any, payment: Payment) -> Movement:
     return handler.process(asked, soon())[0]
 
 
+def refund(rig: Any, payment: Payment) -> Movement:
+    handler = MovementHandler(rig.service.movements, rig.service.provider, provider_timeout_s=5)
+    asked = MovementRequest(
+        MERCHANT, payment.payment_id, Kind.REFUND, str(uuid4()), b"refund", amount_minor=1
+    )
+    return handler.process(asked, soon())[0]
+
+
 @pytest.mark.parametrize("flow", FLOWS)
 def test_a_void_of_a_paid_row_that_was_set_back_tells_so(rig_of, flow):
     rig = rig_of(flow)
@@ -293,3 +322,44 @@ def test_without_the_books_a_void_needs_trusted_rows(rig_of, lost):
 
     expected = Status.ACCEPTED if lost else Status.CANCELED
     assert rig.service.read(queued).status is expected
+
+
+# --- What was said to have ended, and was charged before --------------------------------------------
+
+
+def ended_in_an_outage(rig: Any, paid: Payment, how: str) -> Status:
+    """No sign of lost commits, and no books: the queued row ends as one that was never sent."""
+    rig.set_back()
+    if how == "void":
+        rig.scripted.script(Rule("list", status=504, times=None, execute="never"))
+        void(rig, paid)
+        rig.scripted.clear()
+        return Status.CANCELED
+    rig.owner.run(
+        Statement("late", "UPDATE payments SET expires_at = now() RETURNING 1"), {}, soon()
+    )
+    rig.service.forwarder._provider = Unavailable(rig.service.provider.name)
+    rig.work(rounds=1)
+    rig.service.forwarder._provider = rig.service.provider
+    return Status.EXPIRED
+
+
+@pytest.mark.parametrize("how", ["void", "expiry"])
+@pytest.mark.parametrize("flow", FLOWS)
+def test_a_row_that_ended_in_an_outage_becomes_true_again(rig_of, flow, how):
+    rig = rig_of(flow)
+    paid = rig.pay(request())
+    expected = ended_in_an_outage(rig, paid, how)
+    ended = rig.service.read(paid)
+
+    rig.sweep()
+    rig.service.settle_late()
+
+    after = rig.service.read(paid)
+    told = [event.type for event in rig.service.store.timeline(MERCHANT, paid.payment_id, soon())]
+    assert ended.status is expected
+    assert (after.status, after.provider_ref) == (Status.SUCCEEDED, paid.provider_ref)
+    assert after.amount_captured_minor == paid.amount_captured_minor
+    assert told[-1] == "payment.succeeded"
+    assert refund(rig, after).status is MovementStatus.SUCCEEDED
+    assert rig.charges == 1

@@ -11,11 +11,12 @@ import pytest
 from service.database.pool.pool import ConnectionPool, Statement
 from service.errors import Busy, KeyReused
 from service.payments.charge.model import ChargeRequest, Status
+from service.payments.charge.provider_keys import key_digest
 from service.payments.settling.recovery import Recovery
 from tests.support.charge_requests import charge_request
 from tests.support.providers.scripted_books import Rule
 from tests.support.providers.scripted_provider import ScriptedProvider, scripted_provider
-from tests.support.stack.lost_commits import FLOWS, Rig, lossy_rigs
+from tests.support.stack.lost_commits import FLOWS, Rig, Unavailable, lossy_rigs
 from tests.support.stack.settling import MERCHANT, soon
 
 # Tests without a difference between the flows: one that ignores keys, and one call without prepare.
@@ -37,15 +38,6 @@ def rig_of(running: ScriptedProvider, pool: ConnectionPool, owner_url: str) -> I
 
 def request(**changes: object) -> ChargeRequest:
     return charge_request(MERCHANT, **changes)
-
-
-class Unavailable:
-    """The guard's word about a provider that is known to be down."""
-
-    available = False
-
-    def __init__(self, name: str) -> None:
-        self.name = name
 
 
 def orphans(rig: Rig) -> list[tuple[str, bool]]:
@@ -212,6 +204,44 @@ def test_another_amount_under_a_lost_key_is_refused(rig_of, flow, swept):
 
     assert rig.charges == 1
     assert [row.status for row in rig.service.store.list(MERCHANT, soon())] == [Status.NOT_EXECUTED]
+
+
+@pytest.mark.parametrize("flow", SOME)
+def test_a_queued_retry_with_another_amount_is_ended(rig_of, flow):
+    rig = rig_of(flow)
+    asked = request()
+    rig.pay(asked)
+    rig.lose()
+    rig.sweep()
+
+    other = request(idempotency_key=asked.idempotency_key, amount_minor=100, respond_async=True)
+    again = rig.pay(other)
+    rig.work()
+
+    after = rig.service.read(again)
+    assert (after.status, after.provider_ref) == (Status.NOT_EXECUTED, None)
+    assert rig.charges == 1
+
+
+def test_a_listing_from_before_the_claim_proves_nothing(rig_of):
+    """A call of the lost server may charge between two claims of the new one."""
+    rig = rig_of("two_phase, keys ignored")
+    rig.fail_over()
+    rig.pay(request())
+    (known,) = rig.scripted.objects("payment_intents")
+    asked = request()
+    digest = key_digest(MERCHANT, asked.idempotency_key, "payment")
+    named = {**known["metadata"], "payment_id": "pay_" + "0" * 32, "key_digest": digest}
+    late = rig.scripted.put(
+        "payment_intents",
+        **{**known, "id": "pi_late", "metadata": named, "status": "requires_confirmation"},
+    )
+    rig.scripted.pay(late["id"])
+
+    again = rig.pay(asked)
+
+    assert (again.status, again.provider_ref) == (Status.SUCCEEDED, "pi_late")
+    assert rig.charges == 2
 
 
 def test_an_expired_retry_of_a_paid_row_is_not_called_expired(rig_of):

@@ -16,13 +16,13 @@ from service.providers.later import ProviderRefund
 # The mark in an event's detail by which the invariants recognise an allowed late transition.
 LATE = "late"
 
-_ENDED_WITHOUT_MONEY = (Status.DECLINED, Status.EXPIRED, Status.CANCELED)
+ENDED_WITHOUT_MONEY = (Status.DECLINED, Status.EXPIRED, Status.CANCELED)
 # not_executed is missing on purpose: it was proven, and its key may be free again, so that a second
 # payment may exist beside this charge. A person must decide: an orphan, and a page.
 LATE_MOVES: Mapping[Status, frozenset[Status]] = {
     **{
         status: frozenset({Status.SUCCEEDED, Status.REQUIRES_CAPTURE})
-        for status in _ENDED_WITHOUT_MONEY
+        for status in ENDED_WITHOUT_MONEY
     },
     Status.REQUIRES_CAPTURE: frozenset({Status.SUCCEEDED, Status.CANCELED}),
 }
@@ -31,7 +31,7 @@ RESTING = (
     *(Status.SUCCEEDED, Status.REQUIRES_CAPTURE, Status.DECLINED),
     *(Status.NOT_EXECUTED, Status.CANCELED, Status.EXPIRED),
 )
-_UNPAID = (*_ENDED_WITHOUT_MONEY, Status.NOT_EXECUTED)
+_UNPAID = (*ENDED_WITHOUT_MONEY, Status.NOT_EXECUTED)
 _PAID = (Status.SUCCEEDED,)
 
 # The provider's event types that can be news about a settled payment, with the statuses for which

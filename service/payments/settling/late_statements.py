@@ -205,6 +205,17 @@ HOLDERS = Statement(
     """,
 )
 
+# A payment that ended unsent, and was charged before: its row had been set back by lost commits.
+TAKE_BACK = Statement(
+    "late_take_back",
+    """
+    UPDATE payments SET provider_ref = %(provider_ref)s::text
+    WHERE merchant_id = %(merchant_id)s::uuid AND payment_id = %(payment_id)s::uuid
+      AND provider_ref IS NULL AND status = %(status)s::text
+    RETURNING 1
+    """,
+)
+
 ASK = Statement(
     "late_ask",
     """

@@ -213,6 +213,17 @@ class LateStore:
 
     # --- Checks ---------------------------------------------------------------------------------
 
+    def take_back(self, payment: Payment, provider_ref: str, deadline: Deadline) -> bool:
+        """Give a settled payment without a reference its charge; False: it changed, or another
+        payment has the charge."""
+        parameters = {"status": payment.status.value, "provider_ref": provider_ref}
+        try:
+            return bool(
+                self._write(statements.TAKE_BACK, _payment_ids(payment) | parameters, deadline)
+            )
+        except (AlreadyKnown, Contradiction):
+            return False
+
     def ask(self, payment: Payment, deadline: Deadline) -> None:
         """Schedule the check of a settled payment now."""
         parameters = {**_payment_ids(payment), "provider": payment.provider}

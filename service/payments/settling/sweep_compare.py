@@ -15,6 +15,7 @@ from service.payments.movements.model import REFUND_PREFIX
 from service.payments.settling.late import LateFacts, ids_of, parse_ids
 from service.payments.settling.late_facts import (
     AFTERWARDS,
+    ENDED_WITHOUT_MONEY,
     RESTING,
     contradicts,
     is_news,
@@ -175,10 +176,16 @@ class Comparison:
         )
         if target is payment.status and not is_other_amount:
             return
-        if payment.provider_ref is None:
+        if payment.provider_ref is None and not self._is_taken_back(charge, payment, deadline):
             self._report(charge, f"charged, but {payment.status.value} here", deadline)
         else:
             self._late_store.ask(payment, deadline)
+
+    def _is_taken_back(self, charge: ProviderCharge, payment: Payment, deadline: Deadline) -> bool:
+        """Whether the row has its charge again: it was set back by lost commits, and ended unsent."""
+        if payment.status not in ENDED_WITHOUT_MONEY or charge.payment_id != payment.id:
+            return False
+        return self._late_store.take_back(payment, charge.provider_ref, deadline)
 
     def _repair(self, payment: Payment, charge: ProviderCharge, deadline: Deadline) -> None:
         repaired = self._store.record(payment, charge.outcome, op="sweep", due_in_s=0.0)

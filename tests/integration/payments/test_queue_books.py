@@ -17,7 +17,7 @@ from service.providers.base import ProviderCharge
 from service.providers.later import Feed, Page, PageUnreadable, Slice, Unreadable
 from service.resilience.deadline import Deadline
 from tests.integration.payments.test_sweep_unread import run
-from tests.support.providers.booked_provider import BookedProvider
+from tests.support.providers.booked_provider import BookedProvider, absent
 from tests.support.stack.settling import Service, soon
 
 HOURS_5 = timedelta(hours=5)
@@ -200,6 +200,22 @@ def test_a_charge_made_between_two_calls_is_found(pool):
     assert before is None
     assert books.covers(young)
     assert books.find(young) is not None
+
+
+def test_a_lost_rows_paid_charge_counts_before_its_own(pool):
+    """The key was freed and used again: its own charge was never confirmed, the later one was."""
+    provider = VolumeProvider()
+    _, [payment] = queue_of(pool, provider, timedelta(seconds=5))
+    paid = charge_for(provider, payment, datetime.now(UTC))
+    own = replace(paid, provider_ref="pi_own", outcome=absent())
+    later = replace(paid, payment_id="pay_" + "0" * 32)
+    provider.listed = [own, later]
+    books = QueueBooks(provider)
+
+    books.refresh([payment])
+
+    assert books.covers(payment)
+    assert books.find(payment) == later
 
 
 def test_garbage_in_the_list_holds_only_what_is_older(pool):

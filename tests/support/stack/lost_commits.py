@@ -72,6 +72,15 @@ FLOWS = {
 }
 
 
+class Unavailable:
+    """The forwarder's view of a provider that the guard knows to be down."""
+
+    available = False
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+
 @dataclass
 class Rig:
     """A service on a scripted provider, and the database owner's connection for the failover."""
