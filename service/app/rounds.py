@@ -130,7 +130,7 @@ class LateRounds:
             self.late.settle(check, Deadline.after(self.send_timeout_s))
         except Busy:
             raise
-        except Exception as error:  # noqa: BLE001 - told of by `park`
+        except Exception as error:  # noqa: BLE001 - `park` logs it
             self.late.put_off(check, error, Deadline.after(RECORD_TIMEOUT_S))
         return True
 

@@ -1,6 +1,6 @@
 """The manager of one program: watches it, ends it and its descendants, and bounds its log.
 
-`ManagedProcess` runs this file as a process of its own, isolated and without site-packages: it starts in 20 ms
+`ManagedProcess` runs this file as a separate process, isolated and without site-packages: it starts in 20 ms
 and has no dependencies, so it imports nothing of the service.
 """
 

@@ -18,8 +18,8 @@ from service.resilience.deadline import Deadline
 
 Outcome = Literal["succeeded", "declined", "not_executed"]
 
-# A movement without a lease, of a payment without a call under way. What the movement held of its
-# payment is spent or given back in the same statement, as every end of a movement does it.
+# A movement without a lease, of a payment without a call under way. The amount that the movement held of
+# its payment is spent or released in the same statement, as at every other end of a movement.
 RESOLVE = Statement(
     "late_resolve_movement",
     f"""
@@ -71,7 +71,7 @@ _DECLINES: dict[Outcome, dict[str, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class OperatorFinding:
-    """What an operator found out, where it can be checked, and who says so."""
+    """An operator's finding, the place to verify it, and the operator."""
 
     outcome: Outcome
     evidence: str
@@ -79,7 +79,7 @@ class OperatorFinding:
 
 
 class _PaymentCannotFollow(Exception):
-    """The payment stands where the finding is impossible, or a call about it is under way."""
+    """The payment's status excludes the finding, or a call about the payment is in progress."""
 
 
 def resolve(

@@ -1,4 +1,4 @@
-"""What Stripe's two APIs have in common: refunds, the provider's books, records about charges."""
+"""The common part of Stripe's two APIs: refunds, the provider's books, records about charges."""
 
 from __future__ import annotations
 
