@@ -141,7 +141,11 @@ def test_resolve_waits_while_a_call_is_under_way(
 ) -> None:
     payment, refund = doubtful_refund
     with owner.cursor() as cursor:
-        cursor.execute(f"UPDATE {held} SET leased = true, due_at = now() + interval '1 minute'")  # noqa: S608
+        cursor.execute(
+            f"UPDATE {held} SET leased = true, due_at = now() + interval '10 minutes'"  # noqa: S608
+            " WHERE payment_id = %s::uuid",
+            (payment.rpartition("_")[2],),
+        )
 
         answer = resolve(refund, "declined")
 
