@@ -212,8 +212,7 @@ def _address(text: str) -> Address:
 def _listener(text: str) -> socket.socket:
     if text.startswith("fd:"):
         return socket.socket(fileno=int(text.removeprefix("fd:")))
-    address = _address(text)
-    return listener_at(address)
+    return listener_at(_address(text))
 
 
 def listener_at(address: Address) -> socket.socket:

@@ -123,11 +123,6 @@ class EmbeddedPostgres:
             self._process.stop()
             self._process = None
 
-    def kill(self) -> None:
-        """End it like a crash: SIGKILL to the postmaster; `start` starts it again."""
-        os.kill(self.pid, signal.SIGKILL)
-        self.stop()
-
     def _wait_until_it_answers(self, process: ManagedProcess) -> None:
         give_up_at_s = monotonic() + START_WAIT_S
         while True:

@@ -117,7 +117,8 @@ def test_an_acknowledged_commit_survives_a_killed_postmaster(server):
         cursor.execute("CREATE TABLE promise (id int)")
         cursor.execute("INSERT INTO promise VALUES (42)")
 
-    server.kill()
+    os.kill(server.pid, signal.SIGKILL)
+    server.stop()
     server.start()
 
     with cursor_to(server.owner_url) as cursor:
