@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import threading
-from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from time import monotonic
 from typing import Any
 
 import requests
 
+from service.lab.drills.callers import SteadyCallers
 from service.lab.drills.document import CallSample
 
 # With more concurrent callers the drill would measure this process instead of the service.
@@ -72,22 +73,22 @@ class Load:
         self._run_id = run_id
         self._urls = urls
         self._headers = {"Authorization": f"Bearer {api_key}"}
-        self._pause_s = 1.0 / per_s
         self._began_s = began_s
         self._calls: list[Call] = []
         self._lock = threading.Lock()
-        self._n = 0
-        self._under_way = 0
         self._local = threading.local()
         self._sessions: list[requests.Session] = []
-        self._executor = ThreadPoolExecutor(CALLERS_MAX, thread_name_prefix="drill-caller")
-        self._futures: list[Future[None]] = []
-        self._stopping = threading.Event()
-        self._clock = threading.Thread(target=self._run, name="drill-load", daemon=True)
-        self.sent = dict.fromkeys(urls, 0)
+        self._callers = SteadyCallers(
+            [functools.partial(self._pay, target) for target in urls], per_s=per_s, most=CALLERS_MAX
+        )
 
     def begin(self) -> None:
-        self._clock.start()
+        self._callers.begin()
+
+    @property
+    def sent(self) -> int:
+        """The number of payments sent to each target so far, without retries."""
+        return self._callers.turns
 
     def calls(self) -> list[Call]:
         """All answers so far, in the order of arrival."""
@@ -97,51 +98,29 @@ class Load:
     def burst(self, count: int) -> None:
         """Send this many additional payments at once."""
         for _ in range(count):
-            self._send_one()
+            self._callers.take_turn()
 
     def stop(self) -> None:
         """Stop sending, and wait for the outstanding answers."""
-        self._stopping.set()
-        if self._clock.is_alive():
-            self._clock.join(2.0)
-        wait(self._futures, ANSWER_TIMEOUT_S + 1)
+        self._callers.stop(within_s=ANSWER_TIMEOUT_S + 1)
 
     def repeat_refused(self) -> int:
         """Send each refused payment once more with its own key; returns their number."""
         refused = [call for call in self.calls() if call.is_refused]
-        wait(
-            [self._executor.submit(self._pay, call.target, call.n, True) for call in refused],
-            ANSWER_TIMEOUT_S + 1,
+        self._callers.repeat(
+            (functools.partial(self._pay, call.target, call.n, True) for call in refused),
+            within_s=ANSWER_TIMEOUT_S + 1,
         )
         return len(refused)
 
     def close(self) -> None:
-        self._stopping.set()
-        self._executor.shutdown(wait=False, cancel_futures=True)
+        self._callers.close()
         for session in self._sessions:
             session.close()
 
     def key_of(self, target: str, n: int | str) -> str:
         """Key and reference of a payment; without a number, the common prefix of a target's keys."""
         return f"{self._run_id}-{target}-{n}"
-
-    def _run(self) -> None:
-        next_s = monotonic()
-        while not self._stopping.wait(max(0.0, next_s - monotonic())):
-            next_s += self._pause_s
-            self._send_one()
-
-    def _send_one(self) -> None:
-        """Send the next payment to every target; skip it while too many callers wait."""
-        with self._lock:
-            if self._under_way + len(self._urls) > CALLERS_MAX:
-                return
-            self._n += 1
-            n = self._n
-            for target in self._urls:
-                self._under_way += 1
-                self.sent[target] += 1
-                self._futures.append(self._executor.submit(self._pay, target, n))
 
     def _pay(self, target: str, n: int, is_retry: bool = False) -> None:
         began_s = monotonic()
@@ -159,7 +138,6 @@ class Load:
         )
         with self._lock:
             self._calls.append(call)
-            self._under_way -= not is_retry
 
     def _send(self, target: str, n: int) -> tuple[int | None, dict[str, Any]]:
         key = self.key_of(target, n)

@@ -166,7 +166,7 @@ class RunWatch:
         ours = [call for call in self._load.calls() if call.target == target.name]
         new, self._seen[target.name] = ours[self._seen[target.name] :], len(ours)
         return TargetSecond(
-            sent=self._load.sent[target.name],
+            sent=self._load.sent,
             answered=len(new),
             succeeded=sum(call.outcome == "succeeded" for call in new),
             failed=sum(call.is_refused for call in new),

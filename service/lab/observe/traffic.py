@@ -7,12 +7,12 @@ import http.client
 import json
 import threading
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
-from time import monotonic
 from types import TracebackType
 from typing import Any
 from urllib.parse import urlsplit
 from uuid import uuid4
+
+from service.lab.drills.callers import SteadyCallers
 
 # The time limit of each caller, and the number of callers; more would measure this program.
 ANSWER_TIMEOUT_S = 10.0
@@ -28,15 +28,12 @@ class Traffic:
         parts = urlsplit(url)
         self._host, self._port = parts.hostname or "", parts.port
         self._headers = {"Authorization": f"Bearer {api_key}", "Content-Type": "application/json"}
-        self._pause_s = 1 / per_s
-        self._stopping = threading.Event()
         self._lock = threading.Lock()
-        self._under_way = 0
-        self._clock = threading.Thread(target=self._run, name="traffic")
         self._answers: Counter[str] = Counter()
+        self._callers = SteadyCallers([self._pay], per_s=per_s, most=CALLERS_MAX)
 
     def __enter__(self) -> Traffic:
-        self._clock.start()
+        self._callers.begin()
         return self
 
     def __exit__(
@@ -45,35 +42,17 @@ class Traffic:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._stopping.set()
-        self._clock.join()
+        # A payment has up to six requests, one after the other.
+        self._callers.stop(within_s=6 * ANSWER_TIMEOUT_S)
+        self._callers.close()
 
     def answered(self) -> Counter[str]:
         """The number of answers by status; "none" counts requests without an answer."""
         with self._lock:
             return Counter(self._answers)
 
-    def _run(self) -> None:
-        with ThreadPoolExecutor(CALLERS_MAX, thread_name_prefix="caller") as callers:
-            number, next_s = 0, monotonic()
-            while not self._stopping.wait(max(0.0, next_s - monotonic())):
-                next_s += self._pause_s
-                number += 1
-                with self._lock:
-                    is_full = self._under_way >= CALLERS_MAX
-                    self._under_way += not is_full
-                if not is_full:
-                    callers.submit(self._buy, number)
-
-    def _buy(self, number: int) -> None:
-        """One customer's checkout, and the merchant's later actions on the payment."""
-        try:
-            self._pay(number)
-        finally:
-            with self._lock:
-                self._under_way -= 1
-
     def _pay(self, number: int) -> None:
+        """One customer's checkout, and the merchant's later actions on the payment."""
         key = str(uuid4())
         order: dict[str, Any] = {
             "amount": 100 + number % 9900,
