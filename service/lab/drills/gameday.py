@@ -9,7 +9,7 @@ from time import monotonic
 from service.errors import Busy
 from service.lab.drills.plan import Plan
 from service.lab.drills.preflight import reasons
-from service.lab.drills.run import Run
+from service.lab.drills.run import DrillRequest, Run
 from service.lab.drills.runner import DrillContext, Runner
 from service.lab.drills.verdict import judge_day
 from service.observability.metrics import catalogue as metrics
@@ -48,22 +48,21 @@ class GameDay:
 
     def _part(self, plan: Plan) -> Run:
         day = self.run
-        part = Run(
-            plan,
+        request = DrillRequest(
+            name=plan.name,
             kind="drill",
             scope=day.scope,
             reason=f"{day.plan.name} {day.id}",
             requested_by=day.requested_by,
-            load_per_s=plan.load_per_s,
-            day=day,
         )
+        part = Run(plan, request, day=day)
         day.enter("fault", f"{plan.name}: {plan.title}")
         self.kept(part)
         against = self._against(plan)
         if against:
             part.finish("REFUSED", against[0])
         else:
-            Runner(part, self.context, load_per_s=plan.load_per_s).carry_out()
+            Runner(part, self.context).carry_out()
         self.kept(part)
         part.ended.set()
         metrics.drill_runs_total.labels(plan.name, str(part.whole().verdict).lower()).inc()

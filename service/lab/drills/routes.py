@@ -15,7 +15,8 @@ from service.lab.drills.document import DrillReport, from_json, to_json
 from service.lab.drills.page import PAGE_CSP, render_page
 from service.lab.drills.plan import LOAD_PER_S_MAX, SIMULATIONS, Plan, takes_s
 from service.lab.drills.preflight import reasons
-from service.lab.drills.runs import DrillRequest, DrillRuns
+from service.lab.drills.run import DrillRequest
+from service.lab.drills.runs import DrillRuns
 from service.lab.faultproxy.client import FaultClient, ProxyGone
 from service.lab.faultproxy.faults import TTL_MAX_S
 from service.payments.merchants import PLATFORM

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from time import monotonic
 from typing import Any
@@ -20,32 +20,38 @@ from service.lab.drills.document import (
 )
 from service.lab.drills.plan import GAME_DAY, Plan
 from service.lab.drills.store import moment, new_run_id
+from service.payments.audit import Actor
 
 # One line a minute would be enough for an hour; the longest run lasts this many seconds.
 TIMELINE_MAX = 900
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrillRequest:
+    """A request for a drill."""
+
+    name: str
+    kind: str
+    scope: str
+    reason: str
+    requested_by: str
+    # For the audit log, with address and request id; without it only the name is known.
+    actor: Actor | None = None
+    fault_s: float | None = None
+    load_per_s: int | None = None
+    blind: bool = False
+
+
 class Run:
     """The state of a run: its runner writes it, any thread may read it."""
 
-    def __init__(
-        self,
-        plan: Plan,
-        *,
-        kind: str,
-        scope: str,
-        reason: str,
-        requested_by: str,
-        load_per_s: int,
-        is_blind: bool = False,
-        day: Run | None = None,
-    ) -> None:
+    def __init__(self, plan: Plan, request: DrillRequest, *, day: Run | None = None) -> None:
         self.id = new_run_id()
         self.plan = plan
-        self.scope = scope
+        self.scope = request.scope
         self.began_at = datetime.now(UTC)
         self.began_s = monotonic()
-        self.requested_by = requested_by
+        self.requested_by = request.requested_by
         self.ended = threading.Event()
         # A game day and its current drill share one stop: stopping either stops both.
         self.stopping: threading.Event = day.stopping if day else threading.Event()
@@ -56,21 +62,21 @@ class Run:
         self._fault_began_s: float | None = None
         self._fault_until_s: float | None = None
         # A blind fault stays hidden until a correct guess or the end.
-        self._hidden = is_blind
+        self._hidden = request.blind
         self._report = DrillReport(
             id=self.id,
-            kind=kind,
+            kind=request.kind,
             name=plan.name,
             title=plan.title,
-            scope=scope,
-            reason=reason,
-            requested_by=requested_by,
+            scope=request.scope,
+            reason=request.reason,
+            requested_by=request.requested_by,
             ttl_s=round(plan.fault_s, 1),
-            load_rps=load_per_s,
+            load_rps=plan.load_per_s,
             started_at=moment(self.began_at),
             hypothesis=plan.hypothesis,
             runbook=plan.runbook,
-            answers=() if is_blind else None,
+            answers=() if request.blind else None,
         )
 
     @property

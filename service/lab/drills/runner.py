@@ -61,11 +61,10 @@ class DrillContext:
 class Runner:
     """Executes one run in the calling thread. Never raises: a failure becomes the verdict."""
 
-    def __init__(self, run: Run, context: DrillContext, *, load_per_s: int) -> None:
+    def __init__(self, run: Run, context: DrillContext) -> None:
         self._run = run
         self._plan: Plan = run.plan
         self._context = context
-        self._load_per_s = load_per_s
         # Seconds from the end of the fault; None: no recovery within the limit.
         self._recovery_s: float | None = None
         self._settled_s: float | None = None
@@ -95,7 +94,7 @@ class Runner:
         urls = {target.name: target.url for target in targets}
         key_id, api_key = self._make_key()
         lost = self._lost_commits(targets[0], api_key)
-        load = Load(run.id, urls, api_key, per_s=self._load_per_s, began_s=run.began_s)
+        load = Load(run.id, urls, api_key, per_s=self._plan.load_per_s, began_s=run.began_s)
         watch = RunWatch(
             run,
             targets,
@@ -138,7 +137,7 @@ class Runner:
         run = self._run
         stopped: Aborted | Inconclusive | None = None
         watch.turn("start")
-        run.enter("baseline", f"{self._load_per_s} payments a second, no fault")
+        run.enter("baseline", f"{self._plan.load_per_s} payments a second, no fault")
         load.begin()
         watch.begin()
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import random
 import threading
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from service.errors import Busy, NotFound, PreflightRefused, WrongState
@@ -19,7 +19,7 @@ from service.lab.drills.document import (
 from service.lab.drills.gameday import GameDay
 from service.lab.drills.plan import Catalogue, Plan
 from service.lab.drills.preflight import reasons
-from service.lab.drills.run import Run
+from service.lab.drills.run import DrillRequest, Run
 from service.lab.drills.runner import DrillContext, Runner
 from service.observability.metrics import catalogue as metrics
 from service.payments.audit import Actor
@@ -30,22 +30,6 @@ log = logging.getLogger(__name__)
 # The number of runs in this process's memory; older ones are read from the database.
 REMEMBERED = 20
 WRITE_TIMEOUT_S = 10.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DrillRequest:
-    """A request for a drill."""
-
-    name: str
-    kind: str
-    scope: str
-    reason: str
-    requested_by: str
-    # For the audit log, with address and request id; without it only the name is known.
-    actor: Actor | None = None
-    fault_s: float | None = None
-    load_per_s: int | None = None
-    blind: bool = False
 
 
 class DrillRuns:
@@ -79,15 +63,7 @@ class DrillRuns:
     def begin(self, request: DrillRequest, deadline: Deadline) -> Run:
         """Start it in a new thread; raises PreflightRefused, or Busy without a database."""
         plan = self._plan_of(request)
-        run = Run(
-            plan,
-            kind=request.kind,
-            scope=request.scope,
-            reason=request.reason,
-            requested_by=request.requested_by,
-            load_per_s=request.load_per_s or plan.load_per_s,
-            is_blind=request.blind,
-        )
+        run = Run(plan, request)
         checks = self._preflight(plan, request, deadline)
         against = reasons(checks)
         if not against:
@@ -250,8 +226,7 @@ class DrillRuns:
                 plans = [self._lasting(self.catalogue[name], request) for name in run.plan.parts]
                 GameDay(run=run, context=self.context, plans=plans, kept=self._keep).play()
             else:
-                load_per_s = request.load_per_s or run.plan.load_per_s
-                Runner(run, self.context, load_per_s=load_per_s).carry_out()
+                Runner(run, self.context).carry_out()
         finally:
             report = run.report()
             if request.kind == "drill":

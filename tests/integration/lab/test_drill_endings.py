@@ -20,9 +20,9 @@ from service.lab.drills.load import Load
 from service.lab.drills.plan import Step, read_catalogue
 from service.lab.drills.preflight import Preflight
 from service.lab.drills.restart import DatabaseRestart
-from service.lab.drills.run import Run
+from service.lab.drills.run import DrillRequest, Run
 from service.lab.drills.runner import DrillContext, Runner
-from service.lab.drills.runs import DrillRequest, DrillRuns
+from service.lab.drills.runs import DrillRuns
 from service.lab.drills.store import DrillStore, new_run_id
 from service.lab.drills.targets import CannotStart, Target
 from service.lab.drills.watch import RunWatch
@@ -33,7 +33,13 @@ from tests.support.processes.fault_server import fault_server
 from tests.support.processes.slow_peers import hang
 from tests.support.stack.pools import eventually, open_pool_of
 
-PLAN = read_catalogue()["payment-timeout"]
+PLAN = replace(read_catalogue()["payment-timeout"], load_per_s=1)
+
+
+def a_request(scope: str, *, blind: bool = False) -> DrillRequest:
+    return DrillRequest(
+        name=PLAN.name, kind="drill", scope=scope, reason="", requested_by="key", blind=blind
+    )
 
 
 def test_a_day_goes_on_past_a_drill_that_no_database_lets_begin(
@@ -41,7 +47,7 @@ def test_a_day_goes_on_past_a_drill_that_no_database_lets_begin(
 ):
     monkeypatch.setattr("service.lab.drills.gameday.CALM_WITHIN_S", 0.0)
     plan = replace(PLAN, name="day", steps=(), parts=(PLAN.name,))
-    run = Run(plan, kind="drill", scope="pair", reason="", requested_by="key", load_per_s=1)
+    run = Run(plan, a_request("pair"))
     context = drill_context(silent_store, pool, tmp_path)
 
     GameDay(run=run, context=context, plans=[PLAN, PLAN], kept=lambda part: None).play()
@@ -58,11 +64,8 @@ def test_one_whose_report_cannot_be_written_lets_the_next_begin(pool, tmp_path):
 
     context = drill_context(DrillStore(pool), pool, tmp_path, pair=cannot_start)
     drill_runs = DrillRuns(context, {PLAN.name: PLAN}, default_scope="pair")
-    request = DrillRequest(
-        name=PLAN.name, kind="drill", scope="pair", reason="", requested_by="key"
-    )
 
-    run = drill_runs.begin(request, Deadline.after(60))
+    run = drill_runs.begin(a_request("pair"), Deadline.after(60))
 
     assert run.ended.wait(60)
     assert drill_runs.running is None
@@ -71,7 +74,7 @@ def test_one_whose_report_cannot_be_written_lets_the_next_begin(pool, tmp_path):
 
 def test_one_that_lost_its_lease_to_another_stops(pool, tmp_path):
     store = DrillStore(pool)
-    run = Run(PLAN, kind="drill", scope="pair", reason="", requested_by="key", load_per_s=1)
+    run = Run(PLAN, a_request("pair"))
     assert store.take_lease(new_run_id(), Deadline.after(60))
     watch = RunWatch(
         run,
@@ -91,15 +94,7 @@ def test_one_that_lost_its_lease_to_another_stops(pool, tmp_path):
 
 
 def test_blind_drill_named_early_ends_like_any_other():
-    run = Run(
-        PLAN,
-        kind="drill",
-        scope="pair",
-        reason="",
-        requested_by="key",
-        load_per_s=1,
-        is_blind=True,
-    )
+    run = Run(PLAN, a_request("pair", blind=True))
     run.answer(PLAN.name)
 
     run.finish("HELD", "All promises were kept.")
@@ -113,7 +108,7 @@ def test_harmed_live_payments_abort_without_a_database_too(silent_store, tmp_pat
     route = (("method", "POST"), ("route", "/v1/payments"), ("status", "503"))
     refused = {("holdfast_http_requests_total", route): 0.0}
     preflight = preflight_on(silent_store, off_file=tmp_path / "drills.off")
-    run = Run(PLAN, kind="drill", scope="pair", reason="", requested_by="key", load_per_s=1)
+    run = Run(PLAN, a_request("pair"))
     watch = RunWatch(
         run,
         [Target(name="experiment", url="", read=dict, log=None)],
@@ -135,7 +130,7 @@ def test_harmed_live_payments_abort_without_a_database_too(silent_store, tmp_pat
 
 def test_of_each_second_it_keeps_only_what_its_checks_look_at(silent_store, tmp_path):
     plan = read_catalogue()["long-outage"]
-    run = Run(plan, kind="drill", scope="pair", reason="", requested_by="key", load_per_s=1)
+    run = Run(plan, a_request("pair"))
     queued, other = ("holdfast_queued_payments", ()), ("holdfast_db_pool_size", ())
     target = Target(name="experiment", url="", read=lambda: {queued: 7.0, other: 4.0}, log=None)
     watch = RunWatch(
@@ -173,9 +168,9 @@ def test_drill_stopped_in_recovery_still_compares_the_books(pool, tmp_path):
     plan = replace(
         PLAN, steps=(Step(seconds=0.1, burst=1),), baseline_s=0.1, fault_proof=(), expect=()
     )
-    run = Run(plan, kind="drill", scope="instance", reason="", requested_by="key", load_per_s=1)
+    run = Run(plan, a_request("instance"))
     context = drill_context(DrillStore(pool), pool, tmp_path, instance=nobody_answers)
-    runner = threading.Thread(target=Runner(run, context, load_per_s=1).carry_out)
+    runner = threading.Thread(target=Runner(run, context).carry_out)
     runner.start()
     assert eventually(lambda: run.phase == "recovery", within_s=90)
 
@@ -188,7 +183,7 @@ def test_drill_stopped_in_recovery_still_compares_the_books(pool, tmp_path):
 
 
 def test_to_list_them_writes_nothing_where_none_was_lost(pool, tmp_path, database_url):
-    run = Run(PLAN, kind="drill", scope="pair", reason="", requested_by="key", load_per_s=1)
+    run = Run(PLAN, a_request("pair"))
     store = DrillStore(pool)
     store.begin(run.whole(), Deadline.after(60))
     run.finish("HELD", "All promises were kept.")
@@ -203,7 +198,7 @@ def test_to_list_them_writes_nothing_where_none_was_lost(pool, tmp_path, databas
 
 
 def test_one_whose_process_was_killed_is_listed_as_ended(pool, tmp_path):
-    run = Run(PLAN, kind="drill", scope="pair", reason="", requested_by="key", load_per_s=1)
+    run = Run(PLAN, a_request("pair"))
     context = drill_context(DrillStore(pool), pool, tmp_path)
     context.store.begin(run.whole(), Deadline.after(60))
 
@@ -234,7 +229,7 @@ def test_webhooks_that_nobody_answers_end_with_the_run(unanswered):
 def unanswered() -> Iterator[FaultInjector]:
     """The faults of a drill with webhooks to a data plane that hangs."""
     plan = replace(PLAN, steps=(Step(seconds=60, webhooks=True),))
-    run = Run(plan, kind="drill", scope="instance", reason="", requested_by="key", load_per_s=1)
+    run = Run(plan, a_request("instance"))
 
     def wait(seconds: float) -> None:
         if run.stopping.wait(seconds):

@@ -17,7 +17,7 @@ from service.lab.drills.evidence import caller_evidence, log_evidence, payment_e
 from service.lab.drills.expectations import Reading, Readings, Samples, before, evaluate
 from service.lab.drills.load import Call
 from service.lab.drills.plan import Check, read_catalogue
-from service.lab.drills.run import Run
+from service.lab.drills.run import DrillRequest, Run
 from service.lab.drills.verdict import judge, judge_day, recovery_s
 from service.observability.metrics.catalogue import NAMESPACE
 
@@ -148,7 +148,10 @@ def test_the_same_question_is_asked_of_prometheus(wanted: Check, text: str):
 def ended_run(count: int = 20, **changed: Any) -> DrillReport:
     """The report of a run with `count` payments that kept every promise but the `changed` ones."""
     plan = read_catalogue()["payment-timeout"]
-    run = Run(plan, kind="drill", scope="instance", reason="", requested_by="key", load_per_s=1)
+    request = DrillRequest(
+        name=plan.name, kind="drill", scope="instance", reason="", requested_by="key"
+    )
+    run = Run(plan, request)
     kept = DrillCheckResult(text="kept", value=1, min=None, max=None, ok=True)
     target = TargetEvidence(
         name="instance",

@@ -10,7 +10,7 @@ import pytest
 from service.lab.drills.document import DrillCheckResult
 from service.lab.drills.page import render_page
 from service.lab.drills.plan import read_catalogue
-from service.lab.drills.run import Run
+from service.lab.drills.run import DrillRequest, Run
 
 SCRIPT = '<script>alert("x")</script>'
 
@@ -44,7 +44,10 @@ class Elements(HTMLParser):
 
 def a_run(name: str = "payment-timeout") -> Run:
     plan = read_catalogue(None)[name]
-    return Run(plan, kind="drill", scope="pair", reason=SCRIPT, requested_by=SCRIPT, load_per_s=4)
+    request = DrillRequest(
+        name=name, kind="drill", scope="pair", reason=SCRIPT, requested_by=SCRIPT
+    )
+    return Run(plan, request)
 
 
 @pytest.mark.parametrize("name", ["payment-timeout", "game-day"])

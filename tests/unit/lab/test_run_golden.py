@@ -19,7 +19,7 @@ from service.lab.drills.document import (
 from service.lab.drills.expectations import Reading, Readings, Samples, evaluate
 from service.lab.drills.load import Call
 from service.lab.drills.plan import read_catalogue
-from service.lab.drills.run import Run
+from service.lab.drills.run import DrillRequest, Run
 from service.lab.drills.verdict import judge
 from service.observability.metrics.catalogue import NAMESPACE
 
@@ -62,6 +62,17 @@ ROWS: list[books.Row] = [
 ]
 
 
+def request(scope: str, *, reason: str = "", blind: bool = False) -> DrillRequest:
+    return DrillRequest(
+        name=PLAN.name,
+        kind="drill",
+        scope=scope,
+        reason=reason,
+        requested_by="key_1",
+        blind=blind,
+    )
+
+
 class FixedLog:
     """The events of a data plane's log."""
 
@@ -86,15 +97,7 @@ class FixedLog:
 
 def a_drill(*, is_blind: bool = False) -> Run:
     """A drill that passed through all its phases, with fixed evidence, before its end."""
-    run = Run(
-        PLAN,
-        kind="drill",
-        scope="instance",
-        reason="a test",
-        requested_by="key_1",
-        load_per_s=4,
-        is_blind=is_blind,
-    )
+    run = Run(PLAN, request("instance", reason="a test", blind=is_blind))
     preflight(run)
     run.enter("baseline", "4 payments a second, no fault")
     run.begin_fault(PLAN.fault_s)
@@ -174,9 +177,7 @@ def collect(run: Run) -> None:
 
 
 def a_part(day: Run) -> Run:
-    part = Run(
-        PLAN, kind="drill", scope="pair", reason="", requested_by="key_1", load_per_s=4, day=day
-    )
+    part = Run(PLAN, request("pair"), day=day)
     part.finish("REFUSED", "lever: Engaged.")
     return part
 
