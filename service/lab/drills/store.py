@@ -235,20 +235,21 @@ class DrillStore:
         AuditLog(self._pool).write(actor, Entry(f"drill.{action}", None, run_id, detail), by)
 
     def find(self, run_id: str, deadline: Deadline) -> dict[str, Any] | None:
-        """A run's report in its last stored version."""
+        """A run's report in its last stored version; None: no such run, or its report was erased."""
         uuid = _uuid_of(run_id)
         rows = self._pool.run(_FIND, {"id": str(uuid)}, deadline) if uuid else []
-        return rows[0][0] if rows else None
+        # Empty: the report named a customer whose data was erased.
+        return rows[0][0] or None if rows else None
 
     def recent(self, limit: int, deadline: Deadline) -> list[RunSummary]:
-        """The newest runs."""
+        """The newest runs; one whose report was erased is left out."""
         rows = self._pool.run(_RECENT, {"limit": limit}, deadline)
-        return [from_json(RunSummary, row[0]) for row in rows]
+        return [from_json(RunSummary, row[0]) for row in rows if row[0]]
 
     def last_verdicts(self, deadline: Deadline) -> dict[str, RunSummary]:
         """The newest ended drill of each name."""
         rows = self._pool.run(_LAST, {}, deadline)
-        return {name: from_json(RunSummary, report) for name, report in rows}
+        return {name: from_json(RunSummary, report) for name, report in rows if report}
 
     def trends(self, most: int, deadline: Deadline) -> dict[str, list[dict[str, Any]]]:
         """The newest verdicts of each drill, oldest first."""

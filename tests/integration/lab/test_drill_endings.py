@@ -14,6 +14,7 @@ import psycopg2
 import pytest
 
 from service.database.pool.pool import ConnectionPool
+from service.errors import NotFound
 from service.lab.drills.gameday import GameDay
 from service.lab.drills.injector import Aborted, FaultInjector
 from service.lab.drills.load import Load
@@ -195,6 +196,30 @@ def test_to_list_them_writes_nothing_where_none_was_lost(pool, tmp_path, databas
         listed = DrillRuns(context, {}, default_scope="pair").recent(Deadline.after(60))
 
     assert [(one.id, one.verdict) for one in listed] == [(run.id, "HELD")]
+
+
+def test_run_with_an_erased_report_hides_no_other(pool, tmp_path, database_url):
+    store, context = DrillStore(pool), drill_context(DrillStore(pool), pool, tmp_path)
+    erased, kept = (Run(PLAN, a_request("pair")) for _ in range(2))
+    for run in (erased, kept):
+        store.begin(run.whole(), Deadline.after(60))
+        run.finish("HELD", "All promises were kept.")
+        store.end(run.whole(), Deadline.after(60))
+    with (
+        closing(psycopg2.connect(database_url)) as connection,
+        connection,
+        connection.cursor() as cursor,
+    ):
+        # As an erasure leaves it.
+        cursor.execute(
+            "UPDATE rehearsals SET report = '{}' WHERE rehearsal_id = %s", (erased.id[4:],)
+        )
+    drill_runs = DrillRuns(context, {}, default_scope="pair")
+
+    assert [one.id for one in drill_runs.recent(Deadline.after(60))] == [kept.id]
+    assert store.last_verdicts(Deadline.after(60)).keys() <= {PLAN.name}
+    with pytest.raises(NotFound):
+        drill_runs.find(erased.id, Deadline.after(60))
 
 
 def test_one_whose_process_was_killed_is_listed_as_ended(pool, tmp_path):
