@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -201,6 +202,7 @@ def frozen(document: dict[str, Any], run_id: str) -> dict[str, Any]:
         }
 
     text = json.dumps(document).replace(run_id, "run_0")
+    text = re.sub(r"Named [\d.]+ s after", "Named 0 s after", text)
     found: dict[str, Any] = json.loads(text, object_pairs_hook=freeze)
     return found
 
