@@ -27,6 +27,7 @@ COMMANDS = {
     "retain": "make and detach months of events; for cron",
     "erase": "remove what tells of a person from payments, events and drills",
     "payments": "list, show, reconcile and resolve payments",
+    "unread": "list and release what the sweep could not read at the provider",
     "keys": "make, list and revoke API keys",
     "events": "follow what happens",
     "audit": "read who did what: keys, endpoints, resolutions, drills",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -9,9 +10,11 @@ from uuid import uuid4
 
 import pytest
 
+from service.__main__ import main
 from service.database.pool.pool import ConnectionPool, Statement
 from service.errors import ProviderUnavailable
 from service.observability.metrics import catalogue as metrics
+from service.payments.audit import AuditLog
 from service.payments.charge.handler import charge_of
 from service.payments.charge.model import Payment, Status
 from service.payments.settling.recovery import Recovery
@@ -206,6 +209,34 @@ def test_a_person_releases_what_cannot_be_read(service):
 
     assert service.unread.counts(soon()) == (0, 0)
     assert told() == before
+
+
+def test_the_command_lists_and_releases_an_unread_object(
+    service, database_url, monkeypatch, capsys
+):
+    monkeypatch.setenv("DATABASE_URL", database_url)
+    odd = make_odd(service, key_digest=None, payment_id=None)
+    sweep(service)
+
+    def command(*words: str) -> Any:
+        assert main(["unread", *words, "--json"]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    (listed,) = command("list")
+    with pytest.raises(SystemExit):
+        main(["unread", "release", odd.mark, "--evidence", "short"])
+    before = service.unread.counts(soon())
+    released = command("release", odd.mark, "--evidence", "no charge of ours, ticket 1")
+    with pytest.raises(SystemExit):
+        main(["unread", "release", odd.mark, "--evidence", "no charge of ours, ticket 1"])
+
+    assert (listed["mark"], listed["holds_all"], listed["released"]) == (odd.mark, True, False)
+    assert released["released"]
+    assert (before, service.unread.counts(soon())) == ((1, 1), (0, 0))
+    assert command("list") == []
+    (act,) = AuditLog(service.pool).read(soon(), action="unread")
+    assert (act.action, act.target, act.actor_kind) == ("unread.released", odd.mark, "cli")
+    assert act.detail["evidence"] == "no charge of ours, ticket 1"
 
 
 @pytest.mark.parametrize("garbage_is", [PageUnreadable("garbage"), CursorLost("gone")])
