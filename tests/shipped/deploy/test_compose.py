@@ -141,6 +141,10 @@ def test_prometheus_configuration_differs_only_in_addresses() -> None:
     assert there == here
     assert service["targets"] == ["instance:8081"]
     assert alertmanager["targets"] == ["alertmanager:9093"]
+
+
+@pytest.mark.needs("promtool")
+def test_prometheus_takes_the_configuration_of_compose() -> None:
     check = subprocess.run(
         ["promtool", "check", "config", str(DEPLOY / "prometheus" / "compose.yml")],
         capture_output=True,

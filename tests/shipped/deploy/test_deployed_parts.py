@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import configparser
 import fnmatch
 import json
 import re
@@ -14,6 +13,7 @@ import requests
 
 from service.__main__ import COMMANDS
 from service.settings import Settings, describe
+from service.version import VERSION
 from tests.support.manifests import DEPLOY, ENTRYPOINT, ROOT, Part, ecs, parts
 from tests.support.stack.running_stack import RunningStack, running_stack
 
@@ -77,11 +77,8 @@ def test_instance_is_complete_and_only_migrate_is_the_owner(engine: str) -> None
 
 @pytest.mark.parametrize("part", PARTS, ids=str)
 def test_the_images_version_is_the_packages(part: Part) -> None:
-    setup = configparser.ConfigParser()
-    setup.read(ROOT / "setup.cfg")
-
     # A release's commit adds the digest.
-    assert part.image.partition("@")[0].rpartition(":")[2] == setup["metadata"]["version"]
+    assert part.image.partition("@")[0].rpartition(":")[2] == VERSION
 
 
 @pytest.mark.parametrize("part", SERVING, ids=str)
