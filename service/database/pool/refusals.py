@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 
 import psycopg2
-import psycopg2.pool
 
 from service.errors import DatabaseUnavailable, PoolTimeout
 
@@ -18,22 +17,19 @@ EXHAUSTED = "Database query failed: connection pool exhausted"
 def exhausted(
     kind: type[PoolTimeout], reason: str, *, size: int, in_use: int, waiting: int
 ) -> PoolTimeout:
-    """PoolTimeout or PoolRefused, logged, with the error of psycopg2's own pool as its cause."""
-    cause = psycopg2.pool.PoolError("connection pool exhausted")
+    """PoolTimeout or PoolRefused, logged in the words of the incident and of psycopg2's own pool."""
     log.error(
         "db.pool_exhausted",
         extra={
             "error": EXHAUSTED,
-            "error_chain": [f"psycopg2.pool.PoolError: {cause}"],
+            "error_chain": ["psycopg2.pool.PoolError: connection pool exhausted"],
             "reason": reason,
             "pool_size": size,
             "pool_in_use": in_use,
             "pool_waiting": waiting,
         },
     )
-    error = kind(EXHAUSTED)
-    error.__cause__ = cause
-    return error
+    return kind(EXHAUSTED)
 
 
 def stopping() -> DatabaseUnavailable:
