@@ -105,7 +105,12 @@ def test_others_change_the_books(scripted):
     with scripted.adapter() as provider:
         made = replace(charge, provider_ref=provider.prepare(charge, soon()).provider_ref)
         provider.confirm(made, soon())
-        scripted.change(made.provider_ref, event="payment_intent.canceled", status="canceled")
+        scripted.change(
+            made.provider_ref,
+            event="payment_intent.canceled",
+            status="canceled",
+            amount_received=0,
+        )
         changed = provider.look_up(made, soon())
 
     assert changed.error == "canceled"

@@ -50,6 +50,7 @@ INTENT: dict[str, Any] = {
     "created": 1_700_000_000,
     "metadata": {"payment_id": "pay_1", "merchant_id": "merchant-1"},
 }
+UNPAID = INTENT | {"amount_received": 0}
 
 
 @contextlib.contextmanager
@@ -99,6 +100,17 @@ LIES: dict[str, dict[str, Any]] = {
     "no status": {"status": None},
     "a status that is a list": {"status": ["succeeded"]},
     "no method, and none refused": {"status": "requires_payment_method"},
+    "canceled and paid": {"status": "canceled"},
+    "unconfirmed and paid": {"status": "requires_confirmation"},
+    "processing and paid": {"status": "processing"},
+    "paid before the payer acted": {"status": "requires_action", "next_action": {"type": "x"}},
+    "refused and paid": {"status": "requires_payment_method", "last_payment_error": {"code": "x"}},
+    "canceled and reserved": {"status": "canceled", "amount_received": 0, "amount_capturable": 1},
+    "unconfirmed and reserved": {
+        "status": "requires_confirmation",
+        "amount_received": 0,
+        "amount_capturable": 1,
+    },
 }
 
 
@@ -128,8 +140,9 @@ def test_a_capture_of_another_amount_than_asked_is_doubt():
     assert (outcome.kind, outcome.error) == (OutcomeKind.UNKNOWN, "mismatch")
 
 
-def test_money_that_moved_while_preparing_is_doubt():
-    with stripe_that(always(said(200, INTENT))) as provider:
+@pytest.mark.parametrize("status", ["succeeded", "requires_confirmation"])
+def test_money_that_moved_while_preparing_is_doubt(status):
+    with stripe_that(always(said(200, INTENT | {"status": status}))) as provider:
         outcome = provider.prepare(CHARGE_UNSENT, Deadline.after(60))
 
     assert (outcome.kind, outcome.error) == (OutcomeKind.UNKNOWN, "mismatch")
@@ -189,7 +202,7 @@ def test_decline_with_a_charge_that_moved_is_doubt(status):
     "content",
     [
         said(402, {"error": CARD_ERROR}),
-        said(200, INTENT | {"status": "requires_payment_method", "last_payment_error": CARD_ERROR}),
+        said(200, UNPAID | {"status": "requires_payment_method", "last_payment_error": CARD_ERROR}),
     ],
     ids=["402", "200"],
 )
@@ -495,7 +508,7 @@ DIRTY = {
 def test_what_the_payer_must_do_can_be_stored(case):
     name, content = DIRTY[case]
     action = {"type": "redirect_to_url", name: content}
-    outcome = confirmed(said(200, INTENT | {"status": "requires_action", "next_action": action}))
+    outcome = confirmed(said(200, UNPAID | {"status": "requires_action", "next_action": action}))
 
     assert outcome.kind is OutcomeKind.PENDING
     assert outcome.next_action is not None
@@ -506,7 +519,7 @@ def test_what_the_payer_must_do_can_be_stored(case):
 
 
 def test_a_number_beyond_floats_is_no_number():
-    body = json.dumps(INTENT | {"status": "requires_action"})[:-1]
+    body = json.dumps(UNPAID | {"status": "requires_action"})[:-1]
     outcome = confirmed(said(200, (body + ', "next_action": {"n": 1e999}}').encode()))
 
     assert outcome.next_action == {"n": None}
@@ -535,7 +548,7 @@ def test_a_refused_capture_is_final_while_the_money_is_reserved():
 
 
 def test_a_refused_capture_tells_what_became_of_the_money():
-    captured, released = capture_refused(INTENT), capture_refused(INTENT | {"status": "canceled"})
+    captured, released = capture_refused(INTENT), capture_refused(UNPAID | {"status": "canceled"})
 
     assert (captured.kind, captured.amount_received) == (OutcomeKind.SUCCEEDED, 1)
     assert (released.kind, released.error) == (OutcomeKind.NOT_EXECUTED, "canceled")

@@ -198,7 +198,7 @@ def of_error(
     """
     status, error = answer.status, error_of(answer)
     is_decline = error.get("type") == "card_error" or error.get("code") == _DECLINED
-    is_refusal = is_first and 400 <= status < 500 and status not in (401, 403, 409, 429)
+    is_refusal = is_first and 400 <= status < 500 and status not in _NO_REFUSAL
     is_invalid = is_refusal and error.get("type") == "invalid_request_error"
     # Our key was used for another call before: proof of an earlier call of ours.
     is_key_used = status == 400 and error.get("type") == "idempotency_error"
@@ -243,6 +243,9 @@ def of_release(outcome: Outcome, charge: Charge) -> Outcome:
     return mismatch("a release was declined", provider_ref=charge.provider_ref)
 
 
+# About the key, the time or the load of a call: whatever else the answer says, no party judged the
+# request itself.
+_NO_REFUSAL = frozenset({401, 403, 408, 409, 425, 429})
 # The provider's parameters that are a caller's own fields; all others are our responsibility.
 _CALLERS_FIELDS = {
     "payment_method": "payment_method",

@@ -31,7 +31,9 @@ def of_answer(answer: ProviderAnswer, charge: Charge, *, is_first: bool = False)
     if outcome.kind is not OutcomeKind.DECLINED or not isinstance(refused, dict):
         return outcome
     difference = answers.difference(refused, charge, kind="payment_intent")
-    if difference is None and _by_status(refused).kind in _MAY_HAVE_MOVED:
+    if difference is None and (
+        _holds_money(refused) or _by_status(refused).kind in _MAY_HAVE_MOVED
+    ):
         # A decline beside a charge that moved, or still can: only the books know which is true.
         difference = f"declined, but {word(refused.get('status'))}"
     if difference is not None:
@@ -60,7 +62,7 @@ def of_prepared(intent: Object, charge: Charge) -> Outcome:
             error=KEY_USED,
             error_detail="made for another payment",
         )
-    if intent.get("status") == "requires_confirmation":
+    if intent.get("status") == "requires_confirmation" and not _holds_money(intent):
         return Outcome(OutcomeKind.PENDING, Stage.ANSWERED, provider_ref=intent["id"])
     # Keep its reference: look-ups use it from now on, and no other intent is made.
     return mismatch(f"prepared, but {word(intent.get('status'))}", provider_ref=intent["id"])
@@ -88,7 +90,14 @@ def _by_status(intent: Object) -> Outcome:
     reading = _STATUSES.get(str(intent.get("status")))
     if reading is None:
         return mismatch(f"status {word(intent.get('status'))} is none of Stripe's")
+    if intent["status"] not in _WITH_MONEY and _holds_money(intent):
+        # Believed, it would be charged again, or ended although money is held.
+        return mismatch(f"{intent['status']}, but with money", provider_ref=intent["id"])
     return replace(reading(intent), provider_ref=intent["id"])
+
+
+def _holds_money(intent: Object) -> bool:
+    return any(intent.get(name) for name in ("amount_received", "amount_capturable"))
 
 
 def _succeeded(intent: Object) -> Outcome:
@@ -126,6 +135,7 @@ def _waiting_for_payer(intent: Object) -> Outcome:
     )
 
 
+_WITH_MONEY = frozenset({"succeeded", "requires_capture"})
 _STATUSES: Mapping[str, Callable[[Object], Outcome]] = {
     "succeeded": _succeeded,
     "requires_capture": _reserved,
